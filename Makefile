@@ -1,0 +1,71 @@
+# Every target sets up what it needs: on a fresh machine `make demo` or `make test` is the first and only command.
+#   make test PYTHON=python3.12           another interpreter (3.10 or newer)
+#   make demo PIP_ARGS="--index-url URL"  options for pip install
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+PACKAGES := devices/smart_devices runtime/smart_runtime train/smart_train export/smart_export
+# mypy refuses a folder without Python files, so folders come in once they have some.
+SCRIPTS := $(wildcard examples benchmarks)
+SCRIPTS := $(foreach folder,$(SCRIPTS),$(if $(wildcard $(folder)/*.py),$(folder)))
+
+# A module found through these would hide an install step that is missing.
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check format clean
+
+help:
+	@echo "make demo    train, evaluate, export, compare and switch on handwritten digits (demo-out/)"
+	@echo "make test    run the tests, slow ones left out"
+	@echo "make check   lint, format, types, imports and the Python 3.10 lint"
+	@echo "make format  rewrite the sources in the house format"
+	@echo "make venv    create or renew .venv; the targets above do that themselves"
+	@echo "make clean   delete .venv, caches and demo-out/"
+
+# What a virtual environment depends on: the two files that say what is in it, the interpreter, and where it lies,
+# since a copied or moved one still points at the old folder. Printed with the interpreter behind PYTHON, which may be
+# the one of an activated .venv and then goes with it.
+KEY = import hashlib, os, pathlib, sys; \
+  sys.version_info >= (3, 10) or sys.exit("error: expected Python 3.10 or newer, got %s; pass another with PYTHON=" % sys.version.split()[0]); \
+  parts = [pathlib.Path(name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]; \
+  parts += [text.encode() for text in (sys.version, os.path.realpath(sys.executable), os.getcwd())]; \
+  print(hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest(), os.path.realpath(sys.executable))
+
+# The stamp is the first thing to go and the last to be written: an interrupted install leaves none.
+venv:
+	@set -e; \
+	found=$$($(PYTHON) -c '$(KEY)'); \
+	key=$${found%% *}; \
+	if [ "$$(cat .venv/stamp 2>/dev/null)" = "$$key" ]; then exit 0; fi; \
+	echo "creating .venv (the install takes some minutes)"; \
+	rm -f .venv/stamp; \
+	rm -rf .venv; \
+	"$${found#* }" -m venv .venv; \
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[dev]' </dev/null; \
+	printf '%s\n' "$$key" >.venv/stamp.new; \
+	mv .venv/stamp.new .venv/stamp
+
+demo: venv
+	$(BIN)/python examples/01_demo.py
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(PACKAGES) tests $(SCRIPTS)
+	$(BIN)/mypy --strict --python-version 3.10 devices/smart_devices runtime/smart_runtime
+	$(BIN)/lint-imports
+	$(BIN)/vermin --quiet --violations --no-tips --eval-annotations --target=3.10- $(PACKAGES)
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

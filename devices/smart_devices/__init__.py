@@ -1,0 +1,49 @@
+"""What a target device can do: its profile, and which engines can run on this machine.
+
+Boundary: standard library only (``cli.py`` modules excepted), so that a bare device can import it; this package
+imports none of the other three.
+"""
+
+from __future__ import annotations
+
+from smart_devices.engines import ENGINES, EngineStatus, engine_status
+from smart_devices.errors import MissingExtraError, SmartError, UnknownTargetError
+from smart_devices.profiles import (
+    PRECISIONS,
+    DenseSparse,
+    Dla,
+    Fact,
+    JetPack,
+    Memory,
+    PowerMode,
+    Profile,
+    Target,
+    load_profile,
+    parse_profile,
+    profile_names,
+    resolve_target,
+)
+from smart_devices.version import version
+
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "DenseSparse",
+    "Dla",
+    "EngineStatus",
+    "Fact",
+    "JetPack",
+    "Memory",
+    "MissingExtraError",
+    "PowerMode",
+    "Profile",
+    "SmartError",
+    "Target",
+    "UnknownTargetError",
+    "engine_status",
+    "load_profile",
+    "parse_profile",
+    "profile_names",
+    "resolve_target",
+    "version",
+]

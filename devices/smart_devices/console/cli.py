@@ -1,0 +1,119 @@
+"""The manners every smart-edge command has: errors in one sentence, ``--json``, tables and progress bars."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from smart_devices.errors import SmartError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Advance(Protocol):
+    """Moves a progress bar on."""
+
+    def __call__(self, status: str = "", count: int = 1) -> None:
+        """``count`` units are done; ``status`` is a few words on how things stand."""
+
+
+class _Polite:
+    """Mixin for click commands: an expected failure is one line on standard error and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)  # type: ignore[misc]  # the mixin always sits before a click class
+        except SmartError as error:
+            click.echo(f"error: {error}", err=True)
+        except OSError as error:  # a full disk, a missing permission: the system's own words say it best
+            where = f" ({error.filename})" if error.filename else ""
+            click.echo(f"error: the system refused: {error.strerror or error}{where}", err=True)
+        raise click.exceptions.Exit(1)
+
+
+class Command(_Polite, click.Command):
+    """A click command with the house's error handling."""
+
+
+class Group(_Polite, click.Group):
+    """A click group with the house's error handling; ``default`` names the command meant when none is given."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, default: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.default = default
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Let ``prog FILE`` mean ``prog DEFAULT FILE``."""
+        if self.default and self.get_command(ctx, args[0]) is None:
+            args = [self.default, *args]
+        return super().resolve_command(ctx, args)
+
+
+def json_option(function: _F) -> _F:
+    """Add ``--json``, passed to the command as ``as_json``."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print the result as JSON on standard output, all else on standard error.",
+    )(function)
+
+
+def print_json(result: object) -> None:
+    """Print ``result`` as JSON on standard output; numbers that JSON does not have (nan, inf) are a bug."""
+    click.echo(json.dumps(result, indent=2, allow_nan=False))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for people: colours on a terminal, none into a file or pipe."""
+    return Console(stderr=stderr, highlight=False)
+
+
+def note(message: str) -> None:
+    """Print a line for people on standard error."""
+    console(stderr=True).print(message, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table whose first column is text and whose others are numbers, right-aligned."""
+    result = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        result.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+@contextmanager
+def progress(description: str, *, total: int) -> Iterator[Advance]:
+    """Show a bar on standard error while work goes on, none when that is not a terminal.
+
+    Yields a function to call when a unit, or ``count`` of them, is done, with a few words on how things stand.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    screen = console(stderr=True)
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(description, total=total, status="")
+
+        def advance(status: str = "", count: int = 1) -> None:
+            bar.update(task, advance=count, status=status)
+
+        yield advance

@@ -1,0 +1,485 @@
+"""Device profiles: what a target can do, each number with its unit and its source.
+
+The files are ``profiles/*.json``. A number is ``{"value": 204.8, "unit": "GB/s", "source": "..."}``; a value of null
+means that nobody has verified it, and its source says why. A whole entry that is null does not apply to the device
+(a graphics card has no deep learning accelerator). Peaks are the vendor's at the highest clock, not what
+an engine reaches.
+
+    target = resolve_target("jetson-orin")
+    target.profile.name                                 # jetson-agx-orin-64gb
+    target.profile.alignment("fp16", sparse=True)       # 16
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from smart_devices.errors import UnknownTargetError
+
+SCHEMA_VERSION = 1
+PRECISIONS = ("fp32", "fp16", "int8")
+"""The precisions that a graph can be exported in; every profile says something about each one's alignment."""
+
+# Peak throughput knows more kinds of arithmetic: GeForce cards halve their rate when fp16 products accumulate in fp32.
+_THROUGHPUT_UNITS = {
+    "fp32": "TFLOPS",
+    "fp16": "TFLOPS",
+    "fp16_acc32": "TFLOPS",
+    "int8": "TOPS",
+    "fp8": "TFLOPS",
+    "fp4": "TFLOPS",
+}
+_ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_COMPUTE_CAPABILITY = re.compile(r"\d{1,2}\.\d")
+
+Kind = Literal["jetson", "gpu", "cpu"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fact(Generic[T]):
+    """One value with its unit and source.
+
+    Attributes:
+        value: The value, ``None`` while it is unverified.
+        unit: Its unit, ``None`` for counts and labels.
+        source: Where it was read or how it was computed; for an unverified value, what is known.
+    """
+
+    value: T | None
+    unit: str | None
+    source: str
+
+    def __str__(self) -> str:
+        """Return the value for people: ``204.8 GB/s``, ``yes``, ``unknown``."""
+        if self.value is None:
+            return "unknown"
+        if isinstance(self.value, bool):
+            return "yes" if self.value else "no"
+        return f"{self.value:g} {self.unit}" if self.unit and isinstance(self.value, (int, float)) else str(self.value)
+
+
+@dataclass(frozen=True)
+class DenseSparse:
+    """A figure for dense and for 2:4 sparse arithmetic; ``sparse`` is ``None`` where the device has no such thing."""
+
+    dense: Fact[float]
+    sparse: Fact[float] | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory that the network runs from.
+
+    Attributes:
+        size: Capacity in GB as sold.
+        bandwidth: Peak bandwidth in GB/s.
+        shared_with_host: Whether host programs use the same memory (every Jetson) or the device has its own.
+    """
+
+    size: Fact[float]
+    bandwidth: Fact[float]
+    shared_with_host: bool
+
+
+@dataclass(frozen=True)
+class Dla:
+    """The deep learning accelerators beside the GPU; peaks in int8 TOPS are for all of them together."""
+
+    engines: Fact[int]
+    int8: DenseSparse
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """A power mode of a Jetson. Select it by name: the same number means different modes on different images.
+
+    Attributes:
+        name: What ``nvpmodel -q`` prints.
+        default: Whether a new board starts in it.
+        power: The budget in W.
+        throughput: The GPU's peaks in this mode, by precision; only what is known to differ per mode.
+        dla_int8: The accelerators' int8 peak in this mode, ``None`` without accelerators.
+        bandwidth: Memory bandwidth in this mode where it differs from the profile's, else ``None``.
+        requires_l4t: The first L4T release that has the mode, ``None`` when all have it.
+    """
+
+    name: str
+    default: bool
+    power: Fact[float]
+    throughput: Mapping[str, DenseSparse]
+    dla_int8: DenseSparse | None
+    bandwidth: Fact[float] | None
+    requires_l4t: str | None
+
+
+@dataclass(frozen=True)
+class JetPack:
+    """What a group of JetPack releases installs: a hint for planning, since only the board knows what it runs.
+
+    Attributes:
+        versions: JetPack releases.
+        l4t: The L4T releases they are made of.
+        onnx_opset: The newest opset that this TensorRT's ONNX parser documents, ``None`` while unverified.
+    """
+
+    versions: tuple[str, ...]
+    l4t: tuple[str, ...]
+    ubuntu: str | None
+    python: str | None
+    cuda: str | None
+    tensorrt: str | None
+    onnx_opset: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one device can do.
+
+    Attributes:
+        name: The profile's name; ``profiles/<name>.json`` holds it.
+        aliases: Other names for it, each naming this profile only.
+        title: The device's name for people.
+        kind: ``jetson``, ``gpu`` (a card with memory of its own) or ``cpu``.
+        compute_capability: NVIDIA's, such as ``8.7``; ``None`` on a CPU.
+        sparse_tensor_cores: Whether 2:4 sparse weights can run faster than dense ones.
+        memory: Size, bandwidth, sharing.
+        throughput: Peak TFLOPS or TOPS of the GPU or CPU alone, by precision; a precision not listed is unknown.
+        dla: Deep learning accelerators, ``None`` where the device has none.
+        channel_alignment: The multiple that channel counts should be of, by precision and arithmetic.
+        onnx_opset: The opset that graphs for this device are exported with.
+        engines: What can run a graph there, best first.
+        power_modes: Power modes, empty where there are none.
+        jetpack: What each JetPack release installs, oldest first; empty on anything but a Jetson.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    title: str
+    kind: Kind
+    compute_capability: Fact[str] | None
+    sparse_tensor_cores: Fact[bool]
+    memory: Memory
+    throughput: Mapping[str, DenseSparse]
+    dla: Dla | None
+    channel_alignment: Mapping[str, DenseSparse]
+    onnx_opset: Fact[int]
+    engines: tuple[str, ...]
+    power_modes: tuple[PowerMode, ...]
+    jetpack: tuple[JetPack, ...]
+
+    def alignment(self, precision: str, *, sparse: bool = False) -> int:
+        """Return the multiple that channel counts should be of: at least 1, which is also the answer while unverified.
+
+        Args:
+            precision: One of ``PRECISIONS``.
+            sparse: For 2:4 sparse instead of dense arithmetic.
+
+        Raises:
+            ValueError: ``precision`` is none of them.
+        """
+        if precision not in self.channel_alignment:
+            raise ValueError(f"expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        pair = self.channel_alignment[precision]
+        fact = pair.sparse if sparse else pair.dense
+        return 1 if fact is None or fact.value is None else int(fact.value)
+
+    @property
+    def opset(self) -> int:
+        """The ONNX opset that graphs for this device are exported with."""
+        return cast("int", self.onnx_opset.value)  # never None: the parser refuses that
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as the user named it (``name``, maybe an alias) and the profile that this means."""
+
+    name: str
+    profile: Profile
+
+
+def resolve_target(name: str) -> Target:
+    """Return the target that ``name``, a profile's name or an alias, stands for.
+
+    Raises:
+        UnknownTargetError: No profile has that name.
+    """
+    known = _profiles_by_name()
+    if name not in known:
+        raise UnknownTargetError(
+            f"expected one of {', '.join(sorted(known))} as the target device, got {name!r}; "
+            "`smart-devices list` shows what they are"
+        )
+    return Target(name=name, profile=known[name])
+
+
+def load_profile(name: str) -> Profile:
+    """Return the profile that ``name``, a profile's name or an alias, stands for; raises as ``resolve_target``."""
+    return resolve_target(name).profile
+
+
+def profile_names() -> tuple[str, ...]:
+    """Return the names of all profiles, sorted, aliases left out."""
+    return tuple(sorted({profile.name for profile in _profiles_by_name().values()}))
+
+
+@lru_cache(maxsize=1)
+def _profiles_by_name() -> Mapping[str, Profile]:
+    known: dict[str, Profile] = {}
+    files = resources.files("smart_devices").joinpath("profiles")
+    for file in sorted(files.iterdir(), key=lambda entry: entry.name):
+        if not file.name.endswith(".json"):
+            continue
+        profile = parse_profile(json.loads(file.read_text(encoding="utf-8")), where=f"profiles/{file.name}")
+        if file.name != f"{profile.name}.json":
+            raise ValueError(f"profiles/{file.name}: name: expected the file's own name, got {profile.name!r}")
+        for name in (profile.name, *profile.aliases):
+            if name in known:
+                raise ValueError(f"profiles/{file.name}: expected names of its own, got {name!r} of {known[name].name}")
+            known[name] = profile
+    return known
+
+
+def parse_profile(document: object, *, where: str) -> Profile:
+    """Return the profile in a decoded JSON document, every key, type and range checked.
+
+    Args:
+        document: What ``json.loads`` returned.
+        where: The document's name, for the message of an error.
+
+    Raises:
+        ValueError: One sentence that names the place, what was expected there and what was got.
+    """
+    root = _Node(document, where)
+    version = root.take("schema_version")
+    if version != SCHEMA_VERSION:
+        raise root.wrong("schema_version", str(SCHEMA_VERSION), version)
+    kind = cast("Kind", root.choice("kind", ("jetson", "gpu", "cpu")))
+    sparse_tensor_cores = root.child("sparse_tensor_cores").fact(_is_bool, "true, false or null", None)
+    memory, dla = root.child("memory"), root.optional("dla")
+    profile = Profile(
+        name=root.text("name", _NAME),
+        aliases=root.texts("aliases", _NAME),
+        title=root.text("title"),
+        kind=kind,
+        compute_capability=root.fact_or_none(
+            "compute_capability", _is_compute_capability, 'text like "8.7" or null', None
+        ),
+        sparse_tensor_cores=sparse_tensor_cores,
+        memory=memory.close(
+            Memory(
+                size=memory.child("size").number("GB"),
+                bandwidth=memory.child("bandwidth").number("GB/s"),
+                shared_with_host=bool(memory.choice("shared_with_host", (True, False))),
+            )
+        ),
+        throughput=_throughput(root.child("throughput")),
+        dla=None if dla is None else _dla(dla),
+        channel_alignment=_alignment(root.child("channel_alignment")),
+        onnx_opset=root.child("onnx_opset").fact(_is_opset, "an opset between 9 and 30", None),
+        engines=root.texts("engines", _NAME),
+        power_modes=tuple(_power_mode(node) for node in root.children("power_modes")),
+        jetpack=tuple(_jetpack(node) for node in root.children("jetpack")),
+    )
+    root.close(profile)
+    _check_whole(profile, root)
+    return profile
+
+
+def _check_whole(profile: Profile, root: _Node) -> None:
+    """Check what only the fields together can show."""
+    if (profile.compute_capability is None) != (profile.kind == "cpu"):
+        raise root.wrong(
+            "compute_capability", "null for a cpu and a value for anything else", profile.compute_capability
+        )
+    if profile.jetpack and profile.kind != "jetson":
+        raise root.wrong("jetpack", f"no rows for a {profile.kind}", [row.versions for row in profile.jetpack])
+    if profile.onnx_opset.value is None:
+        raise root.wrong("onnx_opset", "a verified value, since export cannot do without", None)
+    if not profile.engines or not set(profile.engines) <= set(_ENGINES):
+        raise root.wrong("engines", f"at least one of {', '.join(_ENGINES)}", profile.engines)
+    if tuple(profile.channel_alignment) != PRECISIONS:
+        raise root.wrong("channel_alignment", f"entries for {', '.join(PRECISIONS)}", [*profile.channel_alignment])
+    names = [mode.name for mode in profile.power_modes]
+    if len(set(names)) != len(names) or sum(mode.default for mode in profile.power_modes) != min(1, len(names)):
+        raise root.wrong("power_modes", "names that differ and one default", names)
+    if profile.sparse_tensor_cores.value is False:
+        for precision, pair in profile.throughput.items():
+            if pair.sparse is not None:
+                raise root.wrong(f"throughput.{precision}.sparse", "null without sparse tensor cores", pair.sparse)
+
+
+def _throughput(node: _Node) -> dict[str, DenseSparse]:
+    for precision in node.keys:
+        if precision not in _THROUGHPUT_UNITS:
+            raise node.wrong(precision, f"one of {', '.join(_THROUGHPUT_UNITS)}", precision)
+    return node.close({key: _dense_sparse(node.child(key), _THROUGHPUT_UNITS[key], _is_positive) for key in node.keys})
+
+
+def _alignment(node: _Node) -> dict[str, DenseSparse]:
+    return node.close({key: _dense_sparse(node.child(key), "channels", _is_power_of_two) for key in node.keys})
+
+
+def _dense_sparse(node: _Node, unit: str, valid: Callable[[object], bool]) -> DenseSparse:
+    expected = "a power of two or null" if valid is _is_power_of_two else "a positive number or null"
+    sparse = node.optional("sparse")
+    return node.close(
+        DenseSparse(
+            dense=node.child("dense").fact(valid, expected, unit),
+            sparse=None if sparse is None else sparse.fact(valid, expected, unit),
+        )
+    )
+
+
+def _dla(node: _Node) -> Dla:
+    return node.close(
+        Dla(
+            engines=node.child("engines").fact(_is_count, "a positive whole number or null", None),
+            int8=_dense_sparse(node.child("int8"), "TOPS", _is_positive),
+        )
+    )
+
+
+def _power_mode(node: _Node) -> PowerMode:
+    dla, bandwidth = node.optional("dla_int8"), node.optional("bandwidth")
+    return node.close(
+        PowerMode(
+            name=node.text("name"),
+            default=bool(node.choice("default", (True, False))),
+            power=node.child("power").number("W"),
+            throughput=_throughput(node.child("throughput")),
+            dla_int8=None if dla is None else _dense_sparse(dla, "TOPS", _is_positive),
+            bandwidth=None if bandwidth is None else bandwidth.number("GB/s"),
+            requires_l4t=node.text_or_none("requires_l4t"),
+        )
+    )
+
+
+def _jetpack(node: _Node) -> JetPack:
+    opset = node.take("onnx_opset")
+    if opset is not None and not _is_opset(opset):
+        raise node.wrong("onnx_opset", "an opset between 9 and 30 or null", opset)
+    return node.close(
+        JetPack(
+            versions=node.texts("versions"),
+            l4t=node.texts("l4t"),
+            ubuntu=node.text_or_none("ubuntu"),
+            python=node.text_or_none("python"),
+            cuda=node.text_or_none("cuda"),
+            tensorrt=node.text_or_none("tensorrt"),
+            onnx_opset=cast("int | None", opset),
+            source=node.text("source"),
+        )
+    )
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and _is_positive(value)
+
+
+def _is_power_of_two(value: object) -> bool:
+    return isinstance(value, int) and _is_count(value) and value & (value - 1) == 0
+
+
+def _is_opset(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 9 <= value <= 30
+
+
+def _is_compute_capability(value: object) -> bool:
+    return isinstance(value, str) and _COMPUTE_CAPABILITY.fullmatch(value) is not None
+
+
+class _Node:
+    """A JSON object on its way into a dataclass: typed access by key, errors that name the place, no key left over."""
+
+    def __init__(self, data: object, where: str) -> None:
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: expected an object, got {data!r}")  # noqa: TRY004  # as every other fault in a file
+        self._data: dict[str, Any] = data
+        self._where = where
+        self._left = set(data)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._data)
+
+    def wrong(self, key: str, expected: str, got: object) -> ValueError:
+        return ValueError(f"{self._where}: {key}: expected {expected}, got {got!r}")
+
+    def take(self, key: str) -> object:
+        if key not in self._data:
+            raise ValueError(f"{self._where}: expected the key {key!r}, got {', '.join(self._data) or 'none'}")
+        self._left.discard(key)
+        return self._data[key]
+
+    def close(self, made: T) -> T:
+        """Return ``made``; refuse keys that nothing took, which are misspelt as a rule."""
+        if self._left:
+            raise ValueError(f"{self._where}: expected no other keys, got {', '.join(sorted(self._left))}")
+        return made
+
+    def child(self, key: str) -> _Node:
+        return _Node(self.take(key), f"{self._where}: {key}")
+
+    def optional(self, key: str) -> _Node | None:
+        return None if self.take(key) is None else self.child(key)
+
+    def children(self, key: str) -> tuple[_Node, ...]:
+        value = self.take(key)
+        if not isinstance(value, (list, tuple)):
+            raise self.wrong(key, "a list", value)
+        return tuple(_Node(item, f"{self._where}: {key}[{i}]") for i, item in enumerate(value))
+
+    def choice(self, key: str, choices: tuple[object, ...]) -> object:
+        value = self.take(key)
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+            raise self.wrong(key, f"one of {', '.join(map(str, choices))}", value)
+        return value
+
+    def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
+        value = self.take(key)
+        if not isinstance(value, str) or not value.strip() or (pattern and not pattern.fullmatch(value)):
+            raise self.wrong(key, f"text like {pattern.pattern}" if pattern else "text", value)
+        return value
+
+    def text_or_none(self, key: str) -> str | None:
+        return None if self.take(key) is None else self.text(key)
+
+    def texts(self, key: str, pattern: re.Pattern[str] | None = None) -> tuple[str, ...]:
+        value = self.take(key)
+        if not isinstance(value, (list, tuple)) or len(set(map(str, value))) != len(value):
+            raise self.wrong(key, "a list without repetitions", value)
+        return tuple(_Node({key: item}, self._where).text(key, pattern) for item in value)
+
+    def number(self, unit: str) -> Fact[float]:
+        return self.fact(_is_positive, "a positive number or null", unit)
+
+    def fact(self, valid: Callable[[object], bool], expected: str, unit: str | None) -> Fact[Any]:
+        value = self.take("value")
+        if value is not None and not valid(value):
+            raise self.wrong("value", expected, value)
+        if self.take("unit") != unit:
+            raise self.wrong("unit", repr(unit), self._data["unit"])
+        return self.close(Fact(value=value, unit=unit, source=self.text("source")))
+
+    def fact_or_none(
+        self, key: str, valid: Callable[[object], bool], expected: str, unit: str | None
+    ) -> Fact[Any] | None:
+        node = self.optional(key)
+        return None if node is None else node.fact(valid, expected, unit)

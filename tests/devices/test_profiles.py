@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from smart_devices import (
+    PRECISIONS,
+    DenseSparse,
+    Fact,
+    Profile,
+    UnknownTargetError,
+    load_profile,
+    parse_profile,
+    profile_names,
+    resolve_target,
+)
+from smart_devices.profiles import SCHEMA_VERSION
+
+FILES = sorted(
+    (file for file in resources.files("smart_devices").joinpath("profiles").iterdir() if file.name.endswith(".json")),
+    key=lambda file: file.name,
+)
+Document = dict[str, Any]
+
+
+def document(name: str) -> Document:
+    """The JSON file of a profile; ``Any`` so that tests can damage it."""
+    text = resources.files("smart_devices").joinpath("profiles", f"{name}.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def test_every_file_is_a_profile_that_can_be_loaded_by_name() -> None:
+    assert FILES, "the package has no profiles"
+    assert profile_names() == tuple(sorted(file.name.removesuffix(".json") for file in FILES))
+
+
+@pytest.mark.parametrize("name", profile_names())
+class TestEveryProfile:
+    def test_survives_the_round_trip(self, name: str) -> None:
+        profile = load_profile(name)
+        written = json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(profile)})
+        assert parse_profile(json.loads(written), where=name) == profile
+
+    def test_has_no_number_without_a_source(self, name: str) -> None:
+        def walk(node: object, where: str) -> None:
+            if isinstance(node, dict):
+                if "value" in node:
+                    assert set(node) == {"value", "unit", "source"}, where
+                    assert len(node["source"]) > 8, f"{where}: {node['source']!r} names no source"
+                    return
+                for key, child in node.items():
+                    walk(child, f"{where}.{key}")
+            elif isinstance(node, list):
+                for i, child in enumerate(node):
+                    walk(child, f"{where}[{i}]")
+            else:
+                number = isinstance(node, (int, float)) and not isinstance(node, bool)
+                # The schema's own version is ours; a JetPack row has one source for all its columns.
+                assert not number or where.endswith(("schema_version", "onnx_opset")), f"{where} is a bare number"
+
+        walk(document(name), name)
+
+    def test_sparse_peaks_are_twice_the_dense_ones(self, name: str) -> None:
+        for precision, pair in load_profile(name).throughput.items():
+            if pair.sparse is None or pair.dense.value is None or pair.sparse.value is None:
+                continue
+            # Vendors print rounded figures: 170 sparse against 85.2 computed dense.
+            assert pair.sparse.value == pytest.approx(2 * pair.dense.value, rel=0.01), precision
+
+    def test_sparse_tensor_cores_follow_from_the_compute_capability(self, name: str) -> None:
+        profile = load_profile(name)
+        if profile.compute_capability is None or profile.compute_capability.value is None:
+            assert profile.sparse_tensor_cores.value is False
+        else:
+            assert profile.sparse_tensor_cores.value is (float(profile.compute_capability.value) >= 8.0)
+
+    def test_alignment_and_opset_are_what_export_can_use(self, name: str) -> None:
+        profile = load_profile(name)
+        for precision in PRECISIONS:
+            for sparse in (False, True):
+                multiple = profile.alignment(precision, sparse=sparse)
+                assert 1 <= multiple <= 64
+                assert multiple & (multiple - 1) == 0
+        assert profile.opset >= 18, "torch.onnx.export(dynamo=True) writes 18 and newer"
+        assert profile.engines[-1] == "onnxruntime-cpu", "every device can fall back to its CPU"
+
+    def test_a_jetson_shares_its_memory_and_says_what_its_releases_install(self, name: str) -> None:
+        profile = load_profile(name)
+        assert (profile.kind == "jetson") == bool(profile.jetpack)
+        if profile.kind == "jetson":
+            assert profile.memory.shared_with_host
+            releases = [version for row in profile.jetpack for version in row.versions]
+            assert len(set(releases)) == len(releases)
+            assert any((row.onnx_opset or 0) >= profile.opset for row in profile.jetpack)
+
+
+def test_names_and_aliases_each_name_one_profile() -> None:
+    names = [name for profile in map(load_profile, profile_names()) for name in (profile.name, *profile.aliases)]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("cpu", "x86-cpu"), ("jetson-orin", "jetson-agx-orin-64gb"), ("desktop-gpu", "rtx-4070")],
+)
+def test_an_alias_resolves_to_its_profile_and_both_names_are_reported(alias: str, name: str) -> None:
+    target = resolve_target(alias)
+    assert (target.name, target.profile.name) == (alias, name)
+    assert resolve_target(name).profile == target.profile == load_profile(alias)
+
+
+@pytest.mark.parametrize("name", ["jetson", "", "CPU", "../x86-cpu", "x86-cpu.json"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UnknownTargetError) as caught:
+        resolve_target(name)
+    message = str(caught.value)
+    assert "jetson-orin" in message
+    assert "x86-cpu" in message
+    assert f"got {name!r}" in message
+    assert "\n" not in message
+
+
+def test_the_orin_says_what_was_verified_and_what_was_not() -> None:
+    orin = load_profile("jetson-orin")
+    assert str(orin.memory.bandwidth) == "204.8 GB/s"
+    assert str(orin.throughput["fp16"].dense) == "unknown"
+    assert [mode.name for mode in orin.power_modes if mode.default] == ["MODE_30W"]
+    assert {precision: orin.alignment(precision) for precision in PRECISIONS} == {"fp32": 4, "fp16": 8, "int8": 32}
+    assert orin.alignment("fp16", sparse=True) == 16
+    assert orin.alignment("fp32", sparse=True) == 1, "unverified: nothing to pad to"
+
+
+def test_alignment_refuses_a_precision_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match=r"expected one of fp32, fp16, int8, got 'fp8'"):
+        load_profile("cpu").alignment("fp8")
+
+
+@pytest.mark.parametrize(
+    ("fact", "text"),
+    [
+        (Fact(value=None, unit="GB", source="s"), "unknown"),
+        (Fact(value=64, unit="GB", source="s"), "64 GB"),
+        (Fact(value=85.2, unit="TOPS", source="s"), "85.2 TOPS"),
+        (Fact(value=20, unit=None, source="s"), "20"),
+        (Fact(value="8.7", unit=None, source="s"), "8.7"),
+        (Fact(value=True, unit=None, source="s"), "yes"),
+        (Fact(value=False, unit=None, source="s"), "no"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_fact_reads_well(fact: Fact[object], text: str) -> None:
+    assert str(fact) == text
+
+
+def set_at(*path: str | int, to: object) -> Callable[[Document], None]:
+    def damage(data: Document) -> None:
+        node: Any = data
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = to
+
+    return damage
+
+
+def drop(*path: str | int) -> Callable[[Document], None]:
+    def damage(data: Document) -> None:
+        node: Any = data
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        pytest.param(set_at("schema_version", to=2), "schema_version", id="newer schema"),
+        pytest.param(set_at("name", to="Orin 64"), "name", id="name with a space"),
+        pytest.param(set_at("aliases", to=["a", "a"]), "aliases", id="alias twice"),
+        pytest.param(set_at("aliases", to="jetson-orin"), "aliases", id="aliases not a list"),
+        pytest.param(set_at("title", to=" "), "title", id="blank title"),
+        pytest.param(set_at("kind", to="tpu"), "kind", id="unknown kind"),
+        pytest.param(set_at("kind", to="cpu"), "compute_capability", id="CPU with compute capability"),
+        pytest.param(set_at("compute_capability", "value", to=8.7), "compute_capability", id="number for text"),
+        pytest.param(set_at("memory", "size", "value", to=-64), "memory: size", id="negative"),
+        pytest.param(set_at("memory", "size", "value", to="64"), "memory: size", id="text for number"),
+        pytest.param(set_at("memory", "size", "value", to=True), "memory: size", id="bool for number"),
+        pytest.param(set_at("memory", "size", "value", to=float("nan")), "memory: size", id="nan"),
+        pytest.param(set_at("memory", "size", "unit", to="GiB"), "memory: size", id="wrong unit"),
+        pytest.param(set_at("memory", "size", "source", to=""), "memory: size", id="no source"),
+        pytest.param(drop("memory", "bandwidth"), "bandwidth", id="missing key"),
+        pytest.param(set_at("memory", "shared_with_host", to=1), "shared_with_host", id="1 for true"),
+        pytest.param(set_at("memory", "sized", to=1), "sized", id="unknown key"),
+        pytest.param(set_at("memory", to=[]), "memory", id="list for object"),
+        pytest.param(set_at("extra", to=1), "extra", id="unknown key at the top"),
+        pytest.param(set_at("throughput", "fp12", to={}), "fp12", id="unknown precision"),
+        pytest.param(set_at("sparse_tensor_cores", "value", to=False), "sparse", id="sparse peak without sparse cores"),
+        pytest.param(set_at("channel_alignment", "fp16", "dense", "value", to=12), "fp16", id="not a power of two"),
+        pytest.param(drop("channel_alignment", "int8"), "channel_alignment", id="precision without alignment"),
+        pytest.param(set_at("onnx_opset", "value", to=None), "onnx_opset", id="unverified opset"),
+        pytest.param(set_at("onnx_opset", "value", to=8), "onnx_opset", id="opset out of range"),
+        pytest.param(set_at("engines", to=[]), "engines", id="no engine"),
+        pytest.param(set_at("engines", to=["openvino"]), "engines", id="unknown engine"),
+        pytest.param(set_at("power_modes", 0, "default", to=True), "power_modes", id="two default modes"),
+        pytest.param(set_at("power_modes", 0, "name", to="MODE_15W"), "power_modes", id="mode twice"),
+        pytest.param(set_at("jetpack", 0, "onnx_opset", to=20.0), "jetpack[0]", id="float for opset"),
+        pytest.param(set_at("jetpack", 0, "versions", to=[5.1]), "jetpack[0]", id="number for version"),
+    ],
+)
+def test_a_damaged_profile_is_refused_with_the_place(damage: Callable[[Document], None], place: str) -> None:
+    data = copy.deepcopy(document("jetson-agx-orin-64gb"))
+    damage(data)
+    with pytest.raises(ValueError, match=r"^here\b.*expected .*, got ") as caught:
+        parse_profile(data, where="here")
+    assert place in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 1])
+def test_a_document_that_is_no_object_is_refused(data: object) -> None:
+    with pytest.raises(ValueError, match="expected an object"):
+        parse_profile(data, where="here")
+
+
+def test_profiles_are_frozen() -> None:
+    profile: Profile = load_profile("cpu")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        profile.name = "other"  # type: ignore[misc]  # what the test is about
+    pair: DenseSparse = profile.channel_alignment["fp32"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pair.sparse = None  # type: ignore[misc]  # what the test is about
