@@ -1,0 +1,100 @@
+"""L-infinity attacks in pixel units: images in [0, 1], eps such as 8/255; normalisation is inside the network.
+
+The model is used as it is: put it in eval mode first, or its batch statistics leak into the attack (and move).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's name for it
+from torch import Tensor
+
+from smart_train.errors import ConfigError
+
+AttackName = Literal["pgd", "fgsm-rs"]
+ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An L-infinity attack on the cross-entropy.
+
+    Attributes:
+        name: ``pgd`` (Madry et al. 2018, arXiv 1706.06083) or ``fgsm-rs``, one step from a random start (Wong et al.
+            2020, arXiv 2001.03994).
+        eps: radius in pixel units, in [0, 1].
+        steps: gradient steps; 1 for ``fgsm-rs``.
+        restarts: random starts; the one with the highest loss counts, for each image.
+        step_size: in pixel units; by default 2.5 * eps / steps for PGD (Madry et al., appendix), 1.25 * eps for FGSM-RS
+            (Wong et al., section 4).
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    name: AttackName = "pgd"
+    eps: float = 8 / 255
+    steps: int = 7
+    restarts: int = 1
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ATTACKS:
+            raise ConfigError(f"expected an attack out of {', '.join(ATTACKS)}, got {self.name!r}; use pgd")
+        if not 0 <= self.eps <= 1:
+            raise ConfigError(
+                f"expected eps in [0, 1] (pixel units), got {self.eps}; 8/255 = 0.0314 is usual for photographs"
+            )
+        if self.steps < 1 or self.restarts < 1:
+            raise ConfigError(f"expected 1 or more steps and restarts, got {self.steps} and {self.restarts}")
+        if self.name == "fgsm-rs" and self.steps != 1:
+            raise ConfigError(f"expected 1 step for fgsm-rs, got {self.steps}; use --attack pgd for more")
+        if self.step_size is not None and self.step_size <= 0:
+            raise ConfigError(f"expected a step size above 0, got {self.step_size}; leave it out for the usual one")
+
+    @property
+    def label(self) -> str:
+        """The attack in the field's short form, ``pgd20x1`` for 20 steps and one restart."""
+        return f"{self.name}{self.steps}x{self.restarts}" if self.name == "pgd" else self.name
+
+    def perturb(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return adversarial images: the shape of ``images``, in [0, 1], within eps of them.
+
+        Args:
+            model: images (N, C, H, W) to scores (N, classes), in eval mode.
+            images: float (N, C, H, W) in [0, 1].
+            labels: int64 (N,).
+            generator: random starts come from it; on the device of ``images``.
+        """
+        step = self.step_size or (1.25 * self.eps if self.name == "fgsm-rs" else 2.5 * self.eps / self.steps)
+        worst = images
+        worst_loss = torch.full(labels.shape, -torch.inf, device=images.device)
+        for restart in range(self.restarts):
+            adversarial = self._one_start(model, images, labels, step=step, generator=generator)
+            if self.restarts == 1:
+                return adversarial
+            with torch.no_grad():
+                loss = F.cross_entropy(model(adversarial).float(), labels, reduction="none")
+            better = (loss > worst_loss) | (restart == 0)
+            worst = torch.where(better.view(-1, 1, 1, 1), adversarial, worst)
+            worst_loss = torch.where(better, loss, worst_loss)
+        return worst
+
+    def _one_start(
+        self, model: Model, images: Tensor, labels: Tensor, *, step: float, generator: torch.Generator
+    ) -> Tensor:
+        low, high = (images - self.eps).clamp_(0, 1), (images + self.eps).clamp_(0, 1)
+        noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
+        adversarial = (images + noise).clamp_(0, 1)
+        for _ in range(self.steps):
+            adversarial.requires_grad_()
+            with torch.enable_grad():
+                loss = F.cross_entropy(model(adversarial).float(), labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, adversarial)  # for the input only: no weight gradients
+            adversarial = torch.clamp(adversarial.detach() + step * gradient.sign(), low, high)
+        return adversarial

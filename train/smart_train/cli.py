@@ -1,0 +1,189 @@
+"""``smart-train``: train one network with a clean and a robust path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smart_devices import resolve_target
+from smart_devices.console import cli as house
+from smart_devices.version import version
+from smart_train.accounting import densities
+from smart_train.architectures import ARCHITECTURES
+from smart_train.attacks import ATTACKS, Attack
+from smart_train.checkpoint import load_checkpoint
+from smart_train.data import load_data
+from smart_train.errors import ConfigError
+from smart_train.groups import SCOPES
+from smart_train.masks import MASK_MODES, SCORES, MaskPlan
+from smart_train.methods import METHODS
+from smart_train.network import STRUCTURES, Structure
+from smart_train.options import parse_arguments, parse_eps
+from smart_train.training import PRECISIONS, TrainConfig, Trainer, TrainResult, state_path
+
+DEFAULT_ALIGN = 8
+
+
+def _align(target: str | None, align: int | None) -> int:
+    """Return the alignment asked for, or the coarser of the target's fp32 and fp16 ones."""
+    if align is not None and target is not None:
+        raise ConfigError("expected --align or --target, got both; --target sets the alignment of that device")
+    if target is None:
+        return DEFAULT_ALIGN if align is None else align
+    profile = resolve_target(target).profile
+    return max(profile.alignment(precision) for precision in ("fp32", "fp16"))
+
+
+def _summary(result: TrainResult) -> dict[str, Any]:
+    checkpoint = load_checkpoint(result.checkpoint)
+    found = densities(checkpoint.net)
+    return {
+        "checkpoint": str(result.checkpoint),
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "best_epoch": result.best_epoch,
+        "union_density": found.union,
+        "paths": {
+            path: {
+                "density": found.channels[path],
+                "parameter_density": found.parameters[path],
+                **checkpoint.metrics[path],
+            }
+            for path in checkpoint.net.path_names
+        },
+    }
+
+
+@click.command(
+    cls=house.Command,
+    context_settings={"show_default": True},
+    epilog="Example: smart-train --data digits --model resnet8 --density 0.5 --epochs 15 --eps 0.3 -o ckpt.pt",
+)
+@click.option("--data", default="digits", help="digits, npz:FILE or folder:DIR.")
+@click.option("--model", default="resnet8", type=click.Choice(list(ARCHITECTURES)), help="The network.")
+@click.option("--model-arg", multiple=True, metavar="NAME=N", help="An argument of the network: width=32.")
+@click.option("--structure", default="channel", type=click.Choice(STRUCTURES), help="What masks remove.")
+@click.option("--density", default=0.5, help="Fraction of each group's channels that a path keeps.")
+@click.option(
+    "--scope", default="block", type=click.Choice(SCOPES), help="Mask block interiors, or residual streams too."
+)
+@click.option("--align", type=int, help=f"Round kept channels up to a multiple of this.  [default: {DEFAULT_ALIGN}]")
+@click.option("--target", metavar="NAME", help="Take the alignment of this device (see smart-devices list).")
+@click.option("--masks", default="gradual", type=click.Choice(MASK_MODES), help="How masks are found.")
+@click.option("--score", default="magnitude", type=click.Choice(SCORES), help="By what channels are removed.")
+@click.option("--method", default="smart", type=click.Choice(list(METHODS)), help="The training method.")
+@click.option("--attack", default="pgd", type=click.Choice(ATTACKS), help="The attack trained against.")
+@click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
+@click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
+@click.option("--step-size", type=float, help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
+@click.option("--epochs", default=30)
+@click.option("--batch-size", default=128, help="Half of it trains each path.")
+@click.option("--lr", default=0.1, help="Peak learning rate.")
+@click.option("--weight-decay", default=5e-4)
+@click.option("--seed", default=0)
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--precision", default="32-true", type=click.Choice(PRECISIONS))
+@click.option(
+    "-o", "--output", default="ckpt.pt", type=click.Path(path_type=Path, dir_okay=False), help="The checkpoint."
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted training with the same options and -o.")
+@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
+@house.json_option
+@click.version_option(version(), prog_name="smart-train")
+def main(
+    *,
+    data: str,
+    model: str,
+    model_arg: tuple[str, ...],
+    structure: str,
+    density: float,
+    scope: str,
+    align: int | None,
+    target: str | None,
+    masks: str,
+    score: str,
+    method: str,
+    attack: str,
+    eps: str,
+    steps: int | None,
+    step_size: float | None,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    device: str,
+    precision: str,
+    output: Path,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Train one network with a clean and a robust path that share weights (SMART, arXiv 2302.03523).
+
+    The best epoch goes to OUTPUT, what --resume needs beside it (ckpt.last.pt). Figures are from the test split,
+    robust ones under PGD-20.
+    """
+    if not output.parent.is_dir():
+        raise ConfigError(f"expected an existing folder for {output}, got none; create {output.parent} first")
+    existing = [p for p in (output, state_path(output)) if p.exists()]
+    if existing and not resume and not force:
+        raise ConfigError(
+            f"expected no file {existing[0]}, got one; use --resume to continue it or --force to replace it"
+        )
+    config = TrainConfig(
+        model=model,
+        model_arguments=parse_arguments(model_arg),
+        structure=Structure(name=structure, density=density, align=_align(target, align), scope=scope),  # type: ignore[arg-type]  # click checked the choices
+        masks=MaskPlan(mode=masks, score=score),  # type: ignore[arg-type]
+        method=method,
+        attack=Attack(
+            name=attack,  # type: ignore[arg-type]
+            eps=parse_eps(eps),
+            steps=steps if steps is not None else (7 if attack == "pgd" else 1),
+            step_size=step_size,
+        ),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    if resume and not state_path(output).exists():
+        house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
+    trainer = Trainer(config, load_data(data), output=output, resume=resume)
+    with house.progress("training", total=trainer.steps_left) as advance:
+        result = trainer.run(on_step=advance)
+    summary = _summary(result)
+    if as_json:
+        house.print_json(summary)
+        return
+    rows = [
+        [
+            path,
+            f"{row['density']:.3f}",
+            f"{row['parameter_density']:.3f}",
+            f"{row['clean_accuracy']:.3f}",
+            f"{row['robust_accuracy']:.3f}",
+        ]
+        for path, row in summary["paths"].items()
+    ]
+    columns = ["path", "density", "parameters", "clean accuracy", f"{row_attack(summary)} accuracy"]
+    house.console().print(house.table(f"{output}  (test split, eps {config.attack.eps:.4g})", columns, rows))
+    house.note(
+        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of {epochs}, "
+        f"stored parameters {summary['union_density']:.3f} of both dense paths"
+    )
+
+
+def row_attack(summary: dict[str, Any]) -> str:
+    """Return the attack that the summary's robust figures were measured under."""
+    return str(next(iter(summary["paths"].values()))["attack"])
+
+
+if __name__ == "__main__":
+    main()

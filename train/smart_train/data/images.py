@@ -1,0 +1,165 @@
+"""One in-memory form for every data set, with a validation split from the start."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_train.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+VALIDATION_SAMPLES = 256  # a checkpoint carries this many validation images
+VALIDATION_SEED = 20230203  # fixed, so that a split never depends on a training's seed
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 (N, H, W, C) and labels int64 (N,)."""
+
+    images: Pixels
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A data set: training images to learn from, validation images to choose by, test images to report on.
+
+    Attributes:
+        kind: ``digits``, ``npz`` or ``folder``; a file name or path is never kept.
+        class_names: one name a class, in the order of the labels.
+        digest: SHA-256 over all images and labels, hexadecimal.
+    """
+
+    kind: str
+    class_names: tuple[str, ...]
+    digest: str
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        height, width, channels = self.train.images.shape[1:]
+        return channels, height, width
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation per channel of the training images, in units of [0, 1]."""
+        pixels = self.train.images.reshape(-1, self.train.images.shape[-1]).astype(np.float64) / 255
+        std = np.maximum(pixels.std(axis=0), 1e-3)  # a constant channel must not divide by zero
+        return tuple(float(v) for v in pixels.mean(axis=0)), tuple(float(v) for v in std)
+
+
+def _check(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], *, name: str, where: str) -> Split:
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise DataError(
+            f"expected {name} images in {where} as uint8 (N, height, width, channels), got {images.dtype} of shape "
+            f"{images.shape}; convert them with numpy before saving"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"expected one integer label for each of the {len(images)} {name} images in {where}, got {labels.dtype} of "
+            f"shape {labels.shape}; save them as int64 (N,)"
+        )
+    return Split(images.astype(np.uint8), labels.astype(np.int64))
+
+
+def stratified(labels: Labels, *, count: int, generator: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Choose ``count`` of ``labels`` with every class in its proportion (largest remainders): bool (N,)."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = sizes * count / len(labels)
+    take = np.floor(shares).astype(int)
+    for i in np.argsort(take - shares, kind="stable")[: count - int(take.sum())]:
+        take[i] += 1
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    for label, number in zip(classes, take, strict=True):
+        chosen[generator.permutation(np.flatnonzero(labels == label))[:number]] = True
+    return chosen
+
+
+def make_image_set(
+    *,
+    kind: str,
+    where: str,
+    train_images: npt.NDArray[np.generic],
+    train_labels: npt.NDArray[np.generic],
+    test_images: npt.NDArray[np.generic],
+    test_labels: npt.NDArray[np.generic],
+    class_names: Sequence[str] | None = None,
+) -> ImageSet:
+    """Check the arrays and cut the validation split off the training images.
+
+    The validation split has a tenth of the training images, but 256 where that is less than a fifth of them.
+
+    Args:
+        kind: kept in the set and its checkpoints.
+        where: for messages, the file or folder as the user named it.
+        train_images: uint8 (N, H, W, C).
+        train_labels: integers (N,), 0 to classes - 1.
+        test_images: of the same size.
+        test_labels: of the same classes.
+        class_names: one a class; the numbers themselves by default.
+
+    Raises:
+        DataError: if an array has another form, a label is out of range, or there are too few images.
+    """
+    train = _check(train_images, train_labels, name="training", where=where)
+    test = _check(test_images, test_labels, name="test", where=where)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"expected training and test images of one size in {where}, got {train.images.shape[1:]} and "
+            f"{test.images.shape[1:]}; resize one of them"
+        )
+    classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1
+    lowest = min(train.labels.min(), test.labels.min())
+    highest = max(train.labels.max(), test.labels.max())
+    if lowest < 0 or highest >= classes or classes < 2:
+        raise DataError(
+            f"expected labels from 0 to {classes - 1} of at least two classes in {where}, got {lowest} to {highest}; "
+            f"number the classes from 0"
+        )
+    if len(train) < 10:
+        raise DataError(
+            f"expected at least 10 training images in {where}, got {len(train)}; a validation split needs them"
+        )
+    digest = hashlib.sha256()
+    for array in (train.images, train.labels, test.images, test.labels):
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    count = max(len(train) // 10, min(VALIDATION_SAMPLES, len(train) // 5))
+    held = stratified(train.labels, count=count, generator=np.random.default_rng(VALIDATION_SEED))
+    return ImageSet(
+        kind=kind,
+        class_names=tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes)),
+        digest=digest.hexdigest(),
+        train=Split(train.images[~held], train.labels[~held]),
+        validation=Split(train.images[held], train.labels[held]),
+        test=test,
+    )
+
+
+def load_data(spec: str) -> ImageSet:
+    """Read the data set that ``spec`` names: ``digits``, ``npz:FILE`` or ``folder:DIR``.
+
+    Raises:
+        DataError: if it is missing or damaged, with what was expected.
+    """
+    from smart_train.data import readers  # noqa: PLC0415  # the readers build on this module
+
+    kind, _, where = spec.partition(":")
+    if kind == "digits" and not where:
+        return readers.digits()
+    if kind == "npz" and where:
+        return readers.npz(where)
+    if kind == "folder" and where:
+        return readers.folder(where)
+    raise DataError(f"expected data as digits, npz:FILE or folder:DIR, got {spec!r}; try --data digits")

@@ -1,0 +1,92 @@
+"""Accuracy with its 95% interval, clean and under attack, of one path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smart_train.attacks import Attack
+from smart_train.data.images import Split
+from smart_train.methods.step import in_eval_mode
+from smart_train.network import PathNetwork
+
+CHUNK = 256  # images at a time: enough to fill a core, little memory
+Z_95 = 1.959964  # the normal distribution's 97.5% point
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``correct`` of ``total`` images; the interval is Wilson's (1927) at 95%."""
+
+    correct: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The fraction that is correct."""
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end of the 95% interval."""
+        n, p, z = self.total, self.value, Z_95
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class PathAccuracy:
+    """One path's accuracy on clean images and under an attack made on that very path."""
+
+    clean: Accuracy
+    robust: Accuracy
+
+
+def to_tensor(images: Tensor) -> Tensor:
+    """Turn uint8 (N, H, W, C) into float32 (N, C, H, W) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float().div_(255).contiguous()
+
+
+def _nothing(_: int) -> None:
+    return
+
+
+def correct(model: PathNetwork, images: Tensor, labels: Tensor) -> int:
+    """Return how many of ``images`` (float, (N, C, H, W)) the model, in eval mode, puts in their class."""
+    with torch.no_grad():
+        return int((model(images).argmax(dim=1) == labels).sum())
+
+
+def evaluate_path(
+    model: PathNetwork,
+    split: Split,
+    *,
+    attack: Attack,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    done: Callable[[int], None] = _nothing,
+) -> PathAccuracy:
+    """Measure one path in float32 and eval mode.
+
+    Args:
+        model: the path; its train/eval flag is as before afterwards.
+        split: what to measure on.
+        attack: made on this path.
+        generator: of its random starts, on ``device``.
+        device: where the model is.
+        done: called with the number of images of each finished chunk.
+    """
+    clean = robust = 0
+    with in_eval_mode(model):
+        for start in range(0, len(split), CHUNK):
+            images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
+            labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)
+            clean += correct(model, images, labels)
+            robust += correct(model, attack.perturb(model, images, labels, generator=generator), labels)
+            done(len(labels))
+    return PathAccuracy(Accuracy(clean, len(split)), Accuracy(robust, len(split)))

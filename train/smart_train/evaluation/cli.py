@@ -1,0 +1,132 @@
+"""``smart-eval``: clean and robust accuracy of each path of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+
+from smart_devices.console import cli as house
+from smart_devices.version import version
+from smart_train.attacks import Attack
+from smart_train.checkpoint import load_checkpoint
+from smart_train.data import load_data
+from smart_train.data.images import Split
+from smart_train.errors import ConfigError, DataError
+from smart_train.evaluation.accuracy import evaluate_path
+from smart_train.options import parse_eps
+
+
+@click.command(
+    cls=house.Command,
+    context_settings={"show_default": True},
+    epilog="Example: smart-eval ckpt.pt --attack pgd --steps 20 --restarts 1",
+)
+@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--attack", default="pgd", type=click.Choice(["pgd"]), help="White-box, on each path itself.")
+@click.option("--steps", default=20)
+@click.option("--restarts", default=1)
+@click.option("--step-size", type=float, help="In pixel units.  [default: 2.5 eps / steps]")
+@click.option("--eps", help="Radius in pixel units: 0.3, 8/255.  [default: the checkpoint's]")
+@click.option("--examples", type=int, help="Measure on this many test images, chosen by the seed.  [default: all]")
+@click.option("--data", help="digits, npz:FILE or folder:DIR.  [default: digits, if trained on them]")
+@click.option("--seed", default=0)
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@house.json_option
+@click.version_option(version(), prog_name="smart-eval")
+def main(
+    *,
+    checkpoint: Path,
+    attack: str,
+    steps: int,
+    restarts: int,
+    step_size: float | None,
+    eps: str | None,
+    examples: int | None,
+    data: str | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure each path of CHECKPOINT on the test split, clean and under an attack on that path, with 95% intervals."""
+    found = load_checkpoint(checkpoint)
+    record = found.training.get("data", {})
+    if data is None and record.get("kind") != "digits":
+        raise ConfigError(
+            f"expected --data for a network trained on {record.get('kind', 'other data')}, got none; "
+            f"give the same data again"
+        )
+    images = load_data(data or "digits")
+    if images.shape != found.input_shape or len(images.class_names) != len(found.class_names):
+        raise DataError(
+            f"expected images {found.input_shape} of {len(found.class_names)} classes as the network was trained on, "
+            f"got {images.shape} of {len(images.class_names)}; give the data it was trained on"
+        )
+    if images.digest != record.get("digest"):
+        house.note("warning: these are not the very images of the training: test images may have been trained on")
+    split = images.test
+    if examples is not None:
+        if not 1 <= examples <= len(split):
+            raise ConfigError(f"expected 1 to {len(split)} examples, got {examples}; the test split has no more")
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).numpy()[:examples]
+        split = Split(split.images[order], split.labels[order])
+    chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+    strength = Attack(
+        name="pgd",
+        eps=found.samples.eps if eps is None else parse_eps(eps),
+        steps=steps,
+        restarts=restarts,
+        step_size=step_size,
+    )
+    net = found.net.to(chosen)
+    results = {}
+    with house.progress(f"{attack} on {len(split)} images", total=len(split) * len(net.path_names)) as advance:
+        for path in net.path_names:
+            results[path] = evaluate_path(
+                net.path(path),
+                split,
+                attack=strength,
+                generator=torch.Generator(device=chosen).manual_seed(seed),
+                device=chosen,
+                done=lambda count: advance(count=count),
+            )
+    if as_json:
+        house.print_json(
+            {
+                "checkpoint": str(checkpoint),
+                "attack": {
+                    "name": strength.name,
+                    "eps": strength.eps,
+                    "steps": strength.steps,
+                    "restarts": strength.restarts,
+                },
+                "examples": len(split),
+                "seed": seed,
+                "split": "test",
+                "paths": {
+                    path: {
+                        "clean_accuracy": r.clean.value,
+                        "clean_interval": list(r.clean.interval),
+                        "robust_accuracy": r.robust.value,
+                        "robust_interval": list(r.robust.interval),
+                    }
+                    for path, r in results.items()
+                },
+            }
+        )
+        return
+    rows = [
+        [path, *(f"{a.value:.3f}  [{a.interval[0]:.3f}, {a.interval[1]:.3f}]" for a in (r.clean, r.robust))]
+        for path, r in results.items()
+    ]
+    title = (
+        f"{checkpoint}: {len(split)} test images, {strength.label}, eps {strength.eps:.4g}, seed {seed}, 95% intervals"
+    )
+    house.console().print(house.table(title, ["path", "clean", "robust"], rows))
+
+
+if __name__ == "__main__":
+    main()

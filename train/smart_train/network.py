@@ -1,0 +1,244 @@
+"""One network with several masked paths: the same weights, each path with its own masks and batch norms.
+
+Every path is a module tree of its own whose weights are the very same Parameter objects, so there is no active-path
+state anywhere: a path can be trained, attacked, compiled or exported while the others are in use.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from smart_train.errors import ConfigError, NetworkError
+from smart_train.groups import SCOPES, Group, Scope, apply_mask_, find_groups
+from smart_train.layers import Expert, make_expert_
+
+StructureName = Literal["channel"]
+STRUCTURES: tuple[StructureName, ...] = get_args(StructureName)
+DEFAULT_PATHS = ("clean", "robust")
+_PATH_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What masks may remove, and how much.
+
+    Attributes:
+        name: ``channel``.
+        density: fraction of each group's channels that a path keeps, in (0, 1].
+        align: kept channels are rounded up to a multiple of this (never beyond the group).
+        scope: which groups are masked.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    name: StructureName = "channel"
+    density: float = 0.5
+    align: int = 8
+    scope: Scope = "block"
+
+    def __post_init__(self) -> None:
+        if self.name not in STRUCTURES:
+            raise ConfigError(f"expected a structure out of {', '.join(STRUCTURES)}, got {self.name!r}; use channel")
+        if not 0 < self.density <= 1:
+            raise ConfigError(f"expected density in (0, 1], got {self.density}; 0.5 keeps half of each group")
+        if self.align < 1:
+            raise ConfigError(f"expected align of 1 or more, got {self.align}; 8 suits most devices")
+        if self.scope not in SCOPES:
+            raise ConfigError(f"expected scope {' or '.join(SCOPES)}, got {self.scope!r}; use block")
+
+    def kept(self, size: int) -> int:
+        """Return how many of ``size`` channels a path keeps: at least one aligned step, so no group becomes empty."""
+        wanted = math.ceil(self.density * size - 1e-9)  # 0.1 * 480 is 48.000000000000004
+        return min(size, math.ceil(max(wanted, 1) / self.align) * self.align)
+
+
+class Normalise(nn.Module):
+    """(images - mean) / std per channel; it lives inside the network so that eps stays in pixel units.
+
+    Args:
+        mean: one value a channel, in the units of images in [0, 1].
+        std: likewise, above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) in [0, 1] to the same shape."""
+        return (images - self.mean) / self.std
+
+
+class PathNetwork(nn.Module):
+    """One path as an ordinary module: images (N, C, H, W) in [0, 1] to scores (N, classes).
+
+    Its train/eval flag, batch norms and masks are its own; its other parameters are shared with the sibling paths.
+    """
+
+    def __init__(self, network: nn.Module, *, normalise: nn.Module) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores (N, classes)."""
+        scores: Tensor = self.network(self.normalise(images))
+        return scores
+
+
+class SmartNetwork(nn.Module):
+    """Several paths over one set of weights; made by :func:`convert`.
+
+    Attributes:
+        groups: where ``channel`` masks act, the same for every path.
+        structure: what the masks may remove.
+        kept_whole: groups that are never masked, with the reason.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        paths: Sequence[str],
+        groups: Sequence[Group],
+        structure: Structure,
+        normalise: Normalise,
+        kept_whole: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        self.structure = structure
+        self.kept_whole = dict(kept_whole or {})
+        own = {
+            id(p) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()
+        }
+        shared = {id(p): p for p in network.parameters() if id(p) not in own}
+        self._paths = nn.ModuleDict()
+        for name in paths:
+            # A memo that already holds the shared parameters makes deepcopy reuse instead of copy them.
+            tree = copy.deepcopy(network, dict(shared))
+            make_expert_(tree)
+            self._paths[name] = PathNetwork(tree, normalise=copy.deepcopy(normalise))
+            for i, group in enumerate(self.groups):
+                self.set_mask(name, i, torch.ones(group.size, dtype=torch.bool))
+
+    @property
+    def path_names(self) -> tuple[str, ...]:
+        """The paths in order."""
+        return tuple(self._paths)
+
+    def path(self, name: str) -> PathNetwork:
+        """Return the path ``name`` as a module of its own.
+
+        Raises:
+            ConfigError: if there is no such path.
+        """
+        if name not in self._paths:
+            raise ConfigError(f"expected a path out of {', '.join(self._paths)}, got {name!r}; use one of them")
+        path = self._paths[name]
+        assert isinstance(path, PathNetwork)
+        return path
+
+    def forward(self, batches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run each path on its own images, {path: (N, C, H, W)} to {path: (N, classes)}.
+
+        All paths of a training step go through one call, which is what data-parallel wrappers can synchronise.
+        """
+        return {name: self.path(name)(images) for name, images in batches.items()}
+
+    def mask(self, path: str, group: int) -> Tensor:
+        """Return the mask of group number ``group`` on ``path``: bool (size,), a copy."""
+        found = self.groups[group]
+        layer = self.path(path).network.get_submodule(found.points[0].layer)
+        assert isinstance(layer, Expert)
+        assert layer.mask is not None
+        member = next(found.members_at(found.points[0].layer))
+        return layer.mask[member.indices[:, 0].to(layer.mask.device)].clone()
+
+    def masks(self, path: str) -> list[Tensor]:
+        """Return every group's mask on ``path``."""
+        return [self.mask(path, i) for i in range(len(self.groups))]
+
+    def set_mask(self, path: str, group: int, keep: Tensor) -> None:
+        """Keep the channels of group number ``group`` where ``keep`` (bool, (size,)) is true, on ``path`` alone."""
+        found = self.groups[group]
+        if keep.shape != (found.size,) or keep.dtype != torch.bool or not bool(keep.any()):
+            raise ConfigError(
+                f"expected a bool mask of {found.size} channels with at least one kept for group {found.name}, got "
+                f"{keep.dtype} of shape {tuple(keep.shape)} keeping {int(keep.sum())}; a group never becomes empty"
+            )
+        device = next(self.path(path).parameters()).device
+        apply_mask_(self.path(path).network, found, keep.to(device))
+
+
+def convert(
+    network: nn.Module,
+    *,
+    example_input: Tensor,
+    paths: Sequence[str] = DEFAULT_PATHS,
+    structure: StructureName = "channel",
+    density: float = 0.5,
+    align: int = 8,
+    scope: Scope = "block",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> SmartNetwork:
+    """Give a plain classifier several masked paths that share its weights; every mask starts dense.
+
+    Args:
+        network: maps images (N, C, H, W) to scores (N, classes); its weights become the shared ones.
+        example_input: float (N, C, H, W), an input the network takes; only its shape counts.
+        paths: names matching ``[a-z][a-z0-9_-]*``; ``dense`` is reserved for the unmasked baseline.
+        structure: what masks may remove.
+        density: fraction of each group's channels that a path is to keep, in (0, 1].
+        align: kept channels are rounded up to a multiple of this.
+        scope: ``block`` masks block interiors, ``all`` residual streams too.
+        mean: subtracted per channel inside every path; 0 by default.
+        std: what the difference is divided by; 1 by default.
+
+    Raises:
+        ConfigError: if an option is out of range.
+        NetworkError: if nothing in the network can be masked.
+
+    Example::
+
+        net = convert(resnet, example_input=torch.zeros(1, 3, 32, 32), density=0.5)
+        scores = net.path("robust")(images)
+    """
+    wanted = Structure(name=structure, density=density, align=align, scope=scope)
+    if not paths or len(set(paths)) != len(paths):
+        raise ConfigError(f"expected one or more different path names, got {list(paths)}; clean and robust are usual")
+    for name in paths:
+        if not _PATH_NAME.fullmatch(name) or name == "dense":
+            raise ConfigError(
+                f"expected path names of a-z, 0-9, _ and - that start with a letter and are not 'dense', got {name!r}; "
+                f"clean and robust are usual"
+            )
+    if example_input.dim() != 4:
+        raise NetworkError(
+            f"expected an example input (N, C, H, W), got shape {tuple(example_input.shape)}; add a batch axis"
+        )
+    channels = example_input.shape[1]
+    normalise = Normalise(mean=mean or [0.0] * channels, std=std or [1.0] * channels)
+    found = find_groups(network, example_input, scope=scope)
+    return SmartNetwork(
+        network,
+        paths=paths,
+        groups=found.groups,
+        structure=wanted,
+        normalise=normalise,
+        kept_whole=found.kept_whole,
+    )

@@ -1,0 +1,483 @@
+"""The training loop: one network, its masks, a checkpoint each epoch, resumable to the bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import lightning_fabric
+import numpy as np
+import torch
+from torch import Tensor
+
+from smart_train.architectures import build_network
+from smart_train.attacks import Attack
+from smart_train.checkpoint import (
+    Checkpoint,
+    Samples,
+    load_checkpoint,
+    load_network_state_,
+    network_state,
+    read_plain,
+    save_checkpoint,
+)
+from smart_train.data.images import VALIDATION_SAMPLES, ImageSet, Split
+from smart_train.errors import CheckpointError, ConfigError
+from smart_train.evaluation.accuracy import PathAccuracy, evaluate_path, to_tensor
+from smart_train.files import save_atomically
+from smart_train.masks import MaskLearner, MaskPlan
+from smart_train.methods import METHODS
+from smart_train.methods.smart import CLEAN, ROBUST
+from smart_train.methods.step import in_eval_mode
+from smart_train.network import DEFAULT_PATHS, SmartNetwork, Structure, convert
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+STATE_FORMAT = "smart-edge training state"
+STATE_VERSION = 1
+WARM_UP = 0.05  # fraction of training over which the learning rate rises from 0
+SGD_MOMENTUM = 0.9
+SELECTION_STEPS = 10  # PGD steps on the validation split after each epoch that may be the best
+REPORT_STEPS = 20  # PGD steps of the samples and of the final figures
+
+# Streams of random numbers, so that the seed's uses never overlap.
+_INIT, _ORDER, _ATTACK, _MASKS, _VALIDATION, _SAMPLES, _TEST = range(7)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training gives, beside the data.
+
+    Attributes:
+        model, model_arguments: a name in ``ARCHITECTURES`` and its arguments.
+        structure: what masks may remove, and how much.
+        masks: how they are found.
+        method: a name in ``METHODS``.
+        attack: the one trained against.
+        epochs, batch_size: the paths share a batch half and half; images that do not fill one wait for the next epoch.
+        learning_rate: the peak; linear warm-up over 5% of the steps, then cosine to 0.
+        weight_decay: L2, on all parameters.
+        seed: of everything random.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: Fabric's names; weights and masks are float32 in all of them.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    model: str = "resnet8"
+    model_arguments: dict[str, int] = field(default_factory=dict)
+    structure: Structure = field(default_factory=Structure)
+    masks: MaskPlan = field(default_factory=MaskPlan)
+    method: str = "smart"
+    attack: Attack = field(default_factory=Attack)
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"expected 1 or more epochs, got {self.epochs}")
+        if self.batch_size < 4:
+            raise ConfigError(
+                f"expected a batch of 4 or more, got {self.batch_size}; each path's batch norm needs two images"
+            )
+        if not self.learning_rate > 0 or self.weight_decay < 0:
+            raise ConfigError(
+                f"expected a learning rate above 0 and a weight decay of 0 or more, got {self.learning_rate} and "
+                f"{self.weight_decay}; 0.1 and 5e-4 are usual"
+            )
+        if self.method not in METHODS:
+            raise ConfigError(f"expected a method out of {', '.join(METHODS)}, got {self.method!r}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"expected a precision out of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"expected a seed from 0 to {2**32 - 1}, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training gives.
+
+    Attributes:
+        checkpoint: the file of the best epoch.
+        seconds: of training and validation, over all resumed parts.
+        images_per_second: training images, validation not counted.
+        best_epoch: 1 for the first.
+        accuracy: per path, on the test split under PGD-20.
+    """
+
+    checkpoint: Path
+    seconds: float
+    images_per_second: float
+    best_epoch: int
+    accuracy: dict[str, PathAccuracy]
+
+
+def state_path(checkpoint: Path) -> Path:
+    """Return where the state that resuming needs lies: ``ckpt.last.pt`` beside ``ckpt.pt``."""
+    return checkpoint.with_name(f"{checkpoint.stem}.last{checkpoint.suffix}")
+
+
+def _generator(seed: int, stream: int, *, device: torch.device | str = "cpu") -> torch.Generator:
+    number = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(number) >> 1)
+
+
+def _ignore(_: str) -> None:
+    return
+
+
+def report_attack(eps: float) -> Attack:
+    """Return the attack of the samples and of reported figures: PGD-20, one restart."""
+    return Attack(name="pgd", eps=eps, steps=REPORT_STEPS)
+
+
+@dataclass
+class _Progress:
+    """What changes from epoch to epoch beside the network."""
+
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one network on one data set.
+
+    Args:
+        config: what to do.
+        data: what to learn from.
+        output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` is kept beside it.
+        resume: continue from ``ckpt.last.pt``, or start where there is none yet.
+
+    Raises:
+        ConfigError: if the options do not fit the data, the device is missing, or a resumed training had others.
+        CheckpointError: if the state to resume from is damaged.
+        NetworkError: if the network cannot be masked.
+    """
+
+    def __init__(self, config: TrainConfig, data: ImageSet, *, output: Path, resume: bool = False) -> None:
+        if len(data.train) < config.batch_size:
+            raise ConfigError(
+                f"expected a batch of at most the {len(data.train)} training images, got {config.batch_size}; "
+                f"use a smaller batch"
+            )
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+        self.config = config
+        self.data = data
+        self.output = output
+        self.steps_per_epoch = len(data.train) // config.batch_size
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self._progress = _Progress()
+        state = self._read_state() if resume and state_path(output).exists() else None
+        if state is not None:
+            torch.set_num_threads(state["threads"])  # results are equal to the bit only at the same thread count
+        self._fabric = lightning_fabric.Fabric(accelerator=config.device, devices=1, precision=config.precision)
+        self._net = self._build()
+        self._net.to(self._fabric.device)
+        self._optimizer = torch.optim.SGD(
+            self._net.parameters(), lr=config.learning_rate, momentum=SGD_MOMENTUM, weight_decay=config.weight_decay
+        )
+        self._wrapped, self._wrapped_optimizer = self._fabric.setup(self._net, self._optimizer)
+        self._learner = MaskLearner(
+            self._net,
+            plan=config.masks,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            generator=_generator(config.seed, _MASKS),
+        )
+        self._order = _generator(config.seed, _ORDER)
+        self._attack = _generator(config.seed, _ATTACK, device=self._fabric.device)
+        self._images = torch.from_numpy(data.train.images).to(self._fabric.device)
+        self._labels = torch.from_numpy(data.train.labels).to(self._fabric.device)
+        if state is not None:
+            self._restore(state)
+
+    @property
+    def net(self) -> SmartNetwork:
+        """The network in its present state."""
+        return self._net
+
+    @property
+    def steps_left(self) -> int:
+        """Optimiser steps still to do."""
+        return self.total_steps - self._progress.epoch * self.steps_per_epoch
+
+    def _build(self) -> SmartNetwork:
+        channels, height, width = self.data.shape
+        mean, std = self.data.mean_std()
+        plain = build_network(
+            self.config.model,
+            num_classes=len(self.data.class_names),
+            in_channels=channels,
+            arguments=self.config.model_arguments,
+            generator_seed=int(np.random.SeedSequence([self.config.seed, _INIT]).generate_state(1)[0]),
+        )
+        structure = self.config.structure
+        return convert(
+            plain,
+            example_input=torch.zeros(2, channels, height, width),
+            paths=DEFAULT_PATHS,
+            structure=structure.name,
+            density=structure.density,
+            align=structure.align,
+            scope=structure.scope,
+            mean=mean,
+            std=std,
+        )
+
+    def run(self, *, on_step: Callable[[str], None] = _ignore) -> TrainResult:
+        """Train to the last epoch, then measure the best epoch on the test split.
+
+        Args:
+            on_step: called after every optimiser step with a few words on how things stand.
+        """
+        while self._progress.epoch < self.config.epochs:
+            started = time.perf_counter()
+            losses = self._epoch(on_step)
+            self._progress.train_seconds += time.perf_counter() - started
+            self._progress.epoch += 1
+            self._progress.history.append({"epoch": self._progress.epoch, **losses})
+            if self._progress.epoch * self.steps_per_epoch >= self._learner.frozen_from:
+                self._keep_if_best()
+            self._progress.seconds += time.perf_counter() - started
+            self._save_state()
+        return self._report()
+
+    def _epoch(self, on_step: Callable[[str], None]) -> dict[str, float]:
+        config, net = self.config, self._net
+        net.train()
+        method = METHODS[config.method]
+        order = torch.randperm(len(self._labels), generator=self._order).to(self._labels.device)
+        sums: dict[str, Tensor] = {}
+        for i in range(self.steps_per_epoch):
+            step = self._progress.epoch * self.steps_per_epoch + i + 1
+            chosen = order[i * config.batch_size : (i + 1) * config.batch_size]
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._learning_rate(step)
+            with self._fabric.autocast():
+                loss = method(
+                    net,
+                    self._wrapped,
+                    to_tensor(self._images[chosen]),
+                    self._labels[chosen],
+                    attack=config.attack,
+                    generator=self._attack,
+                )
+            self._wrapped_optimizer.zero_grad()
+            self._fabric.backward(loss.total)
+            self._learner.after_backward()
+            self._wrapped_optimizer.step()
+            self._learner.after_step(step, optimizer=self._optimizer)
+            for name, value in loss.paths.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+            on_step(f"epoch {self._progress.epoch + 1}/{config.epochs}")
+        losses = {f"{name}_loss": float(value) / self.steps_per_epoch for name, value in sums.items()}
+        if not all(math.isfinite(v) for v in losses.values()):
+            raise ConfigError(
+                f"expected a finite loss, got {losses} in epoch {self._progress.epoch + 1}; lower --lr or --eps, the "
+                f"last good epoch stays in {state_path(self.output).name}"
+            )
+        return losses
+
+    def _learning_rate(self, step: int) -> float:
+        warm = max(1, round(WARM_UP * self.total_steps))
+        if step <= warm:
+            return self.config.learning_rate * step / warm
+        return (
+            self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm)))
+        )
+
+    def _accuracy(self, path: str, split: Split, *, steps: int, stream: int) -> PathAccuracy:
+        device = self._fabric.device
+        return evaluate_path(
+            self._net.path(path),
+            split,
+            attack=Attack(name="pgd", eps=self.config.attack.eps, steps=steps),
+            generator=_generator(self.config.seed, stream, device=device),
+            device=device,
+        )
+
+    def _keep_if_best(self) -> None:
+        found = {
+            path: self._accuracy(path, self.data.validation, steps=SELECTION_STEPS, stream=_VALIDATION)
+            for path in (CLEAN, ROBUST)
+        }
+        score = 0.5 * (found[CLEAN].clean.value + found[ROBUST].robust.value)
+        self._progress.history[-1] |= {
+            "clean_path_clean_accuracy": found[CLEAN].clean.value,
+            "robust_path_robust_accuracy": found[ROBUST].robust.value,
+        }
+        if score < self._progress.best:  # an equal later epoch is kept: its learning rate is lower
+            return
+        self._progress.best, self._progress.best_epoch = score, self._progress.epoch
+        attack = Attack(name="pgd", eps=self.config.attack.eps, steps=SELECTION_STEPS)
+        save_checkpoint(
+            self._checkpoint({path: _figures(a, attack, split="validation") for path, a in found.items()}), self.output
+        )
+
+    def _checkpoint(self, metrics: dict[str, dict[str, Any]]) -> Checkpoint:
+        config = self.config
+        mean, std = self.data.mean_std()
+        return Checkpoint(
+            architecture=config.model,
+            arguments=config.model_arguments,
+            input_shape=self.data.shape,
+            class_names=self.data.class_names,
+            mean=mean,
+            std=std,
+            net=self._net,
+            samples=self._samples(),
+            training=self._record(),
+            metrics=metrics,
+        )
+
+    def _record(self) -> dict[str, Any]:
+        """Describe the training in plain values; data appears as kind and digest, never as a path."""
+        data = self.data
+        return {
+            **asdict(self.config),
+            "data": {
+                "kind": data.kind,
+                "digest": data.digest,
+                "train": len(data.train),
+                "validation": len(data.validation),
+                "test": len(data.test),
+            },
+            "best_epoch": self._progress.best_epoch,
+            "history": [dict(row) for row in self._progress.history],
+            "versions": {"torch": str(torch.__version__)},
+        }
+
+    def _samples(self) -> Samples:
+        split = self.data.validation
+        images = torch.from_numpy(split.images[:VALIDATION_SAMPLES])
+        labels = torch.from_numpy(split.labels[:VALIDATION_SAMPLES])
+        attack = report_attack(self.config.attack.eps)
+        return Samples(
+            images=images,
+            labels=labels,
+            adversarial={path: self._adversarial(path, images, labels, attack) for path in self._net.path_names},
+            eps=attack.eps,
+            attack=attack.label,
+        )
+
+    def _adversarial(self, path: str, images: Tensor, labels: Tensor, attack: Attack) -> Tensor:
+        """Return uint8 adversarial images, rounded towards the originals so that eps still holds."""
+        device = self._fabric.device
+        model = self._net.path(path)
+        with in_eval_mode(model):
+            floats = attack.perturb(
+                model,
+                to_tensor(images.to(device)),
+                labels.to(device),
+                generator=_generator(self.config.seed, _SAMPLES, device=device),
+            )
+        original = images.permute(0, 3, 1, 2).double()
+        change = (floats.cpu().double() * 255 - original).trunc()
+        return (original + change).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def _report(self) -> TrainResult:
+        """Measure the best epoch on the test split and write the figures into its checkpoint."""
+        best = load_checkpoint(self.output)
+        load_network_state_(self._net, network_state(best.net))
+        for path in self._net.path_names:
+            for i, mask in enumerate(best.net.masks(path)):
+                self._net.set_mask(path, i, mask)
+        found = {
+            path: self._accuracy(path, self.data.test, steps=REPORT_STEPS, stream=_TEST) for path in (CLEAN, ROBUST)
+        }
+        attack = report_attack(self.config.attack.eps)
+        metrics = {path: _figures(a, attack, split="test") for path, a in found.items()}
+        history = [dict(row) for row in self._progress.history]
+        save_checkpoint(replace(best, training={**best.training, "history": history}, metrics=metrics), self.output)
+        return TrainResult(
+            checkpoint=self.output,
+            seconds=self._progress.seconds,
+            images_per_second=self.config.epochs
+            * self.steps_per_epoch
+            * self.config.batch_size
+            / max(self._progress.train_seconds, 1e-9),
+            best_epoch=self._progress.best_epoch,
+            accuracy=found,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        return {**asdict(self.config), "data_digest": self.data.digest}
+
+    def _save_state(self) -> None:
+        progress = self._progress
+        save_atomically(
+            {
+                "format": STATE_FORMAT,
+                "format_version": STATE_VERSION,
+                "config": self._identity(),
+                "progress": asdict(progress),
+                "network": network_state(self._net),
+                "masks": {path: [m.cpu() for m in self._net.masks(path)] for path in self._net.path_names},
+                "learner": self._learner.state(),
+                "optimizer": self._optimizer.state_dict(),
+                "order": self._order.get_state(),
+                "attack": self._attack.get_state(),
+                "threads": torch.get_num_threads(),
+            },
+            state_path(self.output),
+        )
+
+    def _read_state(self) -> dict[str, Any]:
+        path = state_path(self.output)
+        state = read_plain(path)
+        if (
+            not isinstance(state, dict)
+            or state.get("format") != STATE_FORMAT
+            or state.get("format_version") != STATE_VERSION
+        ):
+            raise CheckpointError(
+                f"expected a training state of format {STATE_VERSION} in {path}, got another file; train from the start"
+            )
+        theirs, ours = state["config"], self._identity()
+        other = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+        if other:
+            raise ConfigError(
+                f"expected the options that {path.name} was started with, got another {', '.join(other)}; repeat the "
+                f"same options to resume, or use --force to start anew"
+            )
+        return cast("dict[str, Any]", state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        load_network_state_(self._net, state["network"])
+        for path in self._net.path_names:
+            for i, mask in enumerate(state["masks"][path]):
+                self._net.set_mask(path, i, mask)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._order.set_state(state["order"])
+        self._attack.set_state(state["attack"])
+        self._progress = _Progress(**state["progress"])
+        self._learner.load_state(state["learner"], step=self._progress.epoch * self.steps_per_epoch)
+
+
+def _figures(accuracy: PathAccuracy, attack: Attack, *, split: str) -> dict[str, Any]:
+    return {
+        "clean_accuracy": accuracy.clean.value,
+        "clean_interval": list(accuracy.clean.interval),
+        "robust_accuracy": accuracy.robust.value,
+        "robust_interval": list(accuracy.robust.interval),
+        "attack": attack.label,
+        "eps": attack.eps,
+        "examples": accuracy.clean.total,
+        "split": split,
+    }
