@@ -1,0 +1,363 @@
+"""From a checkpoint to a bundle: fold, convert, verify, then write it whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from smart_devices import Target
+from smart_devices.version import version
+from smart_export.errors import ExportError
+from smart_export.fold import fold, fold_dense, padded, unmasked
+from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, onnx_from_module, save_graph
+from smart_export.layers import NetworkCost, network_cost
+from smart_export.verify import Agreement, Images, compare, require, verification_images
+from smart_runtime.bundle import MANIFEST, Bundle, GraphBytes, write_checksums
+from smart_runtime.engines import AUTO, create_engine
+from smart_runtime.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
+from smart_train import Checkpoint
+from smart_train.accounting import Densities, densities
+
+PRECISION = "fp32"
+BASELINES = (DENSE, "none")
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """One graph as it stands in the bundle; file names are relative to it, ``bytes`` counts both files."""
+
+    name: str
+    file: str
+    weights: str | None
+    bytes: int
+    cost: NetworkCost
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A written bundle.
+
+    Attributes:
+        bundle: its directory.
+        target: the device it is for.
+        paths: one graph a path.
+        baseline: the unmasked network, or None.
+        densities: how much each path uses.
+        seconds: what the build took.
+    """
+
+    bundle: Path
+    target: Target
+    paths: dict[str, ExportedGraph]
+    baseline: ExportedGraph | None
+    densities: Densities
+    seconds: float
+
+
+def _ignore(_: str) -> None:
+    return
+
+
+def build_bundle(
+    checkpoint: Checkpoint,
+    *,
+    output: Path,
+    target: Target,
+    baseline: bool = True,
+    default_path: str | None = None,
+    extra_images: Images | None = None,
+    force: bool = False,
+    on_step: Callable[[str], None] = _ignore,
+) -> BuildResult:
+    """Write the bundle of ``checkpoint`` for ``target``.
+
+    Every graph runs in ONNX Runtime against its masked path before the bundle appears under its name.
+
+    Args:
+        checkpoint: what to export.
+        output: the bundle's directory.
+        target: decides alignment and opset.
+        baseline: add the unmasked network for comparison.
+        default_path: the path a model starts on; the first one (clean) by default.
+        extra_images: float32 (N, C, H, W) in [0, 1] to verify on beside the checkpoint's samples.
+        force: replace a bundle that exists.
+        on_step: called after each graph, with its name.
+
+    Raises:
+        ExportError: if ``output`` cannot be used or ``default_path`` is no path.
+        VerificationError: if a graph does not agree with its path; nothing is left behind.
+    """
+    started = time.perf_counter()
+    names = checkpoint.net.path_names
+    default_path = default_path or names[0]
+    if default_path not in names:
+        raise ExportError(f"expected a default path out of {', '.join(names)}, got {default_path!r}; use one of them")
+    check_output(output, force=force)
+    builder = _Builder(checkpoint, target=target, extra_images=extra_images)
+    with _staging(output) as staging:
+        paths = {}
+        for name in names:
+            paths[name] = builder.path(name, staging)
+            on_step(name)
+        dense = None
+        if baseline:
+            dense = builder.dense(staging)
+            on_step(DENSE)
+        manifest = builder.manifest(paths, dense, default_path=default_path)
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_checksums(staging)
+        Bundle.open(staging).verify()  # what cannot be read back is not published
+        _publish(staging, output, force=force)
+    return BuildResult(
+        bundle=output,
+        target=target,
+        paths=paths,
+        baseline=dense,
+        densities=builder.densities,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Raise ExportError unless a bundle may be written to ``output``."""
+    if not output.parent.is_dir():
+        raise ExportError(f"expected an existing folder for {output}, got none; create {output.parent} first")
+    if not os.path.lexists(output):
+        return
+    if not force:
+        raise ExportError(
+            f"expected no file or folder {output}, got one; use --force to replace a bundle, or another -o"
+        )
+    replaceable = output.is_dir() and not output.is_symlink()
+    if not replaceable or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+        raise ExportError(
+            f"expected a bundle to replace at {output}, got something else, which stays as it is; use another -o"
+        )
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside ``output``, removed again if it is still there at the end."""
+    staging = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, output: Path, *, force: bool) -> None:
+    """Flush ``staging`` to the disk and give it its name; an old bundle is moved aside first and removed last."""
+    for file in sorted(staging.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    old = None
+    if force and output.exists():
+        old = output.with_name(f"{output.name}.old-{os.getpid()}")
+        output.rename(old)
+    try:
+        staging.rename(output)
+    except OSError:
+        if old is not None:
+            old.rename(output)
+        raise
+    if old is not None:
+        shutil.rmtree(old)
+
+
+class _Builder:
+    """Makes the parts of one bundle."""
+
+    def __init__(self, checkpoint: Checkpoint, *, target: Target, extra_images: Images | None) -> None:
+        self._checkpoint = checkpoint
+        self._target = target
+        self._extra = extra_images
+        self._align = target.profile.alignment(PRECISION)
+        self.densities = densities(checkpoint.net)
+
+    def path(self, name: str, staging: Path) -> ExportedGraph:
+        net = self._checkpoint.net
+        masks = net.masks(name)
+        keeps = [padded(mask, align=self._align) for mask in masks]
+        return self._graph(
+            name,
+            fold(net, path=name, keeps=keeps),
+            staging,
+            reference=net.path(name),
+            images=self._images(name),
+            padding=self._padding(masks, keeps),
+        )
+
+    def dense(self, staging: Path) -> ExportedGraph:
+        name = self._checkpoint.net.path_names[0]
+        reference = unmasked(self._checkpoint.net, path=name)
+        return self._graph(
+            DENSE, fold_dense(reference), staging, reference=reference, images=self._images(name), padding={}
+        )
+
+    def _images(self, path: str) -> list[Images]:
+        batches = verification_images(self._checkpoint.samples, path=path, shape=self._checkpoint.input_shape)
+        return batches if self._extra is None else [*batches, self._extra]
+
+    def _padding(self, masks: Sequence[Tensor], keeps: Sequence[Tensor]) -> dict[str, int]:
+        padding: dict[str, int] = {}
+        for group, mask, keep in zip(self._checkpoint.net.groups, masks, keeps, strict=True):
+            for member in group.members:
+                if member.axis != "in":
+                    padding[member.module] = padding.get(member.module, 0) + int(keep.sum() - mask.sum())
+        return padding
+
+    def _graph(
+        self,
+        name: str,
+        module: nn.Module,
+        staging: Path,
+        *,
+        reference: nn.Module,
+        images: Sequence[Images],
+        padding: dict[str, int],
+    ) -> ExportedGraph:
+        shape = self._checkpoint.input_shape
+        cost = network_cost(
+            module,
+            dense=self._checkpoint.net.path(self._checkpoint.net.path_names[0]),
+            input_shape=shape,
+            padding=padding,
+        )
+        directory = staging / name
+        directory.mkdir()
+        save_graph(onnx_from_module(module, input_shape=shape, opset=self._target.profile.opset), directory)
+        files = sorted(directory.iterdir())
+        external = (directory / WEIGHTS).exists()
+        engine = create_engine(
+            AUTO,
+            GraphBytes(
+                model=(directory / GRAPH).read_bytes(),
+                weights=(directory / WEIGHTS).read_bytes() if external else None,
+                weights_name=WEIGHTS if external else None,
+            ),
+            inputs=self.input_spec,
+            outputs=self.output_spec,
+        )
+        agreement = compare(reference, engine, images)
+        engine.close()
+        require(agreement, name=name)
+        return ExportedGraph(
+            name=name,
+            file=f"{name}/{GRAPH}",
+            weights=f"{name}/{WEIGHTS}" if external else None,
+            bytes=sum(file.stat().st_size for file in files),
+            cost=cost,
+            agreement=agreement,
+        )
+
+    @property
+    def input_spec(self) -> InputSpec:
+        channels, height, width = self._checkpoint.input_shape
+        return InputSpec(name=INPUT, channels=channels, height=height, width=width)
+
+    @property
+    def output_spec(self) -> OutputSpec:
+        return OutputSpec(name=OUTPUT, classes=len(self._checkpoint.class_names))
+
+    def manifest(
+        self, paths: dict[str, ExportedGraph], dense: ExportedGraph | None, *, default_path: str
+    ) -> dict[str, Any]:
+        """Return the package description that docs/formats.md lays down."""
+        checkpoint = self._checkpoint
+        channels, height, width = checkpoint.input_shape
+        ours = {
+            "format_version": FORMAT_VERSION,
+            "created_by": f"smart-edge {version()}",
+            "target": {"name": self._target.name, "profile": self._target.profile.name},
+            "precision": PRECISION,
+            "default_path": default_path,
+            "input": {
+                "name": INPUT,
+                "dtype": "float32",
+                "layout": "NCHW",
+                "channels": channels,
+                "height": height,
+                "width": width,
+                "range": [0.0, 1.0],
+            },
+            "output": {"name": OUTPUT, "classes": len(checkpoint.class_names)},
+            "preprocessing": {
+                "colour": {1: "L", 3: "RGB"}.get(channels),
+                "resize": "shorter-side",
+                "interpolation": "bilinear",
+                "crop": "center",
+            },
+            "class_names": list(checkpoint.class_names),
+            "paths": {name: self._path_record(graph) for name, graph in paths.items()},
+            "baseline": None if dense is None else {"name": dense.name, **_graph_record(dense)},
+            "training": checkpoint.training,
+        }
+        variant = {"ep": "CPUExecutionProvider", "executor_info": {"ort": {"model_file": GRAPH}}}
+        return {
+            "schema_version": "1.0",
+            "package_name": f"{checkpoint.architecture}-smart",
+            "package_version": version(),
+            "components": {name: {"variants": {"cpu": {**variant, "variant_directory": name}}} for name in paths},
+            "additional_metadata": {"smart_edge": ours},
+        }
+
+    def _path_record(self, graph: ExportedGraph) -> dict[str, Any]:
+        return {
+            "density": self.densities.channels[graph.name],
+            "parameter_density": self.densities.parameters[graph.name],
+            **_graph_record(graph),
+            "metrics": self._checkpoint.metrics[graph.name],
+        }
+
+
+def _graph_record(graph: ExportedGraph) -> dict[str, Any]:
+    return {
+        "file": graph.file,
+        "weights": graph.weights,
+        "parameters": graph.cost.parameters,
+        "macs": graph.cost.macs,
+        "bytes": graph.bytes,
+        "tolerance": graph.agreement.tolerance,
+        "max_rel_diff": graph.agreement.max_rel_diff,
+        "argmax_agreement": graph.agreement.argmax_agreement,
+        "layers": [asdict(layer) for layer in graph.cost.layers],
+    }
+
+
+def summary(result: BuildResult) -> dict[str, Any]:
+    """Return what was built as plain values, for ``--json`` and tables."""
+
+    def row(graph: ExportedGraph) -> dict[str, Any]:
+        record = _graph_record(graph)
+        del record["layers"]
+        return {**record, "verified_on": graph.agreement.images}
+
+    return {
+        "bundle": str(result.bundle),
+        "target": result.target.name,
+        "profile": result.target.profile.name,
+        "precision": PRECISION,
+        "seconds": result.seconds,
+        "union_density": result.densities.union,
+        "paths": {
+            name: {
+                "density": result.densities.channels[name],
+                "parameter_density": result.densities.parameters[name],
+                **row(graph),
+            }
+            for name, graph in result.paths.items()
+        },
+        "baseline": None if result.baseline is None else {"name": result.baseline.name, **row(result.baseline)},
+    }

@@ -1,0 +1,99 @@
+"""Check a bundle: its bytes, its graphs, and that they belong to a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from smart_export.errors import ExportError
+from smart_export.fold import unmasked
+from smart_export.verify import Agreement, compare, require, verification_images
+from smart_runtime.bundle import Bundle
+from smart_runtime.engines import AUTO, create_engine
+from smart_runtime.manifest import DENSE, GraphInfo
+from smart_train import Checkpoint
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked and holds."""
+
+    check: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """All that holds of a bundle; what does not is raised instead. ``agreements`` is empty without a source."""
+
+    findings: tuple[Finding, ...]
+    agreements: dict[str, Agreement]
+
+
+def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None) -> CheckResult:
+    """Check every byte, every graph with onnx.checker, a run of each, and agreement with the paths of ``source``.
+
+    Raises:
+        BundleError: if a file is missing, extra or changed.
+        ExportError: if a graph is not valid ONNX, or ``source`` is another network.
+        VerificationError: if a graph does not compute what its path of ``source`` computes.
+    """
+    bundle.verify()
+    findings = [Finding("checksums", f"{len(bundle.sums)} files are as exported"), Finding("manifest", "well formed")]
+    if source is not None:
+        _check_kind(bundle, source)
+    agreements: dict[str, Agreement] = {}
+    for graph in bundle.manifest.graphs:
+        findings.append(_check_graph(bundle, graph))
+        findings.append(_check_run(bundle, graph, source, agreements))
+    return CheckResult(tuple(findings), agreements)
+
+
+def _check_graph(bundle: Bundle, graph: GraphInfo) -> Finding:
+    try:
+        onnx.checker.check_model(str(bundle.root / graph.file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"expected valid ONNX in {graph.file}, got: {' '.join(str(error).split())}; export it again"
+        ) from error
+    return Finding(f"{graph.name}: ONNX", "onnx.checker full check passes")
+
+
+def _check_kind(bundle: Bundle, source: Checkpoint) -> None:
+    manifest = bundle.manifest
+    theirs = (manifest.input.shape, manifest.class_names, tuple(manifest.paths))
+    ours = (source.input_shape, source.class_names, source.net.path_names)
+    for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
+        if in_bundle != in_source:
+            raise ExportError(
+                f"expected the {what} of the bundle, {in_bundle}, in the checkpoint too, got {in_source}; "
+                f"give the checkpoint that it was exported from"
+            )
+
+
+def _check_run(
+    bundle: Bundle, graph: GraphInfo, source: Checkpoint | None, agreements: dict[str, Agreement]
+) -> Finding:
+    manifest = bundle.manifest
+    engine = create_engine(AUTO, bundle.graph_bytes(graph.name), inputs=manifest.input, outputs=manifest.output)
+    try:
+        if source is None:
+            images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
+            if not np.isfinite(engine.run(images)).all():
+                raise ExportError(f"expected finite scores of {graph.file}, got others; export it again")
+            return Finding(f"{graph.name}: run", "finite scores")
+        first = source.net.path_names[0]
+        name = first if graph.name == DENSE else graph.name
+        reference = unmasked(source.net, path=first) if graph.name == DENSE else source.net.path(name)
+        batches = verification_images(source.samples, path=name, shape=source.input_shape)
+        agreement = compare(reference, engine, batches)
+    finally:
+        engine.close()
+    require(agreement, name=graph.name)
+    agreements[graph.name] = agreement
+    return Finding(
+        f"{graph.name}: agrees with the source",
+        f"{agreement.images} images, difference {agreement.max_rel_diff:.1e}, all classes equal",
+    )

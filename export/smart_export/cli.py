@@ -1,0 +1,213 @@
+"""``smart-export``: fold a checkpoint into a bundle, check a bundle, describe either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smart_devices import resolve_target
+from smart_devices.console import cli as house
+from smart_devices.version import version
+from smart_export.build import BASELINES, build_bundle, check_output, summary
+from smart_export.check import check_bundle
+from smart_export.errors import ExportError
+from smart_export.verify import Images
+from smart_runtime.bundle import Bundle
+from smart_runtime.manifest import DENSE
+from smart_train.checkpoint import Checkpoint, describe, load_checkpoint
+from smart_train.data import load_data
+from smart_train.evaluation.accuracy import to_tensor
+
+MAX_DATA_IMAGES = 1024  # of --data: enough to see a wrong fold, little enough to wait for
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group(cls=house.Group, default="build")
+@click.version_option(version(), prog_name="smart-export")
+def main() -> None:
+    r"""Turn a checkpoint into a bundle: one small ONNX graph a path, verified against the network it came from.
+
+    `smart-export CKPT ...` means `smart-export build CKPT ...`.
+
+    \b
+    Example:
+      smart-export ckpt.pt --target jetson-orin
+    """
+
+
+def _images(spec: str, checkpoint: Checkpoint) -> Images:
+    """Return up to 1,024 test images of ``spec`` as float32 (N, C, H, W)."""
+    import torch  # noqa: PLC0415  # already loaded by the checkpoint; named here only for from_numpy
+
+    data = load_data(spec)
+    if data.shape != checkpoint.input_shape:
+        raise ExportError(
+            f"expected images {checkpoint.input_shape} as the network takes, got {data.shape} from {spec}; "
+            f"give the data it was trained on"
+        )
+    images: Images = to_tensor(torch.from_numpy(data.test.images[:MAX_DATA_IMAGES])).numpy()
+    return images
+
+
+@main.command()
+@click.argument("checkpoint", type=_FILE)
+@click.option("--target", required=True, metavar="NAME", help="The device (see smart-devices list).")
+@click.option("-o", "--output", type=_FILE, metavar="DIR", help="The bundle.  [default: CHECKPOINT-TARGET beside it]")
+@click.option(
+    "--baseline",
+    default=DENSE,
+    show_default=True,
+    type=click.Choice(BASELINES),
+    help="Add the unmasked network for smart-bench.",
+)
+@click.option("--data", metavar="SPEC", help="Verify on these images too: digits, npz:FILE or folder:DIR.")
+@click.option("--default-path", metavar="PATH", help="The path a model starts on.  [default: clean]")
+@click.option("--force", is_flag=True, help="Replace a bundle that exists.")
+@house.json_option
+def build(
+    *,
+    checkpoint: Path,
+    target: str,
+    output: Path | None,
+    baseline: str,
+    data: str | None,
+    default_path: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    r"""Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle.
+
+    \b
+    Example:
+      smart-export ckpt.pt --target jetson-orin -o bundle
+    """
+    device = resolve_target(target)
+    output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
+    check_output(output, force=force)
+    loaded = load_checkpoint(checkpoint)
+    extra = None if data is None else _images(data, loaded)
+    with_dense = baseline == DENSE
+    with house.progress("exporting", total=len(loaded.net.path_names) + int(with_dense)) as advance:
+        result = build_bundle(
+            loaded,
+            output=output,
+            target=device,
+            baseline=with_dense,
+            default_path=default_path,
+            extra_images=extra,
+            force=force,
+            on_step=advance,
+        )
+    found = summary(result)
+    if as_json:
+        house.print_json(found)
+        return
+    graphs = {**found["paths"], **({DENSE: found["baseline"]} if found["baseline"] else {})}
+    rows = [
+        [
+            name,
+            f"{row['density']:.3f}" if "density" in row else "1",
+            f"{row['parameters']:,}",
+            f"{row['macs']:,}",
+            f"{row['bytes']:,}",
+            f"{row['max_rel_diff']:.1e}",
+        ]
+        for name, row in graphs.items()
+    ]
+    title = f"{output}: {found['precision']} for {device.name}, each graph agrees with its masked path"
+    house.console().print(
+        house.table(title, ["graph", "density", "parameters", "MACs", "bytes", "max difference"], rows)
+    )
+
+
+@main.command()
+@click.argument("bundle", type=_FILE)
+@click.option(
+    "--source", type=_FILE, metavar="CKPT", help="Also check that the graphs are the paths of this checkpoint."
+)
+@house.json_option
+def check(*, bundle: Path, source: Path | None, as_json: bool) -> None:
+    r"""Check every byte of BUNDLE, its manifest and its graphs, and run each graph.
+
+    \b
+    Example:
+      smart-export check bundle/ --source ckpt.pt
+    """
+    result = check_bundle(Bundle.open(bundle), source=None if source is None else load_checkpoint(source))
+    if as_json:
+        house.print_json(
+            {
+                "bundle": str(bundle),
+                "ok": True,
+                "checks": [{"check": f.check, "detail": f.detail} for f in result.findings],
+                "paths": {
+                    name: {
+                        "max_rel_diff": a.max_rel_diff,
+                        "argmax_agreement": a.argmax_agreement,
+                        "tolerance": a.tolerance,
+                        "images": a.images,
+                    }
+                    for name, a in result.agreements.items()
+                },
+            }
+        )
+        return
+    house.console().print(
+        house.table(f"{bundle}: all holds", ["check", "result"], [[f.check, f.detail] for f in result.findings])
+    )
+
+
+@main.command()
+@click.argument("checkpoint", type=_FILE)
+@house.json_option
+def info(*, checkpoint: Path, as_json: bool) -> None:
+    r"""Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`.
+
+    \b
+    Example:
+      smart-export info ckpt.pt
+    """
+    if checkpoint.is_dir():
+        raise ExportError(f"expected a checkpoint file, got the folder {checkpoint}; smart-run info describes a bundle")
+    found = describe(load_checkpoint(checkpoint))
+    if as_json:
+        house.print_json({"checkpoint": str(checkpoint), **found})
+        return
+    rows = [
+        [path, *(_figure(row, key) for key in ("density", "parameter_density", "clean_accuracy", "robust_accuracy"))]
+        for path, row in found["paths"].items()
+    ]
+    for line in _lines(found):
+        house.console().print(line, markup=False, soft_wrap=True)
+    house.console().print(house.table("", ["path", "density", "parameters", "clean accuracy", "robust accuracy"], rows))
+
+
+def _figure(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.3f}" if isinstance(row.get(key), float) else ""
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    structure, training = found["structure"], found["training"]
+    arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
+    shape, classes = " x ".join(map(str, found["input_shape"])), len(found["class_names"])
+    metrics = next(iter(found["paths"].values()))
+    lines = [
+        f"{found['architecture']} ({arguments}), images {shape}, {classes} classes",
+        f"structure {structure['name']}, density {structure['density']:g}, align {structure['align']}, "
+        f"scope {structure['scope']}, stored parameters {found['union_density']:.3f}",
+    ]
+    if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
+        lines.append(
+            f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
+            f"seed {training['seed']}"
+        )
+    if {"attack", "eps", "split"} <= metrics.keys():
+        lines.append(f"figures: {metrics['split']} split, {metrics['attack']} at eps {metrics['eps']:.4g}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""What the export side raises; every message says what was expected, what was got and the remedy."""
+
+from __future__ import annotations
+
+from smart_devices.errors import SmartError
+
+
+class ExportError(SmartError):
+    """A checkpoint that cannot be exported as asked, or an output place that cannot be used."""
+
+
+class VerificationError(SmartError):
+    """A graph that does not compute what its masked path computes."""

@@ -1,0 +1,54 @@
+"""A really trained, very small checkpoint and its bundle, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smart_devices import resolve_target
+from smart_export import BuildResult, build_bundle
+from smart_train import Attack, Checkpoint, Structure, load_checkpoint
+from smart_train.data import load_data
+from smart_train.training import TrainConfig, Trainer
+
+
+def train(output: Path, *, seed: int, scope: str = "block") -> Path:
+    """Train two epochs on digits: enough for masks at their target and batch norms with statistics of their own."""
+    config = TrainConfig(
+        model="resnet8",
+        model_arguments={"width": 8},
+        structure=Structure(density=0.5, align=2, scope=scope),  # type: ignore[arg-type]  # a test's own choice
+        attack=Attack(eps=0.1, steps=2),
+        epochs=2,
+        seed=seed,
+        device="cpu",
+    )
+    Trainer(config, load_data("digits"), output=output).run()
+    return output
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("checkpoint") / "ckpt.pt", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("other") / "ckpt.pt", seed=1)
+
+
+@pytest.fixture
+def checkpoint(checkpoint_file: Path) -> Checkpoint:
+    return load_checkpoint(checkpoint_file)
+
+
+@pytest.fixture(scope="session")
+def built(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    output = tmp_path_factory.mktemp("bundles") / "bundle"
+    return build_bundle(load_checkpoint(checkpoint_file), output=output, target=resolve_target("jetson-orin"))
+
+
+@pytest.fixture(scope="session")
+def bundle(built: BuildResult) -> Path:
+    return built.bundle
