@@ -10,8 +10,8 @@ from importlib import metadata, util
 ENGINES = ("onnxruntime-cpu",)
 """The engines that smart-edge can drive today, best first. A profile's list may name more: those come later."""
 
-# 1.22 is the first that takes external initialisers from memory, so that the bytes checked are the bytes run.
-_ONNXRUNTIME_AT_LEAST = (1, 22)
+# 1.23 is the oldest that smart-edge was tested with: the newest for the Python 3.10 of JetPack 6.
+_ONNXRUNTIME_AT_LEAST = (1, 23)
 # Every build of ONNX Runtime installs the module `onnxruntime`, each under a distribution name of its own.
 _ONNXRUNTIME_BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _INSTALL_ONNXRUNTIME = "pip install 'smart-edge[cpu]'"
@@ -71,6 +71,6 @@ def _version_of(distributions: tuple[str, ...]) -> str | None:
 
 
 def _major_minor(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version such as ``1.22.1+cu12``; (0, 0) when there are none."""
+    """Return the first two numbers of a version such as ``1.23.1+cu12``; (0, 0) when there are none."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -64,8 +64,8 @@ def test_a_folder_that_merely_has_the_name_is_no_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("distribution", "version", "available"),
     [
-        ("onnxruntime", "1.22.0", True),
-        ("onnxruntime", "1.21.1", False),
+        ("onnxruntime", "1.23.0", True),
+        ("onnxruntime", "1.22.1", False),
         ("onnxruntime", "1.9.0", False),
         ("onnxruntime", "2.0.0", True),
         ("onnxruntime-gpu", "1.31.0", True),
@@ -78,7 +78,7 @@ def test_old_versions_are_refused_whatever_the_build_is_called(
     answer, found, reason, command = status_in_a_process_with(tmp_path)
     assert (answer, found) == (str(available), version)
     if not available:
-        assert reason == f"onnxruntime {version} is older than 1.22"
+        assert reason == f"onnxruntime {version} is older than 1.23"
         assert command == "pip install 'smart-edge[cpu]' --upgrade"
 
 

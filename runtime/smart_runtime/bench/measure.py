@@ -1,0 +1,76 @@
+"""Time engines against each other in one process, in interleaved blocks of calls.
+
+One graph measured after the other would measure the machine's drift (clocks, heat, other programs) as much as the
+graphs; in interleaved blocks every graph sees the same machine. What is timed is `Engine.run` on prepared float32
+input.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from smart_runtime.bench.statistics import Block
+from smart_runtime.engines import Batch, Engine
+from smart_runtime.manifest import InputSpec
+
+DISCARDED_CALLS = 3
+"""The first calls of a block find caches that another graph has filled; they are not counted."""
+
+_MIN_CALLS = 8
+_MAX_CALLS = 203
+_BLOCK_MS = 10.0  # a block this long is many timer ticks and scheduler slices, even of calls of 50 us
+
+
+def random_batch(spec: InputSpec, *, size: int, rng: np.random.Generator) -> Batch:
+    """Return uniform noise in [0, 1): float32, (size, channels, height, width)."""
+    return rng.random((size, *spec.shape), dtype=np.float32)
+
+
+def calls_per_block(engine: Engine, batch: Batch) -> int:
+    """Return how many calls make a block: at least 8, more where calls are short, so that a block is not all noise."""
+    call_ms = float(np.median(time_block(engine, batch, calls=_MIN_CALLS)))
+    return min(_MAX_CALLS, max(_MIN_CALLS, DISCARDED_CALLS + math.ceil(_BLOCK_MS / call_ms)))
+
+
+def time_block(engine: Engine, batch: Batch, *, calls: int) -> Block:
+    """Return the latencies in ms of ``calls`` calls in a row, without the first `DISCARDED_CALLS`."""
+    ticks = np.empty(calls + 1, dtype=np.int64)
+    ticks[0] = time.perf_counter_ns()
+    for i in range(calls):
+        engine.run(batch)
+        ticks[i + 1] = time.perf_counter_ns()
+    latencies: Block = np.diff(ticks)[DISCARDED_CALLS:] / 1e6
+    return latencies
+
+
+def interleave(
+    engines: Mapping[str, Engine],
+    batch: Batch,
+    *,
+    calls: Mapping[str, int],
+    blocks: int,
+    rng: np.random.Generator,
+    advance: Callable[[str], None],
+) -> dict[str, list[Block]]:
+    """Run ``blocks`` rounds, in each one block of every engine in a random order; return each engine's blocks.
+
+    Args:
+        engines: What is compared, by name.
+        batch: The input of every call.
+        calls: Calls a block, by name.
+        blocks: Rounds, so blocks an engine.
+        rng: Draws the order.
+        advance: Called after each round.
+    """
+    names = list(engines)
+    result: dict[str, list[Block]] = {name: [] for name in names}
+    for _ in range(blocks):
+        for index in rng.permutation(len(names)):
+            name = names[index]
+            result[name].append(time_block(engines[name], batch, calls=calls[name]))
+        advance("")
+    return result

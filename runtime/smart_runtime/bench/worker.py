@@ -1,0 +1,79 @@
+"""One graph alone in a fresh process: ``python -m smart_runtime.bench.worker``, a JSON request on standard input.
+
+Other sessions in a process can slow a graph down (idle thread pools that spin, a shared allocator); if the median here
+differs from the interleaved one, the comparison is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from smart_devices.errors import SmartError
+from smart_runtime.bench.measure import random_batch, time_block
+from smart_runtime.bench.statistics import summarise
+from smart_runtime.bundle import Bundle
+from smart_runtime.engines import create_engine
+from smart_runtime.errors import EngineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoloRequest:
+    """What a worker is asked to time."""
+
+    bundle: str
+    graph: str
+    engine: str
+    batch: int
+    threads: int
+    blocks: int
+    calls: int
+    seed: int
+
+
+def solo_median_ms(request: SoloRequest) -> float:
+    """Return the median latency in ms of a graph that has a process to itself.
+
+    Raises:
+        EngineError: The process failed.
+    """
+    command = [sys.executable, "-m", "smart_runtime.bench.worker"]
+    done = subprocess.run(command, input=json.dumps(asdict(request)), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise EngineError(f"expected {request.graph!r} to run in a process of its own, got {last!r}; report this")
+    return float(json.loads(done.stdout)["median_ms"])
+
+
+def _answer(request: SoloRequest) -> float:
+    bundle = Bundle.open(request.bundle)
+    spec = bundle.manifest.input
+    engine = create_engine(
+        request.engine,
+        bundle.graph_bytes(request.graph),
+        inputs=spec,
+        outputs=bundle.manifest.output,
+        threads=request.threads,
+    )
+    batch = random_batch(spec, size=request.batch, rng=np.random.default_rng(request.seed))
+    blocks = [time_block(engine, batch, calls=request.calls) for _ in range(request.blocks)]
+    return summarise(blocks).median_ms
+
+
+def main() -> int:
+    """Answer one request; return the exit status."""
+    try:
+        median_ms = _answer(SoloRequest(**json.load(sys.stdin)))
+    except SmartError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(json.dumps({"median_ms": median_ms}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

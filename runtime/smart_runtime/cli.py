@@ -1,0 +1,197 @@
+"""``smart-run``: classify pictures with a bundle, and say what a bundle holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.markup import escape
+
+from smart_devices.console.cli import Group, console, json_option, print_json, table
+from smart_devices.version import version
+from smart_runtime.bundle import Bundle
+from smart_runtime.engines import Scores
+from smart_runtime.manifest import GraphInfo
+from smart_runtime.model import SmartModel
+from smart_runtime.pictures import read_picture
+from smart_runtime.units import si
+
+
+@click.group(cls=Group)
+@click.version_option(version(), prog_name="smart-run")
+def main() -> None:
+    r"""Run a bundle on this device.
+
+    \b
+    Example:
+      smart-run infer bundle/ picture.png --path robust --top 3
+    """
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("pictures", metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--path", default=None, help="Path that answers.  [default: the bundle's own]")
+@click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show a picture.")
+@click.option("--threads", default=None, type=click.IntRange(min=1), help="Threads.  [default: one a physical core]")
+@json_option
+def infer(
+    *, bundle: Path, pictures: tuple[Path, ...], path: str | None, top: int, threads: int | None, as_json: bool
+) -> None:
+    r"""Classify pictures, after the preprocessing that the bundle asks for.
+
+    Each picture is one call of batch 1; the latency is that of the call, without reading the file.
+
+    \b
+    Example:
+      smart-run infer bundle/ cat.jpg dog.jpg --path robust --top 3
+    """
+    with SmartModel.load(bundle, path=path, threads=threads) as model:
+        answers = [_classify(model, picture, top=top) for picture in pictures]
+        used = model.path
+    if as_json:
+        results = [
+            {
+                "picture": answer.picture,
+                "predictions": [prediction.as_json() for prediction in answer.predictions],
+                "latency_ms": answer.latency_ms,
+            }
+            for answer in answers
+        ]
+        print_json({"bundle": str(bundle), "path": used, "results": results})
+        return
+    rows = []
+    for answer in answers:
+        for rank, prediction in enumerate(answer.predictions):
+            picture, latency = (
+                (escape(Path(answer.picture).name), f"{answer.latency_ms:.2f}") if rank == 0 else ("", "")
+            )
+            name, share = escape(prediction.class_name), f"{prediction.probability:.1%}"
+            rows.append([picture, name, share, f"{prediction.score:.3f}", latency])
+    console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def info(*, bundle: Path, as_json: bool) -> None:
+    r"""Say what a bundle holds, and check every byte of it; needs no engine.
+
+    \b
+    Example:
+      smart-run info bundle/
+    """
+    opened = Bundle.open(bundle)
+    opened.verify()
+    manifest = opened.manifest
+    spec = manifest.input
+    if as_json:
+        print_json(
+            {
+                "bundle": str(bundle),
+                "digest": opened.digest,
+                "name": manifest.package_name,
+                "format_version": manifest.format_version,
+                "created_by": manifest.created_by,
+                "target": manifest.target.name,
+                "precision": manifest.precision,
+                "default_path": manifest.default_path,
+                "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
+                "class_names": list(manifest.class_names),
+                "graphs": [_graph_json(graph) for graph in manifest.graphs],
+            }
+        )
+        return
+    out = console()
+    for line in (
+        f"{manifest.package_name}, {manifest.precision}, for {manifest.target.name}, made by {manifest.created_by}",
+        f"images {' x '.join(str(side) for side in spec.shape)}, classes {manifest.output.classes}, "
+        f"default path {manifest.default_path}",
+        f"digest {opened.digest}: every byte is as exported",
+    ):
+        out.print(line, markup=False, soft_wrap=True)
+    rows = [
+        [
+            graph.name,
+            "" if graph.density is None else f"{graph.density:g}",
+            si(graph.macs),
+            si(graph.parameters),
+            si(graph.bytes, "B"),
+            _metric(graph, "clean_accuracy"),
+            _metric(graph, "robust_accuracy"),
+        ]
+        for graph in manifest.graphs
+    ]
+    columns = ["graph", "density", "MACs", "parameters", "size", "clean accuracy", "robust accuracy"]
+    out.print(table("", columns, rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prediction:
+    class_name: str
+    index: int
+    score: float
+    probability: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "class": self.class_name,
+            "index": self.index,
+            "score": self.score,
+            "probability": self.probability,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    picture: str
+    predictions: list[_Prediction]
+    latency_ms: float
+
+
+def _classify(model: SmartModel, picture: Path, *, top: int) -> _Answer:
+    spec, colour = model.manifest.input, model.manifest.preprocessing.colour
+    image = read_picture(picture, height=spec.height, width=spec.width, colour=colour)
+    result = model.run(image[None])
+    predictions = _top_predictions(result.scores[0], model.class_names, top=top)
+    return _Answer(picture=str(picture), predictions=predictions, latency_ms=result.latency_ms)
+
+
+def _top_predictions(scores: Scores, class_names: tuple[str, ...], *, top: int) -> list[_Prediction]:
+    """Return the ``top`` classes of one image's scores, (classes,), best first; of equals the earlier one."""
+    exponents = np.exp(scores.astype(np.float64) - scores.max())  # softmax; the shift keeps exp from overflowing
+    probabilities = exponents / exponents.sum()
+    return [
+        _Prediction(
+            class_name=class_names[index],
+            index=int(index),
+            score=float(scores[index]),
+            probability=float(probabilities[index]),
+        )
+        for index in np.argsort(-scores, kind="stable")[:top]
+    ]
+
+
+def _graph_json(graph: GraphInfo) -> dict[str, Any]:
+    return {
+        "name": graph.name,
+        "file": graph.file,
+        "density": graph.density,
+        "parameter_density": graph.parameter_density,
+        "macs": graph.macs,
+        "parameters": graph.parameters,
+        "bytes": graph.bytes,
+        "metrics": None if graph.metrics is None else dict(graph.metrics),
+    }
+
+
+def _metric(graph: GraphInfo, name: str) -> str:
+    value = None if graph.metrics is None else graph.metrics.get(name)
+    return f"{value:.3f}" if isinstance(value, int | float) else ""
+
+
+if __name__ == "__main__":
+    main()

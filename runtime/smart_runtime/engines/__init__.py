@@ -1,0 +1,61 @@
+"""What runs a graph on this device, by name; nothing is imported here that an engine needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from smart_devices.engines import engine_status
+from smart_devices.errors import MissingExtraError
+from smart_runtime.bundle import GraphBytes
+from smart_runtime.engines import onnxruntime
+from smart_runtime.engines.engine import Batch, Engine, Scores
+from smart_runtime.errors import EngineError
+from smart_runtime.manifest import InputSpec, OutputSpec
+
+__all__ = ["AUTO", "ENGINES", "Batch", "Engine", "Scores", "create_engine", "resolve_engine"]
+
+AUTO = "auto"
+"""Not an engine: asks for the best one that this device has."""
+
+ENGINES: Mapping[str, Callable[..., Engine]] = MappingProxyType({onnxruntime.CPU: onnxruntime.create_cpu_engine})
+"""Every engine by its name, best first; each factory takes what `create_engine` takes."""
+
+
+def resolve_engine(name: str) -> str:
+    """Return the engine that ``name`` means on this device: itself, or the best one for ``auto``.
+
+    Raises:
+        EngineError: No engine is called that.
+        MissingExtraError: It cannot run here; for ``auto``, none can.
+    """
+    if name != AUTO and name not in ENGINES:
+        names = ", ".join(repr(known) for known in (AUTO, *ENGINES))
+        raise EngineError(f"expected an engine among {names}, got {name!r}; {AUTO!r} takes the best one of this device")
+    candidates = [engine_status(known) for known in (ENGINES if name == AUTO else [name])]
+    for status in candidates:
+        if status.available:
+            return status.name
+    reasons = "; ".join(f"{status.name}: {status.reason}, {status.install}" for status in candidates)
+    raise MissingExtraError(f"expected an engine that can run on this device, got none ({reasons})")
+
+
+def create_engine(
+    name: str, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, threads: int | None = None
+) -> Engine:
+    """Return an engine that runs ``graph``; ``graph`` may be dropped afterwards.
+
+    Args:
+        name: An engine of `ENGINES`, or ``auto``.
+        graph: The graph's checked bytes.
+        inputs: What the graph must take.
+        outputs: What the graph must give.
+        threads: Threads that one run may use; None leaves it to the engine (ONNX Runtime: one a physical core).
+
+    Raises:
+        EngineError: No such engine, or it refuses the graph, or the graph takes or gives something else.
+        MissingExtraError: The engine's library is not installed.
+    """
+    if threads is not None and threads < 1:
+        raise EngineError(f"expected 1 thread or more, got {threads}; leave it out to let the engine choose")
+    return ENGINES[resolve_engine(name)](graph, inputs=inputs, outputs=outputs, threads=threads)

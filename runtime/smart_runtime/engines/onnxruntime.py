@@ -1,0 +1,98 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from smart_devices.errors import MissingExtraError
+from smart_runtime.bundle import GraphBytes
+from smart_runtime.engines.engine import Batch, Scores
+from smart_runtime.engines.onnx_weights import external_tensors
+from smart_runtime.errors import ClosedError, EngineError
+from smart_runtime.manifest import InputSpec, OutputSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU = "onnxruntime-cpu"
+
+
+class OnnxRuntimeEngine:
+    """One ONNX Runtime session with float32 images in and scores out."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, *, inputs: InputSpec, outputs: OutputSpec) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._input = inputs.name
+        self._outputs = [outputs.name]
+
+    def run(self, batch: Batch) -> Scores:
+        """Return the scores of a batch; see `Engine.run`."""
+        session = self._session  # read once: a close on another thread must not take it away in the middle
+        if session is None:
+            raise ClosedError("expected an open engine, got a closed one; load the model again")
+        try:
+            scores: Scores = session.run(self._outputs, {self._input: batch})[0]
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            _refuse("could not run the graph", error)
+        return scores
+
+    def close(self) -> None:
+        """Drop the session: the last run in flight that holds it frees it."""
+        self._session = None
+
+
+def create_cpu_engine(
+    graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, threads: int | None
+) -> OnnxRuntimeEngine:
+    """Return a CPU session made from the very bytes of ``graph``; see `create_engine`."""
+    try:
+        import onnxruntime  # noqa: PLC0415  # an optional library is imported where it is used
+    except ImportError as error:  # it is there, `resolve_engine` saw that, but does not load
+        raise MissingExtraError(
+            f"expected ONNX Runtime to load, got {error}; pip install --force-reinstall 'smart-edge[cpu]'"
+        ) from error
+
+    options = onnxruntime.SessionOptions()
+    # Both paths stay loaded, and by default the idle one's threads spin and steal the cores of the other: 3 to 4 times
+    # the latency on two cores. This stops a session's threads as soon as its last run returns.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3  # errors reach the user as exceptions; warnings on standard error help nobody here
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    tensors = external_tensors(graph)
+    try:
+        if tensors:
+            # The session copies the tensors; the bytes need to live only until it is made.
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
+            options.add_external_initializers(list(tensors), values)
+        session = onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        _refuse("did not accept the graph", error)
+    _check_signature(session, inputs=inputs, outputs=outputs)
+    return OnnxRuntimeEngine(session, inputs=inputs, outputs=outputs)
+
+
+def _check_signature(session: onnxruntime.InferenceSession, *, inputs: InputSpec, outputs: OutputSpec) -> None:
+    """Check that the graph takes and gives what the manifest says: one float32 input and output, N free."""
+    for kind, found, name, shape in (
+        ("input", session.get_inputs(), inputs.name, inputs.shape),
+        ("output", session.get_outputs(), outputs.name, (outputs.classes,)),
+    ):
+        expected = _described(name, "tensor(float)", shape)
+        got = [_described(value.name, value.type, value.shape[1:]) for value in found]
+        free = all(not isinstance(value.shape[0], int) for value in found if value.shape)
+        if got != [expected] or not free:
+            batch = "" if free else " with a fixed batch size"
+            raise EngineError(
+                f"expected a graph with the {kind} {expected}, got {' and '.join(got) or 'none'}{batch}; "
+                "export the bundle again"
+            )
+
+
+def _described(name: str, dtype: str, image_shape: Any) -> str:
+    return f"{name} {dtype} (N, {', '.join(str(size) for size in image_shape)})"
+
+
+def _refuse(what: str, error: Exception) -> NoReturn:
+    reason = " ".join(str(error).split())  # it comes with line breaks
+    raise EngineError(f"ONNX Runtime {what}: {reason}; export the bundle again or report this") from error

@@ -1,0 +1,86 @@
+"""Check what a user passes to the model and give the engine what it takes."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_runtime.engines.engine import Batch
+from smart_runtime.errors import InputError
+from smart_runtime.manifest import InputSpec
+
+Images: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+
+_FLOAT32 = np.dtype(np.float32)
+_UINT8 = np.dtype(np.uint8)
+_FULL_SCALE = np.float32(255)
+
+
+def prepare(images: Images, spec: InputSpec) -> Batch:
+    """Return ``images`` as an engine takes them: float32, (N, channels, height, width), C-contiguous, in [0, 1].
+
+    Args:
+        images: float32 (N, channels, height, width) in [0, 1], or uint8 (N, height, width, channels), which is
+            divided by 255. N is at least 1.
+        spec: What the bundle's graphs take.
+
+    Returns:
+        For float32 that is already contiguous the caller's own array, else a new one.
+
+    Raises:
+        InputError: Another type, dtype, shape or range, or a value that is not a number.
+    """
+    if not isinstance(images, np.ndarray):
+        raise InputError(
+            f"expected a NumPy array of images, got {type(images).__name__}; convert it, with numpy.asarray for one"
+        )
+    if images.dtype == _FLOAT32:
+        _check_shape(images, spec.shape, spec)
+        # This runs before every call of 50 us or so, hence the bare reductions. Both are NaN if any value is, and no
+        # comparison holds for a NaN.
+        values = images.reshape(-1) if images.flags.c_contiguous else images
+        low, high = np.minimum.reduce(values, axis=None), np.maximum.reduce(values, axis=None)
+        if not (low >= 0 and high <= 1):
+            raise _range_error(float(low), float(high))
+        return np.ascontiguousarray(images)
+    if images.dtype == _UINT8:
+        channels, height, width = spec.shape
+        _check_shape(images, (height, width, channels), spec)
+        batch = np.empty((images.shape[0], channels, height, width), dtype=np.float32)
+        np.divide(images.transpose(0, 3, 1, 2), _FULL_SCALE, out=batch, dtype=np.float32)
+        return batch
+    remedy = ".astype(numpy.float32)" if images.dtype.kind == "f" else "pass uint8 pixels or float32 in [0, 1]"
+    raise InputError(f"expected images of dtype float32 or uint8, got {images.dtype}; {remedy}")
+
+
+def _check_shape(images: Images, one: tuple[int, int, int], spec: InputSpec) -> None:
+    if images.shape[1:] == one and images.shape[0] >= 1:
+        return
+    channels, height, width = spec.shape
+    layouts = {
+        "(N, channels, height, width)": (channels, height, width),
+        "(N, height, width, channels)": (height, width, channels),
+    }
+    wanted, other = layouts if images.dtype == _FLOAT32 else reversed(layouts)
+    if images.shape == one:
+        remedy = "add the batch dimension, images[None]"
+    elif images.shape[1:] == one:
+        remedy = "pass at least one image"
+    elif images.shape[1:] == layouts[other]:
+        order = (0, 3, 1, 2) if images.dtype == _FLOAT32 else (0, 2, 3, 1)
+        remedy = f"transpose it, images.transpose{order}"
+    else:
+        remedy = "resize and crop the images, as smart_runtime.pictures.read_picture does"
+    expected = ", ".join(str(size) for size in one)
+    raise InputError(f"expected {images.dtype} images {wanted} = (N, {expected}), got {images.shape}; {remedy}")
+
+
+def _range_error(low: float, high: float) -> InputError:
+    if np.isnan(low) or np.isnan(high):
+        return InputError("expected float32 values in [0, 1], got NaN; look where the images come from")
+    remedy = "divide by 255 or pass uint8 pixels" if high > 2 and low >= 0 else "clip or rescale them"
+    return InputError(
+        f"expected float32 values in [0, 1] (normalisation is inside the graph), got [{low:g}, {high:g}]; {remedy}"
+    )

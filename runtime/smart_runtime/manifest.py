@@ -1,0 +1,380 @@
+"""The bundle's ``manifest.json`` as frozen values; see docs/formats.md for what each field means."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn, TypeAlias, cast
+
+from smart_runtime.errors import BundleError, PathError
+
+FORMAT_VERSION = 1
+"""The newest bundle format that this reader understands, and the one that the exporter writes."""
+
+DENSE = "dense"
+"""The name of the baseline graph, which no path may have."""
+
+MAX_BYTES = 16 * 1024 * 1024
+"""No manifest is larger: one of ResNet-152 with all its layers is below 100 KB."""
+
+PATH_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+"""What a path's name looks like (match it fully)."""
+
+_Object: TypeAlias = Mapping[str, Any]
+Colour: TypeAlias = Literal["RGB", "L"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The device that the bundle was made for."""
+
+    name: str
+    profile: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """A graph's one input: float32, (N, channels, height, width), values in [0, 1], N free."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image: (channels, height, width)."""
+        return (self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """A graph's one output: float32 logits, (N, classes)."""
+
+    name: str
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture of any size becomes an input; ``colour`` is None where pictures cannot be read, only arrays."""
+
+    colour: Colour | None
+    resize: Literal["shorter-side"]
+    interpolation: Literal["bilinear"]
+    crop: Literal["center"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInfo:
+    """One graph of the bundle: a path, or the dense baseline.
+
+    ``macs`` and ``parameters`` are of one image and of the folded network; ``bytes`` is the size of the graph and
+    weights files together. ``tolerance``, ``max_rel_diff`` and ``argmax_agreement`` say how it was verified at export;
+    these and the densities are None where the manifest has none. ``layers`` and ``metrics`` are the manifest's own JSON
+    objects.
+    """
+
+    name: str
+    file: str
+    weights: str | None
+    parameters: int
+    macs: int
+    bytes: int
+    density: float | None
+    parameter_density: float | None
+    tolerance: float | None
+    max_rel_diff: float | None
+    argmax_agreement: float | None
+    layers: tuple[_Object, ...]
+    metrics: _Object | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of this graph, relative to the bundle: the graph, then its weights if it has any."""
+        return (self.file,) if self.weights is None else (self.file, self.weights)
+
+    @property
+    def weights_name(self) -> str | None:
+        """What the graph's external tensors call the weights file: its name in the graph's own directory."""
+        return None if self.weights is None else PurePosixPath(self.weights).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle says about itself; ``paths`` keeps the manifest's order, ``training`` is its own JSON object."""
+
+    package_name: str
+    package_version: str
+    format_version: int
+    created_by: str
+    target: Target
+    precision: str
+    default_path: str
+    input: InputSpec
+    output: OutputSpec
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    paths: Mapping[str, GraphInfo]
+    baseline: GraphInfo | None
+    training: _Object
+
+    @property
+    def graphs(self) -> tuple[GraphInfo, ...]:
+        """Every graph: the baseline first where there is one, then the paths."""
+        baseline = () if self.baseline is None else (self.baseline,)
+        return (*baseline, *self.paths.values())
+
+    def graph(self, name: str) -> GraphInfo:
+        """Return the path, or the baseline, that is called ``name``.
+
+        Raises:
+            PathError: No graph is called that.
+        """
+        for graph in self.graphs:
+            if graph.name == name:
+                return graph
+        names = ", ".join(repr(graph.name) for graph in self.graphs)
+        raise PathError(f"expected one of {names}, got {name!r}; `smart-run info` lists a bundle's graphs")
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Return what the bytes of a ``manifest.json`` say.
+
+    Unknown keys are ignored. ``data`` may come from anyone: only BundleError comes out.
+
+    Raises:
+        BundleError: Not JSON, a newer format, or a field that is missing, of the wrong type or out of range.
+    """
+    if len(data) > MAX_BYTES:
+        raise _damaged(f"expected at most {MAX_BYTES} bytes, got {len(data)}")
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique_keys,
+        )
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are the first, deep nesting the second
+        raise _damaged(f"expected JSON in UTF-8, got {type(error).__name__}: {error}") from error
+    root = _Reader(document, where="the document")
+    ours = root.object("additional_metadata").object("smart_edge")
+    version = ours.integer("format_version", low=1)
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"expected bundle format {FORMAT_VERSION} or older, got {version}; "
+            "install a newer smart-edge on this device or export the bundle again with this one"
+        )
+    manifest = _parse_ours(root, ours, version)
+    _check_components(root.object("components"), manifest)
+    return manifest
+
+
+def _parse_ours(root: _Reader, ours: _Reader, version: int) -> Manifest:
+    target, image, scores = ours.object("target"), ours.object("input"), ours.object("output")
+    pictures, paths = ours.object("preprocessing"), ours.object("paths")
+    baseline = None if ours.value("baseline") is None else ours.object("baseline")
+
+    # Format 1 has one kind of input; the words are in the manifest so that a reader need not know that.
+    image.choice("dtype", ["float32"])
+    image.choice("layout", ["NCHW"])
+    if image.value("range") != [0.0, 1.0]:
+        raise image.wrong("range", "[0.0, 1.0]")
+    classes = scores.integer("classes", low=1)
+    channels = image.integer("channels", low=1)
+
+    names = ours.strings("class_names")
+    if len(names) != classes:
+        raise ours.wrong("class_names", f"{classes} names, one a class")
+    for name in paths.keys:
+        if not PATH_NAME.fullmatch(name) or name == DENSE:
+            raise paths.wrong(name, f"a path name like 'clean' (a-z, 0-9, _ and -; {DENSE!r} is reserved)")
+    default_path = ours.choice("default_path", paths.keys)
+    colour = pictures.choice("colour", ["RGB", "L", None])
+    if colour is not None and channels != {"RGB": 3, "L": 1}[colour]:
+        raise pictures.wrong("colour", f"null or what has {channels} channels")
+    return Manifest(
+        package_name=root.string("package_name"),
+        package_version=root.string("package_version"),
+        format_version=version,
+        created_by=ours.string("created_by"),
+        target=Target(name=target.string("name"), profile=target.string("profile")),
+        precision=ours.string("precision"),
+        default_path=default_path,
+        input=InputSpec(
+            name=image.string("name"),
+            channels=channels,
+            height=image.integer("height", low=1),
+            width=image.integer("width", low=1),
+        ),
+        output=OutputSpec(name=scores.string("name"), classes=classes),
+        preprocessing=Preprocessing(
+            colour=cast("Colour | None", colour),
+            resize=cast("Literal['shorter-side']", pictures.choice("resize", ["shorter-side"])),
+            interpolation=cast("Literal['bilinear']", pictures.choice("interpolation", ["bilinear"])),
+            crop=cast("Literal['center']", pictures.choice("crop", ["center"])),
+        ),
+        class_names=names,
+        paths=MappingProxyType({name: _parse_graph(paths.object(name), name) for name in paths.keys}),
+        baseline=None if baseline is None else _parse_graph(baseline, baseline.choice("name", [DENSE])),
+        training=ours.object("training").raw,
+    )
+
+
+def _parse_graph(graph: _Reader, name: str) -> GraphInfo:
+    file = graph.file_name("file")
+    weights = None if graph.value("weights") is None else graph.file_name("weights")
+    if weights is not None and PurePosixPath(weights).parent != PurePosixPath(file).parent:
+        raise graph.wrong("weights", f"a file beside {file!r}")
+    return GraphInfo(
+        name=name,
+        file=file,
+        weights=weights,
+        parameters=graph.integer("parameters", low=0),
+        macs=graph.integer("macs", low=0),
+        bytes=graph.integer("bytes", low=0),
+        density=graph.fraction("density"),
+        parameter_density=graph.fraction("parameter_density"),
+        tolerance=graph.optional_number("tolerance"),
+        max_rel_diff=graph.optional_number("max_rel_diff"),
+        argmax_agreement=graph.fraction("argmax_agreement"),
+        layers=graph.objects("layers"),
+        metrics=graph.optional_object("metrics"),
+    )
+
+
+def _check_components(components: _Reader, manifest: Manifest) -> None:
+    """Check that ONNX Runtime's own package reader would run, under each path's name, the very graph that we run."""
+    if sorted(components.keys) != sorted(manifest.paths):
+        raise _damaged(f"expected the components {sorted(manifest.paths)}, got {sorted(components.keys)}")
+    for name, graph in manifest.paths.items():
+        variants = components.object(name).object("variants")
+        for variant_name in variants.keys:
+            variant = variants.object(variant_name)
+            model_file = variant.object("executor_info").object("ort").file_name("model_file")
+            if f"{variant.file_name('variant_directory')}/{model_file}" != graph.file:
+                raise variant.wrong("executor_info", f"the graph {graph.file!r} as for the path {name!r}")
+
+
+class _Reader:
+    """One JSON object, and where it stands in the manifest, for the error message."""
+
+    def __init__(self, value: object, *, where: str) -> None:
+        if not isinstance(value, dict):
+            raise _damaged(f"expected an object at {where}, got {_shown(value)}")
+        self.raw: _Object = MappingProxyType(value)
+        self._where = where
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.raw)
+
+    def wrong(self, key: str, expected: str) -> BundleError:
+        got = _shown(self.raw[key]) if key in self.raw else "nothing"
+        return _damaged(f"expected {expected} at {self._path(key)}, got {got}")
+
+    def value(self, key: str) -> Any:
+        """Return what stands under ``key``, None for null and for nothing."""
+        return self.raw.get(key)
+
+    def object(self, key: str) -> _Reader:
+        if key not in self.raw:
+            raise self.wrong(key, "an object")
+        return _Reader(self.raw[key], where=self._path(key))
+
+    def optional_object(self, key: str) -> _Object | None:
+        return None if self.value(key) is None else self.object(key).raw
+
+    def objects(self, key: str) -> tuple[_Object, ...]:
+        value = self.raw.get(key, [])
+        if not isinstance(value, list):
+            raise self.wrong(key, "a list of objects")
+        return tuple(_Reader(item, where=f"{self._path(key)}[{i}]").raw for i, item in enumerate(value))
+
+    def string(self, key: str) -> str:
+        value = self.value(key)
+        # Printable: these reach terminals, where a stranger's control characters could redraw the screen.
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise self.wrong(key, "a printable text")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        value = self.value(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
+            raise self.wrong(key, "a list of printable texts")
+        return tuple(value)
+
+    def choice(self, key: str, choices: Sequence[str | None]) -> Any:
+        value = self.value(key)
+        if (value is not None and not isinstance(value, str)) or value not in choices:
+            raise self.wrong(key, "one of " + ", ".join(json.dumps(choice) for choice in choices))
+        return value
+
+    def integer(self, key: str, *, low: int) -> int:
+        value = self.value(key)
+        # bool is an int in Python, and 2**63 is more than any size or count can be.
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
+            raise self.wrong(key, f"a whole number, {low} or more,")
+        return value
+
+    def optional_number(self, key: str) -> float | None:
+        value = self.value(key)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            raise self.wrong(key, "a number, 0 or more, or null")
+        return float(value)
+
+    def fraction(self, key: str) -> float | None:
+        value = self.optional_number(key)
+        if value is not None and value > 1:
+            raise self.wrong(key, "a number in [0, 1] or null")
+        return value
+
+    def file_name(self, key: str) -> str:
+        value = self.string(key)
+        if not is_inside(value):
+            raise self.wrong(key, "a file inside the bundle, such as 'clean/model.onnx',")
+        return value
+
+    def _path(self, key: str) -> str:
+        return key if self._where == "the document" else f"{self._where}.{key}"
+
+
+def is_inside(name: str) -> bool:
+    """Say whether ``name`` is a plain relative file name with forward slashes that cannot lead out of a directory."""
+    plain = name.isprintable() and "\\" not in name and ":" not in name  # the last two lead out on Windows
+    return plain and all(part not in {"", ".", ".."} for part in name.split("/"))
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two readers may take different ones of two equal keys, and then run different graphs under one name.
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key that stands twice in one object")
+    return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise ValueError(f"{text[:20]}, which is larger than any number")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which JSON does not have")
+
+
+def _damaged(what: str) -> BundleError:
+    return BundleError(f"the manifest is damaged: {what}; export the bundle again")
+
+
+def _shown(value: object) -> str:
+    """Return ``value`` for an error message, cut short: it may be megabytes from a stranger."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

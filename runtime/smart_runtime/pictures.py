@@ -1,0 +1,102 @@
+"""Read a picture file as the array that a bundle, or the image-folder data set, takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_devices.errors import MissingExtraError
+from smart_runtime.errors import InputError
+from smart_runtime.manifest import Colour
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 2**26
+"""A picture of more pixels is refused before it is decoded: a small file can claim any size."""
+
+# Only what needs no outside program (Pillow hands EPS to Ghostscript) and what cameras and data sets use.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+
+def read_picture(
+    path: str | os.PathLike[str], *, height: int, width: int, colour: Colour | None
+) -> npt.NDArray[np.uint8]:
+    """Return the picture in the file ``path``: uint8, (height, width, channels), 3 channels for RGB and 1 for L.
+
+    It is turned upright as its EXIF data says, converted to ``colour`` (an alpha channel is dropped), scaled so that
+    it just covers height x width (bilinear, over the area of each pixel), and its middle is cut out. A picture that
+    already has the size keeps its pixels. Of an animation the first frame is read.
+
+    Args:
+        path: A PNG, JPEG, BMP, GIF, PPM, TIFF or WebP file.
+        height: Height to return.
+        width: Width to return.
+        colour: ``RGB``, ``L`` (grey), or None, a bundle's word for "no pictures", which is refused here.
+
+    Raises:
+        InputError: No such file, not a picture, damaged, of more than `MAX_PIXELS` pixels or more than 8 bits a
+            channel, or ``colour`` is None.
+        MissingExtraError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading pictures needs Pillow, which is not installed; pip install 'smart-edge[image]'"
+        ) from error
+    if colour is None:
+        raise InputError(
+            "expected a network for pictures (1 or 3 channels), got one for other arrays; pass it arrays from Python"
+        )
+    name = str(Path(path))
+    if not Path(path).is_file():
+        raise InputError(f"expected a picture at {name!r}, got no such file; check the name")
+    try:
+        with Image.open(path, formats=_FORMATS) as file:
+            upright = _decoded(file, name=name, colour=colour)
+        picture = _cut(upright, height=height, width=width, resample=Image.Resampling.BILINEAR)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name) from error
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
+        raise InputError(
+            f"expected a picture ({', '.join(_FORMATS)}) in {name!r}, got a file that cannot be decoded; "
+            "check that it is whole"
+        ) from error
+    pixels = np.array(picture, dtype=np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _decoded(file: Image.Image, *, name: str, colour: Colour) -> Image.Image:
+    """Decode an opened picture, upright and in ``colour``."""
+    from PIL import ImageOps  # noqa: PLC0415  # an optional library is imported where it is used
+
+    if file.width * file.height > MAX_PIXELS:
+        raise _too_large(name)
+    if file.mode.startswith(("I", "F")):  # Pillow would clip, not scale, these to 8 bits
+        raise InputError(
+            f"expected 8 bits a channel in {name!r}, got Pillow's mode {file.mode!r}; convert it to 8 bits first"
+        )
+    return ImageOps.exif_transpose(file).convert(colour)
+
+
+def _cut(picture: Image.Image, *, height: int, width: int, resample: Image.Resampling) -> Image.Image:
+    """Scale so that the picture covers height x width with one side exact, then cut out the middle."""
+    scale = max(height / picture.height, width / picture.width)
+    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    if picture.size != size:
+        picture = picture.resize(size, resample)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    if picture.size == (width, height):
+        return picture
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _too_large(name: str) -> InputError:
+    return InputError(f"expected a picture of at most {MAX_PIXELS} pixels, got more in {name!r}; scale it down first")

@@ -1,0 +1,185 @@
+"""Tiny bundles with real graphs, and in plain NumPy what each of their graphs gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+
+from smart_runtime.bundle import write_checksums
+
+Array = npt.NDArray[np.float32]
+
+CHANNELS, HEIGHT, WIDTH, CLASSES = 3, 6, 4, 5
+CLASS_NAMES = ["ant", "bee", "cat", "dog", "elk"]
+GRAPHS = {"clean": 1, "robust": 2, "dense": 3}  # name -> seed of its weights; dense has twice the filters
+FILTERS = {"clean": 4, "robust": 4, "dense": 8}
+
+_TEXT = """
+<ir_version: 10, opset_import: ["" : 20]>
+{name} (float[{batch}, {channels}, {height}, {width}] image) => (float[{batch}, {classes}] scores)
+<float[{filters}, {channels}, 1, 1] w, float[{filters}] b, float[{filters}, {classes}] head>
+{{
+    hidden = Conv(image, w, b)
+    active = Relu(hidden)
+    pooled = GlobalAveragePool(active)
+    flat = Flatten(pooled)
+    scores = MatMul(flat, head)
+}}
+"""
+
+
+def weights_of(name: str, *, channels: int = CHANNELS) -> dict[str, Array]:
+    """Small integers over a power of two, so that every sum is exact and each path has outputs of its own."""
+    rng = np.random.default_rng(GRAPHS[name])
+    shapes = {"w": (FILTERS[name], channels, 1, 1), "b": (FILTERS[name],), "head": (FILTERS[name], CLASSES)}
+    return {key: (rng.integers(-8, 9, shape) / 8).astype(np.float32) for key, shape in shapes.items()}
+
+
+def expected_scores(name: str, images: Array) -> npt.NDArray[np.float64]:
+    """The oracle: what the graph ``name`` gives for float32 (N, C, H, W)."""
+    weights = weights_of(name, channels=images.shape[1])
+    hidden = np.einsum("nchw,fc->nfhw", images.astype(np.float64), weights["w"][:, :, 0, 0])
+    active = np.maximum(hidden + weights["b"][:, None, None], 0)
+    scores: npt.NDArray[np.float64] = active.mean(axis=(2, 3)) @ weights["head"]
+    return scores
+
+
+def graph_files(name: str, *, channels: int = CHANNELS, batch: str = "N") -> tuple[bytes, bytes]:
+    """The bytes of ``model.onnx`` and ``weights.bin``."""
+    text = _TEXT.format(
+        name=name, batch=batch, channels=channels, height=HEIGHT, width=WIDTH, classes=CLASSES, filters=FILTERS[name]
+    )
+    model = onnx.parser.parse_model(text)
+    weights = bytearray()
+    for key, value in weights_of(name, channels=channels).items():
+        tensor = onnx.TensorProto(name=key, dims=value.shape, data_type=onnx.TensorProto.FLOAT)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for entry, text_value in (("location", "weights.bin"), ("offset", len(weights)), ("length", value.nbytes)):
+            tensor.external_data.add(key=entry, value=str(text_value))
+        weights += value.tobytes()
+        model.graph.initializer.append(tensor)
+    return bytes(model.SerializeToString(deterministic=True)), bytes(weights)
+
+
+def graph_entry(name: str, *, size: int) -> dict[str, Any]:
+    return {
+        "file": f"{name}/model.onnx",
+        "weights": f"{name}/weights.bin",
+        "density": 0.5,
+        "parameter_density": 0.51,
+        "parameters": sum(value.size for value in weights_of(name).values()),
+        "macs": FILTERS[name] * (CHANNELS * HEIGHT * WIDTH + CLASSES),
+        "bytes": size,
+        "tolerance": 1e-4,
+        "max_rel_diff": 3e-7,
+        "argmax_agreement": 1.0,
+        "layers": [{"name": "conv", "type": "Conv2d", "macs": 288, "bytes": 64}],
+        "metrics": {
+            "clean_accuracy": {"clean": 0.99, "robust": 0.95}.get(name, 0.99),
+            "robust_accuracy": {"clean": 0.09, "robust": 0.46}.get(name, 0.0),
+            "attack": "pgd20x1",
+            "eps": 0.3,
+            "examples": 256,
+            "split": "validation",
+        },
+    }
+
+
+def manifest_document(*, baseline: bool = True, channels: int = CHANNELS) -> dict[str, Any]:
+    """A manifest as docs/formats.md describes it."""
+    sizes = {name: sum(len(data) for data in graph_files(name, channels=channels)) for name in GRAPHS}
+    dense = graph_entry("dense", size=sizes["dense"]) | {"name": "dense"}
+    for key in ("density", "parameter_density", "metrics"):
+        del dense[key]
+    return {
+        "schema_version": "1.0",
+        "package_name": "tiny",
+        "package_version": "1",
+        "components": {
+            name: {
+                "variants": {
+                    "cpu": {
+                        "ep": "CPUExecutionProvider",
+                        "variant_directory": name,
+                        "executor_info": {"ort": {"model_file": "model.onnx"}},
+                    }
+                }
+            }
+            for name in ("clean", "robust")
+        },
+        "additional_metadata": {
+            "smart_edge": {
+                "format_version": 1,
+                "created_by": "smart-edge 0.1.0",
+                "target": {"name": "jetson-orin", "profile": "jetson-agx-orin-64gb"},
+                "precision": "fp32",
+                "default_path": "clean",
+                "input": {
+                    "name": "image",
+                    "dtype": "float32",
+                    "layout": "NCHW",
+                    "channels": channels,
+                    "height": HEIGHT,
+                    "width": WIDTH,
+                    "range": [0.0, 1.0],
+                },
+                "output": {"name": "scores", "classes": CLASSES},
+                "preprocessing": {
+                    "colour": {1: "L", 3: "RGB"}.get(channels),
+                    "resize": "shorter-side",
+                    "interpolation": "bilinear",
+                    "crop": "center",
+                },
+                "class_names": list(CLASS_NAMES),
+                "paths": {name: graph_entry(name, size=sizes[name]) for name in ("clean", "robust")},
+                "baseline": dense if baseline else None,
+                "training": {"data": "synthetic", "seed": 0},
+            }
+        },
+    }
+
+
+def ours(document: dict[str, Any]) -> dict[str, Any]:
+    """Our own part of a manifest document."""
+    part: dict[str, Any] = document["additional_metadata"]["smart_edge"]
+    return part
+
+
+def write_bundle(
+    directory: Path,
+    *,
+    baseline: bool = True,
+    channels: int = CHANNELS,
+    change: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Write a whole bundle; ``change`` edits the manifest before the checksums are made."""
+    for name in GRAPHS:
+        if name == "dense" and not baseline:
+            continue
+        (directory / name).mkdir(parents=True)
+        model, weights = graph_files(name, channels=channels)
+        (directory / name / "model.onnx").write_bytes(model)
+        (directory / name / "weights.bin").write_bytes(weights)
+    document = manifest_document(baseline=baseline, channels=channels)
+    if change is not None:
+        change(document)
+    (directory / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    write_checksums(directory)
+    return directory
+
+
+def random_images(count: int, *, seed: int = 0, channels: int = CHANNELS) -> npt.NDArray[np.uint8]:
+    """uint8 (N, H, W, C)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, HEIGHT, WIDTH, channels), dtype=np.uint8)
+
+
+def as_float(images: npt.NDArray[np.uint8]) -> Array:
+    """What the uint8 images mean, float32 (N, C, H, W)."""
+    return np.ascontiguousarray((images / np.float32(255)).astype(np.float32).transpose(0, 3, 1, 2))

@@ -1,0 +1,42 @@
+"""What importing the runtime loads: next to nothing."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import smart_runtime
+
+HEAVY = ["torch", "onnx", "onnxruntime", "PIL", "matplotlib", "tensorrt"]
+COMMAND_LINE = ["click", "rich"]
+_PROBE = "import importlib, json, sys; importlib.import_module(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
+
+MODULES = ["smart_runtime", *(m.name for m in pkgutil.walk_packages(smart_runtime.__path__, "smart_runtime."))]
+
+
+def loaded_by(module: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", _PROBE, module], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_import_loads_no_engine_and_no_command_line() -> None:
+    assert loaded_by("smart_runtime").isdisjoint(HEAVY + COMMAND_LINE)
+
+
+@pytest.mark.parametrize("module", ["smart_runtime.pictures", "smart_runtime.bench.plot", "smart_runtime.bench.worker"])
+def test_optional_libraries_are_loaded_at_use_only(module: str) -> None:
+    assert loaded_by(module).isdisjoint(HEAVY + COMMAND_LINE)
+
+
+@pytest.mark.parametrize("module", ["smart_runtime.cli", "smart_runtime.bench.cli"])
+def test_command_lines_start_without_heavy_libraries(module: str) -> None:
+    assert loaded_by(module).isdisjoint(HEAVY)
+
+
+def test_every_module_is_typed_and_walked() -> None:
+    assert "smart_runtime.bench.switching" in MODULES  # so that a forgotten __init__.py does not empty the list
+    assert "smart_runtime.engines.onnxruntime" in MODULES
