@@ -25,16 +25,12 @@ MAX_DATA_IMAGES = 1024  # of --data: enough to see a wrong fold, little enough t
 _FILE = click.Path(path_type=Path)
 
 
-@click.group(cls=house.Group, default="build")
+@click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")
 @click.version_option(version(), prog_name="smart-export")
 def main() -> None:
-    r"""Turn a checkpoint into a bundle: one small ONNX graph a path, verified against the network it came from.
+    """Turn a checkpoint into a bundle: one small ONNX graph a path, verified against the network it came from.
 
     `smart-export CKPT ...` means `smart-export build CKPT ...`.
-
-    \b
-    Example:
-      smart-export ckpt.pt --target jetson-orin
     """
 
 
@@ -52,7 +48,7 @@ def _images(spec: str, checkpoint: Checkpoint) -> Images:
     return images
 
 
-@main.command()
+@main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
 @click.argument("checkpoint", type=_FILE)
 @click.option("--target", required=True, metavar="NAME", help="The device (see smart-devices list).")
 @click.option("-o", "--output", type=_FILE, metavar="DIR", help="The bundle.  [default: CHECKPOINT-TARGET beside it]")
@@ -78,12 +74,7 @@ def build(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle.
-
-    \b
-    Example:
-      smart-export ckpt.pt --target jetson-orin -o bundle
-    """
+    """Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle."""
     device = resolve_target(target)
     output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
     check_output(output, force=force)
@@ -123,19 +114,14 @@ def build(
     )
 
 
-@main.command()
+@main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt")
 @click.argument("bundle", type=_FILE)
 @click.option(
     "--source", type=_FILE, metavar="CKPT", help="Also check that the graphs are the paths of this checkpoint."
 )
 @house.json_option
 def check(*, bundle: Path, source: Path | None, as_json: bool) -> None:
-    r"""Check every byte of BUNDLE, its manifest and its graphs, and run each graph.
-
-    \b
-    Example:
-      smart-export check bundle/ --source ckpt.pt
-    """
+    """Check every byte of BUNDLE, its manifest and its graphs, and run each graph."""
     result = check_bundle(Bundle.open(bundle), source=None if source is None else load_checkpoint(source))
     if as_json:
         house.print_json(
@@ -155,21 +141,15 @@ def check(*, bundle: Path, source: Path | None, as_json: bool) -> None:
             }
         )
         return
-    house.console().print(
-        house.table(f"{bundle}: all holds", ["check", "result"], [[f.check, f.detail] for f in result.findings])
-    )
+    rows = [[f.check, f.detail] for f in result.findings]
+    house.console().print(house.table(f"{bundle}: all holds", ["check", "result"], rows, text_columns=2))
 
 
-@main.command()
+@main.command(epilog="Example: smart-export info ckpt.pt")
 @click.argument("checkpoint", type=_FILE)
 @house.json_option
 def info(*, checkpoint: Path, as_json: bool) -> None:
-    r"""Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`.
-
-    \b
-    Example:
-      smart-export info ckpt.pt
-    """
+    """Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`."""
     if checkpoint.is_dir():
         raise ExportError(f"expected a checkpoint file, got the folder {checkpoint}; smart-run info describes a bundle")
     found = describe(load_checkpoint(checkpoint))

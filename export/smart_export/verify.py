@@ -90,6 +90,7 @@ def require(agreement: Agreement, *, name: str) -> None:
     if not agreement.holds:
         raise VerificationError(
             f"expected the graph '{name}' to agree with its masked path within {agreement.tolerance:g} and on every "
-            f"class, got a difference of {agreement.max_rel_diff:.3g} and {agreement.argmax_agreement:.1%} equal classes over "
-            f"{agreement.images} images; it does not belong to this checkpoint, or the fold is wrong: please report it"
+            f"class, got a difference of {agreement.max_rel_diff:.3g} and {agreement.argmax_agreement:.1%} equal "
+            f"classes over {agreement.images} images; it does not belong to this checkpoint, or the fold is wrong: "
+            f"report it"
         )

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.markup import escape
 
 from smart_devices.console.cli import Group, console, json_option, print_json, table
 from smart_devices.version import version
@@ -20,18 +19,13 @@ from smart_runtime.pictures import read_picture
 from smart_runtime.units import si
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, epilog="Example: smart-run infer bundle/ picture.png --path robust --top 3")
 @click.version_option(version(), prog_name="smart-run")
 def main() -> None:
-    r"""Run a bundle on this device.
-
-    \b
-    Example:
-      smart-run infer bundle/ picture.png --path robust --top 3
-    """
+    """Run a bundle on this device."""
 
 
-@main.command()
+@main.command(epilog="Example: smart-run infer bundle/ cat.jpg dog.jpg --path robust --top 3")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("pictures", metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--path", default=None, help="Path that answers.  [default: the bundle's own]")
@@ -41,13 +35,9 @@ def main() -> None:
 def infer(
     *, bundle: Path, pictures: tuple[Path, ...], path: str | None, top: int, threads: int | None, as_json: bool
 ) -> None:
-    r"""Classify pictures, after the preprocessing that the bundle asks for.
+    """Classify pictures, after the preprocessing that the bundle asks for.
 
     Each picture is one call of batch 1; the latency is that of the call, without reading the file.
-
-    \b
-    Example:
-      smart-run infer bundle/ cat.jpg dog.jpg --path robust --top 3
     """
     with SmartModel.load(bundle, path=path, threads=threads) as model:
         answers = [_classify(model, picture, top=top) for picture in pictures]
@@ -66,24 +56,17 @@ def infer(
     rows = []
     for answer in answers:
         for rank, prediction in enumerate(answer.predictions):
-            picture, latency = (
-                (escape(Path(answer.picture).name), f"{answer.latency_ms:.2f}") if rank == 0 else ("", "")
-            )
-            name, share = escape(prediction.class_name), f"{prediction.probability:.1%}"
+            picture, latency = (Path(answer.picture).name, f"{answer.latency_ms:.2f}") if rank == 0 else ("", "")
+            name, share = prediction.class_name, f"{prediction.probability:.1%}"
             rows.append([picture, name, share, f"{prediction.score:.3f}", latency])
     console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))
 
 
-@main.command()
+@main.command(epilog="Example: smart-run info bundle/")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @json_option
 def info(*, bundle: Path, as_json: bool) -> None:
-    r"""Say what a bundle holds, and check every byte of it; needs no engine.
-
-    \b
-    Example:
-      smart-run info bundle/
-    """
+    """Say what a bundle holds, and check every byte of it; needs no engine."""
     opened = Bundle.open(bundle)
     opened.verify()
     manifest = opened.manifest

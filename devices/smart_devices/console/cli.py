@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from smart_devices.errors import SmartError
 
@@ -82,16 +83,19 @@ def console(*, stderr: bool = False) -> Console:
 
 def note(message: str) -> None:
     """Print a line for people on standard error."""
-    console(stderr=True).print(message, markup=False)
+    console(stderr=True).print(message, markup=False, soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table whose first column is text and whose others are numbers, right-aligned."""
-    result = Table(title=title, title_justify="left")
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:
+    """Return a table whose first ``text_columns`` are text and whose others are numbers, right-aligned.
+
+    Title and cells are shown as they are: a file or class name in brackets is no markup.
+    """
+    result = Table(title=Text(title) if title else None, title_justify="left")
     for i, column in enumerate(columns):
-        result.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        result.add_column(column, justify="left" if i < text_columns else "right", no_wrap=i == 0)
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(Text, row))
     return result
 
 

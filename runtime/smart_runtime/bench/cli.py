@@ -17,7 +17,7 @@ from smart_runtime.manifest import DENSE
 from smart_runtime.units import si
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog="Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images a call.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads a call may use.")
@@ -27,14 +27,10 @@ from smart_runtime.units import si
 @json_option
 @click.version_option(version(), prog_name="smart-bench")
 def main(*, bundle: Path, batch: int, threads: int, blocks: int, seed: int, plot: Path | None, as_json: bool) -> None:
-    r"""Compare the graphs of a bundle on this device: dense, clean and robust.
+    """Compare the graphs of a bundle on this device: dense, clean and robust.
 
     In one process, in interleaved blocks of calls whose first are discarded; then each graph alone in a fresh process,
     which must agree; then the switch between paths, beside a cold load.
-
-    \b
-    Example:
-      smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
     """
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after

@@ -1,0 +1,76 @@
+"""The README's commands and example, run as a reader would, on a network small enough for a test."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """The commands of the section "Commands", made short: two epochs of a narrow network."""
+    section = README.split("## Commands")[1]
+    first = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[0]
+    return [re.sub(r"--epochs \d+", "--epochs 2 --model-arg width=8", line) for line in first.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reader")
+    digit = np.rint(load_digits().images[7] * (255 / 16)).astype(np.uint8)
+    Image.fromarray(digit).save(folder / "picture.png")
+    return folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    scripts = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": scripts + os.pathsep + os.environ["PATH"]}
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_every_command_of_the_readme_runs_and_the_example_prints_what_it_says(workplace: Path) -> None:
+    listed = commands()
+    assert {line.split()[0] for line in listed} == {
+        "smart-train",
+        "smart-eval",
+        "smart-export",
+        "smart-run",
+        "smart-bench",
+        "smart-devices",
+    }
+    for command in listed:
+        done = run(command, workplace)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (workplace / "bench.png").stat().st_size > 10_000
+    example = re.findall(r"```python\n(.*?)```\n```\n(.*?)```", README, flags=re.DOTALL)[0]
+    code = example[0].replace("demo-out/bundle", "bundle")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=workplace, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == example[1]
+
+
+def test_every_link_to_a_file_of_the_repository_holds() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).is_file(), target
