@@ -29,7 +29,7 @@ class Attack:
             2020, arXiv 2001.03994).
         eps: radius in pixel units, in [0, 1].
         steps: gradient steps; 1 for ``fgsm-rs``.
-        restarts: random starts; the one with the highest loss counts, for each image.
+        restarts: random starts; for each image the first that fools the model counts, else the one of highest loss.
         step_size: in pixel units; by default 2.5 * eps / steps for PGD (Madry et al., appendix), 1.25 * eps for FGSM-RS
             (Wong et al., section 4).
 
@@ -54,8 +54,8 @@ class Attack:
             raise ConfigError(f"expected 1 or more steps and restarts, got {self.steps} and {self.restarts}")
         if self.name == "fgsm-rs" and self.steps != 1:
             raise ConfigError(f"expected 1 step for fgsm-rs, got {self.steps}; use --attack pgd for more")
-        if self.step_size is not None and self.step_size <= 0:
-            raise ConfigError(f"expected a step size above 0, got {self.step_size}; leave it out for the usual one")
+        if self.step_size is not None and not 0 < self.step_size <= 1:
+            raise ConfigError(f"expected a step size in (0, 1], got {self.step_size}; leave it out for the usual one")
 
     @property
     def label(self) -> str:
@@ -73,13 +73,16 @@ class Attack:
         """
         step = self.step_size or (1.25 * self.eps if self.name == "fgsm-rs" else 2.5 * self.eps / self.steps)
         worst = images
-        worst_loss = torch.full(labels.shape, -torch.inf, device=images.device)
+        worst_loss = torch.full(labels.shape, -torch.inf, device=images.device)  # infinite once the model is fooled
         for restart in range(self.restarts):
             adversarial = self._one_start(model, images, labels, step=step, generator=generator)
             if self.restarts == 1:
                 return adversarial
             with torch.no_grad():
-                loss = F.cross_entropy(model(adversarial).float(), labels, reduction="none")
+                scores = model(adversarial).float()
+            fooled = scores.argmax(dim=1) != labels
+            # A wrong answer may have a lower loss than a right one of low confidence: the loss alone is no order.
+            loss = F.cross_entropy(scores, labels, reduction="none").masked_fill(fooled, torch.inf)
             better = (loss > worst_loss) | (restart == 0)
             worst = torch.where(better.view(-1, 1, 1, 1), adversarial, worst)
             worst_loss = torch.where(better, loss, worst_loss)

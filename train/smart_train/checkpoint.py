@@ -6,7 +6,7 @@ shape and range in it is checked before a network is built from it.
 
 from __future__ import annotations
 
-import pickle
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,17 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smart_train.accounting import batch_norm_parameters
+from smart_train.accounting import batch_norm_parameters, densities
 from smart_train.architectures import ARCHITECTURES, build_network
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.files import save_atomically
 from smart_train.groups import Group, Member, Point
 from smart_train.network import Normalise, SmartNetwork, Structure
+from smart_train.slicing import axis_length, is_depthwise
 
 FORMAT = "smart-edge checkpoint"
 FORMAT_VERSION = 1
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
+_MAX_PICKLE_BYTES = 16 * 2**20  # a real one has well under 1 MiB; each byte can ask for 60 when it is read
+_MAX_PATHS = 16
 _MAX_SIDE = 4096
+_MAX_DEPTH = 8  # of nested plain values
+_MAX_VALUES = 2**20  # in the plain record
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +64,7 @@ class Checkpoint:
         mean, std: normalisation per channel.
         net: the network with its masks.
         training: plain record of how it was trained; holds no path of the machine.
-        metrics: per path, what was measured on the validation split when it was saved.
+        metrics: per path, what was measured on the test split; empty until the training has ended.
         samples: images that travel with it.
     """
 
@@ -75,18 +80,22 @@ class Checkpoint:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def network_state(net: SmartNetwork) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of ``net``, the shared weights once under ``shared`` and each path's own under its name."""
+def network_state(net: SmartNetwork) -> dict[str, Any]:
+    """Return copies of the tensors of ``net``: the shared weights once, and each path's own.
+
+    The form is ``{"shared": {name: tensor}, "paths": {path: {name: tensor}}}``, names as inside the plain network.
+    """
     first = net.path(net.path_names[0]).network
     own = batch_norm_parameters(first)
-    state = {"shared": {n: p.detach().cpu().clone() for n, p in first.named_parameters() if n not in own}}
-    for path in net.path_names:
-        tensors = net.path(path).network.state_dict()
-        state[path] = {n: t.detach().cpu().clone() for n, t in tensors.items() if n not in state["shared"]}
-    return state
+    shared = {n: p.detach().cpu().clone() for n, p in first.named_parameters() if n not in own}
+    paths = {
+        path: {n: t.detach().cpu().clone() for n, t in net.path(path).network.state_dict().items() if n not in shared}
+        for path in net.path_names
+    }
+    return {"shared": shared, "paths": paths}
 
 
-def load_network_state_(net: SmartNetwork, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
     """Copy what :func:`network_state` returned into ``net``, in place; names and shapes must match exactly.
 
     Raises:
@@ -94,7 +103,7 @@ def load_network_state_(net: SmartNetwork, state: Mapping[str, Mapping[str, Tens
     """
     for path in net.path_names:
         wanted = net.path(path).network.state_dict()
-        given = {**state["shared"], **state[path]}
+        given = {**state["shared"], **state["paths"][path]}
         wrong = sorted(wanted.keys() ^ given.keys()) or [
             n for n, t in wanted.items() if t.shape != given[n].shape or t.dtype != given[n].dtype
         ]
@@ -164,32 +173,46 @@ def read_plain(path: Path) -> Any:
         raise CheckpointError(
             f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size} in {path}; it is not one of ours"
         )
-    foreign = CheckpointError(
-        f"expected a smart-edge checkpoint of tensors and plain values, got something else in {path}, which was not run "
-        f"or loaded; train one with smart-train"
-    )
-    if not zipfile.is_zipfile(path):  # torch.save writes zip files; a bare pickle is refused unread
-        raise foreign
     try:
+        _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OSError,
-    ) as error:
-        raise foreign from error
+    except Exception as error:  # what a foreign file makes the readers of zip and pickle trip over has no bounds
+        raise CheckpointError(
+            f"expected a smart-edge checkpoint of tensors and plain values, got something else or a damaged file in "
+            f"{path}, which was not run or loaded; copy it again, or train one with smart-train"
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError unless the file is a zip as torch.save writes it: stored, not compressed, every byte as summed.
+
+    torch checks no sums itself, and reads what is no zip in older ways of its own.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise ValueError("not a file of torch.save")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
+            raise ValueError("compressed")
+        if sum(e.file_size for e in entries) > path.stat().st_size:
+            raise ValueError("overlapping entries")
+        if any(e.file_size > _MAX_PICKLE_BYTES for e in entries if e.filename.endswith(".pkl")):
+            raise ValueError("too many plain values")
+        if archive.testzip() is not None:
+            raise ValueError("a checksum differs")
 
 
 class _Reader:
-    """Takes values out of a checkpoint's nested dictionaries, refusing what is missing or of another type."""
+    """Takes values out of a checkpoint's nested dictionaries, refusing what is missing or of another type.
+
+    Tensors are counted against the size of the file: a pickle can claim a tensor of any size over a few stored bytes.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._bytes_left = path.stat().st_size
+        self._values_left = _MAX_VALUES
 
     def fail(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -197,17 +220,27 @@ class _Reader:
         )
 
     def get(self, source: Any, key: str, kind: type | tuple[type, ...]) -> Any:
-        if not isinstance(source, Mapping) or key not in source or not isinstance(source[key], kind):
+        if not isinstance(source, dict) or key not in source or not isinstance(source[key], kind):
             raise self.fail(f"a value '{key}'")
-        if isinstance(source[key], bool) and kind in (int, float, (int, float)):
-            raise self.fail(f"a number '{key}'")
         return source[key]
+
+    def integer(self, source: Any, key: str) -> int:
+        value = self.get(source, key, int)
+        if isinstance(value, bool) or abs(value) >= 2**31:
+            raise self.fail(f"an integer '{key}'")
+        return int(value)
+
+    def number(self, source: Any, key: str) -> float:
+        value = self.get(source, key, (int, float))
+        if isinstance(value, bool) or not abs(value) < 1e6:  # false for nan too
+            raise self.fail(f"a finite number '{key}'")
+        return float(value)
 
     def numbers(self, source: Any, key: str, *, length: int) -> tuple[float, ...]:
         values = self.get(source, key, list)
-        if len(values) != length or not all(isinstance(v, int | float) and abs(v) < 1e6 for v in values):
+        if len(values) != length:
             raise self.fail(f"{length} numbers '{key}'")
-        return tuple(float(v) for v in values)
+        return tuple(self.number({key: v}, key) for v in values)
 
     def names(self, source: Any, key: str) -> tuple[str, ...]:
         values = self.get(source, key, list)
@@ -215,12 +248,46 @@ class _Reader:
             raise self.fail(f"names '{key}'")
         return tuple(values)
 
-    def tensor(self, source: Any, key: str, *, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, source: Any, key: str, *, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
+        """Return a copy of a plain tensor on the CPU; None in ``shape`` stands for any length."""
         value = self.get(source, key, Tensor)
-        if value.dtype != dtype or tuple(value.shape) != shape:
+        plain = type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu"
+        fits = len(shape) == value.dim() and all(w in (None, n) for w, n in zip(shape, value.shape, strict=True))
+        if not plain or not fits or value.dtype != dtype or value.requires_grad:
             raise self.fail(f"a {dtype} tensor '{key}' of shape {shape}")
-        assert isinstance(value, Tensor)
-        return value
+        self._bytes_left -= value.numel() * value.element_size()
+        if self._bytes_left < 0:
+            raise self.fail("tensors no larger than the file")
+        if dtype.is_floating_point and not bool(torch.isfinite(value).all()):
+            raise self.fail(f"finite values in '{key}'")
+        copy: Tensor = value.clone(memory_format=torch.contiguous_format)
+        return copy
+
+    def record(self, source: Any, key: str) -> dict[str, Any]:
+        """Return a dictionary of plain values that JSON can hold."""
+        found = self.get(source, key, dict)
+        self._plain(found, key, depth=0)
+        return dict(found)
+
+    def _plain(self, value: Any, key: str, *, depth: int) -> None:
+        self._values_left -= 1  # a list may hold another one many times over, and that one another
+        if depth > _MAX_DEPTH or self._values_left < 0:
+            raise self.fail(f"a record '{key}' of less depth and length")
+        if type(value) is dict and all(type(k) is str for k in value):
+            inner = list(value.values())
+        elif type(value) is list:
+            inner = value
+        elif (
+            value is None
+            or type(value) in {str, bool}
+            or (type(value) is int and abs(value) < 2**63)
+            or (type(value) is float and math.isfinite(value))
+        ):
+            return
+        else:
+            raise self.fail(f"plain values in '{key}'")
+        for item in inner:
+            self._plain(item, key, depth=depth + 1)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -231,11 +298,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     raw = read_plain(path)
     read = _Reader(path)
-    if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
+    if not isinstance(raw, dict) or not isinstance(raw.get("format"), str) or raw["format"] != FORMAT:
         raise CheckpointError(
             f"expected a smart-edge checkpoint, got another file in {path}; train one with smart-train"
         )
-    version = read.get(raw, "format_version", int)
+    version = read.integer(raw, "format_version")
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"expected checkpoint format {FORMAT_VERSION} or older, got {version} in {path}; update smart-edge"
@@ -247,100 +314,109 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
-    architecture = read.get(raw, "architecture", Mapping)
+    architecture = read.get(raw, "architecture", dict)
     name = read.get(architecture, "name", str)
-    arguments = read.get(architecture, "arguments", Mapping)
-    if not all(isinstance(k, str) and isinstance(v, int) for k, v in arguments.items()):
-        raise read.fail("integer model arguments")
-    shape = read.get(raw, "input_shape", list)
-    if len(shape) != 3 or not all(isinstance(v, int) and 1 <= v <= _MAX_SIDE for v in shape):
+    given = read.get(architecture, "arguments", dict)
+    if not all(isinstance(key, str) for key in given):
+        raise read.fail("names of model arguments")
+    arguments = {key: read.integer(given, key) for key in given}
+    sides = [read.integer({"input_shape": side}, "input_shape") for side in read.get(raw, "input_shape", list)]
+    if len(sides) != 3 or not all(1 <= side <= _MAX_SIDE for side in sides):
         raise read.fail(f"an input shape of three numbers up to {_MAX_SIDE}")
-    channels, height, width = shape
+    channels, height, width = sides
     class_names = read.names(raw, "class_names")
-    normalisation = read.get(raw, "normalisation", Mapping)
+    if len(class_names) < 2:
+        raise read.fail("two or more class names")
+    normalisation = read.get(raw, "normalisation", dict)
     mean = read.numbers(normalisation, "mean", length=channels)
     std = read.numbers(normalisation, "std", length=channels)
-    if min(std) <= 0:
-        raise read.fail("standard deviations above 0")
     paths = read.names(raw, "paths")
-    structure = read.get(raw, "structure", Mapping)
+    if len(paths) > _MAX_PATHS:
+        raise read.fail(f"at most {_MAX_PATHS} paths")
+    structure = read.get(raw, "structure", dict)
     # On the meta device first: names and shapes are compared before memory is taken for them.
     with torch.device("meta"):
         plain = build_network(
-            name, num_classes=len(class_names), in_channels=channels, arguments=dict(arguments), generator_seed=0
+            name, num_classes=len(class_names), in_channels=channels, arguments=arguments, generator_seed=0
         )
-    _check_state(plain, read.get(raw, "state", Mapping), paths=paths, read=read)
+    state = _state(plain, read.get(raw, "state", dict), paths=paths, read=read)
     modules = dict(plain.named_modules())
     groups = [_group(record, modules, read) for record in read.get(raw, "groups", list)]
+    _check_disjoint(groups, read)
     net = SmartNetwork(
         plain.to_empty(device="cpu"),
         paths=paths,
         groups=groups,
         structure=Structure(
             name=read.get(structure, "name", str),
-            density=float(read.get(structure, "density", (int, float))),
-            align=read.get(structure, "align", int),
+            density=read.number(structure, "density"),
+            align=read.integer(structure, "align"),
             scope=read.get(structure, "scope", str),
         ),
         normalise=Normalise(mean=mean, std=std),
     )
-    load_network_state_(net, raw["state"])
-    masks = read.get(raw, "masks", Mapping)
+    load_network_state_(net, state)
+    masks = read.get(raw, "masks", dict)
     for path in paths:
         keeps = read.get(masks, path, list)
         if len(keeps) != len(groups):
             raise read.fail(f"a mask for each group of path {path}")
-        for i, keep in enumerate(keeps):
-            if not isinstance(keep, Tensor):
-                raise read.fail(f"bool masks of path {path}")
-            net.set_mask(path, i, keep)
+        for i, (group, keep) in enumerate(zip(groups, keeps, strict=True)):
+            net.set_mask(path, i, read.tensor({path: keep}, path, dtype=torch.bool, shape=(group.size,)))
     net.eval()
+    metrics = read.get(raw, "metrics", dict)
     return Checkpoint(
         architecture=name,
-        arguments=dict(arguments),
+        arguments=arguments,
         input_shape=(channels, height, width),
         class_names=class_names,
         mean=mean,
         std=std,
         net=net,
-        samples=_samples(raw, read, paths=paths, shape=(height, width, channels)),
-        training=dict(read.get(raw, "training", Mapping)),
-        metrics={path: dict(read.get(read.get(raw, "metrics", Mapping), path, Mapping)) for path in paths},
+        samples=_samples(raw, read, paths=paths, shape=(height, width, channels), classes=len(class_names)),
+        training=read.record(raw, "training"),
+        metrics={path: read.record(metrics, path) for path in paths},
     )
 
 
-def _check_state(plain: nn.Module, state: Mapping[str, Any], *, paths: tuple[str, ...], read: _Reader) -> None:
+def _state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...], read: _Reader) -> dict[str, Any]:
+    """Return the tensors in the form of :func:`network_state`, checked against the network on the meta device."""
     own = batch_norm_parameters(plain)
-    shared = {n for n, _ in plain.named_parameters() if n not in own}
     wanted = plain.state_dict()
-    for part in ("shared", *paths):
-        tensors = read.get(state, part, Mapping)
-        names = shared if part == "shared" else wanted.keys() - shared
-        if set(tensors) != set(names):
-            raise read.fail(f"the tensors of its architecture under '{part}'")
-        for name in names:
-            read.tensor(tensors, name, dtype=wanted[name].dtype, shape=tuple(wanted[name].shape))
+    shared = {n for n, _ in plain.named_parameters() if n not in own}
+
+    def part(source: Any, key: str, names: set[str]) -> dict[str, Tensor]:
+        tensors = read.get(source, key, dict)
+        if tensors.keys() != names:
+            raise read.fail(f"the tensors of its architecture under '{key}'")
+        return {
+            name: read.tensor(tensors, name, dtype=wanted[name].dtype, shape=tuple(wanted[name].shape))
+            for name in sorted(names)
+        }
+
+    each = read.get(state, "paths", dict)
+    return {
+        "shared": part(state, "shared", shared),
+        "paths": {path: part(each, path, set(wanted) - shared) for path in paths},
+    }
+
+
+def _has_axis(module: nn.Module | None, axis: str) -> bool:
+    if isinstance(module, nn.BatchNorm2d) or is_depthwise(module):
+        return axis == "channel"
+    return isinstance(module, nn.Conv2d | nn.Linear) and axis in {"in", "out"}
 
 
 def _group(record: Any, modules: Mapping[str, nn.Module], read: _Reader) -> Group:
-    size = read.get(record, "size", int)
-    if not 1 <= size <= 2**20:
-        raise read.fail("a group size of 1 or more")
+    size = read.integer(record, "size")
     members = []
     for member in read.get(record, "members", list):
         module, axis = read.get(member, "module", str), read.get(member, "axis", str)
-        indices = read.get(member, "indices", Tensor)
+        indices = read.tensor(member, "indices", dtype=torch.int64, shape=(size, None))
         found = modules.get(module)
-        if axis == "channel":
-            length = found.num_features if isinstance(found, nn.BatchNorm2d) else getattr(found, "groups", 0)
-        elif axis in {"in", "out"} and isinstance(found, nn.Conv2d):
-            length = found.in_channels if axis == "in" else found.out_channels
-        elif axis in {"in", "out"} and isinstance(found, nn.Linear):
-            length = found.in_features if axis == "in" else found.out_features
-        else:
-            length = 0
-        fits = indices.dtype == torch.int64 and indices.dim() == 2 and indices.shape[0] == size and indices.numel() > 0
-        if not fits or int(indices.min()) < 0 or int(indices.max()) >= length:
+        if found is None or not _has_axis(found, axis) or indices.numel() == 0:
+            raise read.fail("channels of its layers in a group")
+        if int(indices.min()) < 0 or int(indices.max()) >= axis_length(found, "in" if axis == "in" else "out"):
             raise read.fail(f"channel numbers of {module} in a group")
         members.append(Member(module, axis, indices))
     outputs = {m.module for m in members if m.axis != "in"}
@@ -355,23 +431,40 @@ def _group(record: Any, modules: Mapping[str, nn.Module], read: _Reader) -> Grou
     return Group(read.get(record, "name", str), size, tuple(members), tuple(points))
 
 
-def _samples(raw: Mapping[str, Any], read: _Reader, *, paths: tuple[str, ...], shape: tuple[int, int, int]) -> Samples:
-    samples = read.get(raw, "samples", Mapping)
-    count = len(read.get(samples, "labels", Tensor))
-    adversarial = read.get(samples, "adversarial", Mapping)
+def _check_disjoint(groups: list[Group], read: _Reader) -> None:
+    """Refuse a channel that is in two groups, or twice in one: which mask would it follow?"""
+    seen: set[tuple[str, str, int]] = set()
+    for group in groups:
+        for member in group.members:
+            for index in member.indices.flatten().tolist():
+                if (member.module, member.axis, index) in seen:
+                    raise read.fail(f"each channel of {member.module} in one group")
+                seen.add((member.module, member.axis, index))
+
+
+def _samples(
+    raw: Mapping[str, Any], read: _Reader, *, paths: tuple[str, ...], shape: tuple[int, int, int], classes: int
+) -> Samples:
+    samples = read.get(raw, "samples", dict)
+    labels = read.tensor(samples, "labels", dtype=torch.int64, shape=(None,))
+    count = len(labels)
+    if count == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise read.fail("one or more samples with labels of its classes")
+    adversarial = read.get(samples, "adversarial", dict)
+    eps = read.number(samples, "eps")
+    if not 0 <= eps <= 1:
+        raise read.fail("eps in [0, 1]")
     return Samples(
         images=read.tensor(samples, "images", dtype=torch.uint8, shape=(count, *shape)),
-        labels=read.tensor(samples, "labels", dtype=torch.int64, shape=(count,)),
+        labels=labels,
         adversarial={p: read.tensor(adversarial, p, dtype=torch.uint8, shape=(count, *shape)) for p in paths},
-        eps=float(read.get(samples, "eps", (int, float))),
+        eps=eps,
         attack=read.get(samples, "attack", str),
     )
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a person wants to know of a checkpoint, as plain values for a table or JSON."""
-    from smart_train.accounting import densities  # noqa: PLC0415  # only needed here
-
     found = densities(checkpoint.net)
     return {
         "architecture": checkpoint.architecture,

@@ -21,7 +21,7 @@ from smart_train.masks import MASK_MODES, SCORES, MaskPlan
 from smart_train.methods import METHODS
 from smart_train.network import STRUCTURES, Structure
 from smart_train.options import parse_arguments, parse_eps
-from smart_train.training import PRECISIONS, TrainConfig, Trainer, TrainResult, state_path
+from smart_train.training import PRECISIONS, TrainConfig, Trainer, TrainResult, report_attack, state_path
 
 DEFAULT_ALIGN = 8
 
@@ -128,6 +128,8 @@ def main(
     """
     if not output.parent.is_dir():
         raise ConfigError(f"expected an existing folder for {output}, got none; create {output.parent} first")
+    if resume and force:
+        raise ConfigError("expected --resume or --force, got both; one continues a training, the other starts anew")
     existing = [p for p in (output, state_path(output)) if p.exists()]
     if existing and not resume and not force:
         raise ConfigError(
@@ -172,17 +174,12 @@ def main(
         ]
         for path, row in summary["paths"].items()
     ]
-    columns = ["path", "density", "parameters", "clean accuracy", f"{row_attack(summary)} accuracy"]
+    columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{output}  (test split, eps {config.attack.eps:.4g})", columns, rows))
     house.note(
         f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of {epochs}, "
         f"stored parameters {summary['union_density']:.3f} of both dense paths"
     )
-
-
-def row_attack(summary: dict[str, Any]) -> str:
-    """Return the attack that the summary's robust figures were measured under."""
-    return str(next(iter(summary["paths"].values()))["attack"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 def save_atomically(value: Any, path: Path) -> None:
     """``torch.save`` beside ``path``, flush to the disk, then rename over it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed process left is written over
     try:
         with beside.open("wb") as file:
             torch.save(value, file)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smart_train.errors import NetworkError
 from smart_train.layers import Expert, make_expert_
-from smart_train.slicing import axis_length, slice_network
+from smart_train.slicing import axis_length, is_depthwise, slice_network
 
 Axis = Literal["out", "in", "channel"]
 Scope = Literal["block", "all"]
@@ -82,7 +82,13 @@ class _Trace:
 
 
 def _run(network: nn.Module, images: Tensor) -> Tensor:
-    output = network(images)
+    try:
+        output = network(images)
+    except Exception as error:  # its own code runs here
+        raise NetworkError(
+            f"expected a network that takes images of shape {tuple(images.shape)}, got {type(network).__name__}, which "
+            f"stopped with: {error}; check the example input"
+        ) from error
     if not isinstance(output, Tensor) or output.dim() != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise NetworkError(
@@ -120,16 +126,18 @@ def _trace(network: nn.Module, images: Tensor) -> _Trace:
 
 
 def _axis(module: nn.Module, handler: str) -> Axis | None:
-    """Return the axis that a Torch-Pruning handler works on, None where this module type is not ours to slice."""
+    """Return the axis that a Torch-Pruning handler works on, None where this module type is not ours to slice.
+
+    Exact types only, as in :func:`make_expert_`: a subclass computes something of its own.
+    """
+    kind = type(module)
     if isinstance(module, nn.BatchNorm2d):
-        return "channel" if module.affine and module.track_running_stats else None
-    if isinstance(module, nn.Conv2d):
-        if module.groups > 1:
-            return "channel" if module.groups == module.in_channels == module.out_channels else None
-        return "in" if handler == "prune_in_channels" else "out"
-    if isinstance(module, nn.Linear):
-        return "in" if handler == "prune_in_channels" else "out"
-    return None
+        return "channel" if kind is nn.BatchNorm2d and module.affine and module.track_running_stats else None
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return "channel" if kind is nn.Conv2d and is_depthwise(module) else None
+    if kind not in {nn.Conv2d, nn.Linear}:
+        return None
+    return "in" if handler == "prune_in_channels" else "out"
 
 
 def _members(raw: Any, names: dict[nn.Module, str], *, size: int) -> tuple[Member, ...] | str:
@@ -192,14 +200,19 @@ def _quiet_graph(network: nn.Module) -> Iterator[None]:
 
 
 def _randomise_(network: nn.Module, generator: torch.Generator) -> None:
-    """Give batch norms statistics and parameters that no slice could get right by luck, in place."""
+    """Give every layer values that no slice could get right by luck (zeros, say), in place."""
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
         return torch.rand(like.shape, generator=generator, dtype=like.dtype) * (high - low) + low
 
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                scale = (2 / module.weight[0].numel()) ** 0.5  # keeps the size of features through ReLUs
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator, dtype=torch.float64) * scale)
+                if module.bias is not None:
+                    module.bias.copy_(uniform(module.bias, -1.0, 1.0))
+            elif isinstance(module, nn.BatchNorm2d):
                 for tensor, low, high in (
                     (module.weight, 0.5, 1.5),
                     (module.bias, -1.0, 1.0),
@@ -234,7 +247,7 @@ def probe(network: nn.Module, group: Group, images: Tensor, *, seed: int = 0) ->
         network: a plain network; it is not changed.
         group: the group to try.
         images: float (N, C, H, W) inputs.
-        seed: of the kept channels and the batch-norm values.
+        seed: of the kept channels and of the values that every layer gets.
     """
     generator = torch.Generator().manual_seed(seed)
     plain = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
@@ -249,7 +262,7 @@ def probe(network: nn.Module, group: Group, images: Tensor, *, seed: int = 0) ->
         expected = masked(images)
         try:
             got = slice_network(plain, [group], [keep])(images)
-        except RuntimeError:  # torch's word for shapes that no longer fit: this group cannot be sliced
+        except Exception:  # a forward may say in its own way that shapes no longer fit: this group cannot be sliced
             return float("inf")
     if got.shape != expected.shape:
         return float("inf")
@@ -265,7 +278,8 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
         scope: ``block`` for channels made by one layer (block interiors), ``all`` for residual streams too.
 
     Raises:
-        NetworkError: if it is no classifier, cannot be traced, or no group can be masked, with the reasons.
+        NetworkError: if it does not run on the example, is no classifier, cannot be traced, or no group can be masked,
+            with the reasons.
     """
     import torch_pruning as tp  # noqa: PLC0415  # takes a second to import and only conversion needs it
 
@@ -277,7 +291,7 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
         try:
             graph = tp.DependencyGraph().build_dependency(network, example_inputs=images)
             raws = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
-        except (RuntimeError, ValueError, KeyError, AttributeError, AssertionError, NotImplementedError) as error:
+        except Exception as error:  # tracing meets whatever a network's author wrote
             raise NetworkError(
                 f"expected a network whose channel dependencies can be traced, got {type(network).__name__}, where "
                 f"tracing stopped: {error}; replace the operation it names"
@@ -293,6 +307,9 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
             kept_whole[name] = members
             continue
         producers = [m for m in members if m.axis == "out"]
+        if not producers:
+            kept_whole[name] = "its channels are those of the image"
+            continue
         if any(m.module == trace.output_module for m in producers):
             continue  # the classifier's own outputs are never masked
         if scope == "block" and len(producers) != 1:
@@ -301,7 +318,7 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
         name = min((m.module for m in producers), key=order.index)
         group = Group(name=name, size=size, members=members, points=_points(members, modules, trace))
         difference = probe(network, group, images)
-        if difference > PROBE_TOLERANCE:
+        if not difference <= PROBE_TOLERANCE:  # nan is a difference too
             kept_whole[name] = f"slicing it changes the result by {difference:.1g} where masking does not"
             continue
         accepted.append(group)

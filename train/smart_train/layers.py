@@ -28,9 +28,13 @@ class Expert(nn.Module):
         """Keep the output channels where ``mask`` (bool, (out_channels,)) is true."""
         self.register_buffer("mask", mask, persistent=False)
 
-    def watch_gate(self, watched: bool) -> None:
-        """Start or stop collecting dL/dm in ``gate.grad``."""
-        self.gate = self.mask.float().requires_grad_() if watched and self.mask is not None else None
+    def watch_gate(self, watched: bool, *, floor: float = 0.0) -> None:
+        """Start or stop collecting dL/dm in ``gate.grad``.
+
+        With a small ``floor`` above 0 a masked channel comes out as next to nothing instead of zero: a ReLU passes no
+        gradient at exactly zero, so there the gradient of a masked channel's gate would be zero whatever it is worth.
+        """
+        self.gate = self.mask.float().clamp_(min=floor).requires_grad_() if watched and self.mask is not None else None
 
     def multiplier(self) -> Tensor | None:
         """Return what multiplies the output channels: the gate, the mask or nothing."""

@@ -27,6 +27,7 @@ SCORES: tuple[Score, ...] = get_args(Score)
 GRADUAL_BEGIN, GRADUAL_END = 0.15, 0.5  # fractions of training between which channels are removed
 REGROW_END = 0.75  # the last quarter settles on fixed masks
 REGROW_RATE = 0.5  # fraction of a group's kept channels that is replaced at first, linear to 0 (DNR's default)
+GATE_FLOOR = 1e-6  # of the gates in ``regrow``: lost in the rounding of any sum, yet above zero in float16 too
 MOMENTUM = 0.9  # of the running means of the gate gradients
 
 
@@ -109,10 +110,11 @@ class MaskLearner:
         A gate copies its mask when it is made, so this follows every move of the masks.
         """
         moving = step < self._frozen_from
+        floor = GATE_FLOOR if self._plan.mode == "regrow" else 0.0  # in the other modes no channel comes back
         self._watching = moving and (self._plan.mode == "regrow" or self._plan.score == "gradient")
         for path in self._net.path_names:
             for layer in _masked_layers(self._net, path):
-                layer.watch_gate(self._watching)
+                layer.watch_gate(self._watching, floor=floor)
 
     def after_backward(self) -> None:
         """Take in the gate gradients of this step."""
@@ -129,6 +131,8 @@ class MaskLearner:
                         continue
                     for member in group.members_at(point.layer):
                         gradient += layer.gate.grad[member.indices.to(gradient.device)].sum(dim=1)
+                # With 16-mixed a step whose scaled loss overflows is skipped: its infinities must not stay here.
+                gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
                 self._absolute[path][i].mul_(MOMENTUM).add_(gradient.abs(), alpha=1 - MOMENTUM)
                 self._signed[path][i].mul_(MOMENTUM).add_(gradient)
             for layer in _masked_layers(self._net, path):

@@ -24,6 +24,7 @@ StructureName = Literal["channel"]
 STRUCTURES: tuple[StructureName, ...] = get_args(StructureName)
 DEFAULT_PATHS = ("clean", "robust")
 _PATH_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_KEY = "path_"  # before a path's name in the module tree, where "half" or "type" would hide a method of nn.Module
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Normalise(nn.Module):
     Args:
         mean: one value a channel, in the units of images in [0, 1].
         std: likewise, above 0.
+
+    Raises:
+        ConfigError: if their numbers of values differ or a std is not above 0.
     """
 
     mean: Tensor
@@ -74,6 +78,11 @@ class Normalise(nn.Module):
 
     def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ConfigError(
+                f"expected a mean and a std above 0 for each channel, got {list(mean)} and {list(std)}; "
+                f"leave them out for 0 and 1"
+            )
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
@@ -106,6 +115,9 @@ class SmartNetwork(nn.Module):
         groups: where ``channel`` masks act, the same for every path.
         structure: what the masks may remove.
         kept_whole: groups that are never masked, with the reason.
+
+    Raises:
+        ConfigError: if a path has no name that it may have.
     """
 
     def __init__(
@@ -119,6 +131,7 @@ class SmartNetwork(nn.Module):
         kept_whole: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        _check_names(paths)
         self.groups = tuple(groups)
         self.structure = structure
         self.kept_whole = dict(kept_whole or {})
@@ -131,14 +144,14 @@ class SmartNetwork(nn.Module):
             # A memo that already holds the shared parameters makes deepcopy reuse instead of copy them.
             tree = copy.deepcopy(network, dict(shared))
             make_expert_(tree)
-            self._paths[name] = PathNetwork(tree, normalise=copy.deepcopy(normalise))
+            self._paths[_KEY + name] = PathNetwork(tree, normalise=copy.deepcopy(normalise))
             for i, group in enumerate(self.groups):
                 self.set_mask(name, i, torch.ones(group.size, dtype=torch.bool))
 
     @property
     def path_names(self) -> tuple[str, ...]:
         """The paths in order."""
-        return tuple(self._paths)
+        return tuple(key.removeprefix(_KEY) for key in self._paths)
 
     def path(self, name: str) -> PathNetwork:
         """Return the path ``name`` as a module of its own.
@@ -146,9 +159,9 @@ class SmartNetwork(nn.Module):
         Raises:
             ConfigError: if there is no such path.
         """
-        if name not in self._paths:
-            raise ConfigError(f"expected a path out of {', '.join(self._paths)}, got {name!r}; use one of them")
-        path = self._paths[name]
+        if _KEY + name not in self._paths:
+            raise ConfigError(f"expected a path out of {', '.join(self.path_names)}, got {name!r}; use one of them")
+        path = self._paths[_KEY + name]
         assert isinstance(path, PathNetwork)
         return path
 
@@ -182,6 +195,17 @@ class SmartNetwork(nn.Module):
             )
         device = next(self.path(path).parameters()).device
         apply_mask_(self.path(path).network, found, keep.to(device))
+
+
+def _check_names(paths: Sequence[str]) -> None:
+    if not paths or len(set(paths)) != len(paths):
+        raise ConfigError(f"expected one or more different path names, got {list(paths)}; clean and robust are usual")
+    for name in paths:
+        if not _PATH_NAME.fullmatch(name) or name == "dense":
+            raise ConfigError(
+                f"expected path names of a-z, 0-9, _ and - that start with a letter and are not 'dense', got {name!r}; "
+                f"clean and robust are usual"
+            )
 
 
 def convert(
@@ -219,20 +243,16 @@ def convert(
         scores = net.path("robust")(images)
     """
     wanted = Structure(name=structure, density=density, align=align, scope=scope)
-    if not paths or len(set(paths)) != len(paths):
-        raise ConfigError(f"expected one or more different path names, got {list(paths)}; clean and robust are usual")
-    for name in paths:
-        if not _PATH_NAME.fullmatch(name) or name == "dense":
-            raise ConfigError(
-                f"expected path names of a-z, 0-9, _ and - that start with a letter and are not 'dense', got {name!r}; "
-                f"clean and robust are usual"
-            )
     if example_input.dim() != 4:
         raise NetworkError(
             f"expected an example input (N, C, H, W), got shape {tuple(example_input.shape)}; add a batch axis"
         )
     channels = example_input.shape[1]
-    normalise = Normalise(mean=mean or [0.0] * channels, std=std or [1.0] * channels)
+    normalise = Normalise(mean=[0.0] * channels if mean is None else mean, std=[1.0] * channels if std is None else std)
+    if normalise.mean.numel() != channels:
+        raise ConfigError(
+            f"expected a mean for each of {channels} channels, got {normalise.mean.numel()}; leave it out for 0"
+        )
     found = find_groups(network, example_input, scope=scope)
     return SmartNetwork(
         network,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+import re
 
 from smart_train.errors import ConfigError
 
@@ -13,8 +13,9 @@ def parse_eps(text: str) -> float:
     Raises:
         ConfigError: if it is neither.
     """
+    top, slash, bottom = text.partition("/")
     try:
-        return float(Fraction(text))
+        return float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"expected eps as a decimal or fraction, got {text!r}; write 0.3 or 8/255") from error
 
@@ -27,8 +28,8 @@ def parse_arguments(pairs: tuple[str, ...]) -> dict[str, int]:
     """
     result = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name or not value.isascii() or not value.isdigit():
+        found = re.fullmatch(r"([a-z_]+)=([0-9]{1,9})", pair)
+        if found is None:
             raise ConfigError(f"expected a model argument as NAME=INTEGER, got {pair!r}; write --model-arg width=32")
-        result[name] = int(value)
+        result[found[1]] = int(found[2])
     return result

@@ -24,6 +24,11 @@ def axis_length(module: nn.Module, side: str) -> int:
     raise TypeError(f"a {type(module).__name__} has no channels of its own")
 
 
+def is_depthwise(module: nn.Module | None) -> bool:
+    """Whether ``module`` is a convolution with one filter for each of its channels."""
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
+
+
 def kept_channels(
     modules: Mapping[str, nn.Module], groups: Sequence[Group], keeps: Sequence[Tensor]
 ) -> dict[tuple[str, str], Tensor]:

@@ -25,9 +25,9 @@ from smart_train.checkpoint import (
     read_plain,
     save_checkpoint,
 )
-from smart_train.data.images import VALIDATION_SAMPLES, ImageSet, Split
+from smart_train.data.images import VALIDATION_SAMPLES, ImageSet
 from smart_train.errors import CheckpointError, ConfigError
-from smart_train.evaluation.accuracy import PathAccuracy, evaluate_path, to_tensor
+from smart_train.evaluation.accuracy import PathAccuracy, accuracy, evaluate_path, to_tensor
 from smart_train.files import save_atomically
 from smart_train.masks import MaskLearner, MaskPlan
 from smart_train.methods import METHODS
@@ -91,9 +91,9 @@ class TrainConfig:
             raise ConfigError(
                 f"expected a batch of 4 or more, got {self.batch_size}; each path's batch norm needs two images"
             )
-        if not self.learning_rate > 0 or self.weight_decay < 0:
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ConfigError(
-                f"expected a learning rate above 0 and a weight decay of 0 or more, got {self.learning_rate} and "
+                f"expected a finite learning rate above 0 and weight decay of 0 or more, got {self.learning_rate} and "
                 f"{self.weight_decay}; 0.1 and 5e-4 are usual"
             )
         if self.method not in METHODS:
@@ -135,6 +135,11 @@ def _generator(seed: int, stream: int, *, device: torch.device | str = "cpu") ->
 
 def _ignore(_: str) -> None:
     return
+
+
+def selection_attack(eps: float) -> Attack:
+    """Return the attack by which the best epoch is chosen: PGD-10, one restart."""
+    return Attack(name="pgd", eps=eps, steps=SELECTION_STEPS)
 
 
 def report_attack(eps: float) -> Attack:
@@ -183,6 +188,7 @@ class Trainer:
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self._progress = _Progress()
+        self._normalisation = data.mean_std()
         state = self._read_state() if resume and state_path(output).exists() else None
         if state is not None:
             torch.set_num_threads(state["threads"])  # results are equal to the bit only at the same thread count
@@ -219,7 +225,7 @@ class Trainer:
 
     def _build(self) -> SmartNetwork:
         channels, height, width = self.data.shape
-        mean, std = self.data.mean_std()
+        mean, std = self._normalisation
         plain = build_network(
             self.config.model,
             num_classes=len(self.data.class_names),
@@ -302,49 +308,36 @@ class Trainer:
             self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm)))
         )
 
-    def _accuracy(self, path: str, split: Split, *, steps: int, stream: int) -> PathAccuracy:
-        device = self._fabric.device
-        return evaluate_path(
-            self._net.path(path),
-            split,
-            attack=Attack(name="pgd", eps=self.config.attack.eps, steps=steps),
-            generator=_generator(self.config.seed, stream, device=device),
-            device=device,
-        )
-
     def _keep_if_best(self) -> None:
-        found = {
-            path: self._accuracy(path, self.data.validation, steps=SELECTION_STEPS, stream=_VALIDATION)
-            for path in (CLEAN, ROBUST)
-        }
-        score = 0.5 * (found[CLEAN].clean.value + found[ROBUST].robust.value)
-        self._progress.history[-1] |= {
-            "clean_path_clean_accuracy": found[CLEAN].clean.value,
-            "robust_path_robust_accuracy": found[ROBUST].robust.value,
-        }
+        """Write the checkpoint if this epoch is the best so far; its figures wait for the end of the training."""
+        attack = selection_attack(self.config.attack.eps)
+        clean = self._validate(CLEAN, attack=None)
+        robust = self._validate(ROBUST, attack=attack)
+        self._progress.history[-1] |= {"clean_path_clean_accuracy": clean, "robust_path_robust_accuracy": robust}
+        score = 0.5 * (clean + robust)
         if score < self._progress.best:  # an equal later epoch is kept: its learning rate is lower
             return
         self._progress.best, self._progress.best_epoch = score, self._progress.epoch
-        attack = Attack(name="pgd", eps=self.config.attack.eps, steps=SELECTION_STEPS)
-        save_checkpoint(
-            self._checkpoint({path: _figures(a, attack, split="validation") for path, a in found.items()}), self.output
-        )
-
-    def _checkpoint(self, metrics: dict[str, dict[str, Any]]) -> Checkpoint:
-        config = self.config
-        mean, std = self.data.mean_std()
-        return Checkpoint(
-            architecture=config.model,
-            arguments=config.model_arguments,
+        mean, std = self._normalisation
+        checkpoint = Checkpoint(
+            architecture=self.config.model,
+            arguments=self.config.model_arguments,
             input_shape=self.data.shape,
             class_names=self.data.class_names,
             mean=mean,
             std=std,
             net=self._net,
-            samples=self._samples(),
+            samples=self._samples(attack),
             training=self._record(),
-            metrics=metrics,
+            metrics={path: {} for path in self._net.path_names},
         )
+        save_checkpoint(checkpoint, self.output)
+
+    def _validate(self, path: str, *, attack: Attack | None) -> float:
+        device = self._fabric.device
+        generator = _generator(self.config.seed, _VALIDATION, device=device)
+        model = self._net.path(path)
+        return accuracy(model, self.data.validation, attack=attack, generator=generator, device=device).value
 
     def _record(self) -> dict[str, Any]:
         """Describe the training in plain values; data appears as kind and digest, never as a path."""
@@ -363,11 +356,10 @@ class Trainer:
             "versions": {"torch": str(torch.__version__)},
         }
 
-    def _samples(self) -> Samples:
+    def _samples(self, attack: Attack) -> Samples:
         split = self.data.validation
         images = torch.from_numpy(split.images[:VALIDATION_SAMPLES])
         labels = torch.from_numpy(split.labels[:VALIDATION_SAMPLES])
-        attack = report_attack(self.config.attack.eps)
         return Samples(
             images=images,
             labels=labels,
@@ -392,19 +384,30 @@ class Trainer:
         return (original + change).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def _report(self) -> TrainResult:
-        """Measure the best epoch on the test split and write the figures into its checkpoint."""
+        """Measure the best epoch on the test split; its checkpoint gets the figures and samples of full strength."""
         best = load_checkpoint(self.output)
         load_network_state_(self._net, network_state(best.net))
         for path in self._net.path_names:
             for i, mask in enumerate(best.net.masks(path)):
                 self._net.set_mask(path, i, mask)
+        attack, device = report_attack(self.config.attack.eps), self._fabric.device
         found = {
-            path: self._accuracy(path, self.data.test, steps=REPORT_STEPS, stream=_TEST) for path in (CLEAN, ROBUST)
+            path: evaluate_path(
+                self._net.path(path),
+                self.data.test,
+                attack=attack,
+                generator=_generator(self.config.seed, _TEST, device=device),
+                device=device,
+            )
+            for path in self._net.path_names
         }
-        attack = report_attack(self.config.attack.eps)
-        metrics = {path: _figures(a, attack, split="test") for path, a in found.items()}
-        history = [dict(row) for row in self._progress.history]
-        save_checkpoint(replace(best, training={**best.training, "history": history}, metrics=metrics), self.output)
+        final = replace(
+            best,
+            training={**best.training, "history": [dict(row) for row in self._progress.history]},
+            metrics={path: _figures(a, attack, split="test") for path, a in found.items()},
+            samples=self._samples(attack),
+        )
+        save_checkpoint(final, self.output)
         return TrainResult(
             checkpoint=self.output,
             seconds=self._progress.seconds,
@@ -431,6 +434,7 @@ class Trainer:
                 "masks": {path: [m.cpu() for m in self._net.masks(path)] for path in self._net.path_names},
                 "learner": self._learner.state(),
                 "optimizer": self._optimizer.state_dict(),
+                "precision": self._fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
                 "order": self._order.get_state(),
                 "attack": self._attack.get_state(),
                 "threads": torch.get_num_threads(),
@@ -445,6 +449,8 @@ class Trainer:
             not isinstance(state, dict)
             or state.get("format") != STATE_FORMAT
             or state.get("format_version") != STATE_VERSION
+            or not isinstance(state.get("config"), dict)
+            or state.get("threads") not in range(1, 1025)
         ):
             raise CheckpointError(
                 f"expected a training state of format {STATE_VERSION} in {path}, got another file; train from the start"
@@ -459,15 +465,27 @@ class Trainer:
         return cast("dict[str, Any]", state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        load_network_state_(self._net, state["network"])
-        for path in self._net.path_names:
-            for i, mask in enumerate(state["masks"][path]):
-                self._net.set_mask(path, i, mask)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._order.set_state(state["order"])
-        self._attack.set_state(state["attack"])
-        self._progress = _Progress(**state["progress"])
-        self._learner.load_state(state["learner"], step=self._progress.epoch * self.steps_per_epoch)
+        try:
+            load_network_state_(self._net, state["network"])
+            for path in self._net.path_names:
+                for i, mask in enumerate(state["masks"][path]):
+                    self._net.set_mask(path, i, mask)
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._fabric.strategy.precision.load_state_dict(state["precision"])
+            self._order.set_state(state["order"])
+            self._attack.set_state(state["attack"])
+            self._progress = _Progress(**state["progress"])
+            self._learner.load_state(state["learner"], step=self._progress.epoch * self.steps_per_epoch)
+        except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over
+            raise CheckpointError(
+                f"expected the whole state of a training in {state_path(self.output)}, got a damaged one; train from "
+                f"the start with --force"
+            ) from error
+        if self._progress.best_epoch and not self.output.exists():
+            raise CheckpointError(
+                f"expected the best epoch so far at {self.output}, got no such file; put it back, or train from "
+                f"the start with --force"
+            )
 
 
 def _figures(accuracy: PathAccuracy, attack: Attack, *, split: str) -> dict[str, Any]:

@@ -54,9 +54,15 @@ class ImageSet:
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation per channel of the training images, in units of [0, 1]."""
-        pixels = self.train.images.reshape(-1, self.train.images.shape[-1]).astype(np.float64) / 255
-        std = np.maximum(pixels.std(axis=0), 1e-3)  # a constant channel must not divide by zero
-        return tuple(float(v) for v in pixels.mean(axis=0)), tuple(float(v) for v in std)
+        levels = np.arange(256) / 255
+        means, stds = [], []
+        for channel in np.moveaxis(self.train.images, -1, 0):  # counts of each level: no float copy of the images
+            shares = sum(np.bincount(image.ravel(), minlength=256) for image in channel) / channel.size
+            mean = float(shares @ levels)
+            means.append(mean)
+            # A constant channel must not divide by zero.
+            stds.append(max(float(shares @ (levels - mean) ** 2) ** 0.5, 1e-3))
+        return tuple(means), tuple(stds)
 
 
 def _check(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], *, name: str, where: str) -> Split:
@@ -122,10 +128,10 @@ def make_image_set(
     classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1
     lowest = min(train.labels.min(), test.labels.min())
     highest = max(train.labels.max(), test.labels.max())
-    if lowest < 0 or highest >= classes or classes < 2:
+    if lowest < 0 or highest >= classes or not 2 <= classes <= len(train):
         raise DataError(
-            f"expected labels from 0 to {classes - 1} of at least two classes in {where}, got {lowest} to {highest}; "
-            f"number the classes from 0"
+            f"expected labels from 0 to {classes - 1}, of 2 or more classes but at most the {len(train)} training "
+            f"images, in {where}, got {lowest} to {highest}; number the classes from 0"
         )
     if len(train) < 10:
         raise DataError(
@@ -136,13 +142,16 @@ def make_image_set(
         digest.update(repr((array.shape, array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     count = max(len(train) // 10, min(VALIDATION_SAMPLES, len(train) // 5))
-    held = stratified(train.labels, count=count, generator=np.random.default_rng(VALIDATION_SEED))
+    generator = np.random.default_rng(VALIDATION_SEED)
+    held = stratified(train.labels, count=count, generator=generator)
+    # In random order: image folders come sorted by class, and a checkpoint's samples are the first validation images.
+    order = generator.permutation(np.flatnonzero(held))
     return ImageSet(
         kind=kind,
         class_names=tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes)),
         digest=digest.hexdigest(),
         train=Split(train.images[~held], train.labels[~held]),
-        validation=Split(train.images[held], train.labels[held]),
+        validation=Split(train.images[order], train.labels[order]),
         test=test,
     )
 

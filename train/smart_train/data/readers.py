@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from smart_train.errors import DataError
 _DIGITS_TEST = 360  # a fifth of scikit-learn's 1,797 digits
 _DIGITS_SPLIT_SEED = 1797
 _NPZ_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_EXIF_ORIENTATION = 0x0112
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
 
 
@@ -56,21 +56,27 @@ def npz(where: str) -> ImageSet:
     wanted = ", ".join(_NPZ_ARRAYS)
     try:
         # An object array would be a pickle, which can run code: allow_pickle stays off.
-        with np.load(where, allow_pickle=False) as arrays:
-            missing = [name for name in _NPZ_ARRAYS if name not in arrays.files]
-            if missing:
-                raise DataError(
-                    f"expected arrays {wanted} in {where}, got no {', '.join(missing)}; save them with numpy.savez"
-                )
-            found = {name: arrays[name] for name in _NPZ_ARRAYS}
-            names = [str(n) for n in arrays["class_names"]] if "class_names" in arrays.files else None
+        with Path(where).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in (*_NPZ_ARRAYS, "class_names") if name in arrays.files}
     except FileNotFoundError as error:
         raise DataError(f"expected a .npz file with {wanted} at {where}, got no such file; check the path") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, OSError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged zip, deflate stream or array header each have an exception of their own
         raise DataError(
-            f"expected a .npz file with plain arrays {wanted}, got a damaged or foreign file {where}: {error}"
+            f"expected a .npz file with plain arrays {wanted}, got a damaged or foreign file {where}; save them with "
+            f"numpy.savez"
         ) from error
-    return make_image_set(kind="npz", where=where, **found, class_names=names)
+    missing = [name for name in _NPZ_ARRAYS if name not in found]
+    if missing:
+        raise DataError(f"expected arrays {wanted} in {where}, got no {', '.join(missing)}; save them with numpy.savez")
+    names = found.pop("class_names", None)
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
+        raise DataError(
+            f"expected class_names in {where} as strings (classes,), got {names.dtype} of shape {names.shape}; "
+            f"leave them out or save a list of strings"
+        )
+    return make_image_set(
+        kind="npz", where=where, **found, class_names=None if names is None else [str(name) for name in names]
+    )
 
 
 def folder(where: str) -> ImageSet:
@@ -79,7 +85,7 @@ def folder(where: str) -> ImageSet:
     Pictures are read as grey where every one of them is grey, else as RGB, and must all have one size.
 
     Raises:
-        DataError: if a part is missing, a picture cannot be read, or sizes differ.
+        DataError: if a part is missing, a class has no training picture, a picture cannot be read, or sizes differ.
     """
     root = Path(where)
     layout = f"train/CLASS/*.png and test/CLASS/*.png under {where}"
@@ -94,7 +100,8 @@ def folder(where: str) -> ImageSet:
         part: [(p, i) for i, name in enumerate(classes) for p in _pictures(root / part / name)]
         for part in ("train", "test")
     }
-    empty = [part for part, found in files.items() if not found]
+    empty = ["test"] if not files["test"] else []
+    empty += [f"train/{name}" for i, name in enumerate(classes) if all(label != i for _, label in files["train"])]
     if empty:
         raise DataError(
             f"expected {layout}, got no picture in {' and '.join(empty)}; PNG, JPEG, BMP, WebP and PNM are read"
@@ -119,7 +126,7 @@ def _pictures(directory: Path) -> list[Path]:
 def _size_and_colour(paths: list[Path]) -> tuple[tuple[int, int], Colour]:
     """Return the one (height, width) of all pictures, and L or RGB, from their headers alone."""
     try:
-        from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
+        from PIL import Image  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError(
             "expected Pillow to read pictures, got none; pip install 'smart-edge[image]'"
@@ -129,9 +136,10 @@ def _size_and_colour(paths: list[Path]) -> tuple[tuple[int, int], Colour]:
     for path in paths:
         try:
             with Image.open(path) as picture:
-                here = (picture.height, picture.width)
+                turned = picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5  # read_picture will turn it upright
+                here = (picture.width, picture.height) if turned else (picture.height, picture.width)
                 grey = grey and picture.mode in {"1", "L", "LA"}
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
             raise DataError(
                 f"expected a picture, got {path}, which cannot be read ({error}); remove or replace it"
             ) from error

@@ -36,7 +36,7 @@ class Accuracy:
         n, p, z = self.total, self.value, Z_95
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))  # rounding may put an end past p
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,36 @@ def _nothing(_: int) -> None:
     return
 
 
-def correct(model: PathNetwork, images: Tensor, labels: Tensor) -> int:
-    """Return how many of ``images`` (float, (N, C, H, W)) the model, in eval mode, puts in their class."""
-    with torch.no_grad():
-        return int((model(images).argmax(dim=1) == labels).sum())
+def accuracy(
+    model: PathNetwork,
+    split: Split,
+    *,
+    attack: Attack | None,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    done: Callable[[int], None] = _nothing,
+) -> Accuracy:
+    """Measure one path in float32 and eval mode.
+
+    Args:
+        model: the path; its train/eval flag is as before afterwards.
+        split: what to measure on.
+        attack: made on this path; None for clean images.
+        generator: of the attack's random starts, on ``device``.
+        device: where the model is.
+        done: called with the number of images of each finished chunk.
+    """
+    right = 0
+    with in_eval_mode(model):
+        for start in range(0, len(split), CHUNK):
+            images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
+            labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)
+            if attack is not None:
+                images = attack.perturb(model, images, labels, generator=generator)
+            with torch.no_grad():
+                right += int((model(images).argmax(dim=1) == labels).sum())
+            done(len(labels))
+    return Accuracy(right, len(split))
 
 
 def evaluate_path(
@@ -71,22 +97,8 @@ def evaluate_path(
     device: torch.device | str = "cpu",
     done: Callable[[int], None] = _nothing,
 ) -> PathAccuracy:
-    """Measure one path in float32 and eval mode.
-
-    Args:
-        model: the path; its train/eval flag is as before afterwards.
-        split: what to measure on.
-        attack: made on this path.
-        generator: of its random starts, on ``device``.
-        device: where the model is.
-        done: called with the number of images of each finished chunk.
-    """
-    clean = robust = 0
-    with in_eval_mode(model):
-        for start in range(0, len(split), CHUNK):
-            images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
-            labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)
-            clean += correct(model, images, labels)
-            robust += correct(model, attack.perturb(model, images, labels, generator=generator), labels)
-            done(len(labels))
-    return PathAccuracy(Accuracy(clean, len(split)), Accuracy(robust, len(split)))
+    """Measure one path clean and under ``attack``; see :func:`accuracy`, ``done`` counts the attacked images."""
+    return PathAccuracy(
+        clean=accuracy(model, split, attack=None, generator=generator, device=device),
+        robust=accuracy(model, split, attack=attack, generator=generator, device=device, done=done),
+    )

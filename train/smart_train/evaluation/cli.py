@@ -51,7 +51,8 @@ def main(
 ) -> None:
     """Measure each path of CHECKPOINT on the test split, clean and under an attack on that path, with 95% intervals."""
     found = load_checkpoint(checkpoint)
-    record = found.training.get("data", {})
+    record = found.training.get("data")
+    record = record if isinstance(record, dict) else {}
     if data is None and record.get("kind") != "digits":
         raise ConfigError(
             f"expected --data for a network trained on {record.get('kind', 'other data')}, got none; "

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import resource
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from smart_train import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from smart_train.architectures import ARCHITECTURES, build_network
+from smart_train.checkpoint import describe, network_state
+from smart_train.files import save_atomically
+from train.networks import different
+
+Raw = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def raw(trained: Path) -> Raw:
+    return dict(torch.load(trained, weights_only=True))
+
+
+def refused(path: Path, words: str = "expected ") -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def save(value: object, path: Path) -> Path:
+    torch.save(value, path)
+    return path
+
+
+def flat(net_state: Raw) -> dict[str, Tensor]:
+    parts = {"shared": net_state["shared"], **net_state["paths"]}
+    return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+
+def test_what_is_written_is_read_again(trained: Path, tmp_path: Path) -> None:
+    first = load_checkpoint(trained)
+    save_checkpoint(first, tmp_path / "again.pt")
+    second = load_checkpoint(tmp_path / "again.pt")
+    assert not different(flat(network_state(first.net)), flat(network_state(second.net)))
+    for path in first.net.path_names:
+        assert all(torch.equal(a, b) for a, b in zip(first.net.masks(path), second.net.masks(path), strict=True))
+        images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(first.net.path(path)(images), second.net.path(path)(images))
+    plain = ("architecture", "arguments", "input_shape", "class_names", "mean", "std", "training", "metrics")
+    assert {n: getattr(first, n) for n in plain} == {n: getattr(second, n) for n in plain}
+    assert torch.equal(first.samples.images, second.samples.images)
+    assert describe(first) == describe(second)
+    assert not any(m.training for m in second.net.modules())
+
+
+def test_a_checkpoint_names_no_path_of_the_machine(trained: Path) -> None:
+    content = trained.read_bytes()
+    assert str(trained.parent).encode() not in content
+    assert os.fsencode(Path.home()) not in content
+
+
+def places(value: object, where: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """Every place in nested dictionaries and lists."""
+    yield where
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from places(item, (*where, key))
+
+
+def deep() -> list[Any]:
+    value: list[Any] = []
+    for _ in range(200):
+        value = [value]
+    return value
+
+
+def doubling() -> list[Any]:
+    """Thirty short lists, each twice in the next: a billion values for whoever walks through them."""
+    value: list[Any] = [1]
+    for _ in range(30):
+        value = [value, value]
+    return value
+
+
+NASTY: dict[str, Callable[[], object]] = {
+    "none": lambda: None,
+    "true": lambda: True,
+    "zero": lambda: 0,
+    "negative": lambda: -1,
+    "huge": lambda: 10**400,
+    "nan": lambda: float("nan"),
+    "infinity": lambda: float("inf"),
+    "word": lambda: "a/b.c",
+    "empty list": list,
+    "empty dict": dict,
+    "numbers as keys": lambda: {1: 2},
+    "deep": deep,
+    "doubling": doubling,
+    "scalar tensor": lambda: torch.tensor(1.0),
+    "nan tensor": lambda: torch.full((4,), float("nan")),
+    "claimed tensor": lambda: torch.zeros(1).expand(10**12),
+    "claimed indices": lambda: torch.zeros(1, dtype=torch.int64).expand(8, 10**11),
+    "sparse tensor": lambda: torch.eye(3).to_sparse(),
+    "meta tensor": lambda: torch.empty(10**12, device="meta"),
+    "complex tensor": lambda: torch.zeros(3, dtype=torch.complex64),
+    "quantised tensor": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.quint8),
+    "parameter": lambda: torch.nn.Parameter(torch.ones(4)),
+    "shape": lambda: torch.Size([1, 2]),
+    "dtype": lambda: torch.float32,
+}
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore:.*quantize.*:DeprecationWarning", "ignore:.*quantized.*:UserWarning")
+def test_any_value_anywhere_is_refused_in_one_sentence_or_harmless(
+    raw: Raw, tmp_path: Path, data: st.DataObject
+) -> None:
+    damaged = copy.deepcopy(raw)
+    *outer, last = data.draw(st.sampled_from([p for p in places(raw) if p]))
+    nasty = data.draw(st.sampled_from(["delete", *NASTY]))
+    inside: Any = damaged
+    for key in outer:
+        inside = inside[key]
+    if nasty == "delete":
+        del inside[last]
+    else:
+        inside[last] = NASTY[nasty]()
+    path = save(damaged, tmp_path / "damaged.pt")
+    try:
+        found = load_checkpoint(path)
+    except CheckpointError as error:
+        words = str(error)
+    else:
+        words = ""
+        assert isinstance(found, Checkpoint)
+        describe(found)
+        assert found.net.path("clean")(torch.zeros(1, *found.input_shape)).shape == (1, len(found.class_names))
+    assert "\n" not in words
+    assert len(words) < 2000
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_a_file_that_holds_only_that_is_refused(tmp_path: Path, nasty: str) -> None:
+    refused(save(NASTY[nasty](), tmp_path / "x.pt"))
+    refused(save({"format": NASTY[nasty]()}, tmp_path / "x.pt"))
+
+
+def changed(raw: Raw, where: str, value: object) -> Raw:
+    damaged: Any = copy.deepcopy(raw)
+    *outer, last = [int(k) if k.isdigit() else k for k in where.split("/")]
+    inside = damaged
+    for key in outer:
+        inside = inside[key]
+    inside[last] = value
+    return dict(damaged)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        ("format_version", 2, "update smart-edge"),
+        ("architecture/name", "resnet1001", "out of resnet8"),
+        ("architecture/arguments", {"depth": 3}, "arguments out of width"),
+        ("architecture/arguments", {"width": 10**9}, "width from 1"),
+        ("architecture/arguments", {"width": 8}, "tensor"),
+        ("class_names", ["a", "b"], "tensor"),
+        ("paths", ["clean", "dense"], "value 'dense'"),
+        ("structure/density", 0.0, "density"),
+        ("normalisation/std", [0.0], "std above 0"),
+        ("samples/eps", 3.0, "eps in"),
+        ("samples/labels", torch.zeros(12, dtype=torch.int64) + 3, "labels of its classes"),
+        ("masks/clean/0", torch.zeros(4, dtype=torch.bool), "never becomes empty"),
+        ("groups/0/members/0/indices", torch.tensor([[0], [1], [2], [2]]), "in one group"),
+        ("groups/0/members/0/indices", torch.tensor([[0], [1], [2], [4]]), "channel numbers"),
+        ("groups/0/points", [], "mask point"),
+        ("training", {"seconds": float("inf")}, "plain values"),
+        ("training", deep(), "'training'"),
+        ("training", {"x": doubling()}, "less depth and length"),
+    ],
+)
+def test_each_lie_is_named(raw: Raw, tmp_path: Path, where: str, value: object, words: str) -> None:
+    refused(save(changed(raw, where, value), tmp_path / "x.pt"), words)
+
+
+def test_a_small_file_that_claims_a_giant_network_takes_no_memory(raw: Raw, tmp_path: Path) -> None:
+    arguments = {"width": 4096}
+    with torch.device("meta"):
+        giant = build_network("resnet34", num_classes=3, in_channels=1, arguments=arguments, generator_seed=0)
+    state = {n: torch.zeros([1] * t.dim(), dtype=t.dtype).expand(t.shape) for n, t in giant.state_dict().items()}
+    shared = set(raw["state"]["shared"]) | {n for n, t in state.items() if t.dim() > 1 or n.startswith("fc")}
+    claimed = copy.deepcopy(raw)
+    claimed["architecture"] = {"name": "resnet34", "arguments": arguments}
+    own = {n: t for n, t in state.items() if n not in shared}
+    claimed["state"] = {
+        "shared": {n: t for n, t in state.items() if n in shared},
+        "paths": {"clean": own, "robust": own},
+    }
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(save(claimed, tmp_path / "giant.pt"), "no larger than the file")
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 300, f"{grown:.0f} MiB were taken"
+
+
+class Runs:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str, int]]:
+        return os.mkdir, (str(self.trace), 0o700)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle", "inside a checkpoint"])
+def test_a_pickle_that_runs_code_runs_nothing_and_is_refused(raw: Raw, tmp_path: Path, form: str) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "evil.pt"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Runs(trace)))
+    else:
+        value = raw | {"training": Runs(trace)} if form == "inside a checkpoint" else Runs(trace)
+        torch.save(value, path, _use_new_zipfile_serialization=form != "legacy")
+    refused(path, "was not run or loaded")
+    assert not trace.exists(), "the code ran"
+
+
+def test_a_checkpoint_in_the_legacy_form_is_refused(raw: Raw, tmp_path: Path) -> None:
+    torch.save(raw, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    refused(tmp_path / "old.pt", "was not run or loaded")
+
+
+@given(cut=st.floats(0, 1, exclude_max=True))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_truncated_file_is_refused(trained: Path, tmp_path: Path, cut: float) -> None:
+    content = trained.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[: int(cut * len(content))])
+    refused(tmp_path / "cut.pt")
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_is_refused_or_changes_nothing(trained: Path, tmp_path: Path, where: float, bit: int) -> None:
+    content = bytearray(trained.read_bytes())
+    content[int(where * len(content))] ^= 1 << bit
+    path = tmp_path / "flipped.pt"
+    path.write_bytes(content)
+    try:
+        found = load_checkpoint(path)
+    except CheckpointError:
+        return
+    assert not different(flat(network_state(found.net)), flat(network_state(load_checkpoint(trained).net)))
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(trained: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(trained) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, bytes(2**28) if name.endswith("/data/0") else source.read(name))
+    assert bomb.stat().st_size < 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(bomb, "damaged file")
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 100
+
+
+@pytest.mark.parametrize("what", ["nothing", "a folder", "an empty file", "a zip of other things"])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "x.pt"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "an empty file":
+        path.touch()
+    elif what == "a zip of other things":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("hello.txt", "hello")
+    refused(path, "expected a (smart-edge )?checkpoint")
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_whole(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(trained.read_bytes())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # the system refuses more bytes in any file
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            save_atomically({"much": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == trained.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_lists_nested_deeper_than_python_recurses_are_refused(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "deep.pt"
+    with zipfile.ZipFile(trained) as source, zipfile.ZipFile(path, "w") as archive:
+        for name in source.namelist():
+            value = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+            archive.writestr(name, value if name.endswith("data.pkl") else source.read(name))
+    refused(path)
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.with_name(".ckpt.pt.tmp").write_bytes(b"half")
+    save_atomically({"a": 1}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+    assert torch.load(path, weights_only=True) == {"a": 1}
+
+
+def test_every_architecture_builds_from_its_name_and_the_seed_alone() -> None:
+    for name in ARCHITECTURES:
+        state = torch.random.get_rng_state()
+        first, second = (
+            build_network(name, num_classes=3, in_channels=2, arguments={"width": 2}, generator_seed=4)
+            for _ in range(2)
+        )
+        assert torch.equal(torch.random.get_rng_state(), state), "the global random state moved"
+        assert not different(first.state_dict(), second.state_dict())
+        buffer = io.BytesIO()
+        torch.save(first.state_dict(), buffer)
+        assert first(torch.rand(2, 2, 9, 7)).shape == (2, 3)

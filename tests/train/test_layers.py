@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smart_train.layers import Expert, make_expert_, make_plain_
+from train.networks import different, randomise_
+
+GENERATOR_SEED = 3
+KEEP = torch.tensor([True, False, True, True, False, True])
+
+
+def expert_of(layer: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(layer)
+    make_expert_(copied)
+    return copied
+
+
+def features(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(GENERATOR_SEED))
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9, None])
+@pytest.mark.parametrize("track", [True, False], ids=["tracked", "untracked"])
+def test_a_batch_norm_that_keeps_all_is_the_plain_one_to_the_bit(momentum: float | None, track: bool) -> None:
+    plain = nn.BatchNorm2d(6, momentum=momentum, track_running_stats=track)
+    with torch.no_grad():
+        plain.weight.copy_(features(6))
+        plain.bias.copy_(features(6) + 1)
+    expert = expert_of(plain)
+    assert isinstance(expert, Expert)
+    expert.set_mask(torch.ones(6, dtype=torch.bool))
+    for i in range(4):
+        plain.train(i < 3)
+        expert.train(i < 3)
+        images = features(5, 6, 4, 4) * (i + 1)
+        assert torch.equal(expert(images), plain(images)), f"differs in call {i}"
+    own = {k: v for k, v in expert.state_dict().items() if k != "mask"}
+    assert not different(own, plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 6, 3, padding=1), (2, 3, 5, 5)),
+        (nn.Conv2d(3, 6, 1, bias=False), (2, 3, 5, 5)),
+        (nn.Conv2d(6, 6, 3, groups=6), (2, 6, 5, 5)),
+        (nn.Linear(4, 6), (2, 4)),
+        (nn.Linear(4, 6, bias=False), (2, 3, 4)),
+        (nn.BatchNorm2d(6), (2, 6, 5, 5)),
+    ],
+    ids=["conv", "conv without bias", "depthwise", "linear", "linear without bias", "batch norm"],
+)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_masked_channels_are_exactly_zero_and_the_others_untouched(
+    layer: nn.Module, shape: tuple[int, ...], training: bool
+) -> None:
+    plain = copy.deepcopy(layer).train(training)
+    randomise_(plain, seed=1)
+    expert = expert_of(plain)
+    assert isinstance(expert, Expert)
+    expert.set_mask(KEEP)
+    images = features(*shape)
+    expected, got = plain(images), expert(images)
+    axis = -1 if isinstance(layer, nn.Linear) else 1
+    keep, drop = torch.nonzero(KEEP).flatten(), torch.nonzero(~KEEP).flatten()
+    assert got.index_select(axis, drop).abs().max() == 0
+    torch.testing.assert_close(got.index_select(axis, keep), expected.index_select(axis, keep), rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_norm_refuses_what_the_plain_one_refuses() -> None:
+    expert = expert_of(nn.BatchNorm2d(6))
+    assert isinstance(expert, Expert)
+    expert.set_mask(KEEP)
+    with pytest.raises(ValueError, match="4D"):
+        expert(features(2, 6))
+
+
+def test_the_gate_stands_in_for_the_mask_and_learns_where_it_is_zero() -> None:
+    expert = expert_of(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)))
+    norm = expert.get_submodule("1")
+    assert isinstance(norm, Expert)
+    randomise_(expert, seed=1)
+    norm.set_mask(KEEP)
+    images = features(4, 3, 6, 6)
+    before = expert.eval()(images)
+    norm.watch_gate(True)
+    got = expert(images)
+    assert torch.equal(got, before)
+    (got * features(*got.shape)).sum().backward()
+    assert norm.gate is not None
+    assert norm.gate.grad is not None
+    assert (norm.gate.grad != 0).all(), f"no gradient in {int((norm.gate.grad == 0).sum())}/6 channels"
+    convolution = expert.get_submodule("0")
+    assert isinstance(convolution.weight, Tensor)
+    assert convolution.weight.grad is not None
+    assert convolution.weight.grad[~KEEP].abs().max() == 0
+    norm.watch_gate(False)
+    assert norm.gate is None
+
+
+def test_a_gate_with_a_floor_learns_through_a_relu_too() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    randomise_(network, seed=1)
+    expert = expert_of(network).eval()
+    norm = expert.get_submodule("1")
+    assert isinstance(norm, Expert)
+    norm.set_mask(KEEP)
+    images = features(4, 3, 6, 6)
+    masked = expert(images)
+    gradients = {}
+    for floor in (0.0, 1e-6):
+        norm.watch_gate(True, floor=floor)
+        got = expert(images)
+        torch.testing.assert_close(got, masked, rtol=1e-5, atol=1e-5)
+        assert norm.gate is not None
+        (gradients[floor],) = torch.autograd.grad((got * features(*got.shape)).sum(), norm.gate)
+    assert (gradients[0.0][~KEEP] == 0).all(), "a ReLU passes a gradient at zero: the floor is no longer needed"
+    assert (gradients[1e-6][~KEEP] != 0).all()
+    torch.testing.assert_close(gradients[1e-6][KEEP], gradients[0.0][KEEP], rtol=1e-3, atol=1e-3)
+
+
+def test_only_exact_types_become_experts() -> None:
+    class Own(nn.Conv2d):
+        pass
+
+    network = nn.Sequential(Own(1, 2, 1), nn.Conv2d(2, 2, 1), nn.BatchNorm1d(2))
+    make_expert_(network)
+    assert [isinstance(m, Expert) for m in network] == [False, True, False]
+
+
+def test_making_plain_again_multiplies_the_masks_in_and_leaves_no_trace() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 6)).eval()
+    randomise_(network, seed=2)
+    expert = expert_of(network)
+    for name in ("1", "3"):
+        layer = expert.get_submodule(name)
+        assert isinstance(layer, Expert)
+        layer.set_mask(KEEP)
+    images = features(2, 3, 6, 6)
+    expected = expert(images)
+    make_plain_(expert)
+    assert [type(m) for m in expert.children()] == [type(m) for m in network]
+    assert not any(hasattr(m, "mask") or hasattr(m, "gate") for m in expert.children())
+    assert torch.equal(expert(images), expected)
