@@ -104,7 +104,8 @@ def build_bundle(
         raise ExportError(f"expected a default path out of {', '.join(names)}, got {default_path!r}; use one of them")
     check_output(output, force=force)
     builder = _Builder(checkpoint, target=target, extra_images=extra_images)
-    with _staging(output) as staging:
+    place = Path(os.path.abspath(output))  # noqa: PTH100  # unlike resolve, it leaves links alone; "." gets a name
+    with _staging(place) as staging:
         paths = {}
         for name in names:
             paths[name] = builder.path(name, staging)
@@ -117,7 +118,7 @@ def build_bundle(
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         write_checksums(staging)
         Bundle.open(staging).verify()  # what cannot be read back is not published
-        _publish(staging, output, force=force)
+        _publish(staging, place, force=force)
     return BuildResult(
         bundle=output,
         target=target,
@@ -149,6 +150,7 @@ def check_output(output: Path, *, force: bool) -> None:
 def _staging(output: Path) -> Iterator[Path]:
     """Yield a new hidden folder beside ``output``, removed again if it is still there at the end."""
     staging = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)  # of a killed process that had our number
     staging.mkdir()
     try:
         yield staging
@@ -158,10 +160,8 @@ def _staging(output: Path) -> Iterator[Path]:
 
 def _publish(staging: Path, output: Path, *, force: bool) -> None:
     """Flush ``staging`` to the disk and give it its name; an old bundle is moved aside first and removed last."""
-    for file in sorted(staging.rglob("*")):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+    for path in (*staging.rglob("*"), staging):
+        _flush(path)
     old = None
     if force and output.exists():
         old = output.with_name(f"{output.name}.old-{os.getpid()}")
@@ -172,8 +172,18 @@ def _publish(staging: Path, output: Path, *, force: bool) -> None:
         if old is not None:
             old.rename(output)
         raise
+    _flush(output.parent)
     if old is not None:
         shutil.rmtree(old)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _Builder:
