@@ -177,7 +177,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['architecture']} ({arguments}), images {shape}, {classes} classes",
         f"structure {structure['name']}, density {structure['density']:g}, align {structure['align']}, "
-        f"scope {structure['scope']}, stored parameters {found['union_density']:.3f}",
+        f"scope {structure['scope']}, stores {found['union_density']:.1%} of the unmasked network's parameters",
     ]
     if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
         lines.append(

@@ -10,10 +10,9 @@ import click
 from smart_devices import resolve_target
 from smart_devices.console import cli as house
 from smart_devices.version import version
-from smart_train.accounting import densities
 from smart_train.architectures import ARCHITECTURES
 from smart_train.attacks import ATTACKS, Attack
-from smart_train.checkpoint import load_checkpoint
+from smart_train.checkpoint import describe, load_checkpoint
 from smart_train.data import load_data
 from smart_train.errors import ConfigError
 from smart_train.groups import SCOPES
@@ -37,22 +36,14 @@ def _align(target: str | None, align: int | None) -> int:
 
 
 def _summary(result: TrainResult) -> dict[str, Any]:
-    checkpoint = load_checkpoint(result.checkpoint)
-    found = densities(checkpoint.net)
+    found = describe(load_checkpoint(result.checkpoint))
     return {
         "checkpoint": str(result.checkpoint),
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "best_epoch": result.best_epoch,
-        "union_density": found.union,
-        "paths": {
-            path: {
-                "density": found.channels[path],
-                "parameter_density": found.parameters[path],
-                **checkpoint.metrics[path],
-            }
-            for path in checkpoint.net.path_names
-        },
+        "union_density": found["union_density"],
+        "paths": found["paths"],
     }
 
 
@@ -178,7 +169,7 @@ def main(
     house.console().print(house.table(f"{output}  (test split, eps {config.attack.eps:.4g})", columns, rows))
     house.note(
         f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of {epochs}, "
-        f"stored parameters {summary['union_density']:.3f} of both dense paths"
+        f"stores {summary['union_density']:.1%} of the unmasked network's parameters"
     )
 
 
