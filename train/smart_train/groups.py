@@ -240,33 +240,38 @@ def apply_mask_(network: nn.Module, group: Group, keep: Tensor) -> None:
         layer.set_mask(mask)
 
 
-def probe(network: nn.Module, group: Group, images: Tensor, *, seed: int = 0) -> float:
-    """Return how far slicing ``group`` is from masking it: max|a-b| / max(1, max|a|) over random kept channels.
+class Probe:
+    """Tries groups: a group may be masked only where slicing it gives the very same network.
 
     Args:
-        network: a plain network; it is not changed.
-        group: the group to try.
+        network: a plain network; it is not changed. The trial copies get random values in float64.
         images: float (N, C, H, W) inputs.
-        seed: of the kept channels and of the values that every layer gets.
+        seed: of the values that every layer gets, and of the kept channels.
     """
-    generator = torch.Generator().manual_seed(seed)
-    plain = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
-    _randomise_(plain, generator)
-    keep = torch.zeros(group.size, dtype=torch.bool)
-    keep[torch.randperm(group.size, generator=generator)[: max(1, group.size // 2)]] = True
-    masked = copy.deepcopy(plain)
-    make_expert_(masked)
-    apply_mask_(masked, group, keep)
-    images = images.to(device="cpu", dtype=torch.float64)
-    with torch.no_grad():
-        expected = masked(images)
+
+    def __init__(self, network: nn.Module, images: Tensor, *, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._images = images.to(device="cpu", dtype=torch.float64)
+        self._plain = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
+        _randomise_(self._plain, self._generator)
+        self._masked = copy.deepcopy(self._plain)
+        make_expert_(self._masked)
+
+    @torch.no_grad()
+    def difference(self, group: Group) -> float:
+        """Return max|a-b| / max(1, max|a|) between masking and slicing ``group`` to random channels, half of them."""
+        keep = torch.zeros(group.size, dtype=torch.bool)
+        keep[torch.randperm(group.size, generator=self._generator)[: max(1, group.size // 2)]] = True
+        apply_mask_(self._masked, group, keep)
+        expected = self._masked(self._images)
+        apply_mask_(self._masked, group, torch.ones_like(keep))
         try:
-            got = slice_network(plain, [group], [keep])(images)
+            got = slice_network(self._plain, [group], [keep])(self._images)
         except Exception:  # a forward may say in its own way that shapes no longer fit: this group cannot be sliced
             return float("inf")
-    if got.shape != expected.shape:
-        return float("inf")
-    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if got.shape != expected.shape:
+            return float("inf")
+        return float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGroups:
@@ -296,6 +301,7 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
                 f"expected a network whose channel dependencies can be traced, got {type(network).__name__}, where "
                 f"tracing stopped: {error}; replace the operation it names"
             ) from error
+    probe = Probe(network, images)
     accepted: list[Group] = []
     kept_whole: dict[str, str] = {}
     order = list(modules)
@@ -317,7 +323,7 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
             continue
         name = min((m.module for m in producers), key=order.index)
         group = Group(name=name, size=size, members=members, points=_points(members, modules, trace))
-        difference = probe(network, group, images)
+        difference = probe.difference(group)
         if not difference <= PROBE_TOLERANCE:  # nan is a difference too
             kept_whole[name] = f"slicing it changes the result by {difference:.1g} where masking does not"
             continue
