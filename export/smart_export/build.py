@@ -21,8 +21,11 @@ from smart_export.fold import fold, fold_dense, padded, unmasked
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, onnx_from_module, save_graph
 from smart_export.layers import NetworkCost, network_cost
 from smart_export.verify import Agreement, Images, compare, require, verification_images
-from smart_runtime.bundle import MANIFEST, Bundle, GraphBytes, write_checksums
+from smart_runtime.bundle import CHECKSUMS, MANIFEST, SIGNATURE, Bundle, GraphBytes, write_checksums
+from smart_runtime.checksums import parse_checksums
 from smart_runtime.engines import AUTO, create_engine
+from smart_runtime.errors import BundleError
+from smart_runtime.files import list_files
 from smart_runtime.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
 from smart_train import Checkpoint
 from smart_train.accounting import Densities, densities
@@ -139,18 +142,31 @@ def check_output(output: Path, *, force: bool) -> None:
         raise ExportError(
             f"expected no file or folder {output}, got one; use --force to replace a bundle, or another -o"
         )
-    replaceable = output.is_dir() and not output.is_symlink()
-    if not replaceable or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+    if not _is_replaceable(output):
         raise ExportError(
             f"expected a bundle to replace at {output}, got something else, which stays as it is; use another -o"
         )
 
 
+def _is_replaceable(output: Path) -> bool:
+    """Whether ``output`` is an empty folder, or one with nothing but the files of a bundle, whole or damaged."""
+    if output.is_symlink() or not output.is_dir():
+        return False
+    try:
+        present = set(list_files(output)) - {CHECKSUMS, SIGNATURE}
+        if not any(output.iterdir()):
+            return True
+        named = parse_checksums((output / CHECKSUMS).read_bytes())
+    except (BundleError, OSError):
+        return False
+    return MANIFEST in named and present <= set(named)
+
+
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """Yield a new hidden folder beside ``output``, removed again if it is still there at the end."""
-    staging = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)  # of a killed process that had our number
+    staging = output.with_name(f".{output.name}.tmp")  # one name: what a killed export left goes with the next one
+    shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
         yield staging
@@ -162,19 +178,18 @@ def _publish(staging: Path, output: Path, *, force: bool) -> None:
     """Flush ``staging`` to the disk and give it its name; an old bundle is moved aside first and removed last."""
     for path in (*staging.rglob("*"), staging):
         _flush(path)
-    old = None
+    old = output.with_name(f".{output.name}.old")
     if force and output.exists():
-        old = output.with_name(f"{output.name}.old-{os.getpid()}")
+        shutil.rmtree(old, ignore_errors=True)
         output.rename(old)
     try:
         staging.rename(output)
     except OSError:
-        if old is not None:
+        if old.exists():
             old.rename(output)
         raise
     _flush(output.parent)
-    if old is not None:
-        shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

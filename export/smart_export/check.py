@@ -45,7 +45,8 @@ def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None) -> CheckRe
     if source is not None:
         _check_kind(bundle, source)
     agreements: dict[str, Agreement] = {}
-    for graph in bundle.manifest.graphs:
+    baseline = bundle.manifest.baseline
+    for graph in (*bundle.manifest.paths.values(), *([] if baseline is None else [baseline])):
         findings.append(_check_graph(bundle, graph))
         findings.append(_check_run(bundle, graph, source, agreements))
     return CheckResult(tuple(findings), agreements)

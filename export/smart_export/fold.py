@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -51,13 +52,16 @@ def _without_batch_norm(network: nn.Module) -> nn.Module:
     """Take every batch norm into the convolution before it, or into a scale and shift, in float64 for exactness."""
     traced = fx.symbolic_trace(network.double().eval())
     modules = dict(traced.named_modules())
+    calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
     for node in list(traced.graph.nodes):
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, nn.BatchNorm2d):
             continue
         before = node.args[0]
         convolution = modules.get(str(before.target)) if before.op == "call_module" else None
-        if isinstance(convolution, nn.Conv2d) and len(before.users) == 1:
+        # A layer that is called twice serves two places, so nothing of one place may go into it.
+        once = calls[str(before.target)] == calls[str(node.target)] == len(before.users) == 1
+        if isinstance(convolution, nn.Conv2d) and once:
             _replace_(traced, str(before.target), fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)

@@ -12,6 +12,7 @@ from torch import nn
 
 from smart_export.errors import VerificationError
 from smart_runtime.engines import Engine
+from smart_runtime.manifest import DENSE
 from smart_train.checkpoint import Samples
 from smart_train.evaluation.accuracy import to_tensor
 from smart_train.methods.step import in_eval_mode
@@ -88,9 +89,9 @@ def compare(
 def require(agreement: Agreement, *, name: str) -> None:
     """Raise VerificationError unless ``agreement`` holds."""
     if not agreement.holds:
+        what = "the unmasked network" if name == DENSE else "its masked path"
         raise VerificationError(
-            f"expected the graph '{name}' to agree with its masked path within {agreement.tolerance:g} and on every "
-            f"class, got a difference of {agreement.max_rel_diff:.3g} and {agreement.argmax_agreement:.1%} equal "
-            f"classes over {agreement.images} images; it does not belong to this checkpoint, or the fold is wrong: "
-            f"report it"
+            f"expected the graph '{name}' to agree with {what} within {agreement.tolerance:g} and on every class, got "
+            f"a difference of {agreement.max_rel_diff:.3g} and {agreement.argmax_agreement:.1%} equal classes over "
+            f"{agreement.images} images; it does not belong to this checkpoint, or the fold is wrong: report it"
         )

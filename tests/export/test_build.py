@@ -139,12 +139,19 @@ def test_an_existing_bundle_is_replaced_only_by_force_and_anything_else_never(
     build_bundle(checkpoint, output=output, target=target, default_path="robust", force=True)
     assert Bundle.open(output).manifest.default_path == "robust"
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
-    foreign = tmp_path / "holiday"
+    foreign = tmp_path / "web"
     foreign.mkdir()
     (foreign / "picture.jpg").write_bytes(b"precious")
+    (foreign / "manifest.json").write_text('{"name": "somebody else\'s"}')
     with pytest.raises(ExportError, match="stays as it is"):
         build_bundle(checkpoint, output=foreign, target=target, force=True)
     assert (foreign / "picture.jpg").read_bytes() == b"precious"
+    (output / "clean/model.onnx").unlink()  # a damaged bundle may be replaced
+    build_bundle(checkpoint, output=output, target=target, baseline=False, force=True)
+    (output / "notes.txt").write_text("mine")  # one with somebody's own file in it may not
+    with pytest.raises(ExportError, match="stays as it is"):
+        build_bundle(checkpoint, output=output, target=target, force=True)
+    assert (output / "notes.txt").read_text() == "mine"
 
 
 def test_bad_places_and_paths_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -179,6 +186,29 @@ def test_a_killed_export_leaves_no_bundle(checkpoint_file: Path, tmp_path: Path,
     if stage == "manifest.json":  # and the next export works all the same
         assert subprocess.run(build, capture_output=True, timeout=300, check=False).returncode == 0
         Bundle.open(output).verify()
+        assert [p.name for p in tmp_path.iterdir()] == ["bundle"], "what the killed export left is gone"
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    build_bundle(checkpoint, output=output, target=resolve_target(CPU), baseline=False)
+    digest = Bundle.open(output).digest
+    code = (
+        "import os, signal, sys\n"
+        "def watch(event, args):\n"
+        "    if event == 'os.rename' and str(args[0]).endswith('.bundle.tmp'):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from pathlib import Path\n"
+        "from smart_export.build import _publish\n"
+        "sys.addaudithook(watch)\n"
+        "staging, output = map(Path, sys.argv[1:])\n"
+        "staging.mkdir()\n"
+        "_publish(staging, output, force=True)\n"
+    )
+    staging = tmp_path / ".bundle.tmp"
+    done = subprocess.run([sys.executable, "-c", code, str(staging), str(output)], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert Bundle.open(tmp_path / ".bundle.old").digest == digest, "the old bundle lies beside, whole"
 
 
 def test_the_training_record_in_the_manifest_holds_no_path(bundle: Path) -> None:

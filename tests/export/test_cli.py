@@ -54,6 +54,28 @@ def test_build_is_the_default_command_and_prints_json(checkpoint_file: Path, tmp
     assert not (tmp_path / "net-cpu/dense").exists()
 
 
+def test_options_may_stand_before_the_file(checkpoint_file: Path, tmp_path: Path) -> None:
+    done = smart_export("--target", "cpu", "--baseline", "none", "-o", tmp_path / "b", checkpoint_file)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [("smart_train", "torch", "train"), ("smart_eval", "torch", "train"), ("smart_export", "onnx", "export")],
+)
+def test_a_command_without_its_extra_names_the_pip_command(command: str, module: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from smart_devices.console.entry import {command}; {command}()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ}
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: expected the Python module {module}")
+    assert "pip install" in done.stderr
+    assert extra in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_help_has_an_example() -> None:
     for command in ([], ["build"], ["check"], ["info"]):
         done = smart_export(*command, "--help")

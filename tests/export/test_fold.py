@@ -115,6 +115,36 @@ def test_a_network_that_was_not_written_for_it_folds_too(scope: str) -> None:
             )  # norm1 has no convolution of its own
 
 
+class Reused(nn.Module):
+    """One convolution that serves two batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(4)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 6, 3, padding=1)
+        self.norm3 = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.shared(torch.relu(self.stem(images)))))
+        x = torch.relu(self.norm2(self.shared(x)))
+        scores: Tensor = self.fc(torch.relu(self.norm3(self.last(x))).mean(dim=(2, 3)))
+        return scores
+
+
+def test_a_convolution_that_is_used_twice_takes_in_neither_batch_norm() -> None:
+    torch.manual_seed(0)
+    net = convert(Reused(), example_input=torch.zeros(2, 1, 6, 6), align=1)
+    randomise_(net, seed=5)
+    images = torch.rand(7, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for path in net.path_names:
+            assert relative(net.path(path)(images), fold(net, path=path)(images)) <= TOLERANCE
+
+
 def test_the_masked_path_is_what_the_formulas_say(checkpoint: Checkpoint) -> None:
     net = checkpoint.net
     images = checkpoint.samples.images[:16].permute(0, 3, 1, 2).numpy() / 255.0

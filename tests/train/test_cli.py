@@ -137,6 +137,24 @@ def test_an_existing_checkpoint_is_kept_unless_told_otherwise(data: str, tmp_pat
     assert output.read_bytes() == before
     assert invoke(*options, "--seed", "1", "--force").exit_code == 0
     assert output.read_bytes() != before
+    alone = tmp_path / "alone.pt"  # a finished checkpoint that was copied without its state
+    alone.write_bytes(before)
+    ended = invoke("--data", data, *SMALL, "-o", str(alone), "--resume")
+    assert (ended.exit_code, ended.stderr.count("\n")) == (1, 1)
+    assert "this training has ended" in ended.stderr
+    assert alone.read_bytes() == before
+
+
+def test_alignment_that_overrules_the_density_is_said(data: str, tmp_path: Path) -> None:
+    done = invoke("--data", data, *SMALL, "--align", "1000", "-o", str(tmp_path / "ckpt.pt"))
+    assert done.exit_code == 0
+    assert "density will be 1.000 instead of 0.5" in done.stderr
+    assert "density will be" not in invoke("--data", data, *SMALL, "-o", str(tmp_path / "b.pt")).stderr
+
+
+def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(data.removeprefix("npz:")).parent))
+    assert invoke("--data", "npz:~/images.npz", *SMALL, "-o", str(tmp_path / "ckpt.pt")).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -164,6 +182,7 @@ def test_an_existing_checkpoint_is_kept_unless_told_otherwise(data: str, tmp_pat
         (["--data", "folder:nowhere"], "no train or no test folder"),
         (["-o", "no/such/folder/ckpt.pt"], "existing folder"),
         (["--seed", "-1"], "seed from 0"),
+        (["--precision", "16-mixed", "--device", "cpu"], "CUDA device for precision 16-mixed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -113,6 +113,22 @@ def test_a_folder_and_an_npz_of_the_same_images_are_one_data_set(tmp_path: Path,
         assert same(getattr(first, part), getattr(second, part)), part
 
 
+@pytest.mark.parametrize("names", [["a\u00a0b", "c", "d"], ["a", "a", "b"], ["", "b", "c"]])
+def test_class_names_that_no_bundle_could_carry_are_refused(tmp_path: Path, names: list[str]) -> None:
+    content = by_class(arrays(colour=False)) | {"class_names": np.array(names)}
+    with pytest.raises(DataError, match="printable class names"):
+        load_data(write_npz(tmp_path / "a.npz", content))
+
+
+def test_a_side_that_no_checkpoint_could_carry_is_refused(tmp_path: Path) -> None:
+    content = arrays(colour=False)
+    for part in ("train", "test"):
+        images = content[f"{part}_images"]
+        content[f"{part}_images"] = np.zeros((len(images), 1, 4097, 1), np.uint8)
+    with pytest.raises(DataError, match="at most 4096 pixels a side"):
+        load_data(write_npz(tmp_path / "a.npz", content))
+
+
 def test_the_digest_changes_with_any_pixel_or_label(tmp_path: Path) -> None:
     def digest(content: Arrays) -> str:
         return load_data(write_npz(tmp_path / "a.npz", content)).digest

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smart_train.accounting import batch_norm_parameters, densities
 from smart_train.architectures import ARCHITECTURES, build_network
+from smart_train.data.images import MAX_SIDE
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.files import save_atomically
 from smart_train.groups import Group, Member, Point
@@ -29,7 +30,6 @@ FORMAT_VERSION = 1
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
 _MAX_PICKLE_BYTES = 16 * 2**20  # a real one has well under 1 MiB; each byte can ask for 60 when it is read
 _MAX_PATHS = 16
-_MAX_SIDE = 4096
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record
 
@@ -244,7 +244,7 @@ class _Reader:
 
     def names(self, source: Any, key: str) -> tuple[str, ...]:
         values = self.get(source, key, list)
-        if not values or not all(isinstance(v, str) for v in values):
+        if not values or not all(isinstance(v, str) and v and v.isprintable() for v in values):
             raise self.fail(f"names '{key}'")
         return tuple(values)
 
@@ -279,7 +279,8 @@ class _Reader:
             inner = value
         elif (
             value is None
-            or type(value) in {str, bool}
+            or type(value) is bool
+            or (type(value) is str and value.isprintable())  # it may reach a terminal
             or (type(value) is int and abs(value) < 2**63)
             or (type(value) is float and math.isfinite(value))
         ):
@@ -321,8 +322,8 @@ def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
         raise read.fail("names of model arguments")
     arguments = {key: read.integer(given, key) for key in given}
     sides = [read.integer({"input_shape": side}, "input_shape") for side in read.get(raw, "input_shape", list)]
-    if len(sides) != 3 or not all(1 <= side <= _MAX_SIDE for side in sides):
-        raise read.fail(f"an input shape of three numbers up to {_MAX_SIDE}")
+    if len(sides) != 3 or not all(1 <= side <= MAX_SIDE for side in sides):
+        raise read.fail(f"an input shape of three numbers up to {MAX_SIDE}")
     channels, height, width = sides
     class_names = read.names(raw, "class_names")
     if len(class_names) < 2:
@@ -342,6 +343,8 @@ def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
     state = _state(plain, read.get(raw, "state", dict), paths=paths, read=read)
     modules = dict(plain.named_modules())
     groups = [_group(record, modules, read) for record in read.get(raw, "groups", list)]
+    if not groups:
+        raise read.fail("one or more groups")
     _check_disjoint(groups, read)
     net = SmartNetwork(
         plain.to_empty(device="cpu"),
@@ -375,8 +378,17 @@ def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
         net=net,
         samples=_samples(raw, read, paths=paths, shape=(height, width, channels), classes=len(class_names)),
         training=read.record(raw, "training"),
-        metrics={path: read.record(metrics, path) for path in paths},
+        metrics={path: _metrics(metrics, path, read) for path in paths},
     )
+
+
+def _metrics(source: dict[str, Any], path: str, read: _Reader) -> dict[str, Any]:
+    found = read.record(source, path)
+    for key in found.keys() & {"clean_accuracy", "robust_accuracy", "eps"}:
+        found[key] = read.number(found, key)
+    for key in found.keys() & {"attack", "split"}:
+        read.get(found, key, str)
+    return found
 
 
 def _state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...], read: _Reader) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from smart_train.errors import ConfigError
 from smart_train.groups import SCOPES
 from smart_train.masks import MASK_MODES, SCORES, MaskPlan
 from smart_train.methods import METHODS
-from smart_train.network import STRUCTURES, Structure
+from smart_train.network import STRUCTURES, SmartNetwork, Structure
 from smart_train.options import parse_arguments, parse_eps
 from smart_train.training import PRECISIONS, TrainConfig, Trainer, TrainResult, report_attack, state_path
 
@@ -33,6 +33,17 @@ def _align(target: str | None, align: int | None) -> int:
         return DEFAULT_ALIGN if align is None else align
     profile = resolve_target(target).profile
     return max(profile.alignment(precision) for precision in ("fp32", "fp16"))
+
+
+def _say_density(net: SmartNetwork) -> None:
+    """Say so when alignment keeps clearly more channels than were asked for."""
+    sizes = [group.size for group in net.groups]
+    reached = sum(map(net.structure.kept, sizes)) / sum(sizes)
+    if reached > 1.1 * net.structure.density:
+        house.note(
+            f"note: density will be {reached:.3f} instead of {net.structure.density:g}, since kept channels are "
+            f"rounded up to multiples of {net.structure.align}; --align 1 follows it closely"
+        )
 
 
 def _summary(result: TrainResult) -> dict[str, Any]:
@@ -147,8 +158,17 @@ def main(
         precision=precision,  # type: ignore[arg-type]
     )
     if resume and not state_path(output).exists():
+        if output.exists() and any(load_checkpoint(output).metrics.values()):
+            raise ConfigError(
+                f"expected {state_path(output).name} beside {output} to resume from, got none; this training has "
+                f"ended, use --force to replace it"
+            )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
     trainer = Trainer(config, load_data(data), output=output, resume=resume)
+    if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
+        for path in existing:
+            path.unlink()
+    _say_density(trainer.net)
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance)
     summary = _summary(result)

@@ -193,7 +193,10 @@ def _masked_layers(net: SmartNetwork, path: str) -> list[Expert]:
 
 @torch.no_grad()
 def magnitude(net: SmartNetwork, path: str, group: int) -> Tensor:
-    """Return filter norm times the path's batch-norm scale for each channel of a group, summed over its points."""
+    """Return filter norm times the path's batch-norm scale for each channel of a group, summed over its points.
+
+    The norm is over all input channels, those that the path itself has dropped included.
+    """
     found = net.groups[group]
     network = net.path(path).network
     device = next(net.parameters()).device

@@ -182,6 +182,10 @@ class Trainer:
             )
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+        if config.precision == "16-mixed" and (config.device == "cpu" or not torch.cuda.is_available()):
+            raise ConfigError(
+                "expected a CUDA device for precision 16-mixed, got a CPU; use bf16-mixed or 32-true there"
+            )
         self.config = config
         self.data = data
         self.output = output
@@ -295,8 +299,8 @@ class Trainer:
         losses = {f"{name}_loss": float(value) / self.steps_per_epoch for name, value in sums.items()}
         if not all(math.isfinite(v) for v in losses.values()):
             raise ConfigError(
-                f"expected a finite loss, got {losses} in epoch {self._progress.epoch + 1}; lower --lr or --eps, the "
-                f"last good epoch stays in {state_path(self.output).name}"
+                f"expected a finite loss, got {losses} in epoch {self._progress.epoch + 1}; lower --lr or --eps and "
+                f"train from the start"
             )
         return losses
 

@@ -52,13 +52,12 @@ class Group(_Polite, click.Group):
         super().__init__(*args, **kwargs)
         self.default = default
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Let ``prog FILE`` mean ``prog DEFAULT FILE``."""
-        if self.default and self.get_command(ctx, args[0]) is None:
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let ``prog FILE`` and ``prog --option FILE`` mean ``prog DEFAULT ...``."""
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if self.default and args and args[0] not in own and self.get_command(ctx, args[0]) is None:
             args = [self.default, *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
 
 def json_option(function: _F) -> _F:

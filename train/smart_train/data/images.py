@@ -14,6 +14,7 @@ from smart_train.errors import DataError
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
+MAX_SIDE = 4096  # pixels; no edge classifier takes more, and a checkpoint that claims more is refused
 VALIDATION_SAMPLES = 256  # a checkpoint carries this many validation images
 VALIDATION_SEED = 20230203  # fixed, so that a split never depends on a training's seed
 
@@ -137,6 +138,13 @@ def make_image_set(
         raise DataError(
             f"expected at least 10 training images in {where}, got {len(train)}; a validation split needs them"
         )
+    if max(train.images.shape[1:3]) > MAX_SIDE:
+        raise DataError(
+            f"expected images of at most {MAX_SIDE} pixels a side in {where}, got {train.images.shape[1:3]}; scale them"
+        )
+    names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
+    if len(set(names)) != classes or not all(name and name.isprintable() for name in names):
+        raise DataError(f"expected different, printable class names in {where}, got {names!a:.200}; rename the classes")
     digest = hashlib.sha256()
     for array in (train.images, train.labels, test.images, test.labels):
         digest.update(repr((array.shape, array.dtype.str)).encode())
@@ -148,7 +156,7 @@ def make_image_set(
     order = generator.permutation(np.flatnonzero(held))
     return ImageSet(
         kind=kind,
-        class_names=tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes)),
+        class_names=names,
         digest=digest.hexdigest(),
         train=Split(train.images[~held], train.labels[~held]),
         validation=Split(train.images[order], train.labels[order]),

@@ -56,7 +56,7 @@ def npz(where: str) -> ImageSet:
     wanted = ", ".join(_NPZ_ARRAYS)
     try:
         # An object array would be a pickle, which can run code: allow_pickle stays off.
-        with Path(where).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with Path(where).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in (*_NPZ_ARRAYS, "class_names") if name in arrays.files}
     except FileNotFoundError as error:
         raise DataError(f"expected a .npz file with {wanted} at {where}, got no such file; check the path") from error
@@ -87,7 +87,7 @@ def folder(where: str) -> ImageSet:
     Raises:
         DataError: if a part is missing, a class has no training picture, a picture cannot be read, or sizes differ.
     """
-    root = Path(where)
+    root = Path(where).expanduser()  # the shell leaves ~ alone behind a colon
     layout = f"train/CLASS/*.png and test/CLASS/*.png under {where}"
     if not (root / "train").is_dir() or not (root / "test").is_dir():
         raise DataError(f"expected {layout}, got no train or no test folder; check the path")

@@ -56,6 +56,12 @@ def _nothing(_: int) -> None:
     return
 
 
+@torch.no_grad()
+def _correct(model: PathNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    right: Tensor = model(images).argmax(dim=1) == labels
+    return right
+
+
 def accuracy(
     model: PathNetwork,
     split: Split,
@@ -66,6 +72,8 @@ def accuracy(
     done: Callable[[int], None] = _nothing,
 ) -> Accuracy:
     """Measure one path in float32 and eval mode.
+
+    Under an attack an image counts if it is classified correctly before and after, as AutoAttack counts.
 
     Args:
         model: the path; its train/eval flag is as before afterwards.
@@ -80,10 +88,11 @@ def accuracy(
         for start in range(0, len(split), CHUNK):
             images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
             labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)
+            correct = _correct(model, images, labels)
             if attack is not None:
-                images = attack.perturb(model, images, labels, generator=generator)
-            with torch.no_grad():
-                right += int((model(images).argmax(dim=1) == labels).sum())
+                adversarial = attack.perturb(model, images, labels, generator=generator)
+                correct &= _correct(model, adversarial, labels)
+            right += int(correct.sum())
             done(len(labels))
     return Accuracy(right, len(split))
 

@@ -31,7 +31,7 @@ from smart_train.options import parse_eps
 @click.option("--eps", help="Radius in pixel units: 0.3, 8/255.  [default: the checkpoint's]")
 @click.option("--examples", type=int, help="Measure on this many test images, chosen by the seed.  [default: all]")
 @click.option("--data", help="digits, npz:FILE or folder:DIR.  [default: digits, if trained on them]")
-@click.option("--seed", default=0)
+@click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
 @click.version_option(version(), prog_name="smart-eval")
