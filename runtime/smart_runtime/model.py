@@ -169,9 +169,10 @@ class SmartModel:
         with self._lock:
             if self._active is None:
                 raise _closed()
-            if path == self._active.name:
+            name = _check_path(path, self.manifest)
+            if name == self._active.name:
                 return
-            self._active = self._all[_check_path(path, self.manifest)]
+            self._active = self._all[name]
             self._recorder.switch(reason)
 
     @property
@@ -207,10 +208,12 @@ class SmartModel:
 
 
 def _check_path(path: str, manifest: Manifest) -> str:
-    if path in manifest.paths:
+    is_text = isinstance(path, str)  # a list cannot be looked up, and an array is equal in its own way
+    if is_text and path in manifest.paths:
         return path
     names = ", ".join(repr(name) for name in manifest.paths)
-    remedy = "the dense baseline is for smart-bench only" if path == DENSE else "`smart-run info` describes them"
+    is_dense = is_text and path == DENSE
+    remedy = "the dense baseline is for smart-bench only" if is_dense else "`smart-run info` describes them"
     raise PathError(f"expected one of the paths {names}, got {path!r}; {remedy}")
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,16 @@ def test_the_table_from_a_real_process(bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "smart_runtime.bench.cli", str(bundle), "--blocks", "2", "--plot", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for words in ("dense", "clean", "robust", "speed-up (95% interval)", "MAC ratio", "switch:", "cold load"):
+    for words in (
+        "dense",
+        "clean",
+        "robust",
+        "speed-up (95% interval)",
+        "MAC ratio",
+        "switch:",
+        "cold load",
+        "within this run",
+    ):
         assert words in done.stdout
     assert done.stderr.split() == ["plot:", str(file)]
     assert file.read_bytes().startswith(b"\x89PNG")
@@ -256,6 +266,25 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     )
     with pytest.raises(EngineError, match=r"expected 'clean' to run in a process of its own, got .*expected a bundle"):
         solo_median_ms(request)
+
+
+@pytest.mark.parametrize(
+    ("apart", "said"),
+    [
+        ({"clean"}, "(!) alone, clean differs by"),
+        ({"dense", "robust"}, "(!) alone, dense and robust differ by"),
+        ({"dense", "clean", "robust"}, "(!) alone, dense, clean and robust differ by"),
+    ],
+    ids=["one", "two", "three"],
+)
+def test_graphs_that_differ_alone_are_listed(
+    bundle: Path, report: Report, monkeypatch: pytest.MonkeyPatch, apart: set[str], said: str
+) -> None:
+    rows = tuple(replace(row, solo_median_ms=row.median_ms * (2 if row.name in apart else 1)) for row in report.rows)
+    monkeypatch.setattr("smart_runtime.bench.cli.compare", lambda *_, **__: replace(report, rows=rows))
+    result = CliRunner().invoke(main, [str(bundle)])
+    assert result.exit_code == 0, result.output
+    assert said in result.output
 
 
 def test_command_line_manners() -> None:

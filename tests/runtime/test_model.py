@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 
 import smart_runtime.model
 from runtime.bundles import CLASS_NAMES, Array, as_float, expected_scores, ours, random_images, write_bundle
+from smart_devices.errors import MissingExtraError
 from smart_runtime import Bundle, ClosedError, EngineError, InputError, PathError, PathStats, SmartModel
 from smart_runtime.engines import Batch, Scores, create_engine
 
@@ -81,6 +85,13 @@ def test_an_unknown_path_changes_nothing(bundle: Path, model: SmartModel, path: 
         model.path = path
     assert model.path == "clean"
     assert_scores(model(IMAGES), "clean")
+
+
+@pytest.mark.parametrize("path", [["clean"], None, 0, np.array(["clean"])], ids=["list", "None", "number", "array"])
+def test_a_path_that_is_no_text_changes_nothing(model: SmartModel, path: Any) -> None:
+    with pytest.raises(PathError, match="expected one of the paths 'clean', 'robust', got "):
+        model.switch(path)
+    assert model.path == "clean"
 
 
 def test_scores_belong_to_the_caller(model: SmartModel) -> None:
@@ -241,3 +252,22 @@ def test_every_result_is_made_by_the_path_it_names(model: SmartModel) -> None:
     assert sum(path.calls for path in stats.paths.values()) == 2 * len(batches) + callers * calls
     assert sum(path.errors for path in stats.paths.values()) == 0
     assert stats.switches - before.switches > 0
+
+
+def test_loading_leaves_no_telemetry_files(bundle: Path, tmp_path: Path) -> None:
+    code = "import sys; from smart_runtime import SmartModel; SmartModel.load(sys.argv[1]).close()"
+    kept = {
+        name: value for name, value in os.environ.items() if name not in {"XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"}
+    }
+    command = [sys.executable, "-c", code, str(bundle)]
+    done = subprocess.run(command, env=kept | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [str(file) for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
+def test_who_allows_telemetry_keeps_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # the library itself stays out, so that nothing is sent
+    with pytest.raises(MissingExtraError):
+        SmartModel.load(bundle)
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"

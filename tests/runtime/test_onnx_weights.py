@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.checker
+import onnx.helper
 import onnx.numpy_helper
 import pytest
 from hypothesis import given
@@ -14,8 +18,10 @@ from hypothesis.extra import numpy as hnp
 
 from runtime.bundles import graph_files, weights_of
 from smart_runtime.bundle import GraphBytes
+from smart_runtime.engines import AUTO, create_engine
 from smart_runtime.engines.onnx_weights import external_tensors
 from smart_runtime.errors import EngineError
+from smart_runtime.manifest import InputSpec, OutputSpec
 
 DTYPES = ["<f4", "u1", "i1", "<u2", "<i2", "<i4", "<i8", "?", "<f2", "<f8", "<u4", "<u8"]
 
@@ -128,3 +134,117 @@ def test_a_damaged_graph_gives_tensors_or_our_error(data: st.DataObject) -> None
         external_tensors(GraphBytes(model=bytes(damaged), weights=weights, weights_name="weights.bin"))
     except EngineError as error:
         assert "expected an ONNX graph" in str(error)  # noqa: PT017  # both outcomes are right
+
+
+def leaky(name: str) -> onnx.ModelProto:
+    """A valid model with a tensor in secret.bin of the working directory; ONNX Runtime 1.32 runs it and gives that."""
+    secret = onnx.TensorProto(name="s", dims=[2], data_type=onnx.TensorProto.FLOAT)
+    secret.data_location = onnx.TensorProto.EXTERNAL
+    for key, entry in (("location", "secret.bin"), ("offset", "0"), ("length", "8")):
+        secret.external_data.add(key=key, value=entry)
+    make_node, opsets = onnx.helper.make_node, [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("own", 1)]
+    scores = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [2])
+    constant = make_node("Constant", [], ["scores"], value=secret)
+    inner = onnx.helper.make_graph([make_node("Identity", ["s"], ["scores"])], "then", [], [scores], [secret])
+    function = onnx.helper.make_function("own", "Secret", [], ["scores"], [constant], opsets[:1])
+    yes = onnx.numpy_helper.from_array(np.array(True), name="yes")
+    nodes = {
+        "If": make_node("If", ["yes"], ["scores"], then_branch=inner, else_branch=inner),
+        "Constant": constant,
+        "function": make_node("Secret", [], ["scores"], domain="own"),
+    }
+    graph = onnx.helper.make_graph([nodes[name]], "main", [], [scores], [yes])
+    functions = [function] if name == "function" else []
+    return onnx.helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+
+
+@pytest.mark.parametrize("weights", [b"12345678", None], ids=["weights", "no weights"])
+@pytest.mark.parametrize("name", ["If", "Constant", "function"])
+def test_a_graph_reads_no_file_outside_its_bundle(
+    name: str, weights: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret.bin").write_bytes(np.array([4, 2], dtype=np.float32).tobytes())
+    model = leaky(name)
+    onnx.checker.check_model(model)
+    graph = GraphBytes(
+        model=model.SerializeToString(), weights=weights, weights_name=None if weights is None else "weights.bin"
+    )
+    inputs, outputs = InputSpec(name="image", channels=1, height=1, width=1), OutputSpec(name="scores", classes=2)
+    with pytest.raises(EngineError, match="got the external tensor 's' outside the main graph's initializers"):
+        create_engine(AUTO, graph, inputs=inputs, outputs=outputs)
+
+
+def slot(message: Any, field: str) -> Any:
+    """The message in a field of ``message``, a new one where the field repeats."""
+    value = getattr(message, field)
+    return value.add() if hasattr(value, "add") else value
+
+
+def tensor_fields(message: Any, within: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield every field below ``message`` that holds tensors, and a message with an external one right there."""
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is None or field.message_type.name in within:
+            continue
+        if field.message_type.name == "TensorProto":
+            found = [("", onnx.TensorProto(name="s", data_location=onnx.TensorProto.EXTERNAL))]
+        else:
+            found = list(tensor_fields(slot(type(message)(), field.name), (*within, message.DESCRIPTOR.name)))
+        for rest, value in found:
+            parent = type(message)()
+            slot(parent, field.name).CopyFrom(value)
+            yield f".{field.name}{rest}", parent
+
+
+PLACES = dict(tensor_fields(onnx.ModelProto()))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_external_tensor_is_refused_wherever_onnx_has_tensors(place: str) -> None:
+    graph = GraphBytes(model=PLACES[place].SerializeToString(), weights=b"", weights_name="w.bin")
+    with pytest.raises(EngineError, match=r"got .*'s'"):
+        external_tensors(graph)
+
+
+def test_the_places_of_tensors_are_found() -> None:
+    assert {".graph.initializer", ".graph.node.attribute.t", ".functions.node.attribute.sparse_tensors.values"} <= set(
+        PLACES
+    )
+
+
+@pytest.mark.parametrize(
+    "location", [b"\x01", b"\x81\x80\x80\x80\x10", b"\x01\x70\x02"], ids=["1", "2**32 + 1", "1, 2"]
+)
+def test_no_spelling_of_a_location_hides_it(location: bytes) -> None:
+    """The second is 1 for protobuf, which keeps 32 bits, and so is the third, whose 2 it does not know."""
+    tensor = b"\x08\x02" + b"\x70" + location
+    assert onnx.TensorProto.FromString(tensor).data_location == onnx.TensorProto.EXTERNAL
+    model = tensor
+    for number in (5, 5, 1, 7):  # t of an attribute of a node of the graph of the model
+        model = bytes([number << 3 | 2, len(model)]) + model
+    with pytest.raises(EngineError, match="outside the main graph's initializers"):
+        external_tensors(GraphBytes(model=model, weights=None, weights_name=None))
+
+
+def test_no_field_number_hides_a_graph() -> None:
+    hidden = b"\xba\x80\x80\x80\x10\x00"  # field 7 for protobuf, which keeps 32 bits, and 2**29 + 7 for others
+    with pytest.raises(EngineError, match="which ONNX does not use"):
+        external_tensors(GraphBytes(model=hidden, weights=None, weights_name=None))
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    graph = graph_with({"a": np.arange(3, dtype=np.float32)})
+    model = onnx.ModelProto.FromString(graph.model)
+    model.graph.initializer.append(model.graph.initializer[0])
+    with pytest.raises(EngineError, match="two external tensors called 'a'"):
+        external_tensors(GraphBytes(model=model.SerializeToString(), weights=graph.weights, weights_name="w.bin"))
+
+
+def test_a_graph_as_deep_as_it_likes_is_walked() -> None:
+    model = onnx.TensorProto(name="s", data_location=onnx.TensorProto.EXTERNAL).SerializeToString()
+    for number in (5, *[5, 1, 6] * 3000, 5, 1, 7):  # t; the attribute of a node of the graph of an attribute, and so on
+        size = len(model)
+        length = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
+        model = bytes([number << 3 | 2]) + length + model
+    with pytest.raises(EngineError, match="'s' outside the main graph's initializers"):
+        external_tensors(GraphBytes(model=model, weights=None, weights_name=None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -60,6 +61,8 @@ def _print_report(report: Report) -> None:
     size = ["graph", "MACs", "MAC ratio", "parameters", "size"]
     out.print(table("", size, [_size_cells(row) for row in report.rows]))
     out.print(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process", soft_wrap=True)
+    if any(row.speedup is not None for row in report.rows):
+        out.print("the interval holds within this run; another process or another day may lie outside", soft_wrap=True)
     if report.switch is not None:
         switch = report.switch
         out.print(
@@ -69,11 +72,7 @@ def _print_report(report: Report) -> None:
         )
     apart = [row.name for row in report.rows if not row.solo_agrees]
     if apart:
-        out.print(
-            f"(!) alone, {' and '.join(apart)} differs by more than {SOLO_TOLERANCE:.0%}: the machine was busy or its "
-            "clock moved; do not trust these figures, run again on a quiet machine",
-            soft_wrap=True,
-        )
+        out.print(_warning(apart), soft_wrap=True)
 
 
 def _latency_cells(row: Row, *, scale: float) -> list[str]:
@@ -88,6 +87,15 @@ def _latency_cells(row: Row, *, scale: float) -> list[str]:
 def _size_cells(row: Row) -> list[str]:
     ratio = "" if row.mac_ratio is None else f"{row.mac_ratio:.2f}x"
     return [row.name, si(row.macs), ratio, si(row.parameters), si(row.bytes, "B")]
+
+
+def _warning(apart: Sequence[str]) -> str:
+    names = " and ".join(filter(None, (", ".join(apart[:-1]), apart[-1])))
+    differ = "differs" if len(apart) == 1 else "differ"
+    return (
+        f"(!) alone, {names} {differ} by more than {SOLO_TOLERANCE:.0%}: the machine was busy or its clock moved; "
+        "do not trust these figures, run again on a quiet machine"
+    )
 
 
 def _calls(report: Report) -> str:

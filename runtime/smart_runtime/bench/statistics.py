@@ -27,7 +27,10 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedUp:
-    """How many times faster than the baseline, with the ends of its 95% interval."""
+    """How many times faster than the baseline, with the ends of its 95% interval.
+
+    The interval holds within one run: it does not cover another process or another day.
+    """
 
     value: float
     low: float

@@ -2,12 +2,14 @@
 
 New ONNX Runtimes can be given the file's bytes as they are, but 1.23, the newest for JetPack 6's Python 3.10, takes
 tensors only, so this reads the little of an ONNX file that says where each one lies. It also makes sure that a graph
-takes its tensors from the checked weights and from nowhere else. Field numbers: onnx.proto3 of ONNX 1.x.
+takes its tensors from the checked weights and from nowhere else: ONNX Runtime looks for any other external tensor in
+the working directory. Field numbers: onnx.proto3 of ONNX 1.x.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -19,11 +21,23 @@ from smart_runtime.errors import EngineError
 
 Tensor: TypeAlias = npt.NDArray[Any]
 
-_MODEL_GRAPH = 7
-_GRAPH_INITIALIZER = 5
 _TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 1, 2, 8, 13, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_LOCATION_EXTERNAL = 1
+
+_INITIALIZER = "initializer"
+"""A tensor of the main graph's: the only kind that may be external, and that the session takes from us."""
+
+_CHILDREN: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "main graph", 20: "training", 25: "function"},
+    "main graph": {1: "node", 5: _INITIALIZER, 15: "sparse tensor"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+"""Every field of a kind of message that leads to tensors, and the kind it holds. What is not a key is a tensor."""
 
 _DTYPES: Mapping[int, npt.DTypeLike] = {
     1: "<f4",
@@ -48,26 +62,57 @@ def external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     """Return the graph's external tensors by name: views of ``graph.weights``, read only.
 
     Raises:
-        EngineError: Not an ONNX file, or a tensor that is not whole inside the weights file.
+        EngineError: Not an ONNX file, or an external tensor that is not whole inside the weights file, or that belongs
+            to a node, a subgraph or a function.
     """
     try:
-        return dict(
-            _tensor(initializer, graph)
-            for model_graph in _messages(memoryview(graph.model), _MODEL_GRAPH)
-            for initializer in _messages(model_graph, _GRAPH_INITIALIZER)
-            if _integer(initializer, _TENSOR_DATA_LOCATION) == _LOCATION_EXTERNAL
-        )
+        return _external_tensors(graph)
     except (ValueError, OverflowError) as error:  # what this module and NumPy raise for bytes that make no sense
         raise EngineError(
             f"expected an ONNX graph with its tensors in its weights file, got {error}; export the bundle again"
         ) from error
 
 
+def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for kind, message in _tensor_messages(memoryview(graph.model)):
+        if not _is_external(message):
+            continue
+        if kind != _INITIALIZER:
+            name = _text(message, _TENSOR_NAME)
+            raise ValueError(f"the external tensor {name!r} outside the main graph's initializers")
+        name, value = _tensor(message, graph)
+        if name in tensors:  # the session would replace one of them and look for the other on its own
+            raise ValueError(f"two external tensors called {name!r}")
+        tensors[name] = value
+    return tensors
+
+
+def _tensor_messages(model: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """Yield every tensor of the model with its kind, the main graph's initializers in their order.
+
+    A queue and not recursion: a file decides how deep it is nested.
+    """
+    waiting = deque([("model", model)])
+    while waiting:
+        kind, message = waiting.popleft()
+        children = _CHILDREN.get(kind)
+        if children is None:
+            yield kind, message
+            continue
+        for number, child in children.items():
+            waiting.extend((child, inner) for inner in _messages(message, number))
+
+
+def _is_external(tensor: memoryview) -> bool:
+    """Say whether protobuf could read the tensor as external; it cuts a location to 32 bits and skips unknown ones."""
+    return any(number == _TENSOR_DATA_LOCATION and value != 0 for number, value in _fields(tensor))
+
+
 def _tensor(initializer: memoryview, graph: GraphBytes) -> tuple[str, Tensor]:
-    name = "".join(_texts(initializer, _TENSOR_NAME))
+    name = _text(initializer, _TENSOR_NAME)
     entries = {
-        "".join(_texts(entry, _ENTRY_KEY)): "".join(_texts(entry, _ENTRY_VALUE))
-        for entry in _messages(initializer, _TENSOR_EXTERNAL_DATA)
+        _text(entry, _ENTRY_KEY): _text(entry, _ENTRY_VALUE) for entry in _messages(initializer, _TENSOR_EXTERNAL_DATA)
     }
     if graph.weights is None or entries.get("location") != graph.weights_name:
         raise ValueError(f"{name!r} in {entries.get('location')!r} instead of {graph.weights_name!r}")
@@ -91,8 +136,12 @@ def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
             yield value
 
 
-def _texts(message: memoryview, number: int) -> Iterator[str]:
-    return (bytes(value).decode("utf-8") for value in _messages(message, number))
+def _text(message: memoryview, number: int) -> str:
+    """Return the last value of a text field, "" without one, as protobuf does."""
+    result = b""
+    for value in _messages(message, number):
+        result = bytes(value)
+    return result.decode("utf-8")
 
 
 def _integer(message: memoryview, number: int) -> int:
@@ -124,6 +173,8 @@ def _fields(message: memoryview) -> Iterator[_Field]:
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
+        if key >= 2**32:  # protobuf would cut it to the number of another field
+            raise ValueError(f"the protobuf field {key >> 3}, which ONNX does not use")
         wire_type = key & 7
         if wire_type == 0:
             value, position = _varint(message, position)

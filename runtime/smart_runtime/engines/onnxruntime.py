@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smart_devices.errors import MissingExtraError
@@ -45,6 +46,9 @@ def create_cpu_engine(
     graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, threads: int | None
 ) -> OnnxRuntimeEngine:
     """Return a CPU session made from the very bytes of ``graph``; see `create_engine`."""
+    # ONNX Runtime 1.32 writes an identifier and a database of events into the user's cache directory when it is
+    # imported, and may send them; to switch that off afterwards is too late. Who sets the variable to 0 keeps that.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime  # noqa: PLC0415  # an optional library is imported where it is used
     except ImportError as error:  # it is there, `resolve_engine` saw that, but does not load
