@@ -9,53 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from smart_train.data import load_data
 from smart_train.data.images import ImageSet, Split, stratified
-from smart_train.errors import DataError
+from smart_train.errors import ConfigError, DataError
+from train.data_files import Arrays, arrays, by_class, write_npz
 from train.networks import image_set
-
-Arrays = dict[str, Any]
-
-
-def arrays(*, colour: bool = False) -> Arrays:
-    generator = np.random.default_rng(0)
-    channels = 3 if colour else 1
-    return {
-        "train_images": generator.integers(0, 256, (30, 6, 5, channels), dtype=np.uint8),
-        "train_labels": np.arange(30) % 3,
-        "test_images": generator.integers(0, 256, (9, 6, 5, channels), dtype=np.uint8),
-        "test_labels": np.arange(9) % 3,
-    }
-
-
-def write_npz(path: Path, content: Arrays) -> str:
-    np.savez(path, **content)
-    return f"npz:{path}"
-
-
-def write_folder(root: Path, content: Arrays) -> str:
-    for part in ("train", "test"):
-        for i, (image, label) in enumerate(zip(content[f"{part}_images"], content[f"{part}_labels"], strict=True)):
-            directory = root / part / f"class{label}"
-            directory.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(directory / f"{i:03}.png")
-    return f"folder:{root}"
-
-
-def by_class(content: Arrays) -> Arrays:
-    """The same images in the order in which folders list them."""
-    result = dict(content)
-    for part in ("train", "test"):
-        order = np.argsort(content[f"{part}_labels"], kind="stable")
-        for what in ("images", "labels"):
-            result[f"{part}_{what}"] = content[f"{part}_{what}"][order]
-    return result
-
-
-def same(a: Split, b: Split) -> bool:
-    return np.array_equal(a.images, b.images) and np.array_equal(a.labels, b.labels)
 
 
 def test_digits_are_split_by_class_and_always_the_same_way() -> None:
@@ -85,12 +44,6 @@ def test_a_stratified_choice_takes_each_class_in_its_proportion(sizes: list[int]
         assert abs(taken - size * count / len(labels)) < 1, f"{taken} of {size} in class {label}"
 
 
-def test_the_first_validation_images_are_of_all_classes_even_where_the_data_is_sorted(tmp_path: Path) -> None:
-    data = load_data(write_folder(tmp_path / "pictures", by_class(arrays(colour=False))))
-    assert (np.diff(data.train.labels) >= 0).all(), "an image folder is read class by class"
-    assert (np.diff(data.validation.labels) < 0).any()
-
-
 def test_mean_and_deviation_are_those_of_the_training_pixels() -> None:
     data = image_set()
     mean, std = data.mean_std()
@@ -101,27 +54,15 @@ def test_mean_and_deviation_are_those_of_the_training_pixels() -> None:
     assert flat.mean_std()[1] == (1e-3,)
 
 
-@pytest.mark.parametrize("colour", [False, True], ids=["grey", "colour"])
-def test_a_folder_and_an_npz_of_the_same_images_are_one_data_set(tmp_path: Path, colour: bool) -> None:
-    content = by_class(arrays(colour=colour))
-    names = np.array(["class0", "class1", "class2"])
-    first = load_data(write_npz(tmp_path / "a.npz", content | {"class_names": names}))
-    second = load_data(write_folder(tmp_path / "pictures", content))
-    assert (first.kind, second.kind) == ("npz", "folder")
-    assert (first.digest, first.shape, first.class_names) == (second.digest, second.shape, second.class_names)
-    for part in ("train", "validation", "test"):
-        assert same(getattr(first, part), getattr(second, part)), part
-
-
 @pytest.mark.parametrize("names", [["a\u00a0b", "c", "d"], ["a", "a", "b"], ["", "b", "c"]])
 def test_class_names_that_no_bundle_could_carry_are_refused(tmp_path: Path, names: list[str]) -> None:
-    content = by_class(arrays(colour=False)) | {"class_names": np.array(names)}
+    content = by_class(arrays()) | {"class_names": np.array(names)}
     with pytest.raises(DataError, match="printable class names"):
         load_data(write_npz(tmp_path / "a.npz", content))
 
 
 def test_a_side_that_no_checkpoint_could_carry_is_refused(tmp_path: Path) -> None:
-    content = arrays(colour=False)
+    content = arrays()
     for part in ("train", "test"):
         images = content[f"{part}_images"]
         content[f"{part}_images"] = np.zeros((len(images), 1, 4097, 1), np.uint8)
@@ -215,55 +156,45 @@ def test_a_damaged_npz_is_one_clear_sentence(tmp_path: Path, damage: Callable[[P
     assert "\n" not in str(caught.value)
 
 
-def remove(pattern: str) -> Callable[[Path], None]:
-    def act(root: Path) -> None:
-        for path in root.glob(pattern):
-            path.unlink()
-
-    return act
-
-
-def first_picture(root: Path) -> Path:
-    return root / "train" / "class1" / "001.png"
-
-
-def cut_short(root: Path) -> None:
-    path = first_picture(root)
-    path.write_bytes(path.read_bytes()[:60])
-
-
-FOLDERS = {
-    "no test folder": (lambda root: (root / "test").rename(root / "other"), "no train or no test folder"),
-    "a class only in test": (lambda root: (root / "test" / "dog").mkdir(), "not in train: dog"),
-    "a class without pictures": (lambda root: (root / "train" / "dog").mkdir(), "train/dog"),
-    "no test pictures": (remove("test/*/*"), "no picture in test"),
-    "no picture": (lambda root: first_picture(root).write_text("hello"), "cannot be read"),
-    "a truncated picture": (cut_short, "expected a picture"),
-    "another size": (lambda root: Image.new("L", (9, 9)).save(first_picture(root)), "one size, got 5x6 and 9x9"),
-    "another size when upright": (
-        lambda root: Image.new("L", (5, 6)).save(first_picture(root), exif=turned()),
-        "one size, got 5x6 and 6x5",
-    ),
-}
-
-
-def turned() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
-
-
-@pytest.mark.parametrize(("damage", "words"), FOLDERS.values(), ids=FOLDERS)
-def test_a_damaged_folder_is_one_clear_sentence(tmp_path: Path, damage: Callable[[Path], object], words: str) -> None:
-    spec = write_folder(tmp_path, arrays())
-    load_data(spec)
-    damage(tmp_path)
-    with pytest.raises(DataError, match=words) as caught:
-        load_data(spec)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("spec", ["", "digits:x", "npz", "npz:", "cifar", "folder:"])
+@pytest.mark.parametrize("spec", ["", "digits:", "digits:x", "npz", "npz:", "cifar", "cifar10:x", "svhn:", "folder:"])
 def test_an_unknown_data_spec_says_what_is_read(spec: str) -> None:
-    with pytest.raises(DataError, match="digits, npz:FILE or folder:DIR"):
+    words = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR, got "
+    with pytest.raises(DataError, match=words):
         load_data(spec)
+
+
+@given(sizes=st.lists(st.integers(2, 30), min_size=2, max_size=5), data=st.data())
+def test_a_subset_keeps_proportions_order_and_everything_else(sizes: list[int], data: st.DataObject) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None]  # an image's pixel is its number
+    whole = ImageSet(**(vars(image_set()) | {"train": Split(images, labels)}))
+    count = data.draw(st.integers(len(sizes) * 2, len(labels)))
+    try:
+        part = whole.subset(count)
+    except ConfigError:
+        assert count * max(sizes) / len(labels) > count - 1, "only one class that is nearly all may be refused"
+        return
+    numbers = part.train.images.ravel()
+    assert len(part.train) == count
+    assert (np.diff(numbers.astype(int)) > 0).all(), "each image once, in the old order"
+    assert np.array_equal(part.train.labels, labels[numbers])
+    for label, size in enumerate(sizes):
+        taken = int((part.train.labels == label).sum())
+        assert abs(taken - size * count / len(labels)) < 1, f"{taken} of {size} in class {label}"
+    assert np.array_equal(whole.subset(count).train.images, part.train.images), "always the same ones"
+    rest = {name: value for name, value in vars(whole).items() if name != "train"}
+    assert all(getattr(part, name) is value for name, value in rest.items())
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1, 10_000])
+def test_a_subset_of_an_impossible_size_is_refused(count: int) -> None:
+    data = image_set()
+    with pytest.raises(ConfigError, match=f"expected from 2 to {len(data.train)} training images.*got {count};"):
+        data.subset(count)
+
+
+def test_a_subset_of_one_class_is_refused() -> None:
+    train = Split(np.zeros((100, 8, 8, 1), np.uint8), np.array([0] * 99 + [1]))
+    data = ImageSet(**(vars(image_set()) | {"train": train}))
+    with pytest.raises(ConfigError, match="got 10, which are all of one class"):
+        data.subset(10)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 
-def save_atomically(value: Any, path: Path) -> None:
-    """``torch.save`` beside ``path``, flush to the disk, then rename over it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write beside ``path``; at the end it is flushed to the disk and renamed over it."""
     beside = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed process left is written over
     try:
         with beside.open("wb") as file:
-            torch.save(value, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """``torch.save`` into ``path``, whole or not at all."""
+    with replacing(path) as file:
+        torch.save(value, file)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from smart_train.errors import DataError
+from smart_train.errors import ConfigError, DataError
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -17,6 +17,7 @@ Labels = npt.NDArray[np.int64]
 MAX_SIDE = 4096  # pixels; no edge classifier takes more, and a checkpoint that claims more is refused
 VALIDATION_SAMPLES = 256  # a checkpoint carries this many validation images
 VALIDATION_SEED = 20230203  # fixed, so that a split never depends on a training's seed
+SUBSET_SEED = 20230204  # fixed too: a subset is the same in every training
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class ImageSet:
     """A data set: training images to learn from, validation images to choose by, test images to report on.
 
     Attributes:
-        kind: ``digits``, ``npz`` or ``folder``; a file name or path is never kept.
+        kind: ``digits``, ``cifar10``, ``npz``, ``folder`` and so on; a file name or path is never kept.
         class_names: one name a class, in the order of the labels.
         digest: SHA-256 over all images and labels, hexadecimal.
     """
@@ -52,6 +53,28 @@ class ImageSet:
         """Channels, height and width."""
         height, width, channels = self.train.images.shape[1:]
         return channels, height, width
+
+    def subset(self, train: int) -> ImageSet:
+        """Return the set with ``train`` of its training images, always the same ones, and all else as it is.
+
+        Every class keeps its proportion (largest remainders) and the images their order.
+
+        Raises:
+            ConfigError: if there are not so many, or fewer than two classes would be left.
+        """
+        if not 2 <= train <= len(self.train):
+            raise ConfigError(
+                f"expected from 2 to {len(self.train)} training images, which is how many there are, got {train}; "
+                f"leave the number out for all"
+            )
+        chosen = stratified(self.train.labels, count=train, generator=np.random.default_rng(SUBSET_SEED))
+        labels = self.train.labels[chosen]
+        if len(np.unique(labels)) < 2:
+            raise ConfigError(
+                f"expected enough training images for two classes or more, got {train}, which are all of one class; "
+                f"take more, up to {len(self.train)}"
+            )
+        return replace(self, train=Split(self.train.images[chosen], labels))
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation per channel of the training images, in units of [0, 1]."""
@@ -77,7 +100,8 @@ def _check(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], *, 
             f"expected one integer label for each of the {len(images)} {name} images in {where}, got {labels.dtype} of "
             f"shape {labels.shape}; save them as int64 (N,)"
         )
-    return Split(images.astype(np.uint8), labels.astype(np.int64))
+    # Without a copy where they have these types: the arrays may be mapped from a file.
+    return Split(images.astype(np.uint8, copy=False), labels.astype(np.int64, copy=False))
 
 
 def stratified(labels: Labels, *, count: int, generator: np.random.Generator) -> npt.NDArray[np.bool_]:
@@ -148,7 +172,7 @@ def make_image_set(
     digest = hashlib.sha256()
     for array in (train.images, train.labels, test.images, test.labels):
         digest.update(repr((array.shape, array.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
     count = max(len(train) // 10, min(VALIDATION_SAMPLES, len(train) // 5))
     generator = np.random.default_rng(VALIDATION_SEED)
     held = stratified(train.labels, count=count, generator=generator)
@@ -162,21 +186,3 @@ def make_image_set(
         validation=Split(train.images[order], train.labels[order]),
         test=test,
     )
-
-
-def load_data(spec: str) -> ImageSet:
-    """Read the data set that ``spec`` names: ``digits``, ``npz:FILE`` or ``folder:DIR``.
-
-    Raises:
-        DataError: if it is missing or damaged, with what was expected.
-    """
-    from smart_train.data import readers  # noqa: PLC0415  # the readers build on this module
-
-    kind, _, where = spec.partition(":")
-    if kind == "digits" and not where:
-        return readers.digits()
-    if kind == "npz" and where:
-        return readers.npz(where)
-    if kind == "folder" and where:
-        return readers.folder(where)
-    raise DataError(f"expected data as digits, npz:FILE or folder:DIR, got {spec!r}; try --data digits")

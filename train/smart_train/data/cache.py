@@ -1,0 +1,132 @@
+"""Keep what was read once: a data set's arrays in memory-mapped files.
+
+``CACHE/data/KIND-KEY/FINGERPRINT/`` holds the four arrays as .npy and ``set.json`` with the class names and a checksum.
+The key is the source's absolute path. The fingerprint covers the name, size and time of every source file, so that a
+changed source is read anew. An entry is written beside its place, flushed and renamed; it counts only where it
+still is what was stored. A cache that cannot be used costs time, never an error.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap  # unlike numpy.load it takes .npy only, and no pickles at all
+
+from smart_train.data.images import ImageSet
+from smart_train.data.source import Arrays, Source
+from smart_train.files import replacing
+
+_VERSION = 1  # one more whenever a reader makes other arrays of the same files
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_ABOUT = "set.json"
+
+
+def default_cache_dir() -> Path:
+    """Return ``$XDG_CACHE_HOME/smart-edge``, or ``~/.cache/smart-edge`` where that is not set."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification has relative paths ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "smart-edge"
+
+
+def through_cache(
+    source: Source, *, cache_dir: Path, read: Callable[[], Arrays], build: Callable[[Arrays], ImageSet]
+) -> ImageSet:
+    """Return ``build`` of the source's arrays, from the cache where they are, else from ``read`` and into the cache.
+
+    Args:
+        source: what ``read`` reads; its files exist.
+        cache_dir: entries are in its ``data`` folder, which is created.
+        read: read the source; raises DataError.
+        build: check the arrays; raises DataError. It may get read-only or memory-mapped ones.
+
+    Raises:
+        DataError: as ``read`` and ``build`` do on the source; never for the cache.
+    """
+    key = hashlib.sha256(os.fsencode(source.root.resolve())).hexdigest()[:32]
+    shelf = cache_dir.expanduser() / "data" / f"{source.kind}-{key}"
+    before = _fingerprint(source)
+    entry = shelf / before
+    images = _stored(entry, build)
+    if images is not None:
+        return images
+    arrays = read()
+    images = build(arrays)
+    if _fingerprint(source) == before:  # else somebody changed the files while they were read
+        with suppress(OSError):  # a cache that is full, read-only or no folder at all
+            _store(entry, arrays, checksum=_checksum(images))
+    return images
+
+
+def _fingerprint(source: Source) -> str:
+    """Return a hash over the name, size and time of each file of a source, hexadecimal."""
+    digest = hashlib.sha256(repr((_VERSION, source.decoder)).encode())
+    for path in source.files:
+        try:
+            status = path.stat()
+            known = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:  # a dangling link, say: the reader will name it
+            known = "unreadable"
+        digest.update(b"%b\0%b\0" % (os.fsencode(path.relative_to(source.root)), known.encode()))
+    return digest.hexdigest()[:32]
+
+
+def _checksum(images: ImageSet) -> str:
+    """Return a hash over every byte that an entry holds, so that a flipped bit on the disk is found, hexadecimal."""
+    return hashlib.sha256(json.dumps([images.digest, images.class_names]).encode()).hexdigest()
+
+
+def _stored(entry: Path, build: Callable[[Arrays], ImageSet]) -> ImageSet | None:
+    """Return the entry's image set; None where there is no entry, or one that is not as it was stored."""
+    try:
+        about = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))
+        names = about["class_names"]
+        arrays = Arrays(
+            **{name: np.asarray(open_memmap(entry / f"{name}.npy", mode="c")) for name in _ARRAYS},
+            class_names=None if names is None else tuple(names),
+        )
+        images = build(arrays)
+        return images if _checksum(images) == about["checksum"] else None
+    except Exception:  # half deleted, cut short or written over with anything: all of them mean "read it anew"
+        return None
+
+
+def _store(entry: Path, arrays: Arrays, *, checksum: str) -> None:
+    """Write an entry beside its place and rename it there; whatever else lies on its shelf is stale and goes."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(entry.parent) as alone:
+        if not alone:
+            return  # another process is storing the very same, or something newer
+        for stale in entry.parent.iterdir():  # entries of changed sources, damaged ones, leavings of killed processes
+            if stale.is_dir():
+                shutil.rmtree(stale)
+        beside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
+        try:
+            for name in _ARRAYS:
+                with replacing(beside / f"{name}.npy") as file:
+                    np.save(file, getattr(arrays, name), allow_pickle=False)
+            with replacing(beside / _ABOUT) as file:
+                file.write(json.dumps({"class_names": arrays.class_names, "checksum": checksum}).encode())
+            beside.rename(entry)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _alone(shelf: Path) -> Iterator[bool]:
+    """Yield whether this process is the only one that writes to a shelf, without waiting for another."""
+    with (shelf / ".lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True  # closing the file, or the end of the process, unlocks it

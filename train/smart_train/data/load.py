@@ -1,0 +1,65 @@
+"""Data sets by the name that a command line gives them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from smart_train.data.cache import through_cache
+from smart_train.data.cifar import cifar10, cifar100
+from smart_train.data.digits import digits
+from smart_train.data.folder import folder
+from smart_train.data.images import ImageSet, make_image_set
+from smart_train.data.npz import npz
+from smart_train.data.progress import Progress, no_progress
+from smart_train.data.source import Arrays, Source
+from smart_train.data.stl10 import stl10
+from smart_train.data.svhn import svhn
+from smart_train.errors import DataError
+
+_RELEASES = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn, "stl10": stl10}
+
+NAMED = ("digits", *_RELEASES)
+"""Sets that a name alone tells."""
+
+DATA_SPECS = f"{', '.join(NAMED)}, npz:FILE or folder:DIR"
+"""What `load_data` reads, for help pages."""
+
+
+def load_data(
+    spec: str, *, data_dir: Path = Path("data"), cache_dir: Path | None = None, progress: Progress = no_progress
+) -> ImageSet:
+    """Read the data set that ``spec`` names. Nothing is downloaded.
+
+    Args:
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``svhn``, ``stl10``, ``npz:FILE`` or ``folder:DIR``.
+        data_dir: where the published sets lie, as folders or as the archives that they come in.
+        cache_dir: keeps what was read, so that it is mapped into memory the next time; None for no cache. Digits and
+            npz files are not kept: they are as fast to read as a cache is.
+        progress: shows how far the reading of pictures is.
+
+    Raises:
+        DataError: if it is missing or damaged, with what was expected.
+        MissingExtraError: if a library that reads it is not installed.
+
+    Example:
+        ``load_data("cifar10", data_dir=Path("~/data"), cache_dir=default_cache_dir())``
+    """
+    kind, colon, where = spec.partition(":")
+    if spec == "digits":
+        return digits()
+    if kind == "npz" and where:
+        return npz(where)
+    if kind == "folder" and where:
+        source = folder(where)
+    elif kind in _RELEASES and not colon:
+        source = _RELEASES[kind](data_dir.expanduser())
+    else:
+        raise DataError(f"expected data as {DATA_SPECS}, got {spec!r}; try --data digits")
+    read = partial(source.read, progress)
+    build = partial(_image_set, source)
+    return build(read()) if cache_dir is None else through_cache(source, cache_dir=cache_dir, read=read, build=build)
+
+
+def _image_set(source: Source, arrays: Arrays) -> ImageSet:
+    return make_image_set(kind=source.kind, where=source.where, **vars(arrays))

@@ -1,0 +1,46 @@
+"""``npz:FILE``: arrays that the user saved with NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from smart_train.data.images import ImageSet, make_image_set
+from smart_train.errors import DataError
+
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def npz(where: str) -> ImageSet:
+    """Read a .npz file: ``train_images``, ``test_images`` (uint8 NHWC), ``train_labels``, ``test_labels`` (integers).
+
+    An optional array ``class_names`` of strings names the classes.
+
+    Raises:
+        DataError: if the file is missing, damaged, holds Python objects or lacks an array.
+    """
+    wanted = ", ".join(_ARRAYS)
+    try:
+        # An object array would be a pickle, which can run code: allow_pickle stays off.
+        with Path(where).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in (*_ARRAYS, "class_names") if name in arrays.files}
+    except FileNotFoundError as error:
+        raise DataError(f"expected a .npz file with {wanted} at {where}, got no such file; check the path") from error
+    except Exception as error:  # a damaged zip, deflate stream or array header each have an exception of their own
+        raise DataError(
+            f"expected a .npz file with plain arrays {wanted}, got a damaged or foreign file {where}; save them with "
+            f"numpy.savez"
+        ) from error
+    missing = [name for name in _ARRAYS if name not in found]
+    if missing:
+        raise DataError(f"expected arrays {wanted} in {where}, got no {', '.join(missing)}; save them with numpy.savez")
+    names = found.pop("class_names", None)
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
+        raise DataError(
+            f"expected class_names in {where} as strings (classes,), got {names.dtype} of shape {names.shape}; "
+            f"leave them out or save a list of strings"
+        )
+    return make_image_set(
+        kind="npz", where=where, **found, class_names=None if names is None else [str(name) for name in names]
+    )
