@@ -66,7 +66,8 @@ def read_bounded(path: Path, *, max_bytes: int) -> bytes:
         OSError: The system cannot read it.
     """
     with open_plain(path) as (file, size):
-        data = file.read(max_bytes + 1) if size <= max_bytes else b""
+        # Python reserves what it is asked to read: with max_bytes, more than a small board has.
+        data = file.read(size + 1) if size <= max_bytes else b""
         if size > max_bytes or len(data) > max_bytes:  # the second: it grew after it was opened
             raise BundleError(
                 f"expected {path.name} of at most {max_bytes} bytes, got {size}; copy or export the bundle again"

@@ -16,6 +16,8 @@ Images: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 _FLOAT32 = np.dtype(np.float32)
 _UINT8 = np.dtype(np.uint8)
 _FULL_SCALE = np.float32(255)
+_BITS = np.dtype(np.uint32)
+_BITS_OF_ONE = int(np.float32(1).view(np.uint32))
 
 
 def prepare(images: Images, spec: InputSpec) -> Batch:
@@ -38,18 +40,15 @@ def prepare(images: Images, spec: InputSpec) -> Batch:
         )
     if images.dtype == _FLOAT32:
         _check_shape(images, spec.shape, spec)
-        # This runs before every call of 50 us or so, hence the bare reductions. Both are NaN if any value is, and no
-        # comparison holds for a NaN.
-        values = images.reshape(-1) if images.flags.c_contiguous else images
-        low, high = np.minimum.reduce(values, axis=None), np.maximum.reduce(values, axis=None)
-        if not (low >= 0 and high <= 1):
-            raise _range_error(float(low), float(high))
+        _check_range(images)
         return np.ascontiguousarray(images)
     if images.dtype == _UINT8:
         channels, height, width = spec.shape
         _check_shape(images, (height, width, channels), spec)
-        batch = np.empty((images.shape[0], channels, height, width), dtype=np.float32)
-        np.divide(images.transpose(0, 3, 1, 2), _FULL_SCALE, out=batch, dtype=np.float32)
+        # Transposed as bytes, then divided in one contiguous pass: the cheapest way of a dozen that were timed, by a
+        # fifth. A division as in training, since the product with 1 / 255 differs in the last bit.
+        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        batch: Batch = np.divide(planes, _FULL_SCALE, dtype=np.float32)
         return batch
     remedy = ".astype(numpy.float32)" if images.dtype.kind == "f" else "pass uint8 pixels or float32 in [0, 1]"
     raise InputError(f"expected images of dtype float32 or uint8, got {images.dtype}; {remedy}")
@@ -75,6 +74,22 @@ def _check_shape(images: Images, one: tuple[int, int, int], spec: InputSpec) -> 
         remedy = "resize and crop the images, as smart_runtime.pictures.read_picture does"
     expected = ", ".join(str(size) for size in one)
     raise InputError(f"expected {images.dtype} images {wanted} = (N, {expected}), got {images.shape}; {remedy}")
+
+
+def _check_range(images: Images) -> None:
+    """Raise InputError unless every value is in [0, 1].
+
+    This stands before every call, which may take 50 us only. Read as unsigned integers, the values from 0 to 1 are
+    those up to the bits of 1, in order, while larger ones, NaN and all with a sign lie above (IEEE 754, binary32): one
+    reduction of integers, half the time of the smallest and the largest float.
+    """
+    values = images.reshape(-1) if images.flags.c_contiguous else images
+    if np.maximum.reduce(values.view(_BITS), axis=None) <= _BITS_OF_ONE:
+        return
+    # Something is wrong, or there is a -0.0. Both are NaN if any value is, and no comparison holds for a NaN.
+    low, high = np.minimum.reduce(values, axis=None), np.maximum.reduce(values, axis=None)
+    if not (low >= 0 and high <= 1):
+        raise _range_error(float(low), float(high))
 
 
 def _range_error(low: float, high: float) -> InputError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Literal, TypeAlias, cast
 
+from smart_runtime.documents import JsonObject, Reader, parse_document
 from smart_runtime.errors import BundleError, PathError
 
 FORMAT_VERSION = 1
@@ -24,7 +24,6 @@ MAX_BYTES = 16 * 1024 * 1024
 PATH_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 """What a path's name looks like (match it fully)."""
 
-_Object: TypeAlias = Mapping[str, Any]
 Colour: TypeAlias = Literal["RGB", "L"]
 
 
@@ -90,8 +89,8 @@ class GraphInfo:
     tolerance: float | None
     max_rel_diff: float | None
     argmax_agreement: float | None
-    layers: tuple[_Object, ...]
-    metrics: _Object | None
+    layers: tuple[JsonObject, ...]
+    metrics: JsonObject | None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -121,7 +120,7 @@ class Manifest:
     class_names: tuple[str, ...]
     paths: Mapping[str, GraphInfo]
     baseline: GraphInfo | None
-    training: _Object
+    training: JsonObject
 
     @property
     def graphs(self) -> tuple[GraphInfo, ...]:
@@ -152,16 +151,7 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     if len(data) > MAX_BYTES:
         raise _damaged(f"expected at most {MAX_BYTES} bytes, got {len(data)}")
-    try:
-        document = json.loads(
-            data.decode("utf-8"),
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_unique_keys,
-        )
-    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are the first, deep nesting the second
-        raise _damaged(f"expected JSON in UTF-8, got {type(error).__name__}: {error}") from error
-    root = _Reader(document, where="the document")
+    root = parse_document(data, damaged=_damaged)
     ours = root.object("additional_metadata").object("smart_edge")
     version = ours.integer("format_version", low=1)
     if version > FORMAT_VERSION:
@@ -174,7 +164,7 @@ def parse_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def _parse_ours(root: _Reader, ours: _Reader, version: int) -> Manifest:
+def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
     target, image, scores = ours.object("target"), ours.object("input"), ours.object("output")
     pictures, paths = ours.object("preprocessing"), ours.object("paths")
     baseline = None if ours.value("baseline") is None else ours.object("baseline")
@@ -225,9 +215,9 @@ def _parse_ours(root: _Reader, ours: _Reader, version: int) -> Manifest:
     )
 
 
-def _parse_graph(graph: _Reader, name: str) -> GraphInfo:
-    file = graph.file_name("file")
-    weights = None if graph.value("weights") is None else graph.file_name("weights")
+def _parse_graph(graph: Reader, name: str) -> GraphInfo:
+    file = _file_name(graph, "file")
+    weights = None if graph.value("weights") is None else _file_name(graph, "weights")
     if weights is not None and PurePosixPath(weights).parent != PurePosixPath(file).parent:
         raise graph.wrong("weights", f"a file beside {file!r}")
     return GraphInfo(
@@ -242,12 +232,12 @@ def _parse_graph(graph: _Reader, name: str) -> GraphInfo:
         tolerance=graph.optional_number("tolerance"),
         max_rel_diff=graph.optional_number("max_rel_diff"),
         argmax_agreement=graph.fraction("argmax_agreement"),
-        layers=graph.objects("layers"),
+        layers=tuple(layer.raw for layer in graph.objects("layers")),
         metrics=graph.optional_object("metrics"),
     )
 
 
-def _check_components(components: _Reader, manifest: Manifest) -> None:
+def _check_components(components: Reader, manifest: Manifest) -> None:
     """Check that ONNX Runtime's own package reader would run, under each path's name, the very graph that we run."""
     if sorted(components.keys) != sorted(manifest.paths):
         raise _damaged(f"expected the components {sorted(manifest.paths)}, got {sorted(components.keys)}")
@@ -255,94 +245,16 @@ def _check_components(components: _Reader, manifest: Manifest) -> None:
         variants = components.object(name).object("variants")
         for variant_name in variants.keys:
             variant = variants.object(variant_name)
-            model_file = variant.object("executor_info").object("ort").file_name("model_file")
-            if f"{variant.file_name('variant_directory')}/{model_file}" != graph.file:
+            model_file = _file_name(variant.object("executor_info").object("ort"), "model_file")
+            if f"{_file_name(variant, 'variant_directory')}/{model_file}" != graph.file:
                 raise variant.wrong("executor_info", f"the graph {graph.file!r} as for the path {name!r}")
 
 
-class _Reader:
-    """One JSON object, and where it stands in the manifest, for the error message."""
-
-    def __init__(self, value: object, *, where: str) -> None:
-        if not isinstance(value, dict):
-            raise _damaged(f"expected an object at {where}, got {_shown(value)}")
-        self.raw: _Object = MappingProxyType(value)
-        self._where = where
-
-    @property
-    def keys(self) -> list[str]:
-        return list(self.raw)
-
-    def wrong(self, key: str, expected: str) -> BundleError:
-        got = _shown(self.raw[key]) if key in self.raw else "nothing"
-        return _damaged(f"expected {expected} at {self._path(key)}, got {got}")
-
-    def value(self, key: str) -> Any:
-        """Return what stands under ``key``, None for null and for nothing."""
-        return self.raw.get(key)
-
-    def object(self, key: str) -> _Reader:
-        if key not in self.raw:
-            raise self.wrong(key, "an object")
-        return _Reader(self.raw[key], where=self._path(key))
-
-    def optional_object(self, key: str) -> _Object | None:
-        return None if self.value(key) is None else self.object(key).raw
-
-    def objects(self, key: str) -> tuple[_Object, ...]:
-        value = self.raw.get(key, [])
-        if not isinstance(value, list):
-            raise self.wrong(key, "a list of objects")
-        return tuple(_Reader(item, where=f"{self._path(key)}[{i}]").raw for i, item in enumerate(value))
-
-    def string(self, key: str) -> str:
-        value = self.value(key)
-        # Printable: these reach terminals, where a stranger's control characters could redraw the screen.
-        if not isinstance(value, str) or not value or not value.isprintable():
-            raise self.wrong(key, "a printable text")
-        return value
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        value = self.value(key)
-        if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
-            raise self.wrong(key, "a list of printable texts")
-        return tuple(value)
-
-    def choice(self, key: str, choices: Sequence[str | None]) -> Any:
-        value = self.value(key)
-        if (value is not None and not isinstance(value, str)) or value not in choices:
-            raise self.wrong(key, "one of " + ", ".join(json.dumps(choice) for choice in choices))
-        return value
-
-    def integer(self, key: str, *, low: int) -> int:
-        value = self.value(key)
-        # bool is an int in Python, and 2**63 is more than any size or count can be.
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
-            raise self.wrong(key, f"a whole number, {low} or more,")
-        return value
-
-    def optional_number(self, key: str) -> float | None:
-        value = self.value(key)
-        if value is None:
-            return None
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-            raise self.wrong(key, "a number, 0 or more, or null")
-        return float(value)
-
-    def fraction(self, key: str) -> float | None:
-        value = self.optional_number(key)
-        if value is not None and value > 1:
-            raise self.wrong(key, "a number in [0, 1] or null")
-        return value
-
-    def file_name(self, key: str) -> str:
-        value = self.string(key)
-        if not is_inside(value):
-            raise self.wrong(key, "a file inside the bundle, such as 'clean/model.onnx',")
-        return value
-
-    def _path(self, key: str) -> str:
-        return key if self._where == "the document" else f"{self._where}.{key}"
+def _file_name(graph: Reader, key: str) -> str:
+    value = graph.string(key)
+    if not is_inside(value):
+        raise graph.wrong(key, "a file inside the bundle, such as 'clean/model.onnx',")
+    return value
 
 
 def is_inside(name: str) -> bool:
@@ -351,30 +263,5 @@ def is_inside(name: str) -> bool:
     return plain and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Two readers may take different ones of two equal keys, and then run different graphs under one name.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key that stands twice in one object")
-    return result
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in {float("inf"), float("-inf")}:
-        raise ValueError(f"{text[:20]}, which is larger than any number")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which JSON does not have")
-
-
 def _damaged(what: str) -> BundleError:
     return BundleError(f"the manifest is damaged: {what}; export the bundle again")
-
-
-def _shown(value: object) -> str:
-    """Return ``value`` for an error message, cut short: it may be megabytes from a stranger."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

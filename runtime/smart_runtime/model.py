@@ -104,7 +104,11 @@ class SmartModel:
                     threads=threads,
                 )
                 undo.callback(engines[name].close)
-                engines[name].run(image)  # the first run allocates; after it a switch costs nothing
+            # The first run allocates; after it a switch costs nothing. Only once the last engine is made: ONNX Runtime
+            # copies the weights while it makes one, malloc keeps a part of the room, and the runs then fit into it
+            # (two paths of ResNet-50: 167 MB instead of 177).
+            for made in engines.values():
+                made.run(image)
             undo.pop_all()
         return cls(opened, engines=engines, engine_name=engine_name, path=first)
 

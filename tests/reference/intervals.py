@@ -1,6 +1,8 @@
-"""A 95% interval of a fraction, from its definition."""
+"""95% intervals, from their definitions."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,3 +16,22 @@ def wilson(correct: int, total: int, *, z: float) -> tuple[float, float]:
     square = z * z / total
     low, high = sorted(np.roots([1 + square, -(2 * measured + square), measured**2]).real)
     return float(low), float(high)
+
+
+def speed_up_change(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], draws: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> tuple[float, float, float]:
+    """Return one row's change of speed-up from run A to run B with its percentile bootstrap 95% interval.
+
+    ``a`` and ``b`` are the block medians of the reference and of the row; each draw names rounds of A and rounds of B
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+    """
+
+    def speed_up(run: Sequence[Sequence[float]], rounds: Sequence[int]) -> float:
+        reference, row = ([medians[i] for i in rounds] for medians in run)
+        return float(np.median(reference) / np.median(row))
+
+    value = speed_up(b, range(len(b[0]))) / speed_up(a, range(len(a[0])))
+    changes = sorted(speed_up(b, drawn_b) / speed_up(a, drawn_a) for drawn_a, drawn_b in draws)
+    low, high = np.percentile(changes, [2.5, 97.5])
+    return value, float(low), float(high)

@@ -18,14 +18,15 @@ from smart_devices.errors import MissingExtraError
 from smart_runtime import Bundle
 from smart_runtime.bench.cli import main
 from smart_runtime.bench.compare import compare, steps
+from smart_runtime.bench.contenders import Source
 from smart_runtime.bench.measure import DISCARDED_CALLS, calls_per_block, interleave, random_batch, time_block
-from smart_runtime.bench.plot import check_plot, write_plot
+from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import Report
 from smart_runtime.bench.statistics import Block, agrees, speed_up, summarise
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
 from smart_runtime.engines import Batch, Scores
 from smart_runtime.errors import BundleError, EngineError, InputError
-from smart_runtime.manifest import InputSpec
+from smart_runtime.figures import check_plot
 
 ROW_KEYS = {
     "name",
@@ -40,6 +41,9 @@ ROW_KEYS = {
     "speedup_low",
     "speedup_high",
     "mac_ratio",
+    "bundle",
+    "precision",
+    "block_medians_ms",
 }
 LATENCIES = st.lists(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), min_size=1, max_size=8)
 
@@ -115,18 +119,18 @@ class Counting:
 
 def test_blocks_are_interleaved_in_changing_order() -> None:
     log: list[str] = []
-    engines = {name: Counting(name, log) for name in "abc"}
+    engines = [Counting(name, log) for name in "abc"]
     rounds: list[str] = []
     timed = interleave(
         engines,
         np.zeros((1, 1), np.float32),
-        calls={"a": 8, "b": 8, "c": 10},
+        calls=[8, 8, 10],
         blocks=12,
         rng=np.random.default_rng(0),
         advance=rounds.append,
     )
     assert len(rounds) == 12
-    assert {name: {len(block) for block in blocks} for name, blocks in timed.items()} == {"a": {5}, "b": {5}, "c": {7}}
+    assert [{len(block) for block in blocks} for blocks in timed] == [{5}, {5}, {7}]
     orders = ["".join(dict.fromkeys(log[i : i + 26])) for i in range(0, len(log), 26)]
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
     assert len(set(orders)) > 1
@@ -139,8 +143,7 @@ def test_a_block_is_long_enough() -> None:
 
 
 def test_the_input_is_valid() -> None:
-    spec = InputSpec(name="image", channels=3, height=6, width=4)
-    batch = random_batch(spec, size=2, rng=np.random.default_rng(0))
+    batch = random_batch((3, 6, 4), size=2, rng=np.random.default_rng(0))
     assert batch.shape == (2, 3, 6, 4)
     assert batch.dtype == np.float32
     assert batch.flags.c_contiguous
@@ -149,7 +152,7 @@ def test_the_input_is_valid() -> None:
 
 @pytest.fixture(scope="module")
 def report(bundle: Path) -> Report:
-    opened = Bundle.open(bundle)
+    opened = {"tiny/": Bundle.open(bundle)}
     done: list[str] = []
     result = compare(opened, blocks=3, advance=done.append)
     assert len(done) == steps(opened, blocks=3)
@@ -161,8 +164,22 @@ def test_the_json_is_what_the_issue_says(report: Report) -> None:
     assert document["engine"] == "onnxruntime-cpu"
     assert (document["batch"], document["threads"]) == (1, 1)
     assert [row["name"] for row in document["rows"]] == ["dense", "clean", "robust"]
+    assert document["bundles"] == [
+        {
+            "bundle": "tiny/",
+            "digest": document["bundle_digest"],
+            "target": "jetson-orin",
+            "profile": "jetson-agx-orin-64gb",
+            "precision": "fp32",
+        }
+    ]
+    assert document["baseline"] is None
+    assert document["reference"] == {"bundle": "tiny/", "name": "dense"}
     for row in document["rows"]:
         assert row.keys() >= ROW_KEYS
+        assert (row["bundle"], row["precision"]) == ("tiny/", "fp32")
+        assert len(row["block_medians_ms"]) == row["blocks"] == 3
+        assert all(median > 0 for median in row["block_medians_ms"])
         assert 0 < row["median_ms"] <= row["p90_ms"] <= row["p99_ms"]
         assert row["solo_median_ms"] > 0
         assert row["speedup_low"] <= row["speedup_high"]
@@ -179,6 +196,7 @@ def test_the_json_is_what_the_issue_says(report: Report) -> None:
     assert environment["cores"] >= environment["usable_cores"] >= 1
     assert len(environment["load_average"]) == 3
     assert {"numpy", "onnxruntime"} <= environment["versions"].keys()
+    assert "governor" in environment
 
 
 def test_without_a_baseline_there_is_no_speed_up(tmp_path: Path) -> None:
@@ -207,8 +225,11 @@ def test_the_table_from_a_real_process(bundle: Path, tmp_path: Path) -> None:
         "switch:",
         "cold load",
         "within this run",
+        "governor",
+        "load ",
     ):
         assert words in done.stdout
+    assert "bundle" not in done.stdout  # a column only where there are several
     assert done.stderr.split() == ["plot:", str(file)]
     assert file.read_bytes().startswith(b"\x89PNG")
 
@@ -257,13 +278,12 @@ def test_a_changed_byte_is_refused(own_bundle: Path) -> None:
     opened = Bundle.open(own_bundle)
     (own_bundle / "dense/weights.bin").write_bytes(b"other")
     with pytest.raises(BundleError, match=r"dense/weights\.bin"):
-        compare(opened, blocks=2)
+        compare({"own": opened}, blocks=2)
 
 
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
-    request = SoloRequest(
-        bundle=str(tmp_path), graph="clean", engine="auto", batch=1, threads=1, blocks=2, calls=8, seed=0
-    )
+    source = Source(place=str(tmp_path), graph="clean", digest="0", shape=(3, 6, 4))
+    request = SoloRequest(source=source, engine="auto", batch=1, threads=1, blocks=2, calls=8, seed=0)
     with pytest.raises(EngineError, match=r"expected 'clean' to run in a process of its own, got .*expected a bundle"):
         solo_median_ms(request)
 
@@ -295,3 +315,5 @@ def test_command_line_manners() -> None:
     assert nowhere.exit_code == 1
     assert nowhere.output.startswith("error: expected a bundle directory at 'nowhere'")
     assert runner.invoke(main, ["nowhere", "--blocks", "1"]).exit_code == 2
+    assert "Missing argument 'BUNDLE'" in runner.invoke(main, []).output
+    assert runner.invoke(main, []).exit_code == 2

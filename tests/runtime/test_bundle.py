@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,13 @@ def test_other_checksum_files_are_refused(text: str) -> None:
 def test_any_bytes_as_checksums_are_refused_in_our_words(data: bytes) -> None:
     with pytest.raises(BundleError):
         parse_checksums(data)
+
+
+def test_reading_a_graph_reserves_no_more_memory_than_it_has(bundle: Path) -> None:
+    """A board refuses a process that asks for more than it has, whatever it then uses."""
+    code = (
+        "import resource, sys; from smart_runtime import Bundle; bundle = Bundle.open(sys.argv[1]); "
+        "resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); print(len(bundle.graph_bytes('clean').weights))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str((bundle / "clean/weights.bin").stat().st_size), done.stderr

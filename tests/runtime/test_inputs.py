@@ -23,6 +23,14 @@ def test_all_256_values_become_exactly_their_255th() -> None:
     assert np.array_equal(prepare(values.reshape(1, 16, 16, 1), spec).ravel(), expected)
 
 
+def test_uint8_becomes_what_training_makes_of_it() -> None:
+    torch = pytest.importorskip("torch", reason="needs torch, to compare with training")
+    pixels = np.arange(256, dtype=np.uint8).reshape(2, 8, 8, 2)
+    spec = InputSpec(name="image", channels=2, height=8, width=8)
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).numpy()
+    assert prepare(pixels, spec).tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.just(6), st.just(4), st.just(3))))
 def test_uint8_is_transposed_and_scaled(images: Any) -> None:
     before = images.copy()
@@ -52,6 +60,30 @@ def test_the_ends_of_the_range_are_inside() -> None:
     images[0, 0] = 1
     images[0, 1] = -0.0
     prepare(images, SPEC)
+
+
+@given(
+    hnp.arrays(
+        np.uint32,
+        (1, 3, 6, 4),
+        elements=st.one_of(
+            st.integers(0, 2**32 - 1),
+            st.sampled_from([0x3F800000, 0x3F800001, 0x3F7FFFFF, 0x80000000, 0x80000001, 0x7FC00000, 0xFFC00000]),
+        ),
+        fill=st.integers(0, 0x3F800000),
+    ),
+    st.booleans(),
+)
+def test_any_bits_are_in_range_or_refused(bits: Any, strided: bool) -> None:
+    """The range is checked on the bits; here each value's own comparison says what must come out."""
+    images = bits.view(np.float32)[:, :, ::-1] if strided else bits.view(np.float32)
+    with np.errstate(invalid="ignore"):
+        valid = all(0 <= value <= 1 for value in images.ravel().tolist())
+    if valid:
+        assert np.array_equal(prepare(images, SPEC), images)
+    else:
+        with pytest.raises(InputError, match=r"expected float32 values in \[0, 1\]"):
+            prepare(images, SPEC)
 
 
 GOOD = np.full((2, 3, 6, 4), 0.5, np.float32)

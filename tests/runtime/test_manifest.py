@@ -128,6 +128,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "path name in capitals": (rename_clean("Clean"), "a path name like 'clean'"),
     "path name with a slash": (rename_clean("a/b"), "a path name like 'clean'"),
     "path name with a line end": (rename_clean("clean\n"), "a path name like 'clean'"),
+    "path name that redraws a terminal": (rename_clean("\x1b[2J"), r"paths\.'\\x1b\[2J'"),
     "file above the bundle": (put("paths", "clean", "file", value="../model.onnx"), "a file inside the bundle"),
     "absolute file": (put("paths", "clean", "file", value="/model.onnx"), "a file inside the bundle"),
     "file with a drive": (put("paths", "clean", "file", value="c:model.onnx"), "a file inside the bundle"),
@@ -136,6 +137,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "MACs as a fraction": (put("paths", "clean", "macs", value=1.5), "paths.clean.macs"),
     "parameters without end": (put("paths", "clean", "parameters", value=2**70), "paths.clean.parameters"),
     "density above one": (put("paths", "clean", "density", value=1.5), "paths.clean.density"),
+    "density that no float holds": (put("paths", "clean", "density", value=10**400), "paths.clean.density"),
     "layers of another type": (put("paths", "clean", "layers", value=["conv"]), r"layers\[0\]"),
     "metrics of another type": (put("paths", "clean", "metrics", value=3), "metrics"),
     "baseline with another name": (put("baseline", "name", value="big"), "baseline.name"),
@@ -164,6 +166,7 @@ def test_wrong_fields_are_refused_by_name(change: Change, said: str) -> None:
     with pytest.raises(BundleError, match=said) as caught:
         parse(document)
     assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from smart_runtime.units import si
+from smart_runtime.units import duration, si
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,11 @@ from smart_runtime.units import si
 )
 def test_three_digits_and_a_prefix(value: float, unit: str, shown: str) -> None:
     assert si(value, unit) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3600, "1:00:00 h"), (7509, "2:05:09 h")],
+)
+def test_times_as_a_person_says_them(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

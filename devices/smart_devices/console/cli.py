@@ -15,6 +15,8 @@ from rich.text import Text
 
 from smart_devices.errors import SmartError
 
+_bar_console: Console | None = None  # of the progress bar that is shown: only it knows how to print above it
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -25,18 +27,31 @@ class Advance(Protocol):
         """``count`` units are done; ``status`` is a few words on how things stand."""
 
 
+@contextmanager
+def _politely() -> Iterator[None]:
+    """Turn an expected failure into one line on standard error and exit status 1."""
+    try:
+        yield
+    except SmartError as error:
+        click.echo(f"error: {error}", err=True)
+    except OSError as error:  # a full disk, a missing permission: the system's own words say it best
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"error: the system refused: {error.strerror or error}{where}", err=True)
+    else:
+        return
+    raise click.exceptions.Exit(1)
+
+
 class _Polite:
-    """Mixin for click commands: an expected failure is one line on standard error and exit status 1."""
+    """Mixin for click commands whose expected failures are one line, while options are read and after."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _politely():
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]  # it sits before a click class
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)  # type: ignore[misc]  # the mixin always sits before a click class
-        except SmartError as error:
-            click.echo(f"error: {error}", err=True)
-        except OSError as error:  # a full disk, a missing permission: the system's own words say it best
-            where = f" ({error.filename})" if error.filename else ""
-            click.echo(f"error: the system refused: {error.strerror or error}{where}", err=True)
-        raise click.exceptions.Exit(1)
+        with _politely():
+            return super().invoke(ctx)  # type: ignore[misc]
 
 
 class Command(_Polite, click.Command):
@@ -81,8 +96,8 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def note(message: str) -> None:
-    """Print a line for people on standard error."""
-    console(stderr=True).print(message, markup=False, soft_wrap=True)
+    """Print a line for people on standard error, above a progress bar if there is one."""
+    (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:
@@ -113,10 +128,15 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[status]}"),
     )
     screen = console(stderr=True)
+    global _bar_console  # noqa: PLW0603  # standard error is one for the process, and so is the bar on it
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task(description, total=total, status="")
 
         def advance(status: str = "", count: int = 1) -> None:
             bar.update(task, advance=count, status=status)
 
-        yield advance
+        before, _bar_console = _bar_console, screen
+        try:
+            yield advance
+        finally:
+            _bar_console = before

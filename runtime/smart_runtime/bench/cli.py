@@ -1,4 +1,4 @@
-"""``smart-bench``: the table of latencies, speed-ups and the cost of a switch."""
+"""``smart-bench``: the table of latencies, speed-ups and the cost of a switch, and what changed since another one."""
 
 from __future__ import annotations
 
@@ -6,38 +6,86 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from smart_devices.console.cli import Command, console, json_option, note, print_json, progress, table
 from smart_devices.version import version
+from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, Ratio, compare_saved
 from smart_runtime.bench.compare import compare, steps
-from smart_runtime.bench.plot import check_plot, write_plot
+from smart_runtime.bench.contenders import open_bundles
+from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import MEASURED, Report, Row
+from smart_runtime.bench.saved import SavedRow, read_saved
 from smart_runtime.bench.statistics import SOLO_TOLERANCE
-from smart_runtime.bundle import Bundle
-from smart_runtime.manifest import DENSE
+from smart_runtime.figures import check_plot
 from smart_runtime.units import si
 
+_MEASURING = ("batch", "threads", "blocks", "baseline", "plot")
+_EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
 
-@click.command(cls=Command, epilog="Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png")
-@click.argument("bundle", type=click.Path(path_type=Path))
+Another: smart-bench fp32/ int8/ --baseline other.onnx --json > new.json
+
+Another: smart-bench --compare old.json new.json"""
+
+
+@click.command(cls=Command, epilog=_EXAMPLES)
+@click.argument("bundle", nargs=-1)  # as text: rows name a bundle as the user wrote it, and Path drops a "/" at the end
+@click.option("--baseline", metavar="FILE.onnx", type=click.Path(path_type=Path), help="Compare with this ONNX model.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images a call.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads a call may use.")
 @click.option("--blocks", default=40, show_default=True, type=click.IntRange(min=2), help="Blocks of calls a graph.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of input, order and bootstrap.")
 @click.option("--plot", default=None, type=click.Path(path_type=Path), help="Draw the result: .png, .svg or .pdf.")
+@click.option(
+    "--compare",
+    "saved",
+    nargs=2,
+    metavar="A.json B.json",
+    type=click.Path(path_type=Path),
+    help="Instead of measuring, say how the speed-ups changed from A to B, both saved from --json.",
+)
 @json_option
 @click.version_option(version(), prog_name="smart-bench")
-def main(*, bundle: Path, batch: int, threads: int, blocks: int, seed: int, plot: Path | None, as_json: bool) -> None:
-    """Compare the graphs of a bundle on this device: dense, clean and robust.
+@click.pass_context
+def main(
+    context: click.Context,
+    *,
+    bundle: tuple[str, ...],
+    baseline: Path | None,
+    batch: int,
+    threads: int,
+    blocks: int,
+    seed: int,
+    plot: Path | None,
+    saved: tuple[Path, Path] | None,
+    as_json: bool,
+) -> None:
+    """Compare the graphs of one or more bundles on this device: dense, clean and robust.
 
     In one process, in interleaved blocks of calls whose first are discarded; then each graph alone in a fresh process,
-    which must agree; then the switch between paths, beside a cold load.
+    which must agree; then the first bundle's switch between paths, beside a cold load. Speed-ups are against the first
+    bundle's dense graph, or with --baseline against that model: any ONNX classifier of the same float32 input.
     """
+    if saved is not None:
+        given = [name for name in _MEASURING if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if bundle or given:
+            what = f"--{given[0]}" if given else "BUNDLE"
+            raise click.UsageError(f"--compare reads two saved results and measures nothing, so it takes no {what}.")
+        change = compare_saved(read_saved(saved[0]), read_saved(saved[1]), seed=seed)
+        if as_json:
+            print_json(change.as_json())
+        else:
+            _print_change(change)
+        return
+    if not bundle:
+        raise click.UsageError("Missing argument 'BUNDLE', or --compare A.json B.json.")
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after
-    opened = Bundle.open(bundle)
-    with progress("measuring", total=steps(opened, blocks=blocks)) as advance:
-        report = compare(opened, batch=batch, threads=threads, blocks=blocks, seed=seed, advance=advance)
+    bundles = open_bundles(bundle)
+    with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks)) as advance:
+        report = compare(
+            bundles, baseline=baseline, batch=batch, threads=threads, blocks=blocks, seed=seed, advance=advance
+        )
     if plot is not None:
         write_plot(report, plot)
         note(f"plot: {plot}")
@@ -49,44 +97,58 @@ def main(*, bundle: Path, batch: int, threads: int, blocks: int, seed: int, plot
 
 def _print_report(report: Report) -> None:
     out, environment = console(), report.environment
+    several = len(report.bundles) > 1
     title = f"{report.engine}, batch {report.batch}, threads {report.threads}, on {environment.cpu}"
-    out.print(f"{title} ({environment.usable_cores} cores)", markup=False, soft_wrap=True)
+    state = f"governor {environment.governor or 'unknown'}, load {environment.load_average[0]:.2f} before"
+    out.print(f"{title} ({environment.usable_cores} cores, {state})", markup=False, soft_wrap=True)
     scale, unit = (1000, "us") if max(row.p90_ms for row in report.rows) < 1 else (1, "ms")
-    latency = [
-        "graph",
-        *(f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone")),
-        "speed-up (95% interval)",
-    ]
-    out.print(table("", latency, [_latency_cells(row, scale=scale) for row in report.rows]))
-    size = ["graph", "MACs", "MAC ratio", "parameters", "size"]
-    out.print(table("", size, [_size_cells(row) for row in report.rows]))
+    names = ["bundle", "graph"] if several else ["graph"]
+    latency = [*(f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone")), "speed-up (95% interval)"]
+    cells = [_name_cells(row, several=several) + _latency_cells(row, report, scale=scale) for row in report.rows]
+    out.print(table("", names + latency, cells, text_columns=len(names)))
+    size = [*(["precision"] if several else []), "MACs", "MAC ratio", "parameters", "size"]
+    cells = [_name_cells(row, several=several) + _size_cells(row, several=several) for row in report.rows]
+    out.print(table("", names + size, cells, text_columns=len(names) + several))
     out.print(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process", soft_wrap=True)
-    if any(row.speedup is not None for row in report.rows):
-        out.print("the interval holds within this run; another process or another day may lie outside", soft_wrap=True)
-    if report.switch is not None:
-        switch = report.switch
+    if report.reference is not None:
+        against = report.label(report.rows[report.reference])
         out.print(
-            f"switch: {switch.median_us:.2f} us (p99 {switch.p99_us:.2f} us); first result of the new path after "
-            f"{switch.first_result_ms:.3g} ms, against {switch.cold_load_ms:.3g} ms for a cold load",
+            f"speed-ups are against {against}; the interval holds within this run; another process or another day may "
+            "lie outside",
+            markup=False,
             soft_wrap=True,
         )
-    apart = [row.name for row in report.rows if not row.solo_agrees]
+    if report.switch is not None:
+        switch, where = report.switch, f" in {next(iter(report.bundles))}" if several else ""
+        out.print(
+            f"switch{where}: {switch.median_us:.2f} us (p99 {switch.p99_us:.2f} us); first result of the new path "
+            f"after {switch.first_result_ms:.3g} ms, against {switch.cold_load_ms:.3g} ms for a cold load",
+            markup=False,
+            soft_wrap=True,
+        )
+    apart = [report.label(row) for row in report.rows if not row.solo_agrees]
     if apart:
-        out.print(_warning(apart), soft_wrap=True)
+        out.print(_warning(apart), markup=False, soft_wrap=True)
 
 
-def _latency_cells(row: Row, *, scale: float) -> list[str]:
+def _name_cells(row: Row, *, several: bool) -> list[str]:
+    return [row.bundle or "", row.name] if several else [row.name]
+
+
+def _latency_cells(row: Row, report: Report, *, scale: float) -> list[str]:
     speed_up = ""
-    if row.speedup is not None:
-        interval = "" if row.name == DENSE else f" ({row.speedup_low:.2f} - {row.speedup_high:.2f})"
+    if row.speedup is not None and report.reference is not None:
+        is_reference = row is report.rows[report.reference]
+        interval = "" if is_reference else f" ({row.speedup_low:.2f} - {row.speedup_high:.2f})"
         speed_up = f"{row.speedup:.2f}x{interval}"
     latencies = [f"{scale * value:.4g}" for value in (row.median_ms, row.p90_ms, row.p99_ms, row.solo_median_ms)]
-    return [row.name, *latencies[:3], latencies[3] + ("" if row.solo_agrees else " (!)"), speed_up]
+    return [*latencies[:3], latencies[3] + ("" if row.solo_agrees else " (!)"), speed_up]
 
 
-def _size_cells(row: Row) -> list[str]:
+def _size_cells(row: Row, *, several: bool) -> list[str]:
     ratio = "" if row.mac_ratio is None else f"{row.mac_ratio:.2f}x"
-    return [row.name, si(row.macs), ratio, si(row.parameters), si(row.bytes, "B")]
+    macs, parameters = ("" if value is None else si(value) for value in (row.macs, row.parameters))
+    return [*([row.precision or ""] if several else []), macs, ratio, parameters, si(row.bytes, "B")]
 
 
 def _warning(apart: Sequence[str]) -> str:
@@ -99,9 +161,49 @@ def _warning(apart: Sequence[str]) -> str:
 
 
 def _calls(report: Report) -> str:
-    rounds = len(next(iter(report.blocks.values())))
-    calls = min(sum(len(block) for block in blocks) for blocks in report.blocks.values())
+    rounds = len(report.rows[0].blocks)
+    calls = min(row.calls for row in report.rows)
     return f"{rounds} interleaved blocks and at least {calls} calls a graph"
+
+
+def _print_change(change: Change) -> None:
+    out = console()
+
+    def say(line: str) -> None:
+        out.print(line, markup=False, soft_wrap=True)
+
+    say(f"A: {change.a.file}; B: {change.b.file}; speed-ups against {change.a.reference.name}")
+    several = max(len(change.a.bundles), len(change.b.bundles)) > 1
+    names = ["bundle", "graph"] if several else ["graph"]
+    columns = [*names, "speed-up in A", "speed-up in B", "B / A (95% interval)", "verdict"]
+    cells = [
+        [*([row.bundle_a or ""] if several else []), row.name, *_change_cells(row), row.verdict] for row in change.rows
+    ]
+    out.print(table("", columns, cells, text_columns=len(names)))
+    for one, other in change.by_order:
+        say(f"taken for each other by their order: {one} in A, {other} in B")
+    for name, rows in (("A", change.only_a), ("B", change.only_b)):
+        if rows:
+            say(f"only in {name}: {', '.join(_saved_label(row) for row in rows)}")
+    if change.differences:
+        say("the two were measured under different conditions, so a change may be theirs:")
+        cells = [[difference.what, difference.a, difference.b] for difference in change.differences]
+        out.print(table("", ["condition", "A", "B"], cells, text_columns=3))
+    else:
+        say("environment, batch, threads and engine are the same")
+    say(f"B / A: of the medians of block medians; {CAVEAT}")
+
+
+def _change_cells(row: ChangedRow) -> list[str]:
+    return [_ratio(row.speedup_a, "x"), _ratio(row.speedup_b, "x"), _ratio(row.change, "", digits=3)]
+
+
+def _ratio(ratio: Ratio, unit: str, *, digits: int = 2) -> str:
+    return f"{ratio.value:.{digits}f}{unit} ({ratio.low:.{digits}f} - {ratio.high:.{digits}f})"
+
+
+def _saved_label(row: SavedRow) -> str:
+    return row.name if row.bundle is None else f"{row.name} of {row.bundle}"
 
 
 if __name__ == "__main__":

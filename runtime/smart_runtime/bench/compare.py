@@ -1,13 +1,14 @@
-"""Compare the graphs of a bundle on this device."""
+"""Compare the graphs of one or more bundles, and any other ONNX classifier, on this device."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
+from smart_runtime.bench.contenders import Contender, contenders, open_contender, read_baseline, reference
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.report import Report, Row
@@ -15,18 +16,19 @@ from smart_runtime.bench.statistics import Block, speed_up, summarise
 from smart_runtime.bench.switching import measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
 from smart_runtime.bundle import Bundle
-from smart_runtime.engines import AUTO, Engine, create_engine, resolve_engine
-from smart_runtime.manifest import DENSE, GraphInfo
+from smart_runtime.engines import AUTO, Batch, resolve_engine
 
 
-def steps(bundle: Bundle, *, blocks: int) -> int:
+def steps(bundles: Mapping[str, Bundle], *, baseline: Path | None = None, blocks: int) -> int:
     """Return how often `compare` calls ``advance``."""
-    return blocks + len(bundle.manifest.graphs) + 1
+    graphs = sum(len(bundle.manifest.graphs) for bundle in bundles.values())
+    return blocks + graphs + (baseline is not None) + 1
 
 
 def compare(
-    bundle: Bundle,
+    bundles: Mapping[str, Bundle],
     *,
+    baseline: Path | None = None,
     batch: int = 1,
     threads: int = 1,
     blocks: int = 40,
@@ -34,96 +36,104 @@ def compare(
     engine: str = AUTO,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Time every graph of ``bundle``, interleaved and each alone, then the switch.
+    """Time every graph of ``bundles`` and ``baseline``, interleaved and each alone, then the first bundle's switch.
 
     Args:
-        bundle: An open bundle.
+        bundles: At least one open bundle by its path, from `open_bundles`.
+        baseline: A user's own ONNX classifier for the same images.
         batch: Images a call.
         threads: Threads a call may use.
-        blocks: Blocks of calls a graph.
+        blocks: Blocks of calls a graph, 2 or more.
         seed: Of the input, the order of the blocks and the bootstrap.
         engine: An engine's name, or ``auto``.
         advance: Called after each unit of work; `steps` says how many there are.
 
     Raises:
-        BundleError: A byte of the bundle was changed.
-        EngineError: No such engine, or it failed.
+        BundleError: A byte of a bundle was changed.
+        EngineError: No such engine, or it failed, or refuses the baseline.
+        InputError: A file of the baseline is missing.
         MissingExtraError: The engine's library is not installed.
+        OSError: The system cannot read a file.
     """
     environment = read_environment()  # first, so that the load average is not our own doing
-    bundle.verify()
     name = resolve_engine(engine)
-    images = random_batch(bundle.manifest.input, size=batch, rng=np.random.default_rng(seed))
+    given = None if baseline is None else read_baseline(baseline)
+    for bundle in bundles.values():
+        bundle.verify()
+    graphs = contenders(bundles, baseline=given)
+    images = random_batch(graphs[0].source.shape, size=batch, rng=np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 1])  # a stream of its own: the order must not depend on the input's size
-    with _engines(bundle, engine=name, threads=threads) as engines:
-        calls = {graph: calls_per_block(engine, images) for graph, engine in engines.items()}
-        timed = interleave(engines, images, calls=calls, blocks=blocks, rng=rng, advance=advance)
-    solo = {}
-    for graph in timed:
+    calls, timed = _interleaved(graphs, images, engine=name, threads=threads, blocks=blocks, rng=rng, advance=advance)
+    solo_ms = []
+    for graph, count in zip(graphs, calls, strict=True):
         request = SoloRequest(
-            bundle=os.fspath(bundle.root.absolute()),
-            graph=graph,
-            engine=name,
-            batch=batch,
-            threads=threads,
-            blocks=blocks,
-            calls=calls[graph],
-            seed=seed,
+            source=graph.source, engine=name, batch=batch, threads=threads, blocks=blocks, calls=count, seed=seed
         )
-        solo[graph] = solo_median_ms(request)
+        solo_ms.append(solo_median_ms(request))
         advance("")
-    switch = measure_switch(bundle, images, engine=name, threads=threads)
+    first = next(iter(bundles.values()))
+    switch = measure_switch(first, images, engine=name, threads=threads)
     advance("")
-    baseline = bundle.manifest.baseline
+    against = reference(graphs)
     return Report(
-        manifest=bundle.manifest,
-        digest=bundle.digest,
+        bundles=bundles,
+        baseline=given,
         engine=name,
         batch=batch,
         threads=threads,
         seed=seed,
         rows=tuple(
-            _row(graph, baseline=baseline, timed=timed, solo_ms=solo[graph.name], rng=rng)
-            for graph in bundle.manifest.graphs
+            _row(
+                graph,
+                timed[i],
+                solo_ms=solo_ms[i],
+                against=None if against is None else (graphs[against], timed[against]),
+                rng=rng,
+            )
+            for i, graph in enumerate(graphs)
         ),
+        reference=against,
         switch=switch,
         environment=environment,
-        blocks=timed,
     )
 
 
-@contextmanager
-def _engines(bundle: Bundle, *, engine: str, threads: int) -> Iterator[dict[str, Engine]]:
-    """Yield an engine for every graph, made as `SmartModel` makes its own."""
-    manifest = bundle.manifest
-    engines: dict[str, Engine] = {}
-    try:
-        for graph in manifest.graphs:
-            engines[graph.name] = create_engine(
-                engine,
-                bundle.graph_bytes(graph.name),
-                inputs=manifest.input,
-                outputs=manifest.output,
-                threads=threads,
-            )
-        yield engines
-    finally:
-        for made in engines.values():
-            made.close()
+def _interleaved(
+    graphs: Sequence[Contender],
+    images: Batch,
+    *,
+    engine: str,
+    threads: int,
+    blocks: int,
+    rng: np.random.Generator,
+    advance: Callable[[str], None],
+) -> tuple[list[int], list[list[Block]]]:
+    """Return how many calls make a block of each graph, and each one's blocks."""
+    with ExitStack() as open_engines:
+        engines = []
+        for graph in graphs:
+            made = open_contender(graph.source, engine=engine, batch=len(images), threads=threads)
+            open_engines.callback(made.close)
+            engines.append(made)
+        calls = [calls_per_block(made, images) for made in engines]
+        return calls, interleave(engines, images, calls=calls, blocks=blocks, rng=rng, advance=advance)
 
 
 def _row(
-    graph: GraphInfo,
+    graph: Contender,
+    blocks: Sequence[Block],
     *,
-    baseline: GraphInfo | None,
-    timed: dict[str, list[Block]],
     solo_ms: float,
+    against: tuple[Contender, Sequence[Block]] | None,
     rng: np.random.Generator,
 ) -> Row:
-    summary = summarise(timed[graph.name])
-    ratio = None if baseline is None else speed_up(timed[DENSE], timed[graph.name], rng=rng)
+    summary = summarise(blocks)
+    ratio = None if against is None else speed_up(against[1], blocks, rng=rng)
+    reference_macs = None if against is None else against[0].macs
     return Row(
         name=graph.name,
+        bundle=graph.bundle,
+        precision=graph.precision,
         median_ms=summary.median_ms,
         p90_ms=summary.p90_ms,
         p99_ms=summary.p99_ms,
@@ -134,5 +144,6 @@ def _row(
         speedup=None if ratio is None else ratio.value,
         speedup_low=None if ratio is None else ratio.low,
         speedup_high=None if ratio is None else ratio.high,
-        mac_ratio=None if baseline is None or graph.macs == 0 else baseline.macs / graph.macs,
+        mac_ratio=reference_macs / graph.macs if reference_macs is not None and graph.macs else None,
+        blocks=tuple(blocks),
     )

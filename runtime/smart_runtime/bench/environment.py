@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from smart_devices.version import version
 
-_CPUINFO = Path("/proc/cpuinfo")
+_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Machine and versions; ``load_average`` is over 1, 5 and 15 minutes before the measurement began."""
+    """Machine and versions; ``load_average`` is over 1, 5 and 15 minutes before the measurement began.
+
+    ``governor`` is the policy that sets the clock of a core that this process may use (Linux cpufreq), None where the
+    system does not say, as in most virtual machines.
+    """
 
     cpu: str
     cores: int
     usable_cores: int
+    governor: str | None
     load_average: tuple[float, float, float]
     system: str
     machine: str
@@ -27,31 +33,45 @@ class Environment:
     versions: dict[str, str]
 
 
-def read_environment() -> Environment:
-    """Return what this process runs on."""
+def read_environment(*, packages: Sequence[str] = (), root: Path = Path("/")) -> Environment:
+    """Return what this process runs on.
+
+    Args:
+        packages: Distributions whose versions to add to those that the runtime itself uses; left out if not installed.
+        root: Where ``proc`` and ``sys`` lie; another one in tests.
+    """
+    cores = sorted(os.sched_getaffinity(0))
     return Environment(
-        cpu=_cpu_model(),
+        cpu=_cpu_model(root / "proc/cpuinfo"),
         cores=os.cpu_count() or 1,
-        usable_cores=len(os.sched_getaffinity(0)),
+        usable_cores=len(cores),
+        governor=_read(root / f"sys/devices/system/cpu/cpu{cores[0]}/cpufreq/scaling_governor").strip() or None,
         load_average=os.getloadavg(),
         system=platform.system(),
         machine=platform.machine(),
         python=platform.python_version(),
-        versions={"smart-edge": version(), **_versions(("numpy", "onnxruntime", "onnxruntime-gpu"))},
+        versions={"smart-edge": version(), **_versions((*_PACKAGES, *packages))},
     )
 
 
-def _cpu_model() -> str:
+def _cpu_model(cpuinfo: Path) -> str:
     """Return the CPU's name; Arm boards have none in cpuinfo, there the machine type must do."""
-    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
-    for line in lines:
+    for line in _read(cpuinfo).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
 
 
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
+def _read(path: Path) -> str:
+    """Return the text of a file of the kernel's, "" where it has none or does not let us read it."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _versions(names: Sequence[str]) -> dict[str, str]:
     installed = {name: _version(name) for name in names}
     return {name: found for name, found in installed.items() if found is not None}
 

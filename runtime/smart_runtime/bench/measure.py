@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from smart_runtime.bench.statistics import Block
 from smart_runtime.engines import Batch, Engine
-from smart_runtime.manifest import InputSpec
 
 DISCARDED_CALLS = 3
 """The first calls of a block find caches that another graph has filled; they are not counted."""
@@ -25,9 +24,9 @@ _MAX_CALLS = 203
 _BLOCK_MS = 10.0  # a block this long is many timer ticks and scheduler slices, even of calls of 50 us
 
 
-def random_batch(spec: InputSpec, *, size: int, rng: np.random.Generator) -> Batch:
-    """Return uniform noise in [0, 1): float32, (size, channels, height, width)."""
-    return rng.random((size, *spec.shape), dtype=np.float32)
+def random_batch(shape: tuple[int, int, int], *, size: int, rng: np.random.Generator) -> Batch:
+    """Return uniform noise in [0, 1): float32, (size, channels, height, width) for a ``shape`` without the size."""
+    return rng.random((size, *shape), dtype=np.float32)
 
 
 def calls_per_block(engine: Engine, batch: Batch) -> int:
@@ -48,29 +47,27 @@ def time_block(engine: Engine, batch: Batch, *, calls: int) -> Block:
 
 
 def interleave(
-    engines: Mapping[str, Engine],
+    engines: Sequence[Engine],
     batch: Batch,
     *,
-    calls: Mapping[str, int],
+    calls: Sequence[int],
     blocks: int,
     rng: np.random.Generator,
-    advance: Callable[[str], None],
-) -> dict[str, list[Block]]:
+    advance: Callable[[str], None] = lambda _: None,
+) -> list[list[Block]]:
     """Run ``blocks`` rounds, in each one block of every engine in a random order; return each engine's blocks.
 
     Args:
-        engines: What is compared, by name.
+        engines: What is compared.
         batch: The input of every call.
-        calls: Calls a block, by name.
+        calls: Calls a block, of each engine.
         blocks: Rounds, so blocks an engine.
         rng: Draws the order.
         advance: Called after each round.
     """
-    names = list(engines)
-    result: dict[str, list[Block]] = {name: [] for name in names}
+    result: list[list[Block]] = [[] for _ in engines]
     for _ in range(blocks):
-        for index in rng.permutation(len(names)):
-            name = names[index]
-            result[name].append(time_block(engines[name], batch, calls=calls[name]))
+        for index in rng.permutation(len(engines)):
+            result[index].append(time_block(engines[index], batch, calls=calls[index]))
         advance("")
     return result

@@ -2,96 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smart_devices.errors import MissingExtraError
-from smart_runtime.bench.report import Report, Row
-from smart_runtime.errors import InputError
+from smart_runtime.bench.report import Report
+from smart_runtime.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure
 from smart_runtime.manifest import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SUFFIXES = (".png", ".svg", ".pdf")
-# Okabe and Ito's colours, told apart by people with any colour vision; the baseline stays grey.
-_BASELINE = "#7a7a7a"
-_PATHS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK = "#222222"
-_FAINT = "#666666"
-
-
-def check_plot(path: Path) -> None:
-    """Check that `write_plot` can write to ``path``, before the time is spent on what it draws.
-
-    Raises:
-        InputError: Another suffix than .png, .svg or .pdf, or no such directory.
-        MissingExtraError: matplotlib is not installed.
-    """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(f"expected a plot file ending in {', '.join(_SUFFIXES)}, got {path.name!r}; rename it")
-    if not path.parent.is_dir():
-        raise InputError(f"expected a directory for the plot, got {str(path.parent)!r}, which is none; make it first")
-    _matplotlib()
+_LETTERS = 24  # a bundle's name is cut to so many
+_LETTER_INCHES = 0.1  # of the names in bold
+_LINE_INCHES = 0.3  # a label's height times the accuracies that fill a figure's height (1.2 or so, with the margins)
 
 
 def write_plot(report: Report, path: Path) -> None:
     """Draw ``report`` into the file ``path``, which is replaced whole or not at all.
 
     Raises:
-        InputError: As `check_plot`.
-        MissingExtraError: As `check_plot`.
+        InputError: As `smart_runtime.figures.check_plot`.
+        MissingExtraError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    check_plot(path)
-    figure_module, canvas_module = _matplotlib()
     panels: list[Callable[[Axes, Report], None]] = [_draw_latency]
-    if any(row.name == DENSE for row in report.rows):
+    if report.reference is not None and len(report.rows) > 1:
         panels.append(_draw_speed_up)
     if _accuracies(report) is not None:
         panels.append(_draw_accuracy)
 
-    # Figure and canvas directly: pyplot would pick a backend and keep the figure, for the whole process.
-    figure = figure_module.Figure(
-        figsize=(1.2 + 4.1 * len(panels), 2.1 + 0.66 * len(report.rows)), layout="constrained"
-    )
-    canvas_module.FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.03)
+    figure = new_figure(width=1.2 + _panel_inches(report) * len(panels), height=_height_inches(report))
+    names = ", ".join(dict.fromkeys(bundle.manifest.package_name for bundle in report.bundles.values()))
     figure.suptitle(
-        f"{_plain(report.manifest.package_name)}: {report.engine}, batch {report.batch}, "
+        f"{_plain(names)}: {report.engine}, batch {report.batch}, "
         f"{report.threads} thread{'s' if report.threads > 1 else ''}, {report.environment.cpu}",
         x=0.012,
         ha="left",
         fontsize=10,
-        color=_FAINT,
+        color=FAINT,
     )
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for draw, axis in zip(panels, axes, strict=True):
         draw(axis, report)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(length=0, labelsize=10, labelcolor=_INK)
-
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(beside, dpi=160, facecolor="white")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        import matplotlib.backends.backend_agg as canvas_module  # noqa: PLC0415  # optional, so imported at use
-        import matplotlib.figure as figure_module  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            "drawing a plot needs matplotlib, which is not installed; pip install 'smart-edge[plot]'"
-        ) from error
-    return figure_module, canvas_module
+        axis.tick_params(length=0, labelsize=10, labelcolor=INK)
+    save_figure(figure, path)
 
 
 def _plain(text: str) -> str:
@@ -99,32 +60,57 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _colour(name: str, report: Report) -> str:
-    return _BASELINE if name == DENSE else _PATHS[list(report.manifest.paths).index(name) % len(_PATHS)]
+def _panel_inches(report: Report) -> float:
+    """Return the width of one panel: long names take room beside each."""
+    return 4.1 + _LETTER_INCHES * max(0, _letters(report) - len("robust"))
 
 
-def _rows_down(axis: Axes, rows: list[Row]) -> None:
+def _letters(report: Report) -> int:
+    return max(len(label) for label in _labels(report))
+
+
+def _height_inches(report: Report) -> float:
+    return 2.1 + 0.66 * len(report.rows)
+
+
+def _labels(report: Report) -> list[str]:
+    """Return a name for every row, fit for a plot: of several bundles the directory's own name, if that tells them."""
+    short = {path: Path(os.path.abspath(path)).name for path in report.bundles}  # noqa: PTH100  # "." has no name
+    if len(set(short.values())) != len(short):
+        short = {path: path for path in report.bundles}
+    words = {path: name if len(name) <= _LETTERS else f"...{name[3 - _LETTERS :]}" for path, name in short.items()}
+    if len(set(words.values())) != len(words):  # they differ only where they were cut
+        words = {path: f"bundle {number}" for number, path in enumerate(report.bundles, start=1)}
+    return [_plain(report.label(row, bundle=words.get(row.bundle or ""))) for row in report.rows]
+
+
+def _colours(report: Report) -> list[str]:
+    """Return a colour for every row: grey for what is compared against, one for each path of each bundle."""
+    colours = itertools.cycle(PATH_COLOURS)
+    return [BASELINE_COLOUR if row.name == DENSE or row.bundle is None else next(colours) for row in report.rows]
+
+
+def _rows_down(axis: Axes, labels: Sequence[str]) -> None:
     """One line a row, the first at the top, with the names on the left and only vertical grid lines."""
-    axis.set_yticks(range(len(rows)), [row.name for row in rows])
-    axis.set_ylim(len(rows) - 0.45, -0.55)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.45, -0.55)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
     axis.set_axisbelow(True)
 
 
 def _title(axis: Axes, title: str) -> None:
-    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
 
 
 def _draw_latency(axis: Axes, report: Report) -> None:
-    rows = list(report.rows)
-    _rows_down(axis, rows)
+    rows = report.rows
+    _rows_down(axis, _labels(report))
     microseconds = max(row.p90_ms for row in rows) < 1
     scale, unit = (1000.0, "us") if microseconds else (1.0, "ms")
     rng = np.random.default_rng(0)  # of the scatter within a row, which means nothing
-    for y, row in enumerate(rows):
-        colour = _colour(row.name, report)
-        medians = scale * np.array([np.median(block) for block in report.blocks[row.name]])
+    for y, (row, colour) in enumerate(zip(rows, _colours(report), strict=True)):
+        medians = scale * np.array(row.block_medians_ms)
         median = scale * row.median_ms
         spread = rng.uniform(-0.17, 0.17, len(medians))
         axis.barh(y, median, height=0.5, color=colour, alpha=0.16, linewidth=0)
@@ -142,31 +128,33 @@ def _draw_latency(axis: Axes, report: Report) -> None:
             fontweight="bold",
         )
     # A block that the machine held up must not squeeze the others into a corner: the axis ends near the p90s.
-    shown = max(max(np.percentile([np.median(b) for b in report.blocks[row.name]], 90), row.median_ms) for row in rows)
+    shown = max(max(float(np.percentile(row.block_medians_ms, 90)), row.median_ms) for row in rows)
     axis.set_xlim(0, 1.18 * scale * shown)
-    axis.set_xlabel(f"latency, {unit} (dots: median of a block)", color=_FAINT)
+    axis.set_xlabel(f"latency, {unit} (dots: median of a block)", color=FAINT)
     _title(axis, "Latency")
 
 
 def _draw_speed_up(axis: Axes, report: Report) -> None:
-    rows = [row for row in report.rows if row.name != DENSE]
-    _rows_down(axis, rows)
-    for y, row in enumerate(rows):
+    labels, colours = _labels(report), _colours(report)
+    compared = [i for i in range(len(labels)) if i != report.reference]
+    rows = [report.rows[i] for i in compared]
+    against = labels[report.reference or 0]
+    _rows_down(axis, [labels[i] for i in compared])
+    for y, (row, colour) in enumerate(zip(rows, (colours[i] for i in compared), strict=True)):
         if row.speedup is None or row.speedup_low is None or row.speedup_high is None:
             continue
-        colour = _colour(row.name, report)
         axis.barh(y, row.speedup, height=0.5, color=colour, label="_")
         axis.errorbar(
             row.speedup,
             y,
             xerr=[[row.speedup - row.speedup_low], [row.speedup_high - row.speedup]],
-            color=_INK,
+            color=INK,
             capsize=4,
             linewidth=1.4,
         )
         axis.text(0.06, y, f"{row.speedup:.2f}x", ha="left", va="center", color="white", fontsize=11, fontweight="bold")
         if row.mac_ratio is not None:
-            axis.plot([row.mac_ratio] * 2, [y - 0.36, y + 0.36], color=_INK, linewidth=1.6, linestyle=(0, (2, 1.5)))
+            axis.plot([row.mac_ratio] * 2, [y - 0.36, y + 0.36], color=INK, linewidth=1.6, linestyle=(0, (2, 1.5)))
             axis.annotate(
                 f"MACs {row.mac_ratio:.2f}x",
                 (row.mac_ratio, y - 0.36),
@@ -175,30 +163,34 @@ def _draw_speed_up(axis: Axes, report: Report) -> None:
                 ha="center",
                 va="bottom",
                 fontsize=9,
-                color=_FAINT,
+                color=FAINT,
             )
     axis.axvline(1, color="#b0b0b0", linewidth=1.2)
-    axis.text(1, -0.53, " dense", ha="left", va="top", fontsize=9, color=_FAINT)
+    axis.text(1, -0.53, f" {against}", ha="left", va="top", fontsize=9, color=FAINT)
     longest = max(max(row.speedup_high or 0, row.mac_ratio or 0) for row in rows)
     axis.set_xlim(0, 1.18 * max(longest, 1.0))
-    axis.set_xlabel("times as fast as dense (whisker: 95% interval)", color=_FAINT)
+    axis.set_xlabel(f"times as fast as {against} (whisker: 95% interval)", color=FAINT)
     _title(axis, "Speed-up")
 
 
 def _draw_accuracy(axis: Axes, report: Report) -> None:
-    accuracies = _accuracies(report) or {}
-    for name, pair in accuracies.items():
-        colour = _colour(name, report)
-        axis.plot([0, 1], pair, color=colour, linewidth=2.4, marker="o", markersize=7)
-        for x, side, align in ((0, -9, "right"), (1, 9, "left")):
-            # Of labels that would touch, the higher moves up and the lower down.
-            others = [other[x] for key, other in accuracies.items() if key != name]
-            close = [other for other in others if abs(other - pair[x]) < 0.09]
-            shift = 0 if not close else (6 if pair[x] >= max(close) else -6)
+    lines = _accuracies(report) or {}
+    labels, colours = _labels(report), _colours(report)
+    for row, pair in lines.items():
+        axis.plot([0, 1], pair, color=colours[row], linewidth=2.4, marker="o", markersize=7)
+    # On the left the values alone, each once; on the right every path's name too.
+    left = {f"{pair[0]:.1%}": (pair[0], colours[row]) for row, pair in lines.items()}
+    right = {f"{labels[row]}  {pair[1]:.1%}": (pair[1], colours[row]) for row, pair in lines.items()}
+    line = _LINE_INCHES / _height_inches(report)
+    highest = 1.0
+    for x, side, align, texts in ((0, -9, "right", left), (1, 9, "left", right)):
+        heights = _apart([value for value, _ in texts.values()], line)
+        highest = max(highest, *heights)
+        for height, (text, (_, colour)) in zip(heights, texts.items(), strict=True):
             axis.annotate(
-                f"{name}  {pair[x]:.1%}" if x else f"{pair[x]:.1%}",
-                (x, pair[x]),
-                xytext=(side, shift),
+                text,
+                (x, height),
+                xytext=(side, 0),
                 textcoords="offset points",
                 ha=align,
                 va="center",
@@ -206,7 +198,7 @@ def _draw_accuracy(axis: Axes, report: Report) -> None:
                 fontsize=10,
                 fontweight="bold",
             )
-    first = next(iter(report.manifest.paths.values())).metrics or {}
+    first = next(iter(report.first.manifest.paths.values())).metrics or {}
     attack, eps = first.get("attack"), first.get("eps")
     under = (
         f"under {_plain(attack)}, eps {eps:.3g}"
@@ -214,8 +206,9 @@ def _draw_accuracy(axis: Axes, report: Report) -> None:
         else "attacked"
     )
     axis.set_xticks([0, 1], ["clean images", under])
-    axis.set_xlim(-0.34, 1.72)
-    axis.set_ylim(-0.04, 1.1)
+    beside = _LETTER_INCHES * (_letters(report) + len("  100.0%"))  # names and figures, right of the second picture
+    axis.set_xlim(-0.34, 1 + 1.34 * beside / (_panel_inches(report) - beside))
+    axis.set_ylim(-0.04, highest + 0.1)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axis.spines["left"].set_visible(False)
@@ -223,13 +216,23 @@ def _draw_accuracy(axis: Axes, report: Report) -> None:
     _title(axis, "Accuracy")
 
 
-def _accuracies(report: Report) -> dict[str, tuple[float, float]] | None:
-    """Return each path's accuracy on clean and on attacked images; None unless all paths have both."""
+def _apart(values: Sequence[float], line: float) -> list[float]:
+    """Return where to write labels, ``line`` high, of ``values``: there, or further up so that none touches another."""
+    result, lowest = [0.0] * len(values), -math.inf
+    for i in sorted(range(len(values)), key=lambda i: values[i]):
+        result[i] = lowest = max(values[i], lowest + line)
+    return result
+
+
+def _accuracies(report: Report) -> dict[int, tuple[float, float]] | None:
+    """Return each path's accuracy on clean and on attacked images by its row; None unless all paths have both."""
     result = {}
-    for name, graph in report.manifest.paths.items():
-        metrics = graph.metrics or {}
+    for i, row in enumerate(report.rows):
+        if row.bundle is None or row.name == DENSE:
+            continue
+        metrics = report.bundles[row.bundle].manifest.paths[row.name].metrics or {}
         clean, robust = metrics.get("clean_accuracy"), metrics.get("robust_accuracy")
         if not isinstance(clean, int | float) or not isinstance(robust, int | float):
             return None
-        result[name] = (float(clean), float(robust))
+        result[i] = (float(clean), float(robust))
     return result

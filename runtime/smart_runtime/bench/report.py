@@ -2,79 +2,126 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
+from smart_runtime.bench.contenders import Baseline
 from smart_runtime.bench.environment import Environment
 from smart_runtime.bench.statistics import Block, agrees
 from smart_runtime.bench.switching import SwitchTimes
-from smart_runtime.manifest import Manifest
+from smart_runtime.bundle import Bundle
 
 MEASURED = "engine.run on prepared float32 input"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One graph's figures; speed-ups and ``mac_ratio`` are against ``dense``, None without it.
+    """One graph's figures; speed-ups and ``mac_ratio`` are against the report's reference row, None without one.
 
-    ``bytes`` are those of its files. ``mac_ratio`` is dense's MACs over its own: the speed-up if time were all MACs.
+    ``bundle`` is the bundle's path as the user wrote it. It, ``precision``, ``macs`` and ``parameters`` are None for a
+    user's own ONNX file. ``bytes`` are those of the graph's files. ``mac_ratio`` is the reference's MACs over its own:
+    the speed-up if time were all MACs; None too where either is not known. ``blocks`` holds the latencies in ms, one
+    array a round; what ran in one round ran at about the same time.
     """
 
     name: str
+    bundle: str | None
+    precision: str | None
     median_ms: float
     p90_ms: float
     p99_ms: float
     solo_median_ms: float
-    macs: int
-    parameters: int
+    macs: int | None
+    parameters: int | None
     bytes: int
     speedup: float | None
     speedup_low: float | None
     speedup_high: float | None
     mac_ratio: float | None
+    blocks: tuple[Block, ...] = field(repr=False, compare=False)
 
     @property
     def solo_agrees(self) -> bool:
         """Whether the median in a process of its own bears out the interleaved one."""
         return agrees(self.solo_median_ms, self.median_ms)
 
+    @property
+    def block_medians_ms(self) -> list[float]:
+        """The median of each block."""
+        return [float(np.median(block)) for block in self.blocks]
+
+    @property
+    def calls(self) -> int:
+        """Calls that were counted, in all blocks."""
+        return sum(len(block) for block in self.blocks)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row as ``smart-bench --json`` prints it."""
+        figures = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "blocks"}
+        return figures | {
+            "solo_agrees": self.solo_agrees,
+            "blocks": len(self.blocks),
+            "calls": self.calls,
+            "block_medians_ms": self.block_medians_ms,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A comparison: the table's rows, the switch (None with one path only), and how it was measured.
+    """A comparison: the table's rows, the first bundle's switch (None if it has one path only), how it was measured.
 
-    ``blocks`` holds each graph's latencies, one array a round, for the plot.
+    ``bundles`` are by path, as the user wrote it, and in the user's order; ``reference`` is the row that speed-ups are
+    against, by its place in ``rows``, None without one; ``baseline`` is the user's own ONNX file, if any.
     """
 
-    manifest: Manifest
-    digest: str
+    bundles: Mapping[str, Bundle]
+    baseline: Baseline | None
     engine: str
     batch: int
     threads: int
     seed: int
     rows: tuple[Row, ...]
+    reference: int | None
     switch: SwitchTimes | None
     environment: Environment
-    blocks: dict[str, list[Block]]
+
+    @property
+    def first(self) -> Bundle:
+        """The first bundle: its dense graph is the reference, its switch is timed."""
+        return next(iter(self.bundles.values()))
+
+    def label(self, row: Row, *, bundle: str | None = None) -> str:
+        """Return what tells ``row`` from the others; ``bundle`` is a shorter word for its bundle."""
+        if row.bundle is None or len(self.bundles) == 1:
+            return row.name
+        return f"{row.bundle if bundle is None else bundle}: {row.name}"
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``smart-bench --json`` prints."""
+        reference = None if self.reference is None else self.rows[self.reference]
         return {
-            "bundle_digest": self.digest,
+            "bundle_digest": self.first.digest,
+            "bundles": [
+                {
+                    "bundle": path,
+                    "digest": bundle.digest,
+                    "target": bundle.manifest.target.name,
+                    "profile": bundle.manifest.target.profile,
+                    "precision": bundle.manifest.precision,
+                }
+                for path, bundle in self.bundles.items()
+            ],
+            "baseline": None if self.baseline is None else asdict(self.baseline),
+            "reference": None if reference is None else {"bundle": reference.bundle, "name": reference.name},
             "engine": self.engine,
             "batch": self.batch,
             "threads": self.threads,
             "seed": self.seed,
             "measured": MEASURED,
-            "rows": [
-                asdict(row)
-                | {
-                    "solo_agrees": row.solo_agrees,
-                    "blocks": len(self.blocks[row.name]),
-                    "calls": sum(len(block) for block in self.blocks[row.name]),
-                }
-                for row in self.rows
-            ],
+            "rows": [row.as_json() for row in self.rows],
             "switch": None if self.switch is None else asdict(self.switch),
             "environment": asdict(self.environment),
         }

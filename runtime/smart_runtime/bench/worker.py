@@ -10,14 +10,14 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from smart_devices.errors import SmartError
+from smart_runtime.bench.contenders import Source, open_contender
 from smart_runtime.bench.measure import random_batch, time_block
 from smart_runtime.bench.statistics import summarise
-from smart_runtime.bundle import Bundle
-from smart_runtime.engines import create_engine
 from smart_runtime.errors import EngineError
 
 
@@ -25,8 +25,7 @@ from smart_runtime.errors import EngineError
 class SoloRequest:
     """What a worker is asked to time."""
 
-    bundle: str
-    graph: str
+    source: Source
     engine: str
     batch: int
     threads: int
@@ -45,21 +44,20 @@ def solo_median_ms(request: SoloRequest) -> float:
     done = subprocess.run(command, input=json.dumps(asdict(request)), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise EngineError(f"expected {request.graph!r} to run in a process of its own, got {last!r}; report this")
+        what = request.source.graph or request.source.place
+        raise EngineError(f"expected {what!r} to run in a process of its own, got {last!r}; report this")
     return float(json.loads(done.stdout)["median_ms"])
 
 
+def _request(document: dict[str, Any]) -> SoloRequest:
+    """Return what `solo_median_ms` wrote; JSON has no tuples."""
+    source = document.pop("source")
+    return SoloRequest(source=Source(**source | {"shape": tuple(source["shape"])}), **document)
+
+
 def _answer(request: SoloRequest) -> float:
-    bundle = Bundle.open(request.bundle)
-    spec = bundle.manifest.input
-    engine = create_engine(
-        request.engine,
-        bundle.graph_bytes(request.graph),
-        inputs=spec,
-        outputs=bundle.manifest.output,
-        threads=request.threads,
-    )
-    batch = random_batch(spec, size=request.batch, rng=np.random.default_rng(request.seed))
+    engine = open_contender(request.source, engine=request.engine, batch=request.batch, threads=request.threads)
+    batch = random_batch(request.source.shape, size=request.batch, rng=np.random.default_rng(request.seed))
     blocks = [time_block(engine, batch, calls=request.calls) for _ in range(request.blocks)]
     return summarise(blocks).median_ms
 
@@ -67,7 +65,7 @@ def _answer(request: SoloRequest) -> float:
 def main() -> int:
     """Answer one request; return the exit status."""
     try:
-        median_ms = _answer(SoloRequest(**json.load(sys.stdin)))
+        median_ms = _answer(_request(json.load(sys.stdin)))
     except SmartError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from smart_devices.engines import engine_status
@@ -13,13 +14,16 @@ from smart_runtime.engines.engine import Batch, Engine, Scores
 from smart_runtime.errors import EngineError
 from smart_runtime.manifest import InputSpec, OutputSpec
 
-__all__ = ["AUTO", "ENGINES", "Batch", "Engine", "Scores", "create_engine", "resolve_engine"]
+__all__ = ["AUTO", "ENGINES", "Batch", "Engine", "Scores", "create_engine", "open_engine", "resolve_engine"]
 
 AUTO = "auto"
 """Not an engine: asks for the best one that this device has."""
 
 ENGINES: Mapping[str, Callable[..., Engine]] = MappingProxyType({onnxruntime.CPU: onnxruntime.create_cpu_engine})
 """Every engine by its name, best first; each factory takes what `create_engine` takes."""
+
+
+_FROM_FILE: Mapping[str, Callable[..., Engine]] = MappingProxyType({onnxruntime.CPU: onnxruntime.open_cpu_engine})
 
 
 def resolve_engine(name: str) -> str:
@@ -56,6 +60,33 @@ def create_engine(
         EngineError: No such engine, or it refuses the graph, or the graph takes or gives something else.
         MissingExtraError: The engine's library is not installed.
     """
+    _check_threads(threads)
+    return ENGINES[resolve_engine(name)](graph, inputs=inputs, outputs=outputs, threads=threads)
+
+
+def open_engine(
+    name: str, path: Path, *, shape: tuple[int, int, int], batch: int, threads: int | None = None
+) -> Engine:
+    """Return an engine that runs the ONNX file ``path`` of the user's own, after one run of zeros.
+
+    Unlike a bundle's graph it is opened by its path, so its external data is looked for beside it. Its names are its
+    own; of several outputs the first counts.
+
+    Args:
+        name: An engine of `ENGINES`, or ``auto``.
+        path: An ONNX classifier with one float32 input.
+        shape: Channels, height and width that the input must take, as fixed or as free sizes.
+        batch: Images a run, which it must take too.
+        threads: As in `create_engine`.
+
+    Raises:
+        EngineError: No such engine or file, or the engine refuses it, or it takes or gives something else.
+        MissingExtraError: The engine's library is not installed.
+    """
+    _check_threads(threads)
+    return _FROM_FILE[resolve_engine(name)](path, shape=shape, batch=batch, threads=threads)
+
+
+def _check_threads(threads: int | None) -> None:
     if threads is not None and threads < 1:
         raise EngineError(f"expected 1 thread or more, got {threads}; leave it out to let the engine choose")
-    return ENGINES[resolve_engine(name)](graph, inputs=inputs, outputs=outputs, threads=threads)

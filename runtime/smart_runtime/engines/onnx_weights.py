@@ -73,6 +73,23 @@ def external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
         ) from error
 
 
+def external_locations(model: bytes) -> tuple[str, ...]:
+    """Return the files, relative to its own, that the ONNX file ``model`` keeps tensors in; sorted.
+
+    Raises:
+        EngineError: Not an ONNX file.
+    """
+    try:
+        locations = {
+            _external_data(message).get("location", "")
+            for _, message in _tensor_messages(memoryview(model))
+            if _is_external(message)
+        }
+    except ValueError as error:
+        raise EngineError(f"expected an ONNX file, got {error}; check what the file is") from error
+    return tuple(sorted(locations))
+
+
 def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for kind, message in _tensor_messages(memoryview(graph.model)):
@@ -111,9 +128,7 @@ def _is_external(tensor: memoryview) -> bool:
 
 def _tensor(initializer: memoryview, graph: GraphBytes) -> tuple[str, Tensor]:
     name = _text(initializer, _TENSOR_NAME)
-    entries = {
-        _text(entry, _ENTRY_KEY): _text(entry, _ENTRY_VALUE) for entry in _messages(initializer, _TENSOR_EXTERNAL_DATA)
-    }
+    entries = _external_data(initializer)
     if graph.weights is None or entries.get("location") != graph.weights_name:
         raise ValueError(f"{name!r} in {entries.get('location')!r} instead of {graph.weights_name!r}")
     data_type = _integer(initializer, _TENSOR_DATA_TYPE)
@@ -126,6 +141,12 @@ def _tensor(initializer: memoryview, graph: GraphBytes) -> tuple[str, Tensor]:
         raise ValueError(f"{name!r} of {size} bytes at {offset} in {len(graph.weights)} bytes")
     values = np.frombuffer(memoryview(graph.weights)[offset : offset + size], dtype=dtype).reshape(shape)
     return name, values if values.flags.aligned else values.copy()
+
+
+def _external_data(tensor: memoryview) -> dict[str, str]:
+    """Return where an external tensor lies: ``location``, and where given ``offset`` and ``length``."""
+    entries = _messages(tensor, _TENSOR_EXTERNAL_DATA)
+    return {_text(entry, _ENTRY_KEY): _text(entry, _ENTRY_VALUE) for entry in entries}
 
 
 def _messages(message: memoryview, number: int) -> Iterator[memoryview]:

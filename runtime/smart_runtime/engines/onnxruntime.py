@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
 
 from smart_devices.errors import MissingExtraError
 from smart_runtime.bundle import GraphBytes
@@ -17,14 +21,19 @@ if TYPE_CHECKING:
 
 CPU = "onnxruntime-cpu"
 
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+_REMEDY = "export the bundle again or report this"
+
 
 class OnnxRuntimeEngine:
     """One ONNX Runtime session with float32 images in and scores out."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, *, inputs: InputSpec, outputs: OutputSpec) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, *, input_name: str, output_name: str) -> None:
         self._session: onnxruntime.InferenceSession | None = session
-        self._input = inputs.name
-        self._outputs = [outputs.name]
+        self._input = input_name
+        self._outputs = [output_name]
 
     def run(self, batch: Batch) -> Scores:
         """Return the scores of a batch; see `Engine.run`."""
@@ -46,6 +55,52 @@ def create_cpu_engine(
     graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, threads: int | None
 ) -> OnnxRuntimeEngine:
     """Return a CPU session made from the very bytes of ``graph``; see `create_engine`."""
+    onnxruntime = _import()
+    options = _options(threads)
+    tensors = external_tensors(graph)
+    try:
+        if tensors:
+            # The session copies the tensors; the bytes need to live only until it is made.
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
+            options.add_external_initializers(list(tensors), values)
+        session = onnxruntime.InferenceSession(graph.model, options, providers=_PROVIDERS)
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        _refuse("did not accept the graph", error)
+    _check_signature(session, inputs=inputs, outputs=outputs)
+    return OnnxRuntimeEngine(session, input_name=inputs.name, output_name=outputs.name)
+
+
+def open_cpu_engine(path: Path, *, shape: tuple[int, int, int], batch: int, threads: int | None) -> OnnxRuntimeEngine:
+    """Return a CPU session of an ONNX file of the user's own, warm; see `open_engine`."""
+    remedy = f"check the file {str(path)!r}"
+    if not path.is_file():
+        raise EngineError(f"expected an ONNX file at {str(path)!r}, got no such file; check the name")
+    onnxruntime = _import()
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), _options(threads), providers=_PROVIDERS)
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+        _refuse("did not accept the graph", error, remedy=remedy)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    wanted = (batch, *shape)
+    if not _takes(inputs, wanted):
+        got = " and ".join(_described(value.name, value.type, value.shape) for value in inputs) or "none"
+        raise EngineError(
+            f"expected an ONNX classifier whose one input takes float32 {_sizes(wanted)} in {str(path)!r}, got {got}; "
+            "export it for that input, with a free batch size"
+        )
+    images = np.zeros(wanted, dtype=np.float32)
+    try:
+        scores = session.run([outputs[0].name], {inputs[0].name: images})[0]
+    except Exception as error:  # as above; free sizes in its input may fit nothing in the graph
+        _refuse("could not run the graph", error, remedy=remedy)
+    if not isinstance(scores, np.ndarray) or scores.shape[:1] != (batch,):
+        got = f"{scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise EngineError(f"expected scores of {batch} images from {str(path)!r}, got {got}; {remedy}")
+    return OnnxRuntimeEngine(session, input_name=inputs[0].name, output_name=outputs[0].name)
+
+
+def _import() -> Any:
+    """Return the module ``onnxruntime``, imported with its telemetry off."""
     # ONNX Runtime 1.32 writes an identifier and a database of events into the user's cache directory when it is
     # imported, and may send them; to switch that off afterwards is too late. Who sets the variable to 0 keeps that.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -55,25 +110,26 @@ def create_cpu_engine(
         raise MissingExtraError(
             f"expected ONNX Runtime to load, got {error}; pip install --force-reinstall 'smart-edge[cpu]'"
         ) from error
+    return onnxruntime
 
-    options = onnxruntime.SessionOptions()
+
+def _options(threads: int | None) -> onnxruntime.SessionOptions:
+    options = _import().SessionOptions()
     # Both paths stay loaded, and by default the idle one's threads spin and steal the cores of the other: 3 to 4 times
     # the latency on two cores. This stops a session's threads as soon as its last run returns.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors reach the user as exceptions; warnings on standard error help nobody here
     if threads is not None:
         options.intra_op_num_threads = threads
-    tensors = external_tensors(graph)
-    try:
-        if tensors:
-            # The session copies the tensors; the bytes need to live only until it is made.
-            values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
-            options.add_external_initializers(list(tensors), values)
-        session = onnxruntime.InferenceSession(graph.model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        _refuse("did not accept the graph", error)
-    _check_signature(session, inputs=inputs, outputs=outputs)
-    return OnnxRuntimeEngine(session, inputs=inputs, outputs=outputs)
+    return options
+
+
+def _takes(inputs: Sequence[Any], wanted: tuple[int, ...]) -> bool:
+    """Say whether a graph with ``inputs`` takes float32 of the shape ``wanted``; a size without a number is free."""
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != len(wanted):
+        return False
+    sizes = zip(inputs[0].shape, wanted, strict=True)
+    return all(not isinstance(size, int) or size == needed for size, needed in sizes)
 
 
 def _check_signature(session: onnxruntime.InferenceSession, *, inputs: InputSpec, outputs: OutputSpec) -> None:
@@ -82,8 +138,8 @@ def _check_signature(session: onnxruntime.InferenceSession, *, inputs: InputSpec
         ("input", session.get_inputs(), inputs.name, inputs.shape),
         ("output", session.get_outputs(), outputs.name, (outputs.classes,)),
     ):
-        expected = _described(name, "tensor(float)", shape)
-        got = [_described(value.name, value.type, value.shape[1:]) for value in found]
+        expected = _described(name, "tensor(float)", ("N", *shape))
+        got = [_described(value.name, value.type, ("N", *value.shape[1:])) for value in found]
         free = all(not isinstance(value.shape[0], int) for value in found if value.shape)
         if got != [expected] or not free:
             batch = "" if free else " with a fixed batch size"
@@ -93,10 +149,14 @@ def _check_signature(session: onnxruntime.InferenceSession, *, inputs: InputSpec
             )
 
 
-def _described(name: str, dtype: str, image_shape: Any) -> str:
-    return f"{name} {dtype} (N, {', '.join(str(size) for size in image_shape)})"
+def _described(name: str, dtype: str, shape: Sequence[Any]) -> str:
+    return f"{name} {dtype} {_sizes(shape)}"
 
 
-def _refuse(what: str, error: Exception) -> NoReturn:
+def _sizes(shape: Sequence[Any]) -> str:
+    return f"({', '.join('?' if size is None else str(size) for size in shape)})"
+
+
+def _refuse(what: str, error: Exception, *, remedy: str = _REMEDY) -> NoReturn:
     reason = " ".join(str(error).split())  # it comes with line breaks
-    raise EngineError(f"ONNX Runtime {what}: {reason}; export the bundle again or report this") from error
+    raise EngineError(f"ONNX Runtime {what}: {reason}; {remedy}") from error

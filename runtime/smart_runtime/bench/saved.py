@@ -1,0 +1,149 @@
+"""Read a result that ``smart-bench --json`` printed; the file may come from anyone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_runtime.documents import Damaged, Reader, parse_document
+from smart_runtime.errors import InputError
+
+MAX_BYTES = 16 * 1024 * 1024
+"""No result is larger: one of ten graphs in a thousand blocks is below 1 MB."""
+
+Medians = npt.NDArray[np.float64]
+"""The median latency of each block in ms, (rounds,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRow:
+    """One graph of a saved result; the speed-up, with its 95% interval, is against the result's reference."""
+
+    name: str
+    bundle: str | None
+    macs: int | None
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    block_medians_ms: Medians = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A saved result: ``file`` as the user wrote it, the rows, the one that speed-ups are against, bundles in order.
+
+    ``conditions`` says what it was measured on and with, in the order to show it; every value is a word for people.
+    """
+
+    file: str
+    bundles: tuple[str, ...]
+    rows: tuple[SavedRow, ...]
+    reference: SavedRow
+    conditions: MappingProxyType[str, str]
+
+
+def read_saved(path: Path) -> Saved:
+    """Return the result in the file ``path``.
+
+    Raises:
+        InputError: No such file, larger than `MAX_BYTES`, no result of smart-bench, a damaged one, one of a version
+            that kept no medians of blocks, or one without speed-ups.
+        OSError: The system cannot read it.
+    """
+    name = str(path)
+
+    def damaged(what: str) -> InputError:
+        return InputError(f"{name!r} is no result of smart-bench --json or damaged: {what}; measure again")
+
+    return _parse(_read(path), name=name, damaged=damaged)
+
+
+def _read(path: Path) -> bytes:
+    name = str(path)
+    if path.is_dir() or not path.exists():
+        what = "a directory" if path.exists() else "nothing there"
+        raise InputError(f"expected a result of smart-bench --json at {name!r}, got {what}; check the name")
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)  # one more than allowed, whatever size the system claims for a pipe
+    if len(data) > MAX_BYTES:
+        raise InputError(f"expected a result of at most {MAX_BYTES} bytes in {name!r}, got more; check the name")
+    return data
+
+
+def _parse(data: bytes, *, name: str, damaged: Damaged) -> Saved:
+    root = parse_document(data, damaged=damaged)
+    entries = root.objects("rows")
+    if not entries:
+        raise root.wrong("rows", "the rows of a comparison")
+    if not all("block_medians_ms" in entry.raw for entry in entries):
+        raise InputError(
+            f"expected the medians of every block in {name!r}, got a result of an older smart-bench; "
+            "measure again with this one"
+        )
+    if "reference" in root.raw and root.value("reference") is None:
+        raise InputError(
+            f"expected speed-ups in {name!r}, got a comparison without a dense graph; measure with --baseline, or "
+            "export with one"
+        )
+    bundles = tuple(bundle.string("bundle") for bundle in root.objects("bundles"))
+    rows = tuple(_row(entry, bundles) for entry in entries)
+    against = root.object("reference")
+    reference = [row for row in rows if (row.bundle, row.name) == (against.value("bundle"), against.value("name"))]
+    if len({len(row.block_medians_ms) for row in rows}) != 1 or len(rows[0].block_medians_ms) < 2:
+        raise damaged("expected as many block_medians_ms in every row, 2 or more, got other numbers")
+    if len({(row.bundle, row.name) for row in rows}) != len(rows) or len(set(bundles)) != len(bundles):
+        raise damaged("expected every bundle and every row once, got one twice")
+    if not reference:
+        raise root.wrong("reference", "one of the rows")
+    return Saved(
+        file=name,
+        bundles=bundles,
+        rows=rows,
+        reference=reference[0],
+        conditions=_conditions(root, reference[0]),
+    )
+
+
+def _row(entry: Reader, bundles: tuple[str, ...]) -> SavedRow:
+    bundle = entry.optional_string("bundle")
+    if bundle is not None and bundle not in bundles:
+        raise entry.wrong("bundle", "one of the bundles")
+    row = SavedRow(
+        name=entry.string("name"),
+        bundle=bundle,
+        macs=entry.optional_integer("macs", low=0),
+        speedup=entry.positive("speedup"),
+        speedup_low=entry.positive("speedup_low"),
+        speedup_high=entry.positive("speedup_high"),
+        block_medians_ms=np.array(entry.positives("block_medians_ms"), dtype=np.float64),
+    )
+    if row.speedup_low > row.speedup_high:
+        raise entry.wrong("speedup_low", "the lower end of the interval")
+    # A nanosecond to a day: no ratio of two of them is too large for a float.
+    if row.block_medians_ms.size and not 1e-6 <= row.block_medians_ms.min() <= row.block_medians_ms.max() <= 86.4e6:
+        raise entry.wrong("block_medians_ms", "latencies in ms")
+    return row
+
+
+def _conditions(root: Reader, reference: SavedRow) -> MappingProxyType[str, str]:
+    environment = root.object("environment")
+    versions = environment.object("versions")
+    baseline = root.object("baseline") if root.value("baseline") is not None else None
+    return MappingProxyType(
+        {
+            "CPU": environment.string("cpu"),
+            "machine": environment.string("machine"),
+            "usable cores": str(environment.integer("usable_cores", low=1)),
+            "governor": environment.optional_string("governor") or "unknown",
+            "engine": root.string("engine"),
+            "batch": str(root.integer("batch", low=1)),
+            "threads": str(root.integer("threads", low=1)),
+            "baseline file": "none" if baseline is None else f"SHA-256 {baseline.string('sha256')[:12]}",
+            "reference's MACs": "unknown" if reference.macs is None else str(reference.macs),
+            **{f"{package} version": versions.string(package) for package in versions.keys},
+        }
+    )

@@ -1,0 +1,182 @@
+"""Read JSON that may come from anyone: strictly, and saying where in the document a wrong value stands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeAlias
+
+from smart_devices.errors import SmartError
+
+JsonObject: TypeAlias = Mapping[str, Any]
+Damaged: TypeAlias = Callable[[str], SmartError]
+"""Makes the error that is raised from "expected X at Y, got Z"."""
+
+
+def parse_document(data: bytes, *, damaged: Damaged) -> Reader:
+    """Return a reader of the JSON object in ``data``; only what ``damaged`` makes is raised.
+
+    Stricter than `json.loads`: UTF-8 only, no NaN or infinity, no key twice in one object (two readers may take
+    different ones of the two values).
+    """
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique_keys,
+        )
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are the first, deep nesting the second
+        raise damaged(f"expected JSON in UTF-8, got {type(error).__name__}: {error}") from error
+    return Reader(document, where="", damaged=damaged)
+
+
+class Reader:
+    """One JSON object, and where it stands in its document, for the error message.
+
+    Every method raises what ``damaged`` makes if the value is not what is asked for.
+    """
+
+    def __init__(self, value: object, *, where: str, damaged: Damaged) -> None:
+        """Read ``value``; ``where`` is "" for the document itself."""
+        if not isinstance(value, dict):
+            raise damaged(f"expected an object at {where or 'the document'}, got {_shown(value)}")
+        self.raw: JsonObject = MappingProxyType(value)
+        self._where = where
+        self._damaged = damaged
+
+    @property
+    def keys(self) -> list[str]:
+        """The object's keys, in the document's order."""
+        return list(self.raw)
+
+    def wrong(self, key: str, expected: str) -> SmartError:
+        """Return the error that says that ``expected`` should stand under ``key``."""
+        got = _shown(self.raw[key]) if key in self.raw else "nothing"
+        return self._damaged(f"expected {expected} at {self._path(key)}, got {got}")
+
+    def value(self, key: str) -> Any:
+        """Return what stands under ``key``, None for null and for nothing."""
+        return self.raw.get(key)
+
+    def object(self, key: str) -> Reader:
+        """Return a reader of the object under ``key``."""
+        if key not in self.raw:
+            raise self.wrong(key, "an object")
+        return Reader(self.raw[key], where=self._path(key), damaged=self._damaged)
+
+    def optional_object(self, key: str) -> JsonObject | None:
+        """Return the object under ``key``, None for null and for nothing."""
+        return None if self.value(key) is None else self.object(key).raw
+
+    def objects(self, key: str) -> tuple[Reader, ...]:
+        """Return a reader of each object in the list under ``key``; none where nothing stands there."""
+        value = self.raw.get(key, [])
+        if not isinstance(value, list):
+            raise self.wrong(key, "a list of objects")
+        path = self._path(key)
+        return tuple(Reader(item, where=f"{path}[{i}]", damaged=self._damaged) for i, item in enumerate(value))
+
+    def string(self, key: str) -> str:
+        """Return the text under ``key``, not empty.
+
+        It is printable: such texts reach terminals, where a stranger's control characters could redraw the screen.
+        """
+        value = self.value(key)
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise self.wrong(key, "a printable text")
+        return value
+
+    def optional_string(self, key: str) -> str | None:
+        """Return the text under ``key``, None for null and for nothing."""
+        return None if self.value(key) is None else self.string(key)
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """Return the list of printable texts under ``key``; they may be empty."""
+        value = self.value(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
+            raise self.wrong(key, "a list of printable texts")
+        return tuple(value)
+
+    def choice(self, key: str, choices: Sequence[str | None]) -> Any:
+        """Return what stands under ``key``, one of ``choices``."""
+        value = self.value(key)
+        if (value is not None and not isinstance(value, str)) or value not in choices:
+            raise self.wrong(key, "one of " + ", ".join(json.dumps(choice) for choice in choices))
+        return value
+
+    def integer(self, key: str, *, low: int) -> int:
+        """Return the whole number under ``key``, at least ``low`` and below 2**63, more than any size or count."""
+        value = self.value(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:  # a bool is an int
+            raise self.wrong(key, f"a whole number, {low} or more,")
+        return value
+
+    def optional_integer(self, key: str, *, low: int) -> int | None:
+        """Return the whole number under ``key``, None for null and for nothing."""
+        return None if self.value(key) is None else self.integer(key, low=low)
+
+    def optional_number(self, key: str) -> float | None:
+        """Return the number under ``key``, 0 or more and finite, None for null and for nothing."""
+        value = self.value(key)
+        if value is None:
+            return None
+        if not _is_number(value):
+            raise self.wrong(key, "a number, 0 or more, or null")
+        return float(value)
+
+    def positive(self, key: str) -> float:
+        """Return the number under ``key``, above 0 and finite."""
+        value = self.value(key)
+        if not _is_number(value) or float(value) == 0:
+            raise self.wrong(key, "a number above 0")
+        return float(value)
+
+    def positives(self, key: str) -> tuple[float, ...]:
+        """Return the list of numbers under ``key``, each above 0 and finite."""
+        value = self.value(key)
+        if not isinstance(value, list) or not all(_is_number(item) and float(item) > 0 for item in value):
+            raise self.wrong(key, "a list of numbers above 0")
+        return tuple(float(item) for item in value)
+
+    def fraction(self, key: str) -> float | None:
+        """Return the number under ``key``, in [0, 1], None for null and for nothing."""
+        value = self.optional_number(key)
+        if value is not None and value > 1:
+            raise self.wrong(key, "a number in [0, 1] or null")
+        return value
+
+    def _path(self, key: str) -> str:
+        key = key if key.isprintable() and len(key) <= 80 else repr(key[:80])
+        return f"{self._where}.{key}" if self._where else key
+
+
+def _is_number(value: object) -> bool:
+    """Say whether ``value`` is a number from 0 on that a float can hold; whole numbers may be longer than that."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key that stands twice in one object")
+    return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise ValueError(f"{text[:20]}, which is larger than any number")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which JSON does not have")
+
+
+def _shown(value: object) -> str:
+    """Return ``value`` for an error message, cut short: it may be megabytes from a stranger."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
