@@ -12,15 +12,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from smart_devices import Target
 from smart_devices.version import version
 from smart_export.errors import ExportError
-from smart_export.fold import fold, fold_dense, padded, unmasked
-from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, onnx_from_module, save_graph
+from smart_export.fold import affines_to_convolutions_, fold, fold_dense, padded, unmasked
+from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
 from smart_export.layers import NetworkCost, network_cost
-from smart_export.verify import Agreement, Images, compare, require, verification_images
+from smart_export.timings import Stopwatch
+from smart_export.verify import (
+    RANDOM_IMAGES,
+    Agreement,
+    Images,
+    agreement,
+    engine_scores,
+    reference_scores,
+    require,
+    verification_images,
+)
 from smart_runtime.bundle import CHECKSUMS, MANIFEST, SIGNATURE, Bundle, GraphBytes, write_checksums
 from smart_runtime.checksums import parse_checksums
 from smart_runtime.engines import AUTO, create_engine
@@ -32,6 +42,7 @@ from smart_train.accounting import Densities, densities
 
 PRECISION = "fp32"
 BASELINES = (DENSE, "none")
+_DENSE_IMAGES = 16  # of each kind: it is there for its latency, and costs the most to run
 
 
 @dataclass(frozen=True)
@@ -79,8 +90,10 @@ def build_bundle(
     baseline: bool = True,
     default_path: str | None = None,
     extra_images: Images | None = None,
+    random_images: int = RANDOM_IMAGES,
     force: bool = False,
     on_step: Callable[[str], None] = _ignore,
+    stopwatch: Stopwatch | None = None,
 ) -> BuildResult:
     """Write the bundle of ``checkpoint`` for ``target``.
 
@@ -93,8 +106,10 @@ def build_bundle(
         baseline: add the unmasked network for comparison.
         default_path: the path a model starts on; the first one (clean) by default.
         extra_images: float32 (N, C, H, W) in [0, 1] to verify on beside the checkpoint's samples.
+        random_images: how many images of noise to verify on beside them.
         force: replace a bundle that exists.
         on_step: called after each graph, with its name.
+        stopwatch: told what each phase took.
 
     Raises:
         ExportError: if ``output`` cannot be used or ``default_path`` is no path.
@@ -106,7 +121,10 @@ def build_bundle(
     if default_path not in names:
         raise ExportError(f"expected a default path out of {', '.join(names)}, got {default_path!r}; use one of them")
     check_output(output, force=force)
-    builder = _Builder(checkpoint, target=target, extra_images=extra_images)
+    stopwatch = stopwatch or Stopwatch()
+    builder = _Builder(
+        checkpoint, target=target, extra_images=extra_images, random_images=random_images, stopwatch=stopwatch
+    )
     place = Path(os.path.abspath(output))  # noqa: PTH100  # unlike resolve, it leaves links alone; "." gets a name
     with _staging(place) as staging:
         paths = {}
@@ -117,11 +135,13 @@ def build_bundle(
         if baseline:
             dense = builder.dense(staging)
             on_step(DENSE)
-        manifest = builder.manifest(paths, dense, default_path=default_path)
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        write_checksums(staging)
-        Bundle.open(staging).verify()  # what cannot be read back is not published
-        _publish(staging, place, force=force)
+        with stopwatch.phase("manifest and checksums"):
+            manifest = builder.manifest(paths, dense, default_path=default_path)
+            (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write_checksums(staging)
+            Bundle.open(staging).verify()  # what cannot be read back is not published
+        with stopwatch.phase("publish"):
+            _publish(staging, place, force=force)
     return BuildResult(
         bundle=output,
         target=target,
@@ -204,20 +224,34 @@ def _flush(path: Path) -> None:
 class _Builder:
     """Makes the parts of one bundle."""
 
-    def __init__(self, checkpoint: Checkpoint, *, target: Target, extra_images: Images | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        target: Target,
+        extra_images: Images | None,
+        random_images: int,
+        stopwatch: Stopwatch,
+    ) -> None:
         self._checkpoint = checkpoint
         self._target = target
         self._extra = extra_images
+        self._random_images = random_images
+        self._stopwatch = stopwatch
         self._align = target.profile.alignment(PRECISION)
-        self.densities = densities(checkpoint.net)
+        self._onnx = Converter(input_shape=checkpoint.input_shape, opset=target.profile.opset)
+        with stopwatch.phase("count parameters"):
+            self.densities = densities(checkpoint.net)
 
     def path(self, name: str, staging: Path) -> ExportedGraph:
         net = self._checkpoint.net
         masks = net.masks(name)
         keeps = [padded(mask, align=self._align) for mask in masks]
+        with self._stopwatch.phase(f"{name}: fold"):
+            folded = fold(net, path=name, keeps=keeps)
         return self._graph(
             name,
-            fold(net, path=name, keeps=keeps),
+            folded,
             staging,
             reference=net.path(name),
             images=self._images(name),
@@ -226,13 +260,19 @@ class _Builder:
 
     def dense(self, staging: Path) -> ExportedGraph:
         name = self._checkpoint.net.path_names[0]
-        reference = unmasked(self._checkpoint.net, path=name)
-        return self._graph(
-            DENSE, fold_dense(reference), staging, reference=reference, images=self._images(name), padding={}
-        )
+        with self._stopwatch.phase(f"{DENSE}: fold"):
+            reference = unmasked(self._checkpoint.net, path=name)
+            folded = fold_dense(reference)
+        images = [batch[:_DENSE_IMAGES] for batch in self._images(name)]
+        return self._graph(DENSE, folded, staging, reference=reference, images=images, padding={})
 
     def _images(self, path: str) -> list[Images]:
-        batches = verification_images(self._checkpoint.samples, path=path, shape=self._checkpoint.input_shape)
+        batches = verification_images(
+            self._checkpoint.samples,
+            path=path,
+            shape=self._checkpoint.input_shape,
+            random_images=self._random_images,
+        )
         return batches if self._extra is None else [*batches, self._extra]
 
     def _padding(self, masks: Sequence[Tensor], keeps: Sequence[Tensor]) -> dict[str, int]:
@@ -246,45 +286,55 @@ class _Builder:
     def _graph(
         self,
         name: str,
-        module: nn.Module,
+        folded: fx.GraphModule,
         staging: Path,
         *,
         reference: nn.Module,
         images: Sequence[Images],
         padding: dict[str, int],
     ) -> ExportedGraph:
-        shape = self._checkpoint.input_shape
-        cost = network_cost(
-            module,
-            dense=self._checkpoint.net.path(self._checkpoint.net.path_names[0]),
-            input_shape=shape,
-            padding=padding,
-        )
+        phase = self._stopwatch.phase
+        with phase(f"{name}: count MACs"):
+            cost = network_cost(
+                folded,
+                dense=self._checkpoint.net.path(self._checkpoint.net.path_names[0]),
+                input_shape=self._checkpoint.input_shape,
+                padding=padding,
+            )
+        if self._target.profile.kind == "cpu":
+            affines_to_convolutions_(folded)
+        with phase(f"{name}: convert to ONNX"):
+            model = self._onnx(folded)
         directory = staging / name
         directory.mkdir()
-        save_graph(onnx_from_module(module, input_shape=shape, opset=self._target.profile.opset), directory)
-        files = sorted(directory.iterdir())
+        with phase(f"{name}: write"):
+            save_graph(model, directory)
         external = (directory / WEIGHTS).exists()
-        engine = create_engine(
-            AUTO,
-            GraphBytes(
-                model=(directory / GRAPH).read_bytes(),
-                weights=(directory / WEIGHTS).read_bytes() if external else None,
-                weights_name=WEIGHTS if external else None,
-            ),
-            inputs=self.input_spec,
-            outputs=self.output_spec,
-        )
-        agreement = compare(reference, engine, images)
-        engine.close()
-        require(agreement, name=name)
+        with phase(f"{name}: verify, reference"):
+            expected = reference_scores(reference, images)
+        with phase(f"{name}: verify, engine"):
+            engine = create_engine(
+                AUTO,
+                GraphBytes(
+                    model=(directory / GRAPH).read_bytes(),
+                    weights=(directory / WEIGHTS).read_bytes() if external else None,
+                    weights_name=WEIGHTS if external else None,
+                ),
+                inputs=self.input_spec,
+                outputs=self.output_spec,
+                threads=1,
+            )
+            got = engine_scores(engine, images)
+            engine.close()
+        found = agreement(expected, got)
+        require(found, name=name)
         return ExportedGraph(
             name=name,
             file=f"{name}/{GRAPH}",
             weights=f"{name}/{WEIGHTS}" if external else None,
-            bytes=sum(file.stat().st_size for file in files),
+            bytes=sum(file.stat().st_size for file in directory.iterdir()),
             cost=cost,
-            agreement=agreement,
+            agreement=found,
         )
 
     @property

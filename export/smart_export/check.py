@@ -9,7 +9,14 @@ import onnx
 
 from smart_export.errors import ExportError
 from smart_export.fold import unmasked
-from smart_export.verify import Agreement, compare, require, verification_images
+from smart_export.verify import (
+    Agreement,
+    agreement,
+    engine_scores,
+    reference_scores,
+    require,
+    verification_images,
+)
 from smart_runtime.bundle import Bundle
 from smart_runtime.engines import AUTO, create_engine
 from smart_runtime.manifest import DENSE, GraphInfo
@@ -78,7 +85,9 @@ def _check_run(
     bundle: Bundle, graph: GraphInfo, source: Checkpoint | None, agreements: dict[str, Agreement]
 ) -> Finding:
     manifest = bundle.manifest
-    engine = create_engine(AUTO, bundle.graph_bytes(graph.name), inputs=manifest.input, outputs=manifest.output)
+    engine = create_engine(
+        AUTO, bundle.graph_bytes(graph.name), inputs=manifest.input, outputs=manifest.output, threads=1
+    )
     try:
         if source is None:
             images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
@@ -89,12 +98,12 @@ def _check_run(
         name = first if graph.name == DENSE else graph.name
         reference = unmasked(source.net, path=first) if graph.name == DENSE else source.net.path(name)
         batches = verification_images(source.samples, path=name, shape=source.input_shape)
-        agreement = compare(reference, engine, batches)
+        found = agreement(reference_scores(reference, batches), engine_scores(engine, batches))
     finally:
         engine.close()
-    require(agreement, name=graph.name)
-    agreements[graph.name] = agreement
+    require(found, name=graph.name)
+    agreements[graph.name] = found
     return Finding(
         f"{graph.name}: agrees with the source",
-        f"{agreement.images} images, difference {agreement.max_rel_diff:.1e}, all classes equal",
+        f"{found.images} images, difference {found.max_rel_diff:.1e}, all classes equal",
     )

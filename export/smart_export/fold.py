@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from smart_train import SmartNetwork
 from smart_train.groups import apply_mask_
-from smart_train.layers import make_plain_
+from smart_train.layers import ExpertBatchNorm2d, make_plain_
 from smart_train.network import PathNetwork
 from smart_train.slicing import slice_network
 
@@ -36,6 +36,27 @@ class ChannelAffine(nn.Module):
         """Map (N, C, H, W) to the same shape."""
         return features * self.scale + self.shift
 
+    def as_convolution(self) -> nn.Conv2d:
+        """Return a depthwise 1x1 convolution that computes the same."""
+        channels = self.scale.shape[1]
+        result = nn.Conv2d(channels, channels, 1, groups=channels)
+        result.weight = nn.Parameter(self.scale.detach().view(-1, 1, 1, 1).clone())
+        result.bias = nn.Parameter(self.shift.detach().flatten().clone())
+        return result
+
+
+def affines_to_convolutions_(folded: nn.Module) -> None:
+    """Turn every :class:`ChannelAffine` of ``folded`` into a depthwise convolution, in place.
+
+    ONNX Runtime on a CPU multiplies and adds per channel only in the plain layout, so that in a pre-activation network
+    the features leave the blocked layout of the convolutions and come back at every block; a convolution stays in it
+    and takes the ReLU in. Measured on AVX-512: WRN-40-2 at density 0.5 in 1.82 instead of 2.04 ms. Engines of GPUs fuse
+    multiplication, addition and ReLU by themselves.
+    """
+    for name, module in list(folded.named_modules()):
+        if isinstance(module, ChannelAffine):
+            _replace_(folded, name, module.as_convolution())
+
 
 def padded(mask: Tensor, *, align: int) -> Tensor:
     """Return ``mask`` (bool, (size,)) with channels added until a multiple of ``align`` is kept, or all of them.
@@ -48,7 +69,7 @@ def padded(mask: Tensor, *, align: int) -> Tensor:
     return keep
 
 
-def _without_batch_norm(network: nn.Module) -> nn.Module:
+def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
     """Take every batch norm into the convolution before it, or into a scale and shift, in float64 for exactness."""
     traced = fx.symbolic_trace(network.double().eval())
     modules = dict(traced.named_modules())
@@ -69,7 +90,8 @@ def _without_batch_norm(network: nn.Module) -> nn.Module:
             _replace_(traced, str(node.target), ChannelAffine(norm))
     traced.delete_all_unused_submodules()
     traced.recompile()
-    return traced.float().eval()
+    traced.float().eval()
+    return traced
 
 
 def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -77,7 +99,7 @@ def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), child, module)
 
 
-def fold(net: SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None) -> nn.Module:
+def fold(net: SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None) -> fx.GraphModule:
     """Return ``path`` as a plain module without masks and batch norms; normalisation stays inside.
 
     Args:
@@ -101,11 +123,29 @@ def unmasked(net: SmartNetwork, *, path: str) -> PathNetwork:
     """
     tree = copy.deepcopy(net.path(path)).cpu().eval()
     for group in net.groups:
+        for point in group.points:
+            norm = tree.network.get_submodule(point.layer)
+            if point.producer is None and isinstance(norm, ExpertBatchNorm2d):
+                _fill_statistics_(norm)
         apply_mask_(tree.network, group, torch.ones(group.size, dtype=torch.bool))
     return tree
 
 
-def fold_dense(dense: PathNetwork) -> nn.Module:
+@torch.no_grad()
+def _fill_statistics_(norm: ExpertBatchNorm2d) -> None:
+    """Give the masked channels of a batch norm the average statistics of its kept ones, in place.
+
+    One that reads a masked residual stream has seen nothing but zeros in them. Their variance is 0 then, and features
+    would grow 300 times at each such norm, to infinity in a deep network.
+    """
+    keep = norm.mask
+    if keep is None or norm.running_mean is None or norm.running_var is None:
+        return
+    for statistic in (norm.running_mean, norm.running_var):
+        statistic[~keep] = statistic[keep].mean()
+
+
+def fold_dense(dense: PathNetwork) -> fx.GraphModule:
     """Return what :func:`unmasked` returned with its batch norms folded; ``dense`` is not changed."""
     tree = copy.deepcopy(dense)
     make_plain_(tree)

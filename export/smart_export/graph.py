@@ -7,10 +7,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
-from torch import nn
+from onnx_ir.passes.common import ShapeInferencePass
+from torch import fx, nn
+
+from smart_export.fold import ChannelAffine
 
 GRAPH, WEIGHTS = "model.onnx", "weights.bin"
 INPUT, OUTPUT = "image", "scores"
@@ -31,14 +37,93 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], opset: int) -> ir.Model:
-    """Convert a folded module: input ``image`` (batch, C, H, W), output ``scores`` (batch, classes), batch free.
+class Converter:
+    """Converts folded modules to ONNX: ``image`` (batch, C, H, W) to ``scores`` (batch, classes), of any batch size.
+
+    Conversion takes seconds, and the paths of a network differ in their weights and numbers of channels only: where
+    that can be told for sure, a module takes over the graph of the one before it.
 
     Args:
-        module: what :func:`smart_export.fold.fold` returned.
         input_shape: channels, height, width.
         opset: ONNX operator set version that the target reads.
     """
+
+    def __init__(self, *, input_shape: tuple[int, int, int], opset: int) -> None:
+        self._input_shape = input_shape
+        self._opset = opset
+        self._form: str | None = None
+        self._model: ir.Model | None = None
+
+    def __call__(self, module: fx.GraphModule) -> ir.Model:
+        """Return the graph of what :func:`smart_export.fold.fold` returned; it is valid until the next call."""
+        form = _form(module)
+        if self._model is None or form != self._form:
+            self._model = onnx_from_module(module, input_shape=self._input_shape, opset=self._opset)
+            self._form = form if _is_reusable(self._model, module) else None
+        else:
+            self._model = _with_weights(self._model, module)
+        return self._model
+
+
+# Nothing in these depends on how many channels there are, as it does in a Reshape or a grouped Conv.
+_FREE_OF_CHANNELS = {"Add", "Conv", "Div", "Gemm", "MaxPool", "Mul", "ReduceMean", "Relu", "Sub"}
+
+
+def _form(module: fx.GraphModule) -> str:
+    """Return all that conversion depends on, except the weights and the numbers of channels."""
+    layers = [(name, layer) for name, layer in module.named_modules() if not any(layer.children())]
+    return "\n".join([module.code, *(f"{name}: {_layer_form(layer)}" for name, layer in layers)])
+
+
+def _layer_form(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Conv2d):
+        return (
+            f"{layer.kernel_size} {layer.stride} {layer.padding} {layer.dilation} {layer.padding_mode} {layer.groups}"
+        )
+    if isinstance(layer, nn.Linear | ChannelAffine):
+        return type(layer).__name__
+    return repr(layer)
+
+
+def _weights(module: nn.Module) -> dict[str, npt.NDArray[Any]]:
+    return {name: t.detach().numpy() for name, t in (*module.named_parameters(), *module.named_buffers())}
+
+
+def _is_reusable(model: ir.Model, module: nn.Module) -> bool:
+    """Whether the graph is the module's operators on the module's tensors, none of them computed from another."""
+    weights = _weights(module)
+    operators = {node.op_type for node in model.graph}
+    groups = {node.attributes.get_int("group", 1) for node in model.graph if node.op_type == "Conv"}
+    constants = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.dtype is None or not value.dtype.is_integer()  # integers are the axes of a mean
+    }
+    return (
+        operators <= _FREE_OF_CHANNELS
+        and groups == {1}
+        and all(
+            tensor is not None and name in weights and np.array_equal(tensor.numpy(), weights[name])
+            for name, tensor in constants.items()
+        )
+    )
+
+
+def _with_weights(model: ir.Model, module: nn.Module) -> ir.Model:
+    """Return ``model``, which is changed, with the tensors of ``module`` and the shapes that follow from them."""
+    weights = _weights(module)
+    inferred = [value for node in model.graph for value in node.outputs if value not in model.graph.outputs]
+    for value in inferred:
+        value.shape = None
+    for name, value in model.graph.initializers.items():
+        if name in weights:
+            value.const_value = ir.tensor(weights[name], name=name)
+            value.shape = ir.Shape(weights[name].shape)
+    return ShapeInferencePass()(model).model
+
+
+def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], opset: int) -> ir.Model:
+    """Convert one folded module; see :class:`Converter`."""
     example = torch.zeros(2, *input_shape)  # a batch of 1 would be taken for a constant
     with _quiet():
         program = torch.onnx.export(

@@ -1,0 +1,74 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from smart_train.architectures.resnet import Bottleneck, ResNet
+from smart_train.architectures.wide_resnet import WideResNet
+from smart_train.errors import ConfigError
+
+
+class Family(Protocol):
+    """What the networks of one kind are made by."""
+
+    def __call__(self, *, num_classes: int, in_channels: int, blocks: tuple[int, ...], width: int) -> nn.Module:
+        """Return one with fresh weights."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network by name: its ``family``, ``blocks`` per stage and the default ``width`` of the first stage."""
+
+    family: Family
+    blocks: tuple[int, ...]
+    width: int
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "resnet8": Architecture(ResNet, blocks=(1, 1, 1), width=48),
+    "resnet18": Architecture(ResNet, blocks=(2, 2, 2, 2), width=64),
+    "resnet20": Architecture(ResNet, blocks=(3, 3, 3), width=16),
+    "resnet34": Architecture(ResNet, blocks=(3, 4, 6, 3), width=64),
+    "resnet50": Architecture(partial(ResNet, block=Bottleneck, imagenet_stem=True), blocks=(3, 4, 6, 3), width=64),
+    "wrn16-8": Architecture(WideResNet, blocks=(2, 2, 2), width=16 * 8),
+    "wrn40-2": Architecture(WideResNet, blocks=(6, 6, 6), width=16 * 2),
+}
+MAX_WIDTH = 4096  # a checkpoint that asks for more is an attempt to fill the memory
+
+
+def build_network(
+    name: str, *, num_classes: int, in_channels: int, arguments: Mapping[str, int], generator_seed: int
+) -> nn.Module:
+    """Build a named network with weights drawn from ``generator_seed``; the global random state is left as it was.
+
+    Args:
+        name: a key of ``ARCHITECTURES``.
+        num_classes: scores per image, 2 or more.
+        in_channels: image channels, 1 or more.
+        arguments: ``width``, channels of the first stage; the architecture's own where absent.
+        generator_seed: of the initial weights.
+
+    Raises:
+        ConfigError: if the name, an argument or its range is unknown.
+    """
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"expected a model out of {', '.join(ARCHITECTURES)}, got {name!r}; use one of them")
+    unknown = sorted(set(arguments) - {"width"})
+    if unknown:
+        raise ConfigError(
+            f"expected model arguments out of width, got {', '.join(unknown)}; write --model-arg width=32"
+        )
+    found = ARCHITECTURES[name]
+    width = arguments.get("width", found.width)
+    if not 1 <= width <= MAX_WIDTH:
+        raise ConfigError(f"expected a width from 1 to {MAX_WIDTH}, got {width}; the default is {found.width}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_seed)
+        return found.family(num_classes=num_classes, in_channels=in_channels, blocks=found.blocks, width=width)
