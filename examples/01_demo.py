@@ -18,6 +18,7 @@ import torch
 from smart_runtime import SmartModel
 from smart_train import load_checkpoint
 
+RECIPE = Path(__file__).resolve().parent.parent / "recipes/digits.toml"
 MODULES = {
     "smart-train": "smart_train.cli",
     "smart-eval": "smart_train.evaluation.cli",
@@ -71,9 +72,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, bundle, plot = out / "ckpt.pt", out / "bundle", out / "bench.png"
 
-    network = ("--data", "digits", "--model", "resnet8", "--scope", "all", "--density", "0.5")
-    training = ("--eps", "0.3", "--steps", "7", "--lr", "0.2", "--epochs", str(options.epochs))
-    train = run(out, "smart-train", *network, *training, "--seed", str(options.seed), "-o", str(checkpoint), "--force")
+    ours = ("--seed", str(options.seed), "--epochs", str(options.epochs), "-o", str(checkpoint), "--force")
+    train = run(out, "smart-train", "--recipe", str(RECIPE), *ours)
     accuracy = run(out, "smart-eval", str(checkpoint), "--attack", "pgd", "--steps", "20", "--restarts", "1")
     export = run(out, "smart-export", str(checkpoint), "--target", "cpu", "-o", str(bundle), "--force")
     bench = run(out, "smart-bench", str(bundle), "--blocks", str(options.blocks), "--plot", str(plot))

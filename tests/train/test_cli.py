@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
+from smart_train import load_checkpoint
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
 from smart_train.evaluation.cli import main as smart_eval
-from smart_train.options import parse_arguments, parse_eps
+from smart_train.options import parse_arguments, parse_fraction
 from train.networks import image_set
 
 SMALL = [
@@ -74,9 +77,10 @@ Trained = tuple[Path, subprocess.CompletedProcess[str]]
 
 def test_smart_train_prints_its_result_as_json_and_nothing_else(checkpoint: Trained) -> None:
     output, done = checkpoint
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
     answer = json.loads(done.stdout)
-    assert {"checkpoint", "seconds", "images_per_second", "paths", "union_density"} <= set(answer)
+    assert {"checkpoint", "history", "seconds", "images_per_second", "paths", "union_density"} <= set(answer)
     assert answer["checkpoint"] == str(output)
     assert list(answer["paths"]) == ["clean", "robust"]
     for row in answer["paths"].values():
@@ -84,6 +88,89 @@ def test_smart_train_prints_its_result_as_json_and_nothing_else(checkpoint: Trai
         assert row["density"] == 0.5
         assert 0 < row["parameter_density"] < 1
     assert max(r["parameter_density"] for r in answer["paths"].values()) <= answer["union_density"] + 0.1
+
+
+def test_an_epoch_is_one_line_for_people(checkpoint: Trained) -> None:
+    output, done = checkpoint
+    row = load_checkpoint(output).training["history"][-1]
+    assert re.fullmatch(
+        rf"epoch 2/2  loss: clean {row['clean_loss']:.3f}, robust {row['robust_loss']:.3f}  "
+        rf"validation: clean path {row['clean_path_clean_accuracy']:.3f}, "
+        rf"robust path {row['robust_path_clean_accuracy']:.3f}, pgd10x1 {row['robust_path_robust_accuracy']:.3f}  "
+        r"\d+ images/s  0 s left(  best so far)?",
+        done.stderr.splitlines()[-1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [(["--plot"], "history.png"), (["--plot", "PLACE/curves.svg"], "curves.svg")], ids=["", "file"]
+)
+def test_plot_draws_the_curves(data: str, tmp_path: Path, options: list[str], name: str) -> None:
+    options = [option.replace("PLACE", str(tmp_path)) for option in options]
+    done = invoke("--data", data, *SMALL, *options, "-o", str(tmp_path / "ckpt.pt"))
+    assert done.exit_code == 0, done.output
+    assert f"plot: {tmp_path / name}" in done.stderr
+    assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_a_foreign_history_is_kept_unless_told_otherwise(data: str, tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("mine")
+    options = ["--data", data, *SMALL, "-o", str(tmp_path / "ckpt.pt")]
+    done = invoke(*options)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert (tmp_path / "history.csv").read_text() == "mine"
+    assert invoke(*options, "--force").exit_code == 0
+    assert (tmp_path / "history.csv").read_text().startswith("epoch,")
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "tensorboard"])
+def test_a_missing_extra_is_named_before_the_training(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == module] + [module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    option, extra = {
+        "matplotlib": (["--plot"], "plot"),
+        "tensorboard": (["--tensorboard", str(tmp_path / "events")], "tensorboard"),
+    }[module]
+    done = invoke("--data", data, *SMALL, *option, "-o", str(tmp_path / "ckpt.pt"))
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"pip install 'smart-edge[{extra}]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_and_an_npz_of_the_same_pictures_give_the_same_history_to_the_bit(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    arrays: dict[str, list[np.ndarray]] = {f"{part}_{what}": [] for part in ("train", "test") for what in "il"}
+    for part, each in (("train", 30), ("test", 4)):
+        for label, name in enumerate(("bird", "car", "dog")):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for i in range(each):
+                coarse = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+                file = folder / f"{i:04}.jpg"
+                Image.fromarray(coarse).resize((8, 8)).save(file, quality=75)
+                arrays[f"{part}_i"].append(np.asarray(Image.open(file)))
+                arrays[f"{part}_l"].append(np.array(label))
+    np.savez(
+        tmp_path / "pictures.npz",
+        train_images=np.stack(arrays["train_i"]),
+        train_labels=np.stack(arrays["train_l"]),
+        test_images=np.stack(arrays["test_i"]),
+        test_labels=np.stack(arrays["test_l"]),
+        class_names=np.array(["bird", "car", "dog"]),
+    )
+    histories = []
+    for i, data in enumerate((f"folder:{tmp_path / 'pictures'}", f"npz:{tmp_path / 'pictures.npz'}")):
+        for again in ("", "again"):  # the folder comes from the cache the second time
+            place = tmp_path / f"{i}{again}"
+            place.mkdir()
+            augmented = ["--flip", "--crop-pad", "1", "--train-images", "64"]
+            done = invoke("--data", data, *SMALL, *augmented, "-o", str(place / "ckpt.pt"))
+            assert done.exit_code == 0, done.output
+            histories.append((place / "history.csv").read_bytes())
+    assert len(set(histories)) == 1
+    assert len(histories[0].splitlines()) == 3
 
 
 def test_smart_eval_measures_what_smart_train_reported(checkpoint: Trained, data: str) -> None:
@@ -162,8 +249,8 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
     [
         (["--density", "0"], "density in (0, 1], got 0.0"),
         (["--density", "nan"], "density in (0, 1]"),
-        (["--eps", "abc"], "eps as a decimal or fraction, got 'abc'"),
-        (["--eps", "8/0"], "eps as a decimal or fraction"),
+        (["--eps", "abc"], "eps or a step as a decimal or fraction, got 'abc'"),
+        (["--eps", "8/0"], "eps or a step as a decimal or fraction"),
         (["--eps", "1e999999999"], "eps in [0, 1]"),
         (["--eps", "2"], "eps in [0, 1]"),
         (["--align", "8", "--target", "cpu"], "--align or --target, got both"),
@@ -177,7 +264,16 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
         (["--model-arg", "width"], "NAME=INTEGER"),
         (["--model-arg", "width=99999"], "width from 1 to 4096"),
         (["--model-arg", "depth=3"], "arguments out of width"),
-        (["--data", "cifar"], "digits, npz:FILE or folder:DIR"),
+        (["--data", "cifar"], "npz:FILE or folder:DIR, got 'cifar'"),
+        (["--data", "cifar10", "--data-dir", "nowhere"], "https://www.cs.toronto.edu/~kriz/cifar.html"),
+        (["--cache-dir", "x", "--no-cache"], "--cache-dir or --no-cache, got both"),
+        (["--train-images", "40"], "40"),
+        (["--test-images", "22"], "1 to 21 examples, got 22"),
+        (["--crop-pad", "-1"], "crop padding of 0 or more"),
+        (["--crop-pad", "9"], "crop padding of at most 8"),
+        (["--step-size", "fast"], "a step as a decimal or fraction, got 'fast'"),
+        (["--plot", "curves.doc"], "ending in .png"),
+        (["--plot", "no/such/folder/curves.png"], "expected a directory for the plot"),
         (["--data", "npz:nowhere.npz"], "no such file"),
         (["--data", "folder:nowhere"], "no train or no test folder"),
         (["-o", "no/such/folder/ckpt.pt"], "existing folder"),
@@ -211,7 +307,7 @@ def test_a_wrong_use_is_status_2(options: list[str]) -> None:
         (["--data", "DATA", "--examples", "0"], "1 to 21 examples"),
         (["--data", "DATA", "--examples", "22"], "1 to 21 examples"),
         (["--data", "DATA", "--restarts", "0"], "1 or more steps and restarts"),
-        (["--data", "DATA", "--eps", "x"], "eps as a decimal"),
+        (["--data", "DATA", "--eps", "x"], "eps or a step as a decimal"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -232,8 +328,8 @@ def test_errors_are_one_line_from_a_real_process_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.3", 0.3), ("8/255", 8 / 255), ("1", 1.0), ("0", 0.0), ("1/2", 0.5)])
-def test_eps_is_a_decimal_or_a_fraction(text: str, value: float) -> None:
-    assert parse_eps(text) == value
+def test_a_radius_is_a_decimal_or_a_fraction(text: str, value: float) -> None:
+    assert parse_fraction(text) == value
 
 
 def test_model_arguments_are_names_and_integers() -> None:

@@ -108,7 +108,9 @@ def unused_weights(net: SmartNetwork) -> dict[str, Tensor]:
     """The shared weights that no path uses, by brute force over both paths."""
     first, own = net.path("clean").network, batch_norm_parameters(net.path("clean").network)
     used = [used_parameters(net, path=path) for path in net.path_names]
-    return {n: p[~(used[0][n] | used[1][n])].detach() for n, p in first.named_parameters() if n not in own}
+    return {
+        n: p[~(used[0][n] | used[1][n]).expand(p.shape)].detach() for n, p in first.named_parameters() if n not in own
+    }
 
 
 @pytest.mark.parametrize("score", SCORES)

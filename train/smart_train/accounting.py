@@ -28,11 +28,17 @@ class Densities:
 
 
 def used_parameters(net: SmartNetwork, *, path: str) -> dict[str, Tensor]:
-    """Return which elements of each parameter ``path`` uses: {name inside the network: bool, the parameter's shape}."""
+    """Return which elements of each parameter ``path`` uses, by its name inside the network.
+
+    Each is bool of the parameter's shape, but with 1 for the sides of a kernel, which is used whole or not at all.
+    """
     network = net.path(path).network
     modules = dict(network.named_modules())
     kept = kept_channels(modules, net.groups, net.masks(path))
-    used = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in network.named_parameters()}
+    used = {
+        name: torch.ones((*p.shape[:2], *[1] * (p.dim() - 2)), dtype=torch.bool)
+        for name, p in network.named_parameters()
+    }
     for (name, side), keep in kept.items():
         if f"{name}.weight" not in used:
             continue
@@ -60,22 +66,26 @@ def densities(net: SmartNetwork) -> Densities:
     """Count what each path and all of them together use."""
     used = {path: used_parameters(net, path=path) for path in net.path_names}
     first = net.path(net.path_names[0]).network
-    sizes = {name: p.numel() for name, p in first.named_parameters()}
     own = batch_norm_parameters(first)
-    total = sum(sizes.values())
-    stored, everything = 0, 0
-    for name, size in sizes.items():
-        parts = [used[path][name] for path in net.path_names]
+    stored, everything, total = 0, 0, 0
+    of_path = dict.fromkeys(net.path_names, 0)
+    for name, parameter in first.named_parameters():
+        parts = {path: used[path][name] for path in net.path_names}
+        kernel = parameter.numel() // next(iter(parts.values())).numel()
+        counts = {path: kernel * int(part.sum()) for path, part in parts.items()}
+        for path, count in counts.items():
+            of_path[path] += count
+        total += parameter.numel()
         if name in own:
-            stored += sum(int(part.sum()) for part in parts)
-            everything += size * len(parts)
+            stored += sum(counts.values())
+            everything += parameter.numel() * len(parts)
         else:
-            stored += int(torch.stack(parts).any(dim=0).sum())
-            everything += size
+            stored += kernel * int(torch.stack(list(parts.values())).any(dim=0).sum())
+            everything += parameter.numel()
     channels = sum(group.size for group in net.groups)
     return Densities(
         channels={path: sum(int(m.sum()) for m in net.masks(path)) / channels for path in net.path_names},
-        parameters={path: sum(int(u.sum()) for u in used[path].values()) / total for path in net.path_names},
+        parameters={path: count / total for path, count in of_path.items()},
         union=stored / everything,
     )
 

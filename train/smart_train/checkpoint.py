@@ -195,6 +195,8 @@ def _check_archive(path: Path) -> None:
         entries = archive.infolist()
         if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
             raise ValueError("compressed")
+        if any(e.external_attr for e in entries):  # one bit of it makes an entry a folder, which torch reads as nothing
+            raise ValueError("an entry that is no plain file")
         if sum(e.file_size for e in entries) > path.stat().st_size:
             raise ValueError("overlapping entries")
         if any(e.file_size > _MAX_PICKLE_BYTES for e in entries if e.filename.endswith(".pkl")):

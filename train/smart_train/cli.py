@@ -6,27 +6,86 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from smart_devices import resolve_target
 from smart_devices.console import cli as house
 from smart_devices.version import version
+from smart_runtime.figures import check_plot
+from smart_runtime.units import duration
 from smart_train.architectures import ARCHITECTURES
 from smart_train.attacks import ATTACKS, Attack
 from smart_train.checkpoint import describe, load_checkpoint
-from smart_train.data import load_data
+from smart_train.curves import draw_history
+from smart_train.data.augment import Augmentation
+from smart_train.data.cli import DataPlaces, data_options
+from smart_train.data.load import DATA_SPECS
 from smart_train.errors import ConfigError
 from smart_train.groups import SCOPES
+from smart_train.history import check_history, history_path
 from smart_train.masks import MASK_MODES, SCORES, MaskPlan
 from smart_train.methods import METHODS
 from smart_train.network import STRUCTURES, SmartNetwork, Structure
-from smart_train.options import parse_arguments, parse_eps
-from smart_train.training import PRECISIONS, TrainConfig, Trainer, TrainResult, report_attack, state_path
+from smart_train.options import parse_arguments, parse_fraction
+from smart_train.recipe import Value, read_recipe
+from smart_train.training import (
+    PRECISIONS,
+    EpochReport,
+    TrainConfig,
+    Trainer,
+    TrainResult,
+    report_attack,
+    selection_attack,
+    state_path,
+)
 
 DEFAULT_ALIGN = 8
+NOT_IN_RECIPES = {"recipe", "resume", "force", "as_json", "version", "help"}  # of one call, not of a training
 
 
-def _align(target: str | None, align: int | None) -> int:
+def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make what the recipe says the default of every option, checked as on the command line."""
+    if path is None:
+        return
+    options = {
+        o.name: o for o in ctx.command.params if isinstance(o, click.Option) and o.name and o.name not in NOT_IN_RECIPES
+    }
+    found: dict[str, Any] = {}
+    for name, value in read_recipe(path).items():
+        if name not in options:
+            raise ConfigError(
+                f"expected options of smart-train in {path}, got {name!a:.100}; see smart-train --help for their names"
+            )
+        try:
+            found[name] = _option_value(options[name], value, ctx)
+        except (click.BadParameter, ValueError) as error:
+            reason = error.message if isinstance(error, click.BadParameter) else str(error)
+            raise ConfigError(
+                f"expected a value for {name} in {path} that --{name.replace('_', '-')} takes, got one it does not: "
+                f"{reason.rstrip('.')}"
+            ) from error
+    ctx.default_map = found
+
+
+def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
+    """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
+    if option.multiple:
+        if isinstance(value, str | int | float):
+            raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
+        return [f"{key}={number}" for key, number in value.items()]
+    if option.is_flag != isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("true or false is wanted" if option.is_flag else "text or a number is wanted")
+    # Through text, so that 7.5 epochs are refused and not cut to 7.
+    return value if option.is_flag else option.type.convert(str(value), option, ctx)
+
+
+def _align(ctx: click.Context, target: str | None, align: int | None) -> int:
     """Return the alignment asked for, or the coarser of the target's fp32 and fp16 ones."""
+    if align is not None and target is not None:
+        # The two say the same thing: what is typed outweighs what the recipe says.
+        from_recipe = {n: ctx.get_parameter_source(n) is ParameterSource.DEFAULT_MAP for n in ("align", "target")}
+        if from_recipe["align"] != from_recipe["target"]:
+            align, target = (None, target) if from_recipe["align"] else (align, None)
     if align is not None and target is not None:
         raise ConfigError("expected --align or --target, got both; --target sets the alignment of that device")
     if target is None:
@@ -50,6 +109,7 @@ def _summary(result: TrainResult) -> dict[str, Any]:
     found = describe(load_checkpoint(result.checkpoint))
     return {
         "checkpoint": str(result.checkpoint),
+        "history": str(history_path(result.checkpoint)),
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "best_epoch": result.best_epoch,
@@ -58,12 +118,37 @@ def _summary(result: TrainResult) -> dict[str, Any]:
     }
 
 
+def _say_epoch(report: EpochReport, *, attack: str) -> None:
+    row = report.row
+    losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
+    house.note(
+        f"epoch {row['epoch']}/{report.epochs}  loss: {losses}  validation: clean path "
+        f"{row['clean_path_clean_accuracy']:.3f}, robust path {row['robust_path_clean_accuracy']:.3f}, {attack} "
+        f"{row['robust_path_robust_accuracy']:.3f}  {report.images_per_second:.0f} images/s  "
+        f"{duration(report.seconds_left)} left{'  best so far' if report.best else ''}"
+    )
+
+
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
     epilog="Example: smart-train --data digits --model resnet8 --density 0.5 --epochs 15 --eps 0.3 -o ckpt.pt",
 )
-@click.option("--data", default="digits", help="digits, npz:FILE or folder:DIR.")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    is_eager=True,  # before the options whose defaults it sets
+    expose_value=False,
+    callback=_apply_recipe,
+    help="Take options from this .toml or .json file; those on the command line outweigh it.",
+)
+@click.option("--data", default="digits", help=f"{DATA_SPECS}.")
+@data_options
+@click.option("--train-images", type=int, metavar="N", help="Train on N images, classes in proportion.  [default: all]")
+@click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
+@click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
+@click.option("--flip", is_flag=True, help="Mirror half of the training images left to right.")
 @click.option("--model", default="resnet8", type=click.Choice(list(ARCHITECTURES)), help="The network.")
 @click.option("--model-arg", multiple=True, metavar="NAME=N", help="An argument of the network: width=32.")
 @click.option("--structure", default="channel", type=click.Choice(STRUCTURES), help="What masks remove.")
@@ -79,7 +164,7 @@ def _summary(result: TrainResult) -> dict[str, Any]:
 @click.option("--attack", default="pgd", type=click.Choice(ATTACKS), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
 @click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
-@click.option("--step-size", type=float, help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
+@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
 @click.option("--epochs", default=30)
 @click.option("--batch-size", default=128, help="Half of it trains each path.")
 @click.option("--lr", default=0.1, help="Peak learning rate.")
@@ -90,13 +175,33 @@ def _summary(result: TrainResult) -> dict[str, Any]:
 @click.option(
     "-o", "--output", default="ckpt.pt", type=click.Path(path_type=Path, dir_okay=False), help="The checkpoint."
 )
+@click.option(
+    "--plot",
+    is_flag=False,
+    flag_value="",
+    metavar="FILE",
+    help="Draw the training's curves: .png, .svg or .pdf; alone, history.png beside the checkpoint.",
+)
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write TensorBoard events to this folder.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted training with the same options and -o.")
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
 @house.json_option
 @click.version_option(version(), prog_name="smart-train")
+@click.pass_context
 def main(
+    ctx: click.Context,
     *,
     data: str,
+    places: DataPlaces,
+    train_images: int | None,
+    test_images: int | None,
+    crop_pad: int,
+    flip: bool,
     model: str,
     model_arg: tuple[str, ...],
     structure: str,
@@ -110,7 +215,7 @@ def main(
     attack: str,
     eps: str,
     steps: int | None,
-    step_size: float | None,
+    step_size: str | None,
     epochs: int,
     batch_size: int,
     lr: float,
@@ -119,17 +224,22 @@ def main(
     device: str,
     precision: str,
     output: Path,
+    plot: str | None,
+    tensorboard: Path | None,
     resume: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Train one network with a clean and a robust path that share weights (SMART, arXiv 2302.03523).
 
-    The best epoch goes to OUTPUT, what --resume needs beside it (ckpt.last.pt). Figures are from the test split,
-    robust ones under PGD-20.
+    The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch (history.csv).
+    Figures are from the test split, robust ones under PGD-20.
     """
     if not output.parent.is_dir():
         raise ConfigError(f"expected an existing folder for {output}, got none; create {output.parent} first")
+    curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
+    if curves is not None:
+        check_plot(curves)  # before the hours of training, not after
     if resume and force:
         raise ConfigError("expected --resume or --force, got both; one continues a training, the other starts anew")
     existing = [p for p in (output, state_path(output)) if p.exists()]
@@ -137,18 +247,23 @@ def main(
         raise ConfigError(
             f"expected no file {existing[0]}, got one; use --resume to continue it or --force to replace it"
         )
+    if not force:
+        check_history(history_path(output))
     config = TrainConfig(
         model=model,
         model_arguments=parse_arguments(model_arg),
-        structure=Structure(name=structure, density=density, align=_align(target, align), scope=scope),  # type: ignore[arg-type]  # click checked the choices
+        structure=Structure(name=structure, density=density, align=_align(ctx, target, align), scope=scope),  # type: ignore[arg-type]  # click checked the choices
         masks=MaskPlan(mode=masks, score=score),  # type: ignore[arg-type]
         method=method,
         attack=Attack(
             name=attack,  # type: ignore[arg-type]
-            eps=parse_eps(eps),
+            eps=parse_fraction(eps),
             steps=steps if steps is not None else (7 if attack == "pgd" else 1),
-            step_size=step_size,
+            step_size=None if step_size is None else parse_fraction(step_size),
         ),
+        augmentation=Augmentation(crop_pad=crop_pad, flip=flip),
+        train_images=train_images,
+        test_images=test_images,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=lr,
@@ -164,13 +279,17 @@ def main(
                 f"ended, use --force to replace it"
             )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
-    trainer = Trainer(config, load_data(data), output=output, resume=resume)
+    trainer = Trainer(config, places.load(data), output=output, resume=resume, tensorboard=tensorboard)
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
     _say_density(trainer.net)
+    judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
-        result = trainer.run(on_step=advance)
+        result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
+    if curves is not None:
+        draw_history(trainer.history, curves, attack=judged)
+        house.note(f"plot: {curves}")
     summary = _summary(result)
     if as_json:
         house.print_json(summary)

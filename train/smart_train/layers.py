@@ -8,6 +8,9 @@ beta - gamma * mean / sigma behind in the masked channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
@@ -19,10 +22,12 @@ class Expert(nn.Module):
     Attributes:
         mask: bool (out_channels,), or None where nothing is masked.
         gate: float (out_channels,) leaf that stands in for the mask while its gradient dL/dm is wanted, else None.
+        held: weight and bias with the mask in them and no gradient, while :func:`holding` is on; else None.
     """
 
     mask: Tensor | None
     gate: Tensor | None
+    held: tuple[Tensor, Tensor | None] | None
 
     def set_mask(self, mask: Tensor) -> None:
         """Keep the output channels where ``mask`` (bool, (out_channels,)) is true."""
@@ -36,9 +41,17 @@ class Expert(nn.Module):
         """
         self.gate = self.mask.float().clamp_(min=floor).requires_grad_() if watched and self.mask is not None else None
 
-    def multiplier(self) -> Tensor | None:
-        """Return what multiplies the output channels: the gate, the mask or nothing."""
-        return self.gate if self.gate is not None else self.mask
+    def masked_affine(self) -> tuple[Tensor, Tensor | None]:
+        """Return the weight and bias to compute with: the layer's own, times the gate or the mask if there is one."""
+        if self.held is not None:
+            return self.held
+        weight, bias = self.weight, self.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        keep = self.gate if self.gate is not None else self.mask
+        if keep is None:
+            return weight, bias
+        return weight * keep.view(-1, *[1] * (weight.dim() - 1)), None if bias is None else bias * keep
 
 
 class ExpertConv2d(Expert, nn.Conv2d):
@@ -46,11 +59,7 @@ class ExpertConv2d(Expert, nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve (N, in, H, W) to (N, out, H', W') with zeros in the masked channels."""
-        keep = self.multiplier()
-        if keep is None:
-            return super().forward(images)
-        bias = None if self.bias is None else self.bias * keep
-        output: Tensor = self._conv_forward(images, self.weight * keep.view(-1, 1, 1, 1), bias)
+        output: Tensor = self._conv_forward(images, *self.masked_affine())
         return output
 
 
@@ -59,11 +68,7 @@ class ExpertLinear(Expert, nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., in) to (..., out) with zeros in the masked features."""
-        keep = self.multiplier()
-        if keep is None:
-            return super().forward(features)
-        bias = None if self.bias is None else self.bias * keep
-        return F.linear(features, self.weight * keep.unsqueeze(1), bias)
+        return F.linear(features, *self.masked_affine())
 
 
 class ExpertBatchNorm2d(Expert, nn.BatchNorm2d):
@@ -71,8 +76,7 @@ class ExpertBatchNorm2d(Expert, nn.BatchNorm2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise (N, C, H, W); masked channels come out as zeros, their statistics go on being tracked."""
-        keep = self.multiplier()
-        if keep is None:
+        if self.mask is None and self.held is None:
             return super().forward(features)
         self._check_input_dim(features)
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -86,12 +90,30 @@ class ExpertBatchNorm2d(Expert, nn.BatchNorm2d):
             features,
             self.running_mean if tracked else None,
             self.running_var if tracked else None,
-            self.weight * keep,
-            self.bias * keep,
+            *self.masked_affine(),
             use_batch,
             momentum,
             self.eps,
         )
+
+
+@contextmanager
+def holding(network: nn.Module) -> Iterator[None]:
+    """Run a block with every expert layer's masked parameters computed once, and without a gradient to them.
+
+    For attacks: they run a path many times over on the same parameters and want the gradient of the input only. The
+    parameters and masks must not change inside the block.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Expert) and module.weight is not None]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                weight, bias = layer.masked_affine()
+                layer.held = weight.detach(), None if bias is None else bias.detach()
+        yield
+    finally:
+        for layer in layers:
+            layer.held = None
 
 
 _EXPERT_OF: dict[type[nn.Module], type[Expert]] = {
@@ -113,7 +135,7 @@ def make_expert_(network: nn.Module) -> None:
         if expert is not None:
             module.__class__ = expert
             module.register_buffer("mask", None, persistent=False)
-            module.gate = None  # type: ignore[assignment]  # an attribute of Expert, which the module now is
+            module.gate = module.held = None  # type: ignore[assignment]  # of Expert, which the module now is
 
 
 def make_plain_(network: nn.Module) -> None:
@@ -131,4 +153,4 @@ def make_plain_(network: nn.Module) -> None:
                     if parameter is not None:
                         parameter *= module.mask.view(-1, *[1] * (parameter.dim() - 1))
         module.__class__ = _PLAIN_OF[type(module)]  # type: ignore[assignment]  # no expert from here on
-        del module.mask, module.gate
+        del module.mask, module.gate, module.held

@@ -7,8 +7,8 @@ import re
 from smart_train.errors import ConfigError
 
 
-def parse_eps(text: str) -> float:
-    """Read eps in pixel units, a decimal or a fraction: ``0.3``, ``8/255``.
+def parse_fraction(text: str) -> float:
+    """Read a radius or step in pixel units, a decimal or a fraction: ``0.3``, ``8/255``.
 
     Raises:
         ConfigError: if it is neither.
@@ -17,7 +17,7 @@ def parse_eps(text: str) -> float:
     try:
         return float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"expected eps as a decimal or fraction, got {text!r}; write 0.3 or 8/255") from error
+        raise ConfigError(f"expected eps or a step as a decimal or fraction, got {text!r}; write 8/255") from error
 
 
 def parse_arguments(pairs: tuple[str, ...]) -> dict[str, int]:

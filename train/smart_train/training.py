@@ -12,8 +12,10 @@ from typing import Any, Literal, cast, get_args
 import lightning_fabric
 import numpy as np
 import torch
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
+from smart_devices.errors import MissingExtraError
 from smart_train.architectures import build_network
 from smart_train.attacks import Attack
 from smart_train.checkpoint import (
@@ -25,28 +27,31 @@ from smart_train.checkpoint import (
     read_plain,
     save_checkpoint,
 )
-from smart_train.data.images import VALIDATION_SAMPLES, ImageSet
+from smart_train.data.augment import Augmentation
+from smart_train.data.images import VALIDATION_SAMPLES, ImageSet, Split
 from smart_train.errors import CheckpointError, ConfigError
-from smart_train.evaluation.accuracy import PathAccuracy, accuracy, evaluate_path, to_tensor
+from smart_train.evaluation.accuracy import PathAccuracy, accuracy, evaluate_path, some_examples, to_tensor
 from smart_train.files import save_atomically
+from smart_train.history import Row, history_path, write_history
 from smart_train.masks import MaskLearner, MaskPlan
 from smart_train.methods import METHODS
 from smart_train.methods.smart import CLEAN, ROBUST
-from smart_train.methods.step import in_eval_mode
+from smart_train.methods.step import frozen
 from smart_train.network import DEFAULT_PATHS, SmartNetwork, Structure, convert
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 STATE_FORMAT = "smart-edge training state"
-STATE_VERSION = 1
+STATE_VERSION = 2  # 2 has the augmentation's random state
 WARM_UP = 0.05  # fraction of training over which the learning rate rises from 0
 SGD_MOMENTUM = 0.9
 SELECTION_STEPS = 10  # PGD steps on the validation split after each epoch that may be the best
 REPORT_STEPS = 20  # PGD steps of the samples and of the final figures
+SELECTION_IMAGES = 1000  # at most so many validation images are attacked after each epoch
 
 # Streams of random numbers, so that the seed's uses never overlap.
-_INIT, _ORDER, _ATTACK, _MASKS, _VALIDATION, _SAMPLES, _TEST = range(7)
+_INIT, _ORDER, _ATTACK, _MASKS, _VALIDATION, _SAMPLES, _TEST, _AUGMENT = range(8)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ class TrainConfig:
         masks: how they are found.
         method: a name in ``METHODS``.
         attack: the one trained against.
+        augmentation: what is done to training images before the attack.
+        train_images: train on this many images, every class in its proportion; None for all.
+        test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
         epochs, batch_size: the paths share a batch half and half; images that do not fill one wait for the next epoch.
         learning_rate: the peak; linear warm-up over 5% of the steps, then cosine to 0.
         weight_decay: L2, on all parameters.
@@ -76,6 +84,9 @@ class TrainConfig:
     masks: MaskPlan = field(default_factory=MaskPlan)
     method: str = "smart"
     attack: Attack = field(default_factory=Attack)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    train_images: int | None = None
+    test_images: int | None = None
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.1
@@ -123,9 +134,36 @@ class TrainResult:
     accuracy: dict[str, PathAccuracy]
 
 
+@dataclass(frozen=True)
+class EpochReport:
+    """How an epoch went.
+
+    Attributes:
+        row: its line of the history.
+        epochs: of the whole training.
+        best: whether it is the best so far, and the checkpoint now holds it.
+        images_per_second: training images, validation not counted.
+        seconds_left: an estimate, from the epochs of this process.
+    """
+
+    row: Row
+    epochs: int
+    best: bool
+    images_per_second: float
+    seconds_left: float
+
+
 def state_path(checkpoint: Path) -> Path:
     """Return where the state that resuming needs lies: ``ckpt.last.pt`` beside ``ckpt.pt``."""
     return checkpoint.with_name(f"{checkpoint.stem}.last{checkpoint.suffix}")
+
+
+def _tensorboard(folder: Path) -> list[Any]:
+    try:
+        import tensorboard  # noqa: F401, PLC0415  # Fabric would miss it only at the first figures
+    except ImportError as error:
+        raise MissingExtraError("expected TensorBoard, got none; pip install 'smart-edge[tensorboard]'") from error
+    return [TensorBoardLogger(root_dir=folder, name="", version="")]
 
 
 def _generator(seed: int, stream: int, *, device: torch.device | str = "cpu") -> torch.Generator:
@@ -133,7 +171,7 @@ def _generator(seed: int, stream: int, *, device: torch.device | str = "cpu") ->
     return torch.Generator(device=device).manual_seed(int(number) >> 1)
 
 
-def _ignore(_: str) -> None:
+def _ignore(_: object) -> None:
     return
 
 
@@ -156,7 +194,7 @@ class _Progress:
     best_epoch: int = 0
     train_seconds: float = 0.0
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[Row] = field(default_factory=list)
 
 
 class Trainer:
@@ -165,21 +203,38 @@ class Trainer:
     Args:
         config: what to do.
         data: what to learn from.
-        output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` is kept beside it.
+        output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
+        tensorboard: a folder for TensorBoard's event files; None writes none.
 
     Raises:
-        ConfigError: if the options do not fit the data, the device is missing, or a resumed training had others.
+        ConfigError: if the options do not fit the data, it has fewer images than asked for, the device is missing, or
+            a resumed training had other options.
         CheckpointError: if the state to resume from is damaged.
+        MissingExtraError: if TensorBoard is not installed.
         NetworkError: if the network cannot be masked.
     """
 
-    def __init__(self, config: TrainConfig, data: ImageSet, *, output: Path, resume: bool = False) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: ImageSet,
+        *,
+        output: Path,
+        resume: bool = False,
+        tensorboard: Path | None = None,
+    ) -> None:
+        if config.train_images is not None:
+            data = data.subset(config.train_images)
+        if config.test_images is not None:
+            data = replace(data, test=some_examples(data.test, config.test_images, seed=config.seed))
         if len(data.train) < config.batch_size:
             raise ConfigError(
                 f"expected a batch of at most the {len(data.train)} training images, got {config.batch_size}; "
                 f"use a smaller batch"
             )
+        _, height, width = data.shape
+        config.augmentation.check(height=height, width=width)
         if config.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
         if config.precision == "16-mixed" and (config.device == "cpu" or not torch.cuda.is_available()):
@@ -196,7 +251,12 @@ class Trainer:
         state = self._read_state() if resume and state_path(output).exists() else None
         if state is not None:
             torch.set_num_threads(state["threads"])  # results are equal to the bit only at the same thread count
-        self._fabric = lightning_fabric.Fabric(accelerator=config.device, devices=1, precision=config.precision)
+        self._fabric = lightning_fabric.Fabric(
+            accelerator=config.device,
+            devices=1,
+            precision=config.precision,
+            loggers=[] if tensorboard is None else _tensorboard(tensorboard),
+        )
         self._net = self._build()
         self._net.to(self._fabric.device)
         self._optimizer = torch.optim.SGD(
@@ -212,6 +272,7 @@ class Trainer:
         )
         self._order = _generator(config.seed, _ORDER)
         self._attack = _generator(config.seed, _ATTACK, device=self._fabric.device)
+        self._augment = _generator(config.seed, _AUGMENT, device=self._fabric.device)
         self._images = torch.from_numpy(data.train.images).to(self._fabric.device)
         self._labels = torch.from_numpy(data.train.labels).to(self._fabric.device)
         if state is not None:
@@ -221,6 +282,11 @@ class Trainer:
     def net(self) -> SmartNetwork:
         """The network in its present state."""
         return self._net
+
+    @property
+    def history(self) -> list[Row]:
+        """One row an epoch, those before a resume included."""
+        return [dict(row) for row in self._progress.history]
 
     @property
     def steps_left(self) -> int:
@@ -250,59 +316,83 @@ class Trainer:
             std=std,
         )
 
-    def run(self, *, on_step: Callable[[str], None] = _ignore) -> TrainResult:
+    def run(
+        self, *, on_step: Callable[[str], None] = _ignore, on_epoch: Callable[[EpochReport], None] = _ignore
+    ) -> TrainResult:
         """Train to the last epoch, then measure the best epoch on the test split.
 
         Args:
             on_step: called after every optimiser step with a few words on how things stand.
+            on_epoch: called after every epoch.
         """
-        while self._progress.epoch < self.config.epochs:
+        progress, config = self._progress, self.config
+        first = progress.epoch
+        spent = 0.0
+        while progress.epoch < config.epochs:
             started = time.perf_counter()
             losses = self._epoch(on_step)
-            self._progress.train_seconds += time.perf_counter() - started
-            self._progress.epoch += 1
-            self._progress.history.append({"epoch": self._progress.epoch, **losses})
-            if self._progress.epoch * self.steps_per_epoch >= self._learner.frozen_from:
-                self._keep_if_best()
-            self._progress.seconds += time.perf_counter() - started
+            train_seconds = time.perf_counter() - started
+            progress.train_seconds += train_seconds
+            progress.epoch += 1
+            best = self._judge(losses)
+            seconds = time.perf_counter() - started
+            progress.seconds += seconds
             self._save_state()
+            spent += seconds
+            images_per_second = self.steps_per_epoch * config.batch_size / max(train_seconds, 1e-9)
+            row = progress.history[-1]
+            self._fabric.log_dict({**row, "images_per_second": images_per_second}, step=progress.epoch)
+            seconds_left = spent / (progress.epoch - first) * (config.epochs - progress.epoch)
+            on_epoch(EpochReport(row, config.epochs, best, images_per_second, seconds_left))
+        write_history(progress.history, history_path(self.output))  # a resumed training may have had no epoch left
         return self._report()
 
     def _epoch(self, on_step: Callable[[str], None]) -> dict[str, float]:
-        config, net = self.config, self._net
-        net.train()
-        method = METHODS[config.method]
+        config = self.config
         order = torch.randperm(len(self._labels), generator=self._order).to(self._labels.device)
         sums: dict[str, Tensor] = {}
         for i in range(self.steps_per_epoch):
-            step = self._progress.epoch * self.steps_per_epoch + i + 1
             chosen = order[i * config.batch_size : (i + 1) * config.batch_size]
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._learning_rate(step)
-            with self._fabric.autocast():
-                loss = method(
-                    net,
-                    self._wrapped,
-                    to_tensor(self._images[chosen]),
-                    self._labels[chosen],
-                    attack=config.attack,
-                    generator=self._attack,
-                )
-            self._wrapped_optimizer.zero_grad()
-            self._fabric.backward(loss.total)
-            self._learner.after_backward()
-            self._wrapped_optimizer.step()
-            self._learner.after_step(step, optimizer=self._optimizer)
-            for name, value in loss.paths.items():
+            losses = self.step(
+                self._images[chosen], self._labels[chosen], number=self._progress.epoch * self.steps_per_epoch + i + 1
+            )
+            for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
             on_step(f"epoch {self._progress.epoch + 1}/{config.epochs}")
-        losses = {f"{name}_loss": float(value) / self.steps_per_epoch for name, value in sums.items()}
-        if not all(math.isfinite(v) for v in losses.values()):
+        means = {f"{name}_loss": float(value) / self.steps_per_epoch for name, value in sums.items()}
+        if not all(math.isfinite(v) for v in means.values()):
             raise ConfigError(
-                f"expected a finite loss, got {losses} in epoch {self._progress.epoch + 1}; lower --lr or --eps and "
+                f"expected a finite loss, got {means} in epoch {self._progress.epoch + 1}; lower --lr or --eps and "
                 f"train from the start"
             )
-        return losses
+        return means
+
+    def step(self, images: Tensor, labels: Tensor, *, number: int) -> dict[str, Tensor]:
+        """Do one optimiser step and return each path's loss, a scalar on the device.
+
+        Args:
+            images: uint8 (N, H, W, C), on the network's device.
+            labels: int64 (N,), likewise.
+            number: of the step in the whole training, 1 for the first; learning rate and masks follow it.
+        """
+        self._net.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate(number)
+        with self._fabric.autocast():
+            loss = METHODS[self.config.method](
+                self._net,
+                self._wrapped,
+                to_tensor(self.config.augmentation.apply(images, generator=self._augment)),
+                labels,
+                attack=self.config.attack,
+                generator=self._attack,
+            )
+        self._wrapped_optimizer.zero_grad()
+        self._fabric.backward(loss.total)
+        self._learner.after_backward()
+        self._wrapped_optimizer.step()
+        self._learner.after_step(number, optimizer=self._optimizer)
+        return loss.paths
 
     def _learning_rate(self, step: int) -> float:
         warm = max(1, round(WARM_UP * self.total_steps))
@@ -312,16 +402,37 @@ class Trainer:
             self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm)))
         )
 
-    def _keep_if_best(self) -> None:
-        """Write the checkpoint if this epoch is the best so far; its figures wait for the end of the training."""
+    def _judge(self, losses: dict[str, float]) -> bool:
+        """Validate the epoch that has just ended, add it to the history, and write the checkpoint if it is the best.
+
+        An epoch counts once its masks are at their target. The checkpoint's figures wait for the end of the training.
+        """
+        progress = self._progress
+        done = progress.epoch * self.steps_per_epoch
+        whole = self.data.validation
+        part = Split(whole.images[:SELECTION_IMAGES], whole.labels[:SELECTION_IMAGES])
         attack = selection_attack(self.config.attack.eps)
-        clean = self._validate(CLEAN, attack=None)
-        robust = self._validate(ROBUST, attack=attack)
-        self._progress.history[-1] |= {"clean_path_clean_accuracy": clean, "robust_path_robust_accuracy": robust}
+        clean = self._validate(CLEAN, whole)
+        robust = self._validate(ROBUST, part, attack=attack)
+        kept = {path: sum(int(m.sum()) for m in self._net.masks(path)) for path in self._net.path_names}
+        channels = sum(group.size for group in self._net.groups)
+        row: Row = {
+            "epoch": progress.epoch,
+            "learning_rate": self._learning_rate(done),
+            **losses,
+            **{f"{path}_density": count / channels for path, count in kept.items()},
+            "clean_path_clean_accuracy": clean,
+            "robust_path_clean_accuracy": self._validate(ROBUST, whole),
+            "robust_path_robust_accuracy": robust,
+        }
+        progress.history.append(row)
+        write_history(progress.history, history_path(self.output))
         score = 0.5 * (clean + robust)
-        if score < self._progress.best:  # an equal later epoch is kept: its learning rate is lower
-            return
-        self._progress.best, self._progress.best_epoch = score, self._progress.epoch
+        if (
+            done < self._learner.frozen_from or score < progress.best
+        ):  # an equal later epoch is kept: its learning rate is lower
+            return False
+        progress.best, progress.best_epoch = score, progress.epoch
         mean, std = self._normalisation
         checkpoint = Checkpoint(
             architecture=self.config.model,
@@ -336,12 +447,12 @@ class Trainer:
             metrics={path: {} for path in self._net.path_names},
         )
         save_checkpoint(checkpoint, self.output)
+        return True
 
-    def _validate(self, path: str, *, attack: Attack | None) -> float:
+    def _validate(self, path: str, split: Split, *, attack: Attack | None = None) -> float:
         device = self._fabric.device
         generator = _generator(self.config.seed, _VALIDATION, device=device)
-        model = self._net.path(path)
-        return accuracy(model, self.data.validation, attack=attack, generator=generator, device=device).value
+        return accuracy(self._net.path(path), split, attack=attack, generator=generator, device=device).value
 
     def _record(self) -> dict[str, Any]:
         """Describe the training in plain values; data appears as kind and digest, never as a path."""
@@ -356,7 +467,7 @@ class Trainer:
                 "test": len(data.test),
             },
             "best_epoch": self._progress.best_epoch,
-            "history": [dict(row) for row in self._progress.history],
+            "history": self.history,
             "versions": {"torch": str(torch.__version__)},
         }
 
@@ -376,7 +487,7 @@ class Trainer:
         """Return uint8 adversarial images, rounded towards the originals so that eps still holds."""
         device = self._fabric.device
         model = self._net.path(path)
-        with in_eval_mode(model):
+        with frozen(model):
             floats = attack.perturb(
                 model,
                 to_tensor(images.to(device)),
@@ -407,7 +518,7 @@ class Trainer:
         }
         final = replace(
             best,
-            training={**best.training, "history": [dict(row) for row in self._progress.history]},
+            training={**best.training, "history": self.history},
             metrics={path: _figures(a, attack, split="test") for path, a in found.items()},
             samples=self._samples(attack),
         )
@@ -441,6 +552,7 @@ class Trainer:
                 "precision": self._fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
                 "order": self._order.get_state(),
                 "attack": self._attack.get_state(),
+                "augment": self._augment.get_state(),
                 "threads": torch.get_num_threads(),
             },
             state_path(self.output),
@@ -478,6 +590,7 @@ class Trainer:
             self._fabric.strategy.precision.load_state_dict(state["precision"])
             self._order.set_state(state["order"])
             self._attack.set_state(state["attack"])
+            self._augment.set_state(state["augment"])
             self._progress = _Progress(**state["progress"])
             self._learner.load_state(state["learner"], step=self._progress.epoch * self.steps_per_epoch)
         except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from smart_train.attacks import Attack
 from smart_train.data.images import Split
-from smart_train.methods.step import in_eval_mode
+from smart_train.errors import ConfigError
+from smart_train.methods.step import frozen
 from smart_train.network import PathNetwork
 
 CHUNK = 256  # images at a time: enough to fill a core, little memory
@@ -52,6 +53,18 @@ def to_tensor(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255).contiguous()
 
 
+def some_examples(split: Split, count: int, *, seed: int) -> Split:
+    """Return ``count`` images of ``split``, chosen by ``seed``.
+
+    Raises:
+        ConfigError: if there are not so many.
+    """
+    if not 1 <= count <= len(split):
+        raise ConfigError(f"expected 1 to {len(split)} examples, got {count}; the test split has no more")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).numpy()[:count]
+    return Split(split.images[order], split.labels[order])
+
+
 def _nothing(_: int) -> None:
     return
 
@@ -84,7 +97,7 @@ def accuracy(
         done: called with the number of images of each finished chunk.
     """
     right = 0
-    with in_eval_mode(model):
+    with frozen(model):
         for start in range(0, len(split), CHUNK):
             images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
             labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)

@@ -11,11 +11,11 @@ from smart_devices.console import cli as house
 from smart_devices.version import version
 from smart_train.attacks import Attack
 from smart_train.checkpoint import load_checkpoint
-from smart_train.data import load_data
-from smart_train.data.images import Split
+from smart_train.data.cli import DataPlaces, data_options
+from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
-from smart_train.evaluation.accuracy import evaluate_path
-from smart_train.options import parse_eps
+from smart_train.evaluation.accuracy import evaluate_path, some_examples
+from smart_train.options import parse_fraction
 
 
 @click.command(
@@ -27,10 +27,11 @@ from smart_train.options import parse_eps
 @click.option("--attack", default="pgd", type=click.Choice(["pgd"]), help="White-box, on each path itself.")
 @click.option("--steps", default=20)
 @click.option("--restarts", default=1)
-@click.option("--step-size", type=float, help="In pixel units.  [default: 2.5 eps / steps]")
+@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps]")
 @click.option("--eps", help="Radius in pixel units: 0.3, 8/255.  [default: the checkpoint's]")
 @click.option("--examples", type=int, help="Measure on this many test images, chosen by the seed.  [default: all]")
-@click.option("--data", help="digits, npz:FILE or folder:DIR.  [default: digits, if trained on them]")
+@click.option("--data", help=f"{DATA_SPECS}.  [default: what it was trained on, where its name says all]")
+@data_options
 @click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
@@ -41,10 +42,11 @@ def main(
     attack: str,
     steps: int,
     restarts: int,
-    step_size: float | None,
+    step_size: str | None,
     eps: str | None,
     examples: int | None,
     data: str | None,
+    places: DataPlaces,
     seed: int,
     device: str,
     as_json: bool,
@@ -53,12 +55,10 @@ def main(
     found = load_checkpoint(checkpoint)
     record = found.training.get("data")
     record = record if isinstance(record, dict) else {}
-    if data is None and record.get("kind") != "digits":
-        raise ConfigError(
-            f"expected --data for a network trained on {record.get('kind', 'other data')}, got none; "
-            f"give the same data again"
-        )
-    images = load_data(data or "digits")
+    trained_on = str(record.get("kind", "other data"))
+    if data is None and trained_on not in NAMED:
+        raise ConfigError(f"expected --data for a network trained on {trained_on}, got none; give the same data again")
+    images = places.load(data or trained_on)
     if images.shape != found.input_shape or len(images.class_names) != len(found.class_names):
         raise DataError(
             f"expected images {found.input_shape} of {len(found.class_names)} classes as the network was trained on, "
@@ -68,19 +68,16 @@ def main(
         house.note("warning: these are not the very images of the training: test images may have been trained on")
     split = images.test
     if examples is not None:
-        if not 1 <= examples <= len(split):
-            raise ConfigError(f"expected 1 to {len(split)} examples, got {examples}; the test split has no more")
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).numpy()[:examples]
-        split = Split(split.images[order], split.labels[order])
+        split = some_examples(split, examples, seed=seed)
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     if chosen == "cuda" and not torch.cuda.is_available():
         raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
     strength = Attack(
         name="pgd",
-        eps=found.samples.eps if eps is None else parse_eps(eps),
+        eps=found.samples.eps if eps is None else parse_fraction(eps),
         steps=steps,
         restarts=restarts,
-        step_size=step_size,
+        step_size=None if step_size is None else parse_fraction(step_size),
     )
     net = found.net.to(chosen)
     results = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.attacks import Attack
+from smart_train.layers import holding
 from smart_train.network import SmartNetwork
 
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -44,11 +45,15 @@ class Method(Protocol):
 
 
 @contextmanager
-def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Run a block with ``module`` in eval mode, so that an attack neither sees nor moves batch statistics."""
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Run a block with ``module`` in eval mode, its masks applied once, and no gradient to its expert layers.
+
+    So an attack neither sees nor moves batch statistics, and pays for the input's gradient only.
+    """
     was = module.training
     module.eval()
     try:
-        yield
+        with holding(module):
+            yield
     finally:
         module.train(was)

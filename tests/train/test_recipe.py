@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from smart_train.cli import NOT_IN_RECIPES
+from smart_train.cli import main as smart_train
+from smart_train.errors import ConfigError
+from smart_train.recipe import MAX_BYTES, read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").iterdir())
+TINY = """
+batch-size = 64
+epochs = 1
+align = 1
+eps = "1/10"
+steps = 1
+flip = true
+train_images = 200
+[model_arg]
+width = 4
+"""
+OPTIONS = {p.name: p for p in smart_train.params}
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(smart_train, arguments)
+
+
+def config(checkpoint: Path) -> dict[str, object]:
+    found: dict[str, object] = torch.load(checkpoint, weights_only=True)["training"]
+    return found
+
+
+@pytest.mark.parametrize("form", ["toml", "json"])
+def test_a_recipe_is_a_whole_run_and_the_command_line_outweighs_it(tmp_path: Path, form: str) -> None:
+    recipe = tmp_path / f"tiny.{form}"
+    recipe.write_text(TINY)
+    if form == "json":
+        recipe.write_text(json.dumps(read_toml(TINY, tmp_path)))
+    done = invoke("--recipe", str(recipe), "-o", str(tmp_path / "a.pt"))
+    assert done.exit_code == 0, done.output
+    first = config(tmp_path / "a.pt")
+    assert first["batch_size"] == 64
+    assert first["model_arguments"] == {"width": 4}
+    assert first["attack"] == {"name": "pgd", "eps": 0.1, "steps": 1, "restarts": 1, "step_size": None}
+    assert first["augmentation"] == {"crop_pad": 0, "flip": True}
+    assert first["train_images"] == 200
+    assert isinstance(first["data"], dict)
+    assert first["data"]["train"] == 200
+    done = invoke("--recipe", str(recipe), "--batch-size", "50", "--eps", "0.2", "-o", str(tmp_path / "b.pt"))
+    assert done.exit_code == 0, done.output
+    second = config(tmp_path / "b.pt")
+    assert (second["batch_size"], second["epochs"]) == (50, 1)
+    assert isinstance(second["attack"], dict)
+    assert second["attack"]["eps"] == 0.2
+
+
+def read_toml(text: str, folder: Path) -> dict[str, object]:
+    path = folder / "copy.toml"
+    path.write_text(text)
+    return dict(read_recipe(path))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "align"),
+    [("align = 4", [], 4), ('target = "cpu"', ["--align", "2"], 2), ("align = 2", ["--target", "jetson-orin"], 8)],
+    ids=["recipe alone", "target in the recipe", "align in the recipe"],
+)
+def test_what_is_typed_of_align_and_target_outweighs_the_recipe(
+    tmp_path: Path, recipe: str, options: list[str], align: int
+) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY.replace("align = 1", recipe).replace("width = 4", "width = 16"))
+    done = invoke("--recipe", str(path), *options, "-o", str(tmp_path / "ckpt.pt"))
+    assert done.exit_code == 0, done.output
+    structure = config(tmp_path / "ckpt.pt")["structure"]
+    assert isinstance(structure, dict)
+    assert structure["align"] == align
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_ours_has_a_reason_for_each_number(path: Path) -> None:
+    for name, value in read_recipe(path).items():
+        assert name in OPTIONS, name
+        assert name not in NOT_IN_RECIPES
+        numbers = value if isinstance(value, dict) else {name: value}
+        for key in numbers:
+            line = next(line for line in path.read_text().splitlines() if line.startswith(f"{key} = "))
+            plain = isinstance(value, str) and not value[0].isdigit()
+            assert plain or name in {"seed", "epochs"} or "# " in line, f"no source or reason: {line}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_ours_trains(path: Path, tmp_path: Path) -> None:
+    small = [
+        "--data",
+        "digits",
+        "--train-images",
+        "64",
+        "--test-images",
+        "50",
+        "--model",
+        "resnet8",
+        "--model-arg",
+        "width=8",
+    ]
+    done = invoke("--recipe", str(path), *small, "--batch-size", "32", "--epochs", "1", "-o", str(tmp_path / "ckpt.pt"))
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.toml", None, "No such file"),
+        ("recipe.yaml", "epochs: 3", "ending in .toml or .json"),
+        ("recipe.toml", "epochs 3", "that is none"),
+        ("recipe.json", "{", "that is none"),
+        ("recipe.json", "[" * 100_000, "that is none"),
+        ("recipe.json", "[1]", "got list"),
+        ("recipe.json", '{"epochs": 1, "epochs": 2}', "a name twice"),
+        ("recipe.toml", "epochs = 1\nepochs = 2", "that is none"),
+        ("recipe.toml", "batch_size = 8\nbatch-size = 9", "batch_size twice"),
+        ("recipe.toml", "\udcff", "that is none"),
+        ("recipe.toml", "#" * (MAX_BYTES + 1), "at most 1048576 bytes"),
+        ("recipe.toml", "epoch = 3", "got 'epoch'"),
+        ("recipe.toml", 'recipe = "other.toml"', "got 'recipe'"),
+        ("recipe.toml", "resume = true", "got 'resume'"),
+        ("recipe.toml", "json = true", "got 'json'"),
+        ("recipe.toml", "epochs = [1, 2]", "got [1, 2]"),
+        ("recipe.toml", "epochs = 7.5", "'7.5' is not a valid integer"),
+        ("recipe.toml", "epochs = true", "text or a number is wanted"),
+        ("recipe.toml", 'epochs = "many"', "'many' is not a valid integer"),
+        ("recipe.toml", f"epochs = 0x{'f' * 5000}", "takes, got one it does not"),
+        ("recipe.toml", 'model = "vgg"', "'vgg' is not one of"),
+        ("recipe.toml", 'flip = "yes"', "true or false is wanted"),
+        ("recipe.toml", "model_arg = 32", "a table is wanted"),
+        ("recipe.toml", "[epochs]\na = 1", "text or a number is wanted"),
+        ("recipe.toml", '[model_arg]\nwidth = "wide"', "text, a number or true or false"),
+        ("recipe.toml", "density = 2", "density in (0, 1]"),
+        ("recipe.toml", "crop_pad = -1", "crop"),
+        ("recipe.toml", "train_images = 1", "train"),
+    ],
+)
+def test_a_bad_recipe_is_one_line_and_status_1(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content.encode(errors="surrogateescape"))
+    done = invoke("--recipe", str(path), "-o", str(tmp_path / "ckpt.pt"))
+    assert (done.exit_code, done.stdout) == (1, ""), done.output
+    assert done.stderr.startswith("error: expected ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ([name] if content is not None else [])
+
+
+def test_the_reader_gives_names_as_options_have_them(tmp_path: Path) -> None:
+    assert read_toml(TINY, tmp_path)["batch_size"] == 64
+    with pytest.raises(ConfigError):
+        read_toml("a = 1979-05-27", tmp_path)
