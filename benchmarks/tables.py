@@ -1,0 +1,147 @@
+"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results/.
+
+    .venv/bin/python benchmarks/tables.py           # after a benchmark has written new results
+    .venv/bin/python benchmarks/tables.py --check   # status 1 if a page does not say what the results say
+
+A table stands between the lines <!-- table NAME --> and <!-- end NAME -->; all else on the pages is written by hand.
+Goals that are missed are in the tables like all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import bench_cifar
+import bench_demo
+import bench_export
+import bench_paths
+import bench_quantised
+import bench_runtime
+import bench_train
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return the results of one benchmark."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def made_by(record: Mapping[str, Any]) -> str:
+    """Return one sentence on the command and the machine."""
+    machine = record["environment"] if "environment" in record else record["runs"][0]["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != "smart-edge")
+    governor = machine.get("governor") or "unknown"
+    load_average = machine["load_average"][0]
+    return (
+        f"`{record['command']}` on {machine['cpu']} ({machine['usable_cores']} cores, governor {governor}, load "
+        f"{load_average:.2f} before it began), Python {machine['python']}, {versions}."
+    )
+
+
+def short_paths() -> str:
+    """Return the paths' speed-ups at one thread, a line for each network, density and batch size."""
+    rows = [row for row in load("paths")["rows"] if row["threads"] == 1]
+    dense = {(row["network"], row["batch"]): row for row in rows if row["name"] == "dense"}
+    lines = [
+        "| network | batch | density (align) | dense | `clean` | `robust` | MAC ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if row["name"] != "clean":
+            continue
+        key = ("network", "batch", "density", "align")
+        robust = next(r for r in rows if r["name"] == "robust" and all(r[k] == row[k] for k in key))
+        shape = "x".join(map(str, row["input_shape"]))
+        lines.append(
+            f"| {row['network']}, {shape} | {row['batch']} | {row['density']:g} ({row['align']}) "
+            f"| {dense[row['network'], row['batch']]['median_ms']:.1f} ms "
+            f"| {row['speedup']:.2f}x | {robust['speedup']:.2f}x | {row['mac_ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def goals() -> str:
+    """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
+    lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
+    for name, found in (
+        ("demo", bench_demo.goals(load("demo")["runs"])),
+        *((name, load(name)["goals"]) for name in ("paths", "runtime", "train", "export")),
+    ):
+        kinds: dict[str, list[Mapping[str, Any]]] = {}
+        for goal in found:
+            kinds.setdefault(goal["goal"].rpartition(": ")[2], []).append(goal)
+        for kind, members in kinds.items():
+            values = sorted(goal["value"] for goal in members)
+            seen = f"{values[0]:.3g}" + (f" to {values[-1]:.3g}" if len(values) > 1 else "")
+            missed = [goal["goal"].rpartition(": ")[0] for goal in members if not goal["reached"]]
+            reached = "yes" if not missed else "**no**"
+            if missed and len(members) > 1:
+                reached = f"**{len(members) - len(missed)} of {len(members)}**, not " + "; ".join(missed)
+            lines.append(f"| {kind} | {seen} | {reached} | `bench_{name}.py` |")
+    return "\n".join(lines)
+
+
+def with_source(name: str, table: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """Return a block that is the table of one benchmark and how it was made."""
+
+    def block() -> str:
+        record = load(name)
+        return f"{table(record)}\n\n{made_by(record)}"
+
+    return block
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": lambda: bench_demo.table(load("demo")["runs"]),
+    "paths-short": short_paths,
+    "goals": goals,
+    "paths": with_source("paths", lambda record: bench_paths.table(record["rows"])),
+    "runtime": with_source("runtime", lambda record: bench_runtime.table(record["results"])),
+    "train": with_source("train", lambda record: bench_train.table(record["rows"])),
+    "export": with_source("export", lambda record: bench_export.table(record["runs"])),
+    "quantised": with_source("quantised", lambda record: bench_quantised.table(record["rows"])),
+    "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
+}
+
+
+def renewed(page: str) -> str:
+    """Return ``page`` with every table as the results have it."""
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- table {name} -->\n{BLOCKS[name]()}\n<!-- end {name} -->"
+
+    return re.sub(r"<!-- table ([a-z-]+) -->\n.*?<!-- end \1 -->", block, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Renew the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    stale = []
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        new = renewed(page)
+        if new != page:
+            stale.append(path.relative_to(ROOT).as_posix())
+            if not options.check:
+                path.write_text(new, encoding="utf-8")
+    if stale and options.check:
+        sys.exit(
+            f"error: expected the tables of the results in {', '.join(stale)}, got others; run {Path(__file__).name}"
+        )
+
+
+if __name__ == "__main__":
+    main()
