@@ -74,3 +74,9 @@ def test_every_link_to_a_file_of_the_repository_holds() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).is_file(), target
+
+
+def test_the_tables_say_what_the_results_say() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/tables.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

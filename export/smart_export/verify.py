@@ -17,10 +17,11 @@ from smart_runtime.engines import Engine
 from smart_runtime.manifest import DENSE
 from smart_train.checkpoint import Samples
 from smart_train.evaluation.accuracy import to_tensor
-from smart_train.methods.step import frozen
+from smart_train.methods.step import fixed
 
 TOLERANCE_FP32 = 1e-4  # float32 sums in another order: 1e-6 is usual, a wrong fold is far above
 RANDOM_IMAGES = 256
+ADVERSARIAL_IMAGES = 128  # of at most 256: close to the samples, and verifying is what an export waits for
 _CHUNK_IMAGES, _CHUNK_VALUES = 64, 2**19  # a core each: features of a chunk of large images would fill the memory
 _RANDOM_SEED = 0
 
@@ -54,8 +55,9 @@ class Agreement:
 def verification_images(
     samples: Samples, *, path: str, shape: tuple[int, int, int], random_images: int = RANDOM_IMAGES
 ) -> list[Images]:
-    """Return float32 (N, C, H, W) batches: the samples, the path's adversarial ones, and ``random_images`` of noise."""
-    real = [to_tensor(images).numpy() for images in (samples.images, samples.adversarial[path])]
+    """Return float32 (N, C, H, W) batches: the samples, 128 attacked ones of the path, ``random_images`` of noise."""
+    attacked = samples.adversarial[path][:ADVERSARIAL_IMAGES]
+    real = [to_tensor(images).numpy() for images in (samples.images, attacked)]
     generator = np.random.default_rng(_RANDOM_SEED)
     return [*real, generator.random((random_images, *shape), dtype=np.float32)]
 
@@ -69,7 +71,7 @@ def reference_scores(reference: nn.Module, batches: Sequence[Images]) -> Scores:
         return scores
 
     threads = torch.get_num_threads()
-    with frozen(reference):
+    with fixed(reference):
         torch.set_num_threads(1)
         try:
             return _run_chunks(run, batches)

@@ -20,7 +20,7 @@ MAX_PIXELS = 2**26
 """A picture of more pixels is refused before it is decoded: a small file can claim any size."""
 
 # Only what needs no outside program (Pillow hands EPS to Ghostscript) and what cameras and data sets use.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 
 def read_picture(
@@ -57,7 +57,7 @@ def read_picture(
     if not Path(path).is_file():
         raise InputError(f"expected a picture at {name!r}, got no such file; check the name")
     try:
-        with Image.open(path, formats=_FORMATS) as file:
+        with Image.open(path, formats=FORMATS) as file:
             upright = _decoded(file, name=name, colour=colour)
         picture = _cut(upright, height=height, width=width, resample=Image.Resampling.BILINEAR)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -66,7 +66,7 @@ def read_picture(
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise InputError(
-            f"expected a picture ({', '.join(_FORMATS)}) in {name!r}, got a file that cannot be decoded; "
+            f"expected a picture ({', '.join(FORMATS)}) in {name!r}, got a file that cannot be decoded; "
             "check that it is whole"
         ) from error
     pixels = np.array(picture, dtype=np.uint8)

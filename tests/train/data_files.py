@@ -6,7 +6,8 @@ import io
 import pickle
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from scipy import io as matlab
 
 from smart_train.data import ImageSet, Split, load_data
+from smart_train.data.progress import Advance
 
 Arrays = dict[str, Any]
 Write = Callable[[Path, Arrays], None]
@@ -42,6 +44,24 @@ def differences(first: ImageSet, second: ImageSet) -> list[str]:
     return words + [
         part for part in ("train", "validation", "test") if not same(getattr(first, part), getattr(second, part))
     ]
+
+
+class Bars:
+    """A progress that notes the description, the total and what was done of each bar that ended well."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def __call__(self, description: str, *, total: int) -> Iterator[Advance]:
+        done = 0
+
+        def advance(status: str = "", count: int = 1) -> None:
+            nonlocal done
+            done += count
+
+        yield advance
+        self.seen.append((description, total, done))
 
 
 def as_npz(directory: Path, content: Arrays) -> ImageSet:

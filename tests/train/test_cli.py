@@ -113,14 +113,28 @@ def test_plot_draws_the_curves(data: str, tmp_path: Path, options: list[str], na
     assert (tmp_path / name).stat().st_size > 5000
 
 
-def test_a_foreign_history_is_kept_unless_told_otherwise(data: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+def test_a_foreign_history_is_never_written_over(data: str, tmp_path: Path, force: list[str]) -> None:
     (tmp_path / "history.csv").write_text("mine")
-    options = ["--data", data, *SMALL, "-o", str(tmp_path / "ckpt.pt")]
-    done = invoke(*options)
+    (tmp_path / "ckpt.pt").write_text("old")
+    done = invoke("--data", data, *SMALL, "-o", str(tmp_path / "ckpt.pt"), *(force or ["--resume"]))
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "the history of an earlier training" in done.stderr
     assert (tmp_path / "history.csv").read_text() == "mine"
-    assert invoke(*options, "--force").exit_code == 0
-    assert (tmp_path / "history.csv").read_text().startswith("epoch,")
+    assert (tmp_path / "ckpt.pt").read_text() == "old"
+
+
+def test_a_plot_that_cannot_be_written_takes_no_result_with_it(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("smart_train.cli.draw_history", full)
+    done = invoke("--data", data, *SMALL, "--plot", "--json", "-o", str(tmp_path / "ckpt.pt"))
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["checkpoint"] == str(tmp_path / "ckpt.pt")
+    assert done.stderr.splitlines()[-1] == "error: the system refused: No space left on device"
 
 
 @pytest.mark.parametrize("module", ["matplotlib", "tensorboard"])

@@ -309,3 +309,5 @@ def test_the_default_cache_follows_the_xdg_specification(monkeypatch: pytest.Mon
         assert default_cache_dir() == tmp_path / ".cache" / "smart-edge"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache_dir() == tmp_path / ".cache" / "smart-edge"
+    monkeypatch.setenv("HOME", "~")  # as unknown as where neither the environment nor the passwd file has one
+    assert default_cache_dir() is None

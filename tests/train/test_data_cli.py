@@ -47,6 +47,13 @@ def test_no_cache_keeps_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "xdg").exists()
 
 
+def test_a_user_without_a_home_has_no_default_cache(tmp_path: Path) -> None:
+    RELEASES["svhn"].write(tmp_path)
+    result = run("--data", "svhn", "--data-dir", str(tmp_path), HOME="~", XDG_CACHE_HOME="")
+    assert result.exit_code == 0, result.output
+    assert '"cache_dir": "None"' in result.output
+
+
 def test_cache_dir_and_no_cache_are_refused_together(tmp_path: Path) -> None:
     result = run("--no-cache", "--cache-dir", str(tmp_path))
     assert (result.exit_code, result.output.count("\n")) == (1, 1)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 from PIL import Image
 
 from smart_train.data import load_data, pictures
-from smart_train.data.progress import Advance
 from smart_train.errors import DataError
 from train.data_files import (
     Arrays,
+    Bars,
     arrays,
     as_npz,
     by_class,
@@ -78,21 +79,9 @@ def test_many_tasks_give_what_one_gives_and_say_how_far_they_are(
     spec = write_folder(tmp_path, arrays())
     whole = load_data(spec)
     monkeypatch.setattr(pictures, "_CHUNK", 4)
-    bars: list[tuple[str, int, int]] = []
-
-    @contextmanager
-    def progress(description: str, *, total: int) -> Iterator[Advance]:
-        done = 0
-
-        def advance(status: str = "", count: int = 1) -> None:
-            nonlocal done
-            done += count
-
-        yield advance
-        bars.append((description, total, done))
-
-    assert differences(whole, load_data(spec, progress=progress)) == []
-    assert bars == [("checking pictures", 39, 39), ("reading pictures", 39, 39)]
+    bars = Bars()
+    assert differences(whole, load_data(spec, progress=bars)) == []
+    assert bars.seen == [("checking pictures", 39, 39), ("reading pictures", 39, 39)]
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
@@ -126,6 +115,15 @@ def cut_short(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
+def a_bomb(root: Path, *, side: int = 2**13 + 1) -> None:
+    """A few bytes that say they are a picture of a little more than 2**26 pixels, or of any side."""
+    path = first_picture(root)
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = struct.pack(">2I", side, side)
+    raw[29:33] = struct.pack(">I", zlib.crc32(raw[12:29]))
+    path.write_bytes(raw)
+
+
 def replaced_by_a_folder(root: Path) -> None:
     first_picture(root).unlink()
     first_picture(root).mkdir()
@@ -150,6 +148,12 @@ FOLDERS = {
     "no test pictures": (remove("test/*/*"), "no picture in test"),
     "no picture": (lambda root: first_picture(root).write_text("hello"), "001.png, which cannot be read"),
     "an empty file": (lambda root: first_picture(root).write_bytes(b""), "001.png, which cannot be read"),
+    "a format that only other programs read": (
+        lambda root: Image.new("L", (5, 6)).save(first_picture(root), format="TGA"),
+        "001.png, which cannot be read",
+    ),
+    "more pixels than are decoded": (a_bomb, "at most 67108864 pixels, got more in .*001.png"),
+    "far more pixels": (lambda root: a_bomb(root, side=2**16), "at most 67108864 pixels, got more in .*001.png"),
     "a folder for a picture": (replaced_by_a_folder, "001.png, which cannot be read"),
     "a dangling link": (dangling, "001.png, which cannot be read"),
     "a truncated picture": (cut_short, "expected a picture.*001.png"),

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import re
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from scipy import io as matlab
 
 from smart_train.data import load_data
 from smart_train.errors import DataError
-from train.data_files import ARCHIVED, RELEASES, Release, as_npz, differences, pack, python2_pickle, repack
+from train.data_files import ARCHIVED, RELEASES, Bars, Release, as_npz, differences, pack, python2_pickle, repack
 
 PAGES = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html",
@@ -58,6 +59,22 @@ def test_archive_and_folder_are_read_wherever_they_lie(tmp_path: Path, release: 
     archive = pack(tmp_path, release.folder, release.archive)
     assert differences(whole, load_data(release.kind, data_dir=tmp_path)) == []
     assert [path.name for path in tmp_path.iterdir()] == [archive.name], "an archive must not be unpacked to the disk"
+
+
+def test_an_archive_shows_how_far_it_is_read_and_a_folder_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smart_train.data.release._BLOCK", 2**12)
+    for release in ARCHIVED:
+        release.write(tmp_path)
+        bars = Bars()
+        load_data(release.kind, data_dir=tmp_path, progress=bars)
+        assert bars.seen == []
+        archive = pack(tmp_path, release.folder, release.archive)
+        blocks = -(-archive.stat().st_size // 2**12)
+        assert blocks > 2
+        load_data(release.kind, data_dir=tmp_path, progress=bars)
+        assert bars.seen == [(f"reading {release.archive} (MiB)", blocks, blocks)]
 
 
 def test_an_interrupted_unpacking_beside_the_archive_is_no_obstacle(tmp_path: Path) -> None:
@@ -137,6 +154,20 @@ def hdf5(data_dir: Path) -> None:
     (data_dir / "test_32x32.mat").write_bytes(header + bytes(384) + b"\x89HDF\r\n\x1a\n" + bytes(200))
 
 
+def claim(images: int) -> Damage:
+    """Have the header of X say another number of images."""
+
+    def act(data_dir: Path) -> None:
+        mat()(data_dir)
+        path = data_dir / "test_32x32.mat"
+        raw = path.read_bytes()
+        old, new = (struct.pack("=4i", 32, 32, 3, count) for count in (4, images))
+        assert raw.count(old) == 1
+        path.write_bytes(raw.replace(old, new))
+
+    return act
+
+
 def stl_labels(*labels: int) -> Damage:
     return write("stl10_binary/test_y.bin", bytes(labels))
 
@@ -195,13 +226,19 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "svhn: float X": ("svhn", mat(X=np.zeros((32, 32, 3, 4))), "X as double .* instead of uint8"),
     "svhn: another X": ("svhn", mat(X=np.zeros((4, 32, 32, 3), np.uint8)), r"X as uint8 \(4, 32, 32, 3\) instead"),
     "svhn: one image": ("svhn", mat(X=np.zeros((32, 32, 3), np.uint8)), r"X as uint8 \(32, 32, 3\) instead"),
+    "svhn: more images than memory": ("svhn", claim(2**31 - 1), "X of 2147483647 images, which are more than 87381;"),
+    "svhn: one image too many": ("svhn", claim(87382), "X of 87382 images, which are more than 87381;"),
     "svhn: too few labels": ("svhn", mat(y=np.ones((3, 1))), r"y of shape \(3, 1\) for 4 images"),
     "svhn: an eleventh label": ("svhn", mat(y=np.array([[1], [2], [3], [11]])), "labels from 1 to 11 instead of 1 to"),
     "svhn: a zero label": ("svhn", mat(y=np.array([[1], [2], [3], [0]])), "labels from 0 to 3 instead of 1 to 10"),
     "svhn: half a label": ("svhn", mat(y=np.array([[1], [2], [3], [1.5]])), "not whole numbers"),
     "svhn: no number": ("svhn", mat(y=np.array([[1], [2], [3], [np.nan]])), "not whole numbers"),
     "svhn: complex labels": ("svhn", mat(y=np.array([[1], [2], [3], [1j]])), "not whole numbers"),
-    "svhn: labels in cells": ("svhn", mat(y=np.array([[1], ["a"], [3], [4]], dtype=object)), "not whole numbers"),
+    "svhn: labels in cells": (
+        "svhn",
+        mat(y=np.array([[1], ["a"], [3], [4]], dtype=object)),
+        "not whole numbers but .* cell",
+    ),
     "stl10: missing": ("stl10", delete(STL + "test_y.bin"), "got no test_y.bin"),
     "stl10: a folder for a file": ("stl10", folder(STL + "test_y.bin"), "test_y.bin .*no regular file"),
     "stl10: a terabyte": ("stl10", huge(STL + "test_y.bin"), "test_y.bin .*more than 65536 bytes"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,25 @@ def test_the_curves_of_a_history_are_drawn(trained: Path, tmp_path: Path, name: 
             assert f"<!-- {words} -->" in text
     with pytest.raises(InputError, match=r"ending in \.png"):
         draw_history(rows, tmp_path / "curves.doc", attack="pgd10x1")
+
+
+def test_trainings_that_write_one_history_at_the_same_time_do_not_trip_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    code = "import sys; from pathlib import Path; from smart_train.history import write_history as w\n"
+    code += "for i in range(200): w([{'epoch': i, 'learning_rate': float(sys.argv[2])}], Path(sys.argv[1]))"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(path), rate]) for rate in ("0.1", "0.2")]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert read(path)[0]["epoch"] == 199
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_events_of_two_trainings_are_not_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder, output = tmp_path / "events", tmp_path / "ckpt.pt"
+    Trainer(tiny_config(epochs=1), image_set(), output=output, tensorboard=folder).run()
+    Trainer(tiny_config(epochs=1), image_set(), output=output, tensorboard=folder, resume=True)
+    with pytest.raises(ConfigError, match="another training"):
+        Trainer(tiny_config(epochs=1), image_set(), output=tmp_path / "other.pt", tensorboard=folder)
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:

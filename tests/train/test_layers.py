@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smart_train.layers import Expert, make_expert_, make_plain_
+from smart_train.layers import Expert, holding, make_expert_, make_plain_
 from train.networks import different, randomise_
 
 GENERATOR_SEED = 3
@@ -146,3 +146,79 @@ def test_making_plain_again_multiplies_the_masks_in_and_leaves_no_trace() -> Non
     assert [type(m) for m in expert.children()] == [type(m) for m in network]
     assert not any(hasattr(m, "mask") or hasattr(m, "gate") for m in expert.children())
     assert torch.equal(expert(images), expected)
+
+
+HELD = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 25, 4)]
+
+
+def held_network() -> nn.Sequential:
+    network = nn.Sequential(*copy.deepcopy(HELD))
+    randomise_(network, seed=1)
+    make_expert_(network)
+    for layer, size in ((network[0], 6), (network[1], 6), (network[4], 4)):
+        assert isinstance(layer, Expert)
+        layer.set_mask(torch.arange(size) % 3 != 1)
+    return network.eval()
+
+
+def scores_and_gradient(network: nn.Module) -> tuple[Tensor, Tensor]:
+    images = features(2, 3, 5, 5).requires_grad_()
+    scores = network(images)
+    (gradient,) = torch.autograd.grad(scores.square().sum(), images)
+    return scores.detach(), gradient
+
+
+def test_held_parameters_change_no_bit_of_scores_and_gradients_and_get_no_gradient_themselves() -> None:
+    network = held_network()
+    expected = scores_and_gradient(network)
+    with holding(network):
+        got = scores_and_gradient(network)
+        network(features(2, 3, 5, 5).requires_grad_()).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_parameters_are_held_to_the_end_of_the_outermost_block_whatever_ends_it() -> None:
+    network = held_network()
+    layer = network[0]
+    assert isinstance(layer, Expert)
+    with holding(network):
+        before = layer.held
+        with holding(network):
+            pass
+        assert layer.held is before is not None
+    with pytest.raises(ZeroDivisionError), holding(network):
+        raise ZeroDivisionError
+    assert layer.held is None
+
+
+def test_masks_are_multiplied_in_once_for_all_steps_of_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = held_network()
+    counted = 0
+    multiply = Tensor.mul
+
+    def count(tensor: Tensor, other: object) -> Tensor:
+        nonlocal counted
+        counted += isinstance(other, Tensor) and other.dtype == torch.bool
+        return multiply(tensor, other)  # type: ignore[arg-type]  # whatever was passed
+
+    monkeypatch.setattr(Tensor, "__mul__", count)
+    with holding(network):
+        for _ in range(5):
+            scores_and_gradient(network)
+    assert counted == 6, "weight and bias of three layers"
+
+
+def test_a_live_gate_is_held_with_its_present_value_and_still_learns_afterwards() -> None:
+    network = held_network()
+    layer = network[1]
+    assert isinstance(layer, Expert)
+    layer.watch_gate(True, floor=0.25)
+    expected = scores_and_gradient(network)
+    with holding(network):
+        assert torch.equal(scores_and_gradient(network)[0], expected[0])
+        assert layer.gate is not None
+        assert layer.gate.grad is None
+    network(features(2, 3, 5, 5)).sum().backward()
+    assert layer.gate.grad is not None
+    assert bool((layer.gate.grad != 0).any())

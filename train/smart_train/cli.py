@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from smart_train.training import (
 )
 
 DEFAULT_ALIGN = 8
-NOT_IN_RECIPES = {"recipe", "resume", "force", "as_json", "version", "help"}  # of one call, not of a training
+# Of one call, or of one machine, and not of a training.
+NOT_IN_RECIPES = {"recipe", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache"}
 
 
 def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -73,19 +75,24 @@ def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any
         if isinstance(value, str | int | float):
             raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
         return [f"{key}={number}" for key, number in value.items()]
+    if value is True and isinstance(option.flag_value, str):
+        return option.flag_value  # an option that may stand alone, like --plot
     if option.is_flag != isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("true or false is wanted" if option.is_flag else "text or a number is wanted")
     # Through text, so that 7.5 epochs are refused and not cut to 7.
     return value if option.is_flag else option.type.convert(str(value), option, ctx)
 
 
-def _align(ctx: click.Context, target: str | None, align: int | None) -> int:
+def _overruled(ctx: click.Context, option: str, *, by: Sequence[str]) -> bool:
+    """Whether ``option`` is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
+    typed = ParameterSource.COMMANDLINE
+    return ctx.get_parameter_source(option) is ParameterSource.DEFAULT_MAP and any(
+        ctx.get_parameter_source(name) is typed for name in by
+    )
+
+
+def _align(target: str | None, align: int | None) -> int:
     """Return the alignment asked for, or the coarser of the target's fp32 and fp16 ones."""
-    if align is not None and target is not None:
-        # The two say the same thing: what is typed outweighs what the recipe says.
-        from_recipe = {n: ctx.get_parameter_source(n) is ParameterSource.DEFAULT_MAP for n in ("align", "target")}
-        if from_recipe["align"] != from_recipe["target"]:
-            align, target = (None, target) if from_recipe["align"] else (align, None)
     if align is not None and target is not None:
         raise ConfigError("expected --align or --target, got both; --target sets the alignment of that device")
     if target is None:
@@ -118,6 +125,25 @@ def _summary(result: TrainResult) -> dict[str, Any]:
     }
 
 
+def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
+    rows = [
+        [
+            path,
+            f"{row['density']:.3f}",
+            f"{row['parameter_density']:.3f}",
+            f"{row['clean_accuracy']:.3f}",
+            f"{row['robust_accuracy']:.3f}",
+        ]
+        for path, row in summary["paths"].items()
+    ]
+    columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
+    house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
+    house.note(
+        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of "
+        f"{config.epochs}, stores {summary['union_density']:.1%} of the unmasked network's parameters"
+    )
+
+
 def _say_epoch(report: EpochReport, *, attack: str) -> None:
     row = report.row
     losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
@@ -141,14 +167,14 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     is_eager=True,  # before the options whose defaults it sets
     expose_value=False,
     callback=_apply_recipe,
-    help="Take options from this .toml or .json file; those on the command line outweigh it.",
+    help="Take options from this .toml or .json file, by their names; those on the command line outweigh it.",
 )
 @click.option("--data", default="digits", help=f"{DATA_SPECS}.")
 @data_options
 @click.option("--train-images", type=int, metavar="N", help="Train on N images, classes in proportion.  [default: all]")
 @click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
 @click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
-@click.option("--flip", is_flag=True, help="Mirror half of the training images left to right.")
+@click.option("--flip/--no-flip", help="Mirror half of the training images left to right.")
 @click.option("--model", default="resnet8", type=click.Choice(list(ARCHITECTURES)), help="The network.")
 @click.option("--model-arg", multiple=True, metavar="NAME=N", help="An argument of the network: width=32.")
 @click.option("--structure", default="channel", type=click.Choice(STRUCTURES), help="What masks remove.")
@@ -189,7 +215,7 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     help="Write TensorBoard events to this folder.",
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted training with the same options and -o.")
-@click.option("--force", is_flag=True, help="Replace an existing checkpoint.")
+@click.option("--force", is_flag=True, help="Replace an existing checkpoint and its state.")
 @house.json_option
 @click.version_option(version(), prog_name="smart-train")
 @click.pass_context
@@ -232,9 +258,14 @@ def main(
 ) -> None:
     """Train one network with a clean and a robust path that share weights (SMART, arXiv 2302.03523).
 
-    The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch (history.csv).
-    Figures are from the test split, robust ones under PGD-20.
+    The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch (history.csv, of
+    the folder's latest training; every checkpoint keeps its own lines). Figures are from the test split, robust ones
+    under PGD-20.
     """
+    align = None if _overruled(ctx, "align", by=["target"]) else align
+    target = None if _overruled(ctx, "target", by=["align"]) else target
+    steps = None if _overruled(ctx, "steps", by=["attack"]) else steps
+    step_size = None if _overruled(ctx, "step_size", by=["attack", "eps"]) else step_size
     if not output.parent.is_dir():
         raise ConfigError(f"expected an existing folder for {output}, got none; create {output.parent} first")
     curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
@@ -247,12 +278,11 @@ def main(
         raise ConfigError(
             f"expected no file {existing[0]}, got one; use --resume to continue it or --force to replace it"
         )
-    if not force:
-        check_history(history_path(output))
+    check_history(history_path(output))
     config = TrainConfig(
         model=model,
         model_arguments=parse_arguments(model_arg),
-        structure=Structure(name=structure, density=density, align=_align(ctx, target, align), scope=scope),  # type: ignore[arg-type]  # click checked the choices
+        structure=Structure(name=structure, density=density, align=_align(target, align), scope=scope),  # type: ignore[arg-type]  # click checked the choices
         masks=MaskPlan(mode=masks, score=score),  # type: ignore[arg-type]
         method=method,
         attack=Attack(
@@ -287,29 +317,15 @@ def main(
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
-    if curves is not None:
-        draw_history(trainer.history, curves, attack=judged)
-        house.note(f"plot: {curves}")
     summary = _summary(result)
     if as_json:
         house.print_json(summary)
-        return
-    rows = [
-        [
-            path,
-            f"{row['density']:.3f}",
-            f"{row['parameter_density']:.3f}",
-            f"{row['clean_accuracy']:.3f}",
-            f"{row['robust_accuracy']:.3f}",
-        ]
-        for path, row in summary["paths"].items()
-    ]
-    columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
-    house.console().print(house.table(f"{output}  (test split, eps {config.attack.eps:.4g})", columns, rows))
-    house.note(
-        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of {epochs}, "
-        f"stores {summary['union_density']:.1%} of the unmasked network's parameters"
-    )
+    else:
+        _print_summary(summary, result, config=config)
+    # Last: a plot that cannot be written takes nothing else with it.
+    if curves is not None:
+        draw_history(trainer.history, curves, attack=judged)
+        house.note(f"plot: {curves}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,13 @@ import torch
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write beside ``path``; at the end it is flushed to the disk and renamed over it."""
-    beside = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed process left is written over
+def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file to write beside ``path``; at the end it is flushed to the disk and renamed over it.
+
+    ``shared`` says that other processes may be writing the same file: the last one to end wins.
+    """
+    # Else one name, so that what a killed process left is written over.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
         with beside.open("wb") as file:
             yield file

@@ -32,12 +32,15 @@ def write_history(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as file:
+    with replacing(path, shared=True) as file:  # by every training into this folder
         file.write(text.getvalue().encode())
 
 
 def check_history(path: Path) -> None:
-    """Raise ConfigError if ``path`` is there and is no history: it will be written over."""
+    """Raise ConfigError if ``path`` is there and is no history: it would be written over, whoever's it is.
+
+    The history of another training may be: its checkpoint has the same rows.
+    """
     if not path.exists():
         return
     wanted = ",".join(_FIRST).encode()

@@ -105,6 +105,7 @@ def holding(network: nn.Module) -> Iterator[None]:
     parameters and masks must not change inside the block.
     """
     layers = [module for module in network.modules() if isinstance(module, Expert) and module.weight is not None]
+    before = [layer.held for layer in layers]  # held already inside another such block
     try:
         with torch.no_grad():
             for layer in layers:
@@ -112,8 +113,8 @@ def holding(network: nn.Module) -> Iterator[None]:
                 layer.held = weight.detach(), None if bias is None else bias.detach()
         yield
     finally:
-        for layer in layers:
-            layer.held = None
+        for layer, held in zip(layers, before, strict=True):
+            layer.held = held
 
 
 _EXPERT_OF: dict[type[nn.Module], type[Expert]] = {

@@ -36,7 +36,7 @@ from smart_train.history import Row, history_path, write_history
 from smart_train.masks import MaskLearner, MaskPlan
 from smart_train.methods import METHODS
 from smart_train.methods.smart import CLEAN, ROBUST
-from smart_train.methods.step import frozen
+from smart_train.methods.step import fixed
 from smart_train.network import DEFAULT_PATHS, SmartNetwork, Structure, convert
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -158,7 +158,12 @@ def state_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.last{checkpoint.suffix}")
 
 
-def _tensorboard(folder: Path) -> list[Any]:
+def _tensorboard(folder: Path, *, resume: bool) -> list[Any]:
+    if not resume and any(folder.glob("events.out.tfevents*")):
+        raise ConfigError(
+            f"expected no TensorBoard events in {folder}, got those of another training, which would mix with this "
+            f"one's; name another folder"
+        )
     try:
         import tensorboard  # noqa: F401, PLC0415  # Fabric would miss it only at the first figures
     except ImportError as error:
@@ -255,7 +260,7 @@ class Trainer:
             accelerator=config.device,
             devices=1,
             precision=config.precision,
-            loggers=[] if tensorboard is None else _tensorboard(tensorboard),
+            loggers=[] if tensorboard is None else _tensorboard(tensorboard, resume=state is not None),
         )
         self._net = self._build()
         self._net.to(self._fabric.device)
@@ -335,13 +340,14 @@ class Trainer:
             progress.train_seconds += train_seconds
             progress.epoch += 1
             best = self._judge(losses)
+            images_per_second = self.steps_per_epoch * config.batch_size / max(train_seconds, 1e-9)
+            row = progress.history[-1]
+            # Before the state: an epoch that is not logged when the process is killed is trained, and logged, again.
+            self._fabric.log_dict({**row, "images_per_second": images_per_second}, step=progress.epoch)
             seconds = time.perf_counter() - started
             progress.seconds += seconds
             self._save_state()
             spent += seconds
-            images_per_second = self.steps_per_epoch * config.batch_size / max(train_seconds, 1e-9)
-            row = progress.history[-1]
-            self._fabric.log_dict({**row, "images_per_second": images_per_second}, step=progress.epoch)
             seconds_left = spent / (progress.epoch - first) * (config.epochs - progress.epoch)
             on_epoch(EpochReport(row, config.epochs, best, images_per_second, seconds_left))
         write_history(progress.history, history_path(self.output))  # a resumed training may have had no epoch left
@@ -487,7 +493,7 @@ class Trainer:
         """Return uint8 adversarial images, rounded towards the originals so that eps still holds."""
         device = self._fabric.device
         model = self._net.path(path)
-        with frozen(model):
+        with fixed(model):
             floats = attack.perturb(
                 model,
                 to_tensor(images.to(device)),

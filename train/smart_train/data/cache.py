@@ -30,11 +30,15 @@ _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ABOUT = "set.json"
 
 
-def default_cache_dir() -> Path:
-    """Return ``$XDG_CACHE_HOME/smart-edge``, or ``~/.cache/smart-edge`` where that is not set."""
+def default_cache_dir() -> Path | None:
+    """Return ``$XDG_CACHE_HOME/smart-edge``, or ``~/.cache/smart-edge`` where that is not set; None without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "smart-edge"
+    if Path(base).is_absolute():  # the XDG base directory specification has relative paths ignored
+        return Path(base) / "smart-edge"
+    try:
+        return Path.home() / ".cache" / "smart-edge"
+    except RuntimeError:  # a container, say, whose user no passwd file knows
+        return None
 
 
 def through_cache(
@@ -44,7 +48,7 @@ def through_cache(
 
     Args:
         source: what ``read`` reads; its files exist.
-        cache_dir: entries are in its ``data`` folder, which is created.
+        cache_dir: entries are in its ``data`` folder, which is created; with no ``~`` in front.
         read: read the source; raises DataError.
         build: check the arrays; raises DataError. It may get read-only or memory-mapped ones.
 
@@ -52,7 +56,7 @@ def through_cache(
         DataError: as ``read`` and ``build`` do on the source; never for the cache.
     """
     key = hashlib.sha256(os.fsencode(source.root.resolve())).hexdigest()[:32]
-    shelf = cache_dir.expanduser() / "data" / f"{source.kind}-{key}"
+    shelf = cache_dir / "data" / f"{source.kind}-{key}"
     before = _fingerprint(source)
     entry = shelf / before
     images = _stored(entry, build)

@@ -25,14 +25,14 @@ class DataPlaces:
 
     Attributes:
         data_dir: where published sets lie.
-        cache_dir: None for no cache.
+        cache_dir: None for no cache, which is also the default of a user without a home directory.
     """
 
     data_dir: Path
     cache_dir: Path | None
 
     def load(self, spec: str) -> ImageSet:
-        """Read the data set ``spec`` and show a bar while pictures are read; raises as `load_data` does."""
+        """Read the data set ``spec`` with a bar for pictures and for an archive; raises as `load_data` does."""
         return load_data(spec, data_dir=self.data_dir, cache_dir=self.cache_dir, progress=house.progress)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from smart_devices.errors import MissingExtraError
+from smart_train.data.home import expanded
 from smart_train.data.images import Labels
 from smart_train.data.pictures import read_pictures
 from smart_train.data.progress import Progress
@@ -30,8 +31,8 @@ def folder(where: str) -> Source:
     Pictures are read as grey where every one of them is grey, else as RGB, and must all have one size.
 
     Raises:
-        DataError: if a part is missing or a class has no training picture; on reading, if a picture cannot be read or
-            sizes differ.
+        DataError: if a part is missing, a class has no training picture or a ``~`` stands for no home directory; on
+            reading, if a picture cannot be read or sizes differ.
         MissingExtraError: if Pillow is not installed.
     """
     try:
@@ -40,7 +41,7 @@ def folder(where: str) -> Source:
         raise MissingExtraError(
             "expected Pillow to read pictures, got none; pip install 'smart-edge[image]'"
         ) from error
-    root = Path(where).expanduser()  # the shell leaves ~ alone behind a colon
+    root = expanded(where)  # the shell leaves ~ alone behind a colon
     annotations = root / "val" / "val_annotations.txt"
     tiny = annotations.is_file() and (root / "val" / "images").is_dir()
     test_part = "test" if (root / "test").is_dir() else "val"

@@ -9,6 +9,7 @@ from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
 from smart_train.data.digits import digits
 from smart_train.data.folder import folder
+from smart_train.data.home import expanded
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.data.npz import npz
 from smart_train.data.progress import Progress, no_progress
@@ -36,10 +37,10 @@ def load_data(
         data_dir: where the published sets lie, as folders or as the archives that they come in.
         cache_dir: keeps what was read, so that it is mapped into memory the next time; None for no cache. Digits and
             npz files are not kept: they are as fast to read as a cache is.
-        progress: shows how far the reading of pictures is.
+        progress: shows how far the reading of pictures, or of an archive, is.
 
     Raises:
-        DataError: if it is missing or damaged, with what was expected.
+        DataError: if it is missing or damaged, with what was expected, or a ``~`` stands for no home directory.
         MissingExtraError: if a library that reads it is not installed.
 
     Example:
@@ -53,12 +54,14 @@ def load_data(
     if kind == "folder" and where:
         source = folder(where)
     elif kind in _RELEASES and not colon:
-        source = _RELEASES[kind](data_dir.expanduser())
+        source = _RELEASES[kind](expanded(data_dir))
     else:
         raise DataError(f"expected data as {DATA_SPECS}, got {spec!r}; try --data digits")
     read = partial(source.read, progress)
     build = partial(_image_set, source)
-    return build(read()) if cache_dir is None else through_cache(source, cache_dir=cache_dir, read=read, build=build)
+    if cache_dir is None:
+        return build(read())
+    return through_cache(source, cache_dir=expanded(cache_dir), read=read, build=build)
 
 
 def _image_set(source: Source, arrays: Arrays) -> ImageSet:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
+from smart_train.data.home import expanded
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.errors import DataError
 
@@ -18,12 +17,14 @@ def npz(where: str) -> ImageSet:
     An optional array ``class_names`` of strings names the classes.
 
     Raises:
-        DataError: if the file is missing, damaged, holds Python objects or lacks an array.
+        DataError: if the file is missing, damaged, holds Python objects or lacks an array, or a ``~`` stands for no
+            home directory.
     """
     wanted = ", ".join(_ARRAYS)
+    path = expanded(where)
     try:
         # An object array would be a pickle, which can run code: allow_pickle stays off.
-        with Path(where).expanduser().open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in (*_ARRAYS, "class_names") if name in arrays.files}
     except FileNotFoundError as error:
         raise DataError(f"expected a .npz file with {wanted} at {where}, got no such file; check the path") from error

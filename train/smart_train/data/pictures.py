@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from smart_runtime.errors import InputError
 from smart_runtime.manifest import Colour
-from smart_runtime.pictures import read_picture
+from smart_runtime.pictures import FORMATS, MAX_PIXELS, read_picture
 from smart_train.data.images import MAX_SIDE, Pixels
 from smart_train.data.progress import Advance, Progress
 from smart_train.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
 _CHUNK = 128  # pictures a task: handing over a single small one costs as much as decoding it
@@ -94,14 +97,28 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
     from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
 
     try:
-        with Image.open(path) as picture:
-            turned = picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-            size = (picture.width, picture.height) if turned else (picture.height, picture.width)
-            return size, picture.mode in {"1", "L", "LA"}
+        with Image.open(path, formats=FORMATS) as picture:
+            return _upright_size(picture, path), picture.mode in {"1", "L", "LA"}
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(path) from error
+    except DataError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise DataError(
             f"expected a picture, got {path}, which cannot be read ({error}); remove or replace it"
         ) from error
+
+
+def _upright_size(picture: Image.Image, path: Path) -> tuple[int, int]:
+    # Asked first: to look for EXIF data behind the pixels of a PNG, Pillow decodes them.
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _too_large(path)
+    turned = picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def _too_large(path: Path) -> DataError:
+    return DataError(f"expected a picture of at most {MAX_PIXELS} pixels, got more in {path}; scale it down first")
 
 
 def _read(path: Path, *, height: int, width: int, colour: Colour) -> Pixels:

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from smart_devices.errors import SmartError
-from smart_train.data.progress import Progress
+from smart_train.data.progress import Advance, Progress
 from smart_train.data.source import Arrays, Source
 from smart_train.errors import DataError
 
-_BLOCK = 2**20  # bytes read at a time: tarfile's 10 KiB would spend most of the time in Python
+_BLOCK = 2**20  # bytes read at a time, and a step of the bar: tarfile's 10 KiB would spend most of the time in Python
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Release:
         )
 
     def _source(self, root: Path, files: tuple[Path, ...], *, kind: str, parse: Callable[[Files], Arrays]) -> Source:
-        def read(_: Progress) -> Arrays:
+        def read(progress: Progress) -> Arrays:
             with self.reading(root):
-                return parse(Files(self, root))
+                return parse(Files(self, root, progress=progress))
 
         return Source(kind=kind, where=str(root), root=root, files=files, read=read)
 
@@ -95,12 +96,12 @@ class Release:
 
 
 class Files:
-    """The contents of a release's files, read from its folder or its archive."""
+    """The contents of a release's files, read from its folder, or all at once from its archive."""
 
-    def __init__(self, release: Release, root: Path) -> None:
+    def __init__(self, release: Release, root: Path, *, progress: Progress) -> None:
         self.release = release
         self.root = root
-        self._members = None if root.is_dir() else _members(release, root)
+        self._members = None if root.is_dir() else _members(release, root, progress=progress)
 
     def where(self, name: str) -> str:
         """Return what messages call the file ``name``."""
@@ -146,28 +147,44 @@ class Files:
         return values.astype(np.int64)
 
 
-class _Bounded:
-    """A stream that gives up after ``limit`` bytes: a small gzip file can unpack to any size."""
+class _Unpacked:
+    """What a gzip file unpacks to, up to ``limit`` bytes: a small one can unpack to any size.
 
-    def __init__(self, stream: gzip.GzipFile, *, limit: int, error: DataError) -> None:
-        self._stream, self._left, self._error = stream, limit, error
+    ``advance`` is told of each `_BLOCK` of the packed file that reading has come to.
+    """
+
+    def __init__(self, packed: BinaryIO, *, limit: int, error: DataError, advance: Advance) -> None:
+        self._packed, self._stream = packed, gzip.GzipFile(fileobj=packed, mode="rb")
+        self._left, self._error = limit, error
+        self._advance, self._done = advance, 0
 
     def read(self, size: int) -> bytes:
         block = self._stream.read(size)
         self._left -= len(block)
         if self._left < 0:
             raise self._error
+        done = _blocks(self._packed.tell())
+        if done > self._done:
+            self._advance(count=done - self._done)
+            self._done = done
         return block
 
 
-def _members(release: Release, archive: Path) -> dict[str, bytes]:
+def _blocks(size: int) -> int:
+    return -(-size // _BLOCK)
+
+
+def _members(release: Release, archive: Path, *, progress: Progress) -> dict[str, bytes]:
     """Return the contents of the release's files in a .tar.gz, streamed from its first byte to its last."""
     found: dict[str, bytes] = {}
     too_large = release.damaged(archive, f"an archive of more than {release.archive_bytes} bytes")
     if not archive.is_file():
         raise release.damaged(archive, "no regular file")
-    with gzip.open(archive, "rb") as unpacked:
-        stream = _Bounded(unpacked, limit=release.archive_bytes, error=too_large)
+    with (
+        archive.open("rb") as packed,
+        progress(f"reading {archive.name} (MiB)", total=_blocks(archive.stat().st_size)) as advance,
+    ):
+        stream = _Unpacked(packed, limit=release.archive_bytes, error=too_large, advance=advance)
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as tar:  # type: ignore[call-overload]  # it only reads
             for member in tar:
                 folder, name = posixpath.split(posixpath.normpath(member.name))

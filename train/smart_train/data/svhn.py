@@ -14,6 +14,8 @@ from smart_train.data.release import Files, Release
 from smart_train.data.source import Arrays, Source
 
 _SIDE = 32
+_IMAGE_BYTES = 3 * _SIDE * _SIDE
+_NUMBERS = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 _RELEASE = Release(
     title="SVHN (cropped digits)",
     page="http://ufldl.stanford.edu/housenumbers/",
@@ -51,10 +53,16 @@ def _part(files: Files, name: str) -> tuple[Pixels, Labels]:
         missing = [variable for variable in ("X", "y") if variable not in shapes]
         if missing:
             raise files.damaged(name, f"no {' and no '.join(missing)}")
-        (shape, kind), (label_shape, _) = shapes["X"], shapes["y"]
-        # Asked before it is read: a compressed array of a few bytes can claim any size.
+        (shape, kind), (label_shape, label_kind) = shapes["X"], shapes["y"]
+        # Asked before it is read, of the headers alone: a compressed array of a few bytes can claim any size, and cells
+        # could hold more of them. Unpacked, X may have as many bytes as the file may.
+        limit = files.release.files[name] // _IMAGE_BYTES
         if shape[:3] != (_SIDE, _SIDE, 3) or len(shape) != 4 or kind != "uint8":
             raise files.damaged(name, f"X as {kind} {shape} instead of uint8 ({_SIDE}, {_SIDE}, 3, N)")
+        if shape[3] > limit:
+            raise files.damaged(name, f"X of {shape[3]} images, which are more than {limit}")
+        if label_kind not in _NUMBERS:
+            raise files.damaged(name, f"labels that are not whole numbers but of type {label_kind}")
         if label_shape not in {(shape[3], 1), (1, shape[3])}:
             raise files.damaged(name, f"y of shape {label_shape} for {shape[3]} images")
         found = matlab.loadmat(io.BytesIO(raw), variable_names=["X", "y"])

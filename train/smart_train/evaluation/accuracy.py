@@ -12,7 +12,7 @@ from torch import Tensor
 from smart_train.attacks import Attack
 from smart_train.data.images import Split
 from smart_train.errors import ConfigError
-from smart_train.methods.step import frozen
+from smart_train.methods.step import fixed
 from smart_train.network import PathNetwork
 
 CHUNK = 256  # images at a time: enough to fill a core, little memory
@@ -97,7 +97,7 @@ def accuracy(
         done: called with the number of images of each finished chunk.
     """
     right = 0
-    with frozen(model):
+    with fixed(model):
         for start in range(0, len(split), CHUNK):
             images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
             labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)

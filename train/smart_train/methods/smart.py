@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor
 
 from smart_train.attacks import Attack
-from smart_train.methods.step import Forward, StepLoss, frozen
+from smart_train.methods.step import Forward, StepLoss, fixed
 from smart_train.network import SmartNetwork
 
 CLEAN, ROBUST = "clean", "robust"
@@ -29,7 +29,7 @@ def smart_loss(
     """Return 0.5 CE(clean path, first half) + 0.5 CE(robust path, second half under attack); see ``Method``."""
     half = len(images) // 2
     robust = net.path(ROBUST)
-    with frozen(robust):
+    with fixed(robust):
         adversarial = attack.perturb(robust, images[half:], labels[half:], generator=generator)
     scores = forward({CLEAN: images[:half], ROBUST: adversarial})
     clean_loss = F.cross_entropy(scores[CLEAN].float(), labels[:half])

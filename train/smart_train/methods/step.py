@@ -45,7 +45,7 @@ class Method(Protocol):
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def fixed(module: nn.Module) -> Iterator[None]:
     """Run a block with ``module`` in eval mode, its masks applied once, and no gradient to its expert layers.
 
     So an attack neither sees nor moves batch statistics, and pays for the input's gradient only.
