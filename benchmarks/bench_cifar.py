@@ -23,8 +23,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from smart_devices import resolve_target
 from smart_export import build_bundle
 from smart_export.layers import network_cost
@@ -37,12 +35,15 @@ from smart_train.recipe import read_recipe
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/cifar.json"
 RECIPE = ROOT / "recipes/cifar10-small.toml"
+GOAL_MINUTES = 20  # on two cores
 FOLDER_VARIABLE = "SMART_EDGE_CIFAR10_FOLDER"
 
 
-def run(module: str, *arguments: str) -> dict[str, Any]:
+def run(module: str, *arguments: str, threads: int) -> dict[str, Any]:
     """Run one of our commands with --json; its notes go to standard error."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments, "--json"], stdout=subprocess.PIPE, check=False)
+    command = [sys.executable, "-m", module, *arguments, "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment)
     if done.returncode != 0:
         sys.exit(done.returncode)  # the command has said why
     result: dict[str, Any] = json.loads(done.stdout)
@@ -71,7 +72,7 @@ def train(options: argparse.Namespace, folder: Path, *extra: str) -> tuple[Path,
     arguments = ["--recipe", str(RECIPE), "--data", options.data, "--seed", str(options.seed), *extra]
     if options.epochs is not None:
         arguments += ["--epochs", str(options.epochs)]
-    return checkpoint, run("smart_train.cli", *arguments, "-o", str(checkpoint))
+    return checkpoint, run("smart_train.cli", *arguments, "-o", str(checkpoint), threads=options.threads)
 
 
 def evaluate(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def evaluate(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
         str(checkpoint),
         *("--data", options.data, "--attack", "pgd", "--steps", str(options.steps)),
         *("--restarts", "5", "--examples", str(options.examples), "--seed", str(options.seed)),
+        threads=options.threads,
     )
 
 
@@ -107,6 +109,12 @@ def network_row(name: str, checkpoint: Path, trained: dict[str, Any], evaluated:
     }
 
 
+def goal(minutes: float) -> dict[str, Any]:
+    """Return what the benchmark itself is held to."""
+    words = f"training both networks on a part of CIFAR-10 and attacking them takes under {GOAL_MINUTES} minutes"
+    return {"goal": words, "value": minutes, "reached": minutes < GOAL_MINUTES}
+
+
 def table(rows: list[dict[str, Any]], *, attack: str) -> str:
     """Return the rows as Markdown, accuracies with their 95% intervals."""
     lines = [f"| network | path | MMAC | clean | {attack} |", "| --- | --- | --- | --- | --- |"]
@@ -130,6 +138,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of the attack")
     parser.add_argument("--epochs", type=int, help="fewer, to try it out")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="of torch: two on shared cores wait for each other")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.data is None:
@@ -154,7 +163,7 @@ def main() -> None:
         dense = ("--density", "1", "--align", "1", "--model-arg", f"width={width}")
         checkpoint, trained = train(options, control, *dense)
         rows.append(network_row("dense control", checkpoint, trained, evaluate(options, checkpoint)))
-    attack = f"PGD-{options.steps}x5"
+    attack, minutes = f"PGD-{options.steps}x5", (time.perf_counter() - started) / 60
     said = table(rows, attack=attack)
     options.output.write_text(
         json.dumps(
@@ -162,7 +171,7 @@ def main() -> None:
                 "command": "python benchmarks/bench_cifar.py --data folder:DIR"
                 + "".join(
                     f" --{name} {getattr(options, name)}"
-                    for name in ("examples", "steps", "epochs", "seed")
+                    for name in ("examples", "steps", "epochs", "seed", "threads")
                     if getattr(options, name) != parser.get_default(name)
                 ),
                 "data": options.data.partition(":")[0],
@@ -171,8 +180,9 @@ def main() -> None:
                 "eps": loaded.samples.eps,
                 "examples": options.examples,
                 "seed": options.seed,
-                "threads": torch.get_num_threads(),
-                "minutes": (time.perf_counter() - started) / 60,
+                "threads": options.threads,
+                "minutes": minutes,
+                "goals": [goal(minutes)],
                 "environment": asdict(environment),
                 "networks": rows,
             },

@@ -55,6 +55,8 @@ def run_demo(seed: int, *, plot: Path | None) -> dict[str, Any]:
             }
             for name in GRAPHS
         },
+        "batch": said["bench"]["batch"],
+        "threads": said["bench"]["threads"],
         "switch": said["bench"]["switch"],
         "environment": said["bench"]["environment"],
     }

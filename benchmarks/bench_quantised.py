@@ -8,7 +8,8 @@ int8 weights per output channel, calibrated on noise: `cpu` has asymmetric uint8
 `tensorrt` symmetric int8 activations and a float bias, as that engine wants them. For bf16 it is tried whether ONNX
 Runtime runs such a convolution on a CPU at all, and whether its one option for it changes anything here. Accuracy is
 not measured: nothing is trained. No goals: it says what there is to gain. Takes about 4 minutes; writes
-benchmarks/results/quantised.json with the environment and prints the table.
+benchmarks/results/quantised.json with the environment and prints the table. --quick only shows that it works, and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -222,8 +223,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small networks, few blocks; figures mean nothing")
-    parser.add_argument("--out", type=Path, default=RESULT, help="the file of results")
+    parser.add_argument("--output", type=Path, help="the file of results; --quick writes none without it")
     options = parser.parse_args()
+    output = options.output or (None if options.quick else RESULT)
     logging.getLogger().setLevel(logging.ERROR)  # it advises to optimise graphs before quantising; the fold did
     started = time.perf_counter()
     environment, features = asdict(read_environment()), cpu_features()
@@ -249,7 +251,8 @@ def main() -> None:
         "rows": rows,
         "environment": environment,
     }
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    if output is not None:
+        output.write_text(json.dumps(found, indent=1) + "\n")
     print(table(rows))
     print("\nCPU: " + (", ".join(name for name, there in features.items() if there) or "flags unknown"))
     print(f"bf16 convolution: {'runs' if refusal is None else refusal}")

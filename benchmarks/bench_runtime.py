@@ -4,8 +4,8 @@
 
 Random weights and masks, density 0.5, one thread, batch 1: ResNet-34 at 3x32x32 and ResNet-50 at 3x224x224. What is
 compared takes turns, block by block or process by process, so that all see the same machine; figures are medians with
-a 95% bootstrap interval over the rounds. Writes benchmarks/results/runtime.json with the environment, prints the table
-and ends with status 1 if a goal is missed.
+a 95% bootstrap interval over the rounds. Writes benchmarks/results/runtime.json with the environment (a trial run:
+--output ELSEWHERE), prints the table and ends with status 1 if a goal is missed.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ import onnxruntime
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
-from smart_runtime.bench.statistics import Block
+from smart_runtime.bench.statistics import Block, Interval, interval, resampled
 from smart_runtime.engines import Batch, Scores
 from smart_runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from smart_runtime.inputs import prepare
 from smart_runtime.manifest import InputSpec
 
 RESULT = Path(__file__).resolve().parent / "results/runtime.json"
+LARGE = "resnet50"
 DENSITY, ALIGN, SEED = 0.5, 8, 0
 RESAMPLES = 4000
 MIB = 2**20
@@ -57,15 +58,6 @@ class Contestant:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A figure with the ends of its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +88,23 @@ def medians(blocks: Sequence[Block]) -> npt.NDArray[np.float64]:
     return np.array([np.median(block) for block in blocks])
 
 
-def resampled(figures: npt.NDArray[np.float64]) -> Interval:
-    """Return the median of one figure a round with its percentile bootstrap interval over the rounds."""
-    draws = np.random.default_rng(SEED).integers(0, len(figures), (RESAMPLES, len(figures)))
-    low, high = np.percentile(np.median(figures[draws], axis=1), [2.5, 97.5])
-    return Interval(value=float(np.median(figures)), low=float(low), high=float(high))
+def median_of(figures: npt.NDArray[np.float64]) -> Interval:
+    """Return the median of one figure a round with its bootstrap interval over the rounds."""
+    rng = np.random.default_rng(SEED)
+    drawn = resampled(
+        lambda rounds: float(np.median(figures[rounds])), rounds=len(figures), resamples=RESAMPLES, rng=rng
+    )
+    return interval(float(np.median(figures)), drawn)
 
 
 def extra_us(timed: Mapping[str, list[Block]], more: str, less: str) -> Interval:
     """Return how many us longer ``more`` takes than ``less``: the median over rounds of their medians' difference."""
-    return resampled(1000 * (medians(timed[more]) - medians(timed[less])))
+    return median_of(1000 * (medians(timed[more]) - medians(timed[less])))
 
 
 def ratio(timed: Mapping[str, list[Block]], more: str, less: str) -> Interval:
     """Return how many times as long as ``less`` ``more`` takes: the median over rounds of their medians' ratio."""
-    return resampled(medians(timed[more]) / medians(timed[less]))
+    return median_of(medians(timed[more]) / medians(timed[less]))
 
 
 def session_of(model: str | bytes) -> onnxruntime.InferenceSession:
@@ -272,7 +266,7 @@ def measure_load(folder: Path, *, repeats: int) -> dict[str, Any]:
     kept = {name: np.array(values[1:]) for name, values in times.items()}  # the first brings the files into memory
     return {
         "median_ms": {name: float(np.median(values)) for name, values in kept.items()},
-        "ratio": asdict(resampled(kept["SmartModel.load"] / kept["two bare sessions"])),
+        "ratio": asdict(median_of(kept["SmartModel.load"] / kept["two bare sessions"])),
         "repeats": repeats,
     }
 
@@ -443,7 +437,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=40, help="interleaved blocks (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="loads and fresh processes (default: %(default)s)")
-    parser.add_argument("--large", default="resnet50", help="network at 3x224x224 (default: %(default)s)")
+    parser.add_argument("--large", default=LARGE, help="network at 3x224x224 (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULT, help="the file of results")
     parser.add_argument("--probe", nargs="+", help=argparse.SUPPRESS)  # how a fresh process is asked for its memory
     options = parser.parse_args()
     if options.probe:
@@ -464,7 +459,8 @@ def main() -> None:
             }
     reached = goals(results)
     record = {
-        "command": f"python benchmarks/bench_runtime.py --blocks {options.blocks} --repeats {options.repeats}",
+        "command": f"python benchmarks/bench_runtime.py --blocks {options.blocks} --repeats {options.repeats}"
+        + (f" --large {options.large}" if options.large != LARGE else ""),
         "density": DENSITY,
         "align": ALIGN,
         "seed": SEED,
@@ -475,8 +471,7 @@ def main() -> None:
         "goals": [asdict(goal) | {"reached": goal.reached} for goal in reached],
         "environment": asdict(environment),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    options.output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     print(table(results))
     missed = [f"{goal.goal}: {goal.value:.3g}" for goal in reached if not goal.reached]
     print("missed: " + "; ".join(missed) if missed else "all goals reached")

@@ -5,8 +5,8 @@
 The bare loop is what one would write by hand for one plain network: half of a batch clean, the other half attacked by
 PGD in eval mode and then trained on, two forward passes, one backward, one SGD step; no masks, one set of batch norms,
 no checks, no progress. Both run in one process in interleaved blocks of steps on the same uint8 images; the figure is
-the ratio of the medians of the blocks with the 95% interval of a bootstrap over rounds. Each network runs twice: with
-its masks still dense, as a training begins, and frozen at their target, as it ends. Writes
+the ratio of the medians of the blocks with the 95% interval of a bootstrap over rounds. Each network runs three times:
+with its masks still dense, as a training begins, closing, and frozen at their target, as it ends. Writes
 benchmarks/results/train.json.
 """
 
@@ -38,6 +38,8 @@ RESULT = ROOT / "benchmarks/results/train.json"
 GOAL = 0.9  # of the bare loop's images per second
 # Network, width, side, batch: the demo's, and small ones at CIFAR's size.
 CASES = (("resnet8", 48, 8, 128), ("resnet20", 16, 32, 64), ("resnet34", 16, 32, 64))
+# When in a training, as a fraction of its steps: masks begin to close at 0.15 and are at their target at 0.5.
+PHASES = {"dense": 0.0, "closing": 0.3, "frozen": 0.5}
 EPS, STEPS, STEP_SIZE = 8 / 255, 7, 2 / 255
 
 
@@ -75,7 +77,7 @@ class BareLoop:
 
 
 def measure(
-    model: str, *, width: int, side: int, batch: int, frozen: bool, rounds: int, steps: int, device: str
+    model: str, *, width: int, side: int, batch: int, phase: str, rounds: int, steps: int, device: str
 ) -> dict[str, Any]:
     """Time ``rounds`` interleaved blocks of ``steps`` optimiser steps of both loops; return the row of the table."""
     rng = np.random.default_rng(0)
@@ -101,8 +103,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, data, output=Path(folder) / "ckpt.pt")
     on_device = next(trainer.net.parameters()).device
-    # Steps whose number lies before the masks begin to close, or behind the one that froze them, in this process.
-    number = trainer.total_steps // 2 if frozen else 1
+    number = max(1, round(PHASES[phase] * trainer.total_steps))
     plain = build_network(model, num_classes=10, in_channels=3, arguments={"width": width}, generator_seed=0)
     mean, std = data.mean_std()
     bare = BareLoop(
@@ -137,7 +138,7 @@ def measure(
         "width": width,
         "input": [3, side, side],
         "batch": batch,
-        "masks": "frozen" if frozen else "dense",
+        "masks": phase,
         "device": str(on_device),
         "rounds": rounds,
         "steps": steps,
@@ -181,13 +182,13 @@ def main() -> None:
             width=width,
             side=side,
             batch=batch,
-            frozen=frozen,
+            phase=phase,
             rounds=options.rounds,
             steps=options.steps,
             device=options.device,
         )
         for model, width, side, batch in CASES
-        for frozen in (False, True)
+        for phase in PHASES
     ]
     goals = [
         {

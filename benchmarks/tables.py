@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import bench_attacks
 import bench_cifar
 import bench_demo
 import bench_export
@@ -38,13 +40,15 @@ def load(name: str) -> dict[str, Any]:
 
 def made_by(record: Mapping[str, Any]) -> str:
     """Return one sentence on the command and the machine."""
-    machine = record["environment"] if "environment" in record else record["runs"][0]["environment"]
+    run = record if "environment" in record else record["runs"][0]
+    machine, threads = run["environment"], run.get("threads")
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != "smart-edge")
     governor = machine.get("governor") or "unknown"
     load_average = machine["load_average"][0]
     return (
         f"`{record['command']}` on {machine['cpu']} ({machine['usable_cores']} cores, governor {governor}, load "
-        f"{load_average:.2f} before it began), Python {machine['python']}, {versions}."
+        f"{load_average:.2f} before it began){f', threads {threads}' if threads else ''}, Python {machine['python']}, "
+        f"{versions}."
     )
 
 
@@ -75,7 +79,7 @@ def goals() -> str:
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
-        *((name, load(name)["goals"]) for name in ("paths", "runtime", "train", "export")),
+        *((name, load(name)["goals"]) for name in ("paths", "runtime", "train", "export", "cifar")),
     ):
         kinds: dict[str, list[Mapping[str, Any]]] = {}
         for goal in found:
@@ -101,8 +105,25 @@ def with_source(name: str, table: Callable[[dict[str, Any]], str]) -> Callable[[
     return block
 
 
+def switch() -> str:
+    """Return what a switch costs in the demo, means over the seeds."""
+    runs = load("demo")["runs"]
+
+    def mean(key: str) -> float:
+        return float(statistics.mean(run["switch"][key] for run in runs))
+
+    return (
+        f"A switch takes {mean('median_us'):.1f} us and the new path's first result {mean('first_result_ms'):.2f} ms; "
+        f"loading that path cold takes {mean('cold_load_ms'):.1f} ms."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": lambda: bench_demo.table(load("demo")["runs"]),
+    "demo-full": with_source("demo", lambda record: bench_demo.table(record["runs"])),
+    "switch": switch,
+    "attacks": lambda: bench_attacks.table(load("attacks")),
+    "attacks-full": with_source("attacks", bench_attacks.table),
     "paths-short": short_paths,
     "goals": goals,
     "paths": with_source("paths", lambda record: bench_paths.table(record["rows"])),

@@ -100,6 +100,13 @@ class Reader:
             raise self.wrong(key, "a list of printable texts")
         return tuple(value)
 
+    def texts(self) -> dict[str, str]:
+        """Return every key with the text under it; both are printable, as those of `string`."""
+        for key in self.raw:
+            if not key.isprintable():
+                raise self._damaged(f"expected printable keys at {self._where or 'the document'}, got {_shown(key)}")
+        return {key: self.string(key) for key in self.raw}
+
     def choice(self, key: str, choices: Sequence[str | None]) -> Any:
         """Return what stands under ``key``, one of ``choices``."""
         value = self.value(key)

@@ -25,13 +25,19 @@ def check_plot(path: Path) -> None:
     """Check that `save_figure` can write to ``path``, before the time is spent on what it draws.
 
     Raises:
-        InputError: Another suffix than .png, .svg or .pdf, or no such directory.
+        InputError: Another suffix than .png, .svg or .pdf, a directory of that name, or no directory to write it into.
         MissingExtraError: matplotlib is not installed.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(f"expected a plot file ending in {', '.join(_SUFFIXES)}, got {path.name!r}; rename it")
     if not path.parent.is_dir():
         raise InputError(f"expected a directory for the plot, got {str(path.parent)!r}, which is none; make it first")
+    if path.is_dir():
+        raise InputError(f"expected a file for the plot, got the directory {str(path)!r}; name a file in it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"expected a directory for the plot that may be written to, got {str(path.parent)!r}; name another one"
+        )
     new_figure(width=1, height=1)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -257,14 +258,41 @@ def test_a_failed_plot_leaves_the_old_one(report: Report, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("plot.doc", "ending in .png"), ("nowhere/plot.png", "expected a directory")]
+    ("name", "said"),
+    [
+        ("plot.doc", "ending in .png"),
+        ("nowhere/plot.png", "expected a directory"),
+        ("folder.png", "got the directory"),
+        ("locked/plot.png", "that may be written to"),
+    ],
 )
-def test_a_plot_that_cannot_be_written_is_refused_first(bundle: Path, tmp_path: Path, name: str, said: str) -> None:
+def test_a_plot_that_cannot_be_written_is_refused_first(
+    bundle: Path, tmp_path: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("folder.png", "locked"):
+        (tmp_path / folder).mkdir()
+    # Not by chmod: root, as which containers run tests, may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path).name != "locked")
     with pytest.raises(InputError, match=said):
         check_plot(tmp_path / name)
     result = CliRunner().invoke(main, [str(bundle), "--plot", str(tmp_path / name)])
     assert result.exit_code == 1
     assert said in result.output
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+def test_a_plot_that_fails_loses_no_figure(
+    bundle: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("smart_runtime.bench.cli.compare", lambda *_, **__: report)
+    monkeypatch.setattr("smart_runtime.bench.cli.write_plot", full)
+    result = CliRunner().invoke(main, [str(bundle), "--plot", str(tmp_path / "plot.png"), *options])
+    assert result.exit_code == 1
+    assert "error: the system refused: No space left on device\n" in result.output
+    assert "block_medians_ms" in result.stdout if options else "speed-up (95% interval)" in result.stdout
 
 
 def test_missing_matplotlib_names_the_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,10 @@ def document(rows: dict[tuple[str | None, str], list[float]]) -> Document:
     """A saved result, as far as it is read; speed-ups are against the first of ``rows``."""
     (bundle, name), reference = next(iter(rows.items()))
     return {
-        "bundles": [{"bundle": path} for path in dict.fromkeys(path for path, _ in rows if path is not None)],
+        "bundles": [
+            {"bundle": path, "digest": 64 * "0", "precision": "fp32"}
+            for path in dict.fromkeys(path for path, _ in rows if path is not None)
+        ],
         "baseline": None,
         "reference": {"bundle": bundle, "name": name},
         "engine": "onnxruntime-cpu",
@@ -158,10 +161,27 @@ def test_rows_without_a_partner_are_named(tmp_path: Path) -> None:
 
 def test_a_baseline_is_matched_too(tmp_path: Path) -> None:
     runs = [document({(None, "baseline"): [2.0, 2.1], (path, "clean"): [1.0, 1.0]}) for path in ("old", "new")]
-    runs[0]["baseline"], runs[1]["baseline"] = {"sha256": "0" * 64}, {"sha256": "1" * 64}
+    sums = ["0" * 64, "0" * 63 + "1"]
+    runs[0]["baseline"], runs[1]["baseline"] = ({"sha256": one} for one in sums)
     found = compared(tmp_path, *runs)
     assert [one.name for one in found.rows] == ["clean"]
-    assert [difference.what for difference in found.differences] == ["baseline file"]
+    assert [(one.what, one.a, one.b) for one in found.differences] == [("baseline's SHA-256", *sums)]
+
+
+def test_bundles_that_differ_are_said(tmp_path: Path) -> None:
+    old = f"a-{'long-' * 30}name"  # no line may be cut for it
+    a, b = two("x", old), two("x", "new")
+    b["bundles"][0]["precision"] = "int8"
+    b["bundles"][1]["digest"] = 64 * "1"
+    found = compared(tmp_path, a, b).differences
+    assert [(one.what, one.a, one.b) for one in found] == [
+        ("precision of x", "fp32", "int8"),
+        (f"digest of {old}", 64 * "0", 64 * "1"),
+    ]
+    result = CliRunner().invoke(main, ["--compare", *map(str, saved(tmp_path, a, b))])
+    assert result.exit_code == 0, result.output
+    assert "  precision of x: fp32 in A, int8 in B\n" in result.output
+    assert f"  digest of {old}: {64 * '0'} in A, {64 * '1'} in B\n" in result.output
 
 
 def test_conditions_that_differ_are_said(tmp_path: Path) -> None:
@@ -183,7 +203,7 @@ def test_conditions_that_differ_are_said(tmp_path: Path) -> None:
     assert "under different conditions" in result.output
     assert "Abacus 8" in result.output
     same = CliRunner().invoke(main, ["--compare", *map(str, saved(tmp_path, a, a))])
-    assert "environment, batch, threads and engine are the same" in same.output
+    assert "bundles, baseline, environment, batch, threads and engine are the same" in same.output
 
 
 def test_a_round_trip_through_real_processes(bundle: Path, tmp_path: Path) -> None:
@@ -250,6 +270,12 @@ DAMAGED: dict[str, tuple[Callable[[Document], object], str]] = {
     "interval upside down": (rows_with(speedup_low=9, speedup_high=1), "the lower end"),
     "a row twice": (rows_with(name="dense"), "expected every bundle and every row once"),
     "version of a number": (lambda c: c["environment"].update(versions={"numpy": 2}), r"versions\.numpy, got 2"),
+    "package that redraws": (
+        lambda c: c["environment"].update(versions={"\x1b[2J": "2.0"}),
+        r"expected printable keys at environment\.versions, got \"\\u001b\[2J\"",
+    ),
+    "no digest": (lambda c: c["bundles"][0].pop("digest"), r"a printable text at bundles\[0\]\.digest, got nothing"),
+    "a bundle twice": (lambda c: c.update(bundles=2 * c["bundles"]), "expected every bundle and every row once"),
     "a comparison of two": (lambda c: c.update(rows=[{"name": "clean", "change": 1}]), "older smart-bench"),
 }
 

@@ -241,6 +241,13 @@ def test_files_that_are_no_baseline(bundle: Path, tmp_path: Path) -> None:
         read_baseline(path)
 
 
+@pytest.mark.parametrize("name", ["none.onnx", "."], ids=["nothing", "a directory"])
+def test_a_baseline_that_went_away(tmp_path: Path, name: str) -> None:
+    source = Source(place=str(tmp_path / name), graph=None, digest=None, shape=SHAPE)
+    with pytest.raises(EngineError, match=r"ONNX Runtime did not accept the graph: .*; check the file"):
+        open_contender(source, engine="auto", batch=1, threads=1)
+
+
 def test_a_bundles_own_graph_is_a_baseline(bundle: Path) -> None:
     baseline = read_baseline(bundle / "dense/model.onnx")
     assert baseline.bytes == sum(map(len, graph_files("dense")))

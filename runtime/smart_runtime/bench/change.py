@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from smart_runtime.bench.saved import Medians, Saved, SavedRow
+from smart_runtime.bench.statistics import Interval, interval, resampled
 from smart_runtime.errors import InputError
 
 Verdict: TypeAlias = Literal["faster", "slower", "no difference shown"]
 
 RESAMPLES = 4000
-_MAX_VALUES = 2_000_000  # resampled at once, so that a file with many rounds needs time and not memory
 CAVEAT = "an interval covers the variation within each run only: another process or another day may lie outside"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """A ratio with the ends of its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +25,9 @@ class ChangedRow:
     name: str
     bundle_a: str | None
     bundle_b: str | None
-    speedup_a: Ratio
-    speedup_b: Ratio
-    change: Ratio
+    speedup_a: Interval
+    speedup_b: Interval
+    change: Interval
 
     @property
     def verdict(self) -> Verdict:
@@ -56,7 +47,7 @@ class ChangedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A condition in which the two results differ, in words for people."""
+    """A bundle or a condition in which the two results differ, in words for people."""
 
     what: str
     a: str
@@ -135,8 +126,8 @@ def compare_saved(a: Saved, b: Saved, *, seed: int) -> Change:
             name=one.name,
             bundle_a=one.bundle,
             bundle_b=other.bundle,
-            speedup_a=Ratio(value=one.speedup, low=one.speedup_low, high=one.speedup_high),
-            speedup_b=Ratio(value=other.speedup, low=other.speedup_low, high=other.speedup_high),
+            speedup_a=Interval(value=one.speedup, low=one.speedup_low, high=one.speedup_high),
+            speedup_b=Interval(value=other.speedup, low=other.speedup_low, high=other.speedup_high),
             change=change,
         )
         for (one, other), change in zip(compared, changes, strict=True)
@@ -147,14 +138,14 @@ def compare_saved(a: Saved, b: Saved, *, seed: int) -> Change:
         b=b,
         seed=seed,
         rows=rows,
-        differences=_differences(a, b),
+        differences=_differences(a, b, paths),
         by_order=tuple((one, other) for one, other in paths.items() if one != other),
         only_a=tuple(row for row in a.rows if id(row) not in matched),
         only_b=tuple(row for row in b.rows if id(row) not in matched),
     )
 
 
-def _partners(a: Sequence[str], b: Sequence[str]) -> dict[str, str]:
+def _partners(a: Iterable[str], b: Iterable[str]) -> dict[str, str]:
     """Return which bundle of ``b`` each one of ``a`` is taken for, in the order of ``a``."""
     rest = iter([path for path in b if path not in a])
     found = {path: path if path in b else next(rest, None) for path in a}
@@ -166,12 +157,11 @@ def _medians(reference: SavedRow, rows: Sequence[SavedRow]) -> Medians:
     return np.stack([row.block_medians_ms for row in (reference, *rows)])
 
 
-def _changes(a: Medians, b: Medians, *, rng: np.random.Generator) -> list[Ratio]:
+def _changes(a: Medians, b: Medians, *, rng: np.random.Generator) -> list[Interval]:
     """Return each row's speed-up in B over that in A with its percentile bootstrap 95% interval.
 
-    A speed-up is here the ratio of the medians of the block medians, since single calls are not kept. Rounds are
-    resampled as in `statistics.speed_up`: a drawn round is taken for all rows, whose blocks ran at about the same time.
-    The two runs are drawn independently of each other.
+    A speed-up is here the ratio of the medians of the block medians, since single calls are not kept. The two runs are
+    drawn independently of each other.
 
     Args:
         a: Block medians in ms, (1 + rows, rounds of A), those of the reference first.
@@ -179,36 +169,33 @@ def _changes(a: Medians, b: Medians, *, rng: np.random.Generator) -> list[Ratio]
         rng: Draws the rounds, A's first.
     """
     values = _speed_ups(b) / _speed_ups(a)
-    resampled_a = _resampled(a, rng)
-    lows, highs = np.percentile(_resampled(b, rng) / resampled_a, [2.5, 97.5], axis=0)
-    return [
-        Ratio(value=float(value), low=float(low), high=float(high))
-        for value, low, high in zip(values, lows, highs, strict=True)
-    ]
+    drawn_a, drawn_b = (_resampled(run, rng) for run in (a, b))
+    return [interval(value, drawn) for value, drawn in zip(values, (drawn_b / drawn_a).T, strict=True)]
 
 
 def _resampled(medians: Medians, rng: np.random.Generator) -> Medians:
     """Return the speed-ups of each resample, (RESAMPLES, rows)."""
     rounds = medians.shape[1]
-    at_once = max(1, min(RESAMPLES, _MAX_VALUES // medians.size))
-    parts = []
-    for start in range(0, RESAMPLES, at_once):
-        draws = rng.integers(0, rounds, (min(at_once, RESAMPLES - start), rounds))
-        parts.append(_speed_ups(medians[:, draws]).T)
-    return np.concatenate(parts)
+    return resampled(lambda drawn: _speed_ups(medians[:, drawn]), rounds=rounds, resamples=RESAMPLES, rng=rng)
 
 
 def _speed_ups(medians: Medians) -> Medians:
-    """Return the speed-ups of block medians (1 + rows, ..., rounds), those of the reference first: (rows, ...)."""
-    of_rows: Medians = np.median(medians, axis=-1)
+    """Return the speed-ups of block medians (1 + rows, rounds), those of the reference first: (rows,)."""
+    of_rows: Medians = np.median(medians, axis=1)
     ratios: Medians = of_rows[0] / of_rows[1:]
     return ratios
 
 
-def _differences(a: Saved, b: Saved) -> tuple[Difference, ...]:
-    names = dict.fromkeys((*a.conditions, *b.conditions))
-    values = [(name, a.conditions.get(name, "none"), b.conditions.get(name, "none")) for name in names]
-    return tuple(Difference(what=name, a=one, b=other) for name, one, other in values if one != other)
+def _differences(a: Saved, b: Saved, paths: Mapping[str, str]) -> tuple[Difference, ...]:
+    """Return where the results differ: in their conditions, and in the bundles that ``paths`` takes for each other."""
+    pairs = [("", a.conditions, b.conditions)]
+    pairs += [(f" of {path}", a.bundles[path], b.bundles[partner]) for path, partner in paths.items()]
+    return tuple(
+        Difference(what=name + of, a=one.get(name, "none"), b=other.get(name, "none"))
+        for of, one, other in pairs
+        for name in dict.fromkeys((*one, *other))
+        if one.get(name) != other.get(name)
+    )
 
 
 def _label(row: SavedRow) -> str:

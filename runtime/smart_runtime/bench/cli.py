@@ -10,13 +10,13 @@ from click.core import ParameterSource
 
 from smart_devices.console.cli import Command, console, json_option, note, print_json, progress, table
 from smart_devices.version import version
-from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, Ratio, compare_saved
+from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, compare_saved
 from smart_runtime.bench.compare import compare, steps
 from smart_runtime.bench.contenders import open_bundles
 from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import MEASURED, Report, Row
 from smart_runtime.bench.saved import SavedRow, read_saved
-from smart_runtime.bench.statistics import SOLO_TOLERANCE
+from smart_runtime.bench.statistics import SOLO_TOLERANCE, Interval
 from smart_runtime.figures import check_plot
 from smart_runtime.units import si
 
@@ -86,13 +86,13 @@ def main(
         report = compare(
             bundles, baseline=baseline, batch=batch, threads=threads, blocks=blocks, seed=seed, advance=advance
         )
-    if plot is not None:
-        write_plot(report, plot)
-        note(f"plot: {plot}")
     if as_json:
         print_json(report.as_json())
     else:
         _print_report(report)
+    if plot is not None:  # last, so that one that fails loses no figure
+        write_plot(report, plot)
+        note(f"plot: {plot}")
 
 
 def _print_report(report: Report) -> None:
@@ -186,11 +186,11 @@ def _print_change(change: Change) -> None:
         if rows:
             say(f"only in {name}: {', '.join(_saved_label(row) for row in rows)}")
     if change.differences:
-        say("the two were measured under different conditions, so a change may be theirs:")
-        cells = [[difference.what, difference.a, difference.b] for difference in change.differences]
-        out.print(table("", ["condition", "A", "B"], cells, text_columns=3))
+        say("the two were measured on different bundles or under different conditions, so a change may be theirs:")
+        for found in change.differences:  # no table: beside a long path or name of a CPU it has no room for the rest
+            say(f"  {found.what}: {found.a} in A, {found.b} in B")
     else:
-        say("environment, batch, threads and engine are the same")
+        say("bundles, baseline, environment, batch, threads and engine are the same")
     say(f"B / A: of the medians of block medians; {CAVEAT}")
 
 
@@ -198,7 +198,7 @@ def _change_cells(row: ChangedRow) -> list[str]:
     return [_ratio(row.speedup_a, "x"), _ratio(row.speedup_b, "x"), _ratio(row.change, "", digits=3)]
 
 
-def _ratio(ratio: Ratio, unit: str, *, digits: int = 2) -> str:
+def _ratio(ratio: Interval, unit: str, *, digits: int = 2) -> str:
     return f"{ratio.value:.{digits}f}{unit} ({ratio.low:.{digits}f} - {ratio.high:.{digits}f})"
 
 

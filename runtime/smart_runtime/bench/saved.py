@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -34,16 +35,17 @@ class SavedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A saved result: ``file`` as the user wrote it, the rows, the one that speed-ups are against, bundles in order.
+    """A saved result: ``file`` as the user wrote it, the rows, the one that speed-ups are against.
 
-    ``conditions`` says what it was measured on and with, in the order to show it; every value is a word for people.
+    ``bundles`` says of each bundle, by path and in order, what tells it from another one; ``conditions`` what all was
+    measured on and with. Both are in the order to show them, and every value is a word for people.
     """
 
     file: str
-    bundles: tuple[str, ...]
+    bundles: Mapping[str, Mapping[str, str]]
     rows: tuple[SavedRow, ...]
     reference: SavedRow
-    conditions: MappingProxyType[str, str]
+    conditions: Mapping[str, str]
 
 
 def read_saved(path: Path) -> Saved:
@@ -89,26 +91,29 @@ def _parse(data: bytes, *, name: str, damaged: Damaged) -> Saved:
             f"expected speed-ups in {name!r}, got a comparison without a dense graph; measure with --baseline, or "
             "export with one"
         )
-    bundles = tuple(bundle.string("bundle") for bundle in root.objects("bundles"))
+    bundles = {
+        entry.string("bundle"): MappingProxyType({key: entry.string(key) for key in ("digest", "precision")})
+        for entry in root.objects("bundles")
+    }
     rows = tuple(_row(entry, bundles) for entry in entries)
     against = root.object("reference")
     reference = [row for row in rows if (row.bundle, row.name) == (against.value("bundle"), against.value("name"))]
     if len({len(row.block_medians_ms) for row in rows}) != 1 or len(rows[0].block_medians_ms) < 2:
         raise damaged("expected as many block_medians_ms in every row, 2 or more, got other numbers")
-    if len({(row.bundle, row.name) for row in rows}) != len(rows) or len(set(bundles)) != len(bundles):
+    if len({(row.bundle, row.name) for row in rows}) != len(rows) or len(bundles) != len(root.objects("bundles")):
         raise damaged("expected every bundle and every row once, got one twice")
     if not reference:
         raise root.wrong("reference", "one of the rows")
     return Saved(
         file=name,
-        bundles=bundles,
+        bundles=MappingProxyType(bundles),
         rows=rows,
         reference=reference[0],
         conditions=_conditions(root, reference[0]),
     )
 
 
-def _row(entry: Reader, bundles: tuple[str, ...]) -> SavedRow:
+def _row(entry: Reader, bundles: Mapping[str, object]) -> SavedRow:
     bundle = entry.optional_string("bundle")
     if bundle is not None and bundle not in bundles:
         raise entry.wrong("bundle", "one of the bundles")
@@ -129,9 +134,8 @@ def _row(entry: Reader, bundles: tuple[str, ...]) -> SavedRow:
     return row
 
 
-def _conditions(root: Reader, reference: SavedRow) -> MappingProxyType[str, str]:
+def _conditions(root: Reader, reference: SavedRow) -> Mapping[str, str]:
     environment = root.object("environment")
-    versions = environment.object("versions")
     baseline = root.object("baseline") if root.value("baseline") is not None else None
     return MappingProxyType(
         {
@@ -142,8 +146,8 @@ def _conditions(root: Reader, reference: SavedRow) -> MappingProxyType[str, str]
             "engine": root.string("engine"),
             "batch": str(root.integer("batch", low=1)),
             "threads": str(root.integer("threads", low=1)),
-            "baseline file": "none" if baseline is None else f"SHA-256 {baseline.string('sha256')[:12]}",
+            "baseline's SHA-256": "none" if baseline is None else baseline.string("sha256"),
             "reference's MACs": "unknown" if reference.macs is None else str(reference.macs),
-            **{f"{package} version": versions.string(package) for package in versions.keys},
+            **{f"{package} version": found for package, found in environment.object("versions").texts().items()},
         }
     )

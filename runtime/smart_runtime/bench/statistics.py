@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,6 +11,11 @@ import numpy.typing as npt
 
 Block: TypeAlias = npt.NDArray[np.float64]
 """The latencies of one block of calls in ms, (calls,)."""
+
+Rounds: TypeAlias = npt.NDArray[np.int64]
+"""Which rounds of a run to take, by number, (rounds,); a bootstrap takes some of them more than once."""
+
+Figures: TypeAlias = npt.NDArray[np.float64]
 
 SOLO_TOLERANCE = 0.15
 """How far the median in a process of its own may lie from the interleaved one before the table says so."""
@@ -26,8 +31,8 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedUp:
-    """How many times faster than the baseline, with the ends of its 95% interval.
+class Interval:
+    """A figure with the ends of its 95% interval.
 
     The interval holds within one run: it does not cover another process or another day.
     """
@@ -43,14 +48,28 @@ def summarise(blocks: Sequence[Block]) -> Summary:
     return Summary(median_ms=float(median), p90_ms=float(p90), p99_ms=float(p99))
 
 
+def resampled(
+    figures: Callable[[Rounds], float | Figures], *, rounds: int, resamples: int, rng: np.random.Generator
+) -> Figures:
+    """Return ``figures`` of each bootstrap resample of a run's ``rounds``, (resamples, ...).
+
+    Rounds are drawn with replacement, and all blocks of a drawn round are to be taken: they ran one after the other, so
+    whatever slowed the machine down then slowed them all. Calls of one block are not independent, hence rounds and not
+    calls (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13).
+    """
+    return np.array([figures(rng.integers(0, rounds, rounds)) for _ in range(resamples)])
+
+
+def interval(value: float, drawn: Figures) -> Interval:
+    """Return ``value`` with the percentile bootstrap 95% interval of what was ``drawn`` for it, (resamples,)."""
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value=float(value), low=float(low), high=float(high))
+
+
 def speed_up(
     baseline: Sequence[Block], path: Sequence[Block], *, rng: np.random.Generator, resamples: int = 1000
-) -> SpeedUp:
+) -> Interval:
     """Return the ratio of the medians, baseline over path, with its percentile bootstrap 95% interval.
-
-    Rounds are drawn with replacement, and of a drawn round both blocks are taken: they ran one after the other, so
-    whatever slowed the machine down then slowed both. Calls of one block are not independent, hence rounds and not
-    calls (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13).
 
     Args:
         baseline: One block a round.
@@ -58,12 +77,12 @@ def speed_up(
         rng: Draws the rounds.
         resamples: How often rounds are drawn.
     """
-    rounds = len(baseline)
-    ratios = np.empty(resamples)
-    for i, drawn in enumerate(rng.integers(0, rounds, (resamples, rounds))):
-        ratios[i] = _median([baseline[j] for j in drawn]) / _median([path[j] for j in drawn])
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return SpeedUp(value=_median(baseline) / _median(path), low=float(low), high=float(high))
+
+    def ratio(rounds: Rounds) -> float:
+        return _median([baseline[i] for i in rounds]) / _median([path[i] for i in rounds])
+
+    every = np.arange(len(baseline))
+    return interval(ratio(every), resampled(ratio, rounds=len(every), resamples=resamples, rng=rng))
 
 
 def agrees(solo_median_ms: float, median_ms: float) -> bool:

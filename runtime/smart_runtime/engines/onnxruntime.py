@@ -73,8 +73,6 @@ def create_cpu_engine(
 def open_cpu_engine(path: Path, *, shape: tuple[int, int, int], batch: int, threads: int | None) -> OnnxRuntimeEngine:
     """Return a CPU session of an ONNX file of the user's own, warm; see `open_engine`."""
     remedy = f"check the file {str(path)!r}"
-    if not path.is_file():
-        raise EngineError(f"expected an ONNX file at {str(path)!r}, got no such file; check the name")
     onnxruntime = _import()
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), _options(threads), providers=_PROVIDERS)
