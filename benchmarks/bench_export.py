@@ -117,6 +117,7 @@ def main() -> None:
         "method": "a fresh process each, wall time from start to end; the median of the runs counts for time, the "
         "largest for memory",
         "network": {"model": MODEL, "input_shape": INPUT_SHAPE, "density": DENSITY, "align": ALIGN, "samples": SAMPLES},
+        "threads": environment["usable_cores"],  # verification runs on all of them
         "goals": goals,
         "runs": runs,
         "environment": environment,

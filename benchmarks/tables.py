@@ -119,6 +119,14 @@ def switch() -> str:
     )
 
 
+def quantised(record: dict[str, Any]) -> str:
+    """Return the quantised graphs, what the processor has for them, and what became of bfloat16."""
+    has = ", ".join(name for name, there in record["cpu_features"].items() if there)
+    bf16 = record["bf16"]
+    found = "runs" if bf16["runs_on_cpu_provider"] else f"does not run: `{bf16['refusal']}`"
+    return f"{bench_quantised.table(record['rows'])}\n\nThe processor has {has}. A bfloat16 convolution {found}."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": lambda: bench_demo.table(load("demo")["runs"]),
     "demo-full": with_source("demo", lambda record: bench_demo.table(record["runs"])),
@@ -131,7 +139,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "runtime": with_source("runtime", lambda record: bench_runtime.table(record["results"])),
     "train": with_source("train", lambda record: bench_train.table(record["rows"])),
     "export": with_source("export", lambda record: bench_export.table(record["runs"])),
-    "quantised": with_source("quantised", lambda record: bench_quantised.table(record["rows"])),
+    "quantised": with_source("quantised", quantised),
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
 }
 

@@ -87,7 +87,7 @@ def build(
     device = resolve_target(target)
     output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
     check_output(output, force=force)
-    stopwatch = Stopwatch(on_phase=_print_phase if verbose else _print_nothing)
+    stopwatch = Stopwatch(on_phase=_print_phase) if verbose else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = load_checkpoint(checkpoint)
@@ -137,10 +137,6 @@ def build(
 
 def _print_phase(name: str, seconds: float) -> None:
     house.note(f"{name}: {seconds:.2f} s")
-
-
-def _print_nothing(_: str, __: float) -> None:
-    return
 
 
 @main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt")

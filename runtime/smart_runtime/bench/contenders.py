@@ -11,7 +11,7 @@ from pathlib import Path
 from smart_runtime.bundle import Bundle
 from smart_runtime.engines import Engine, create_engine, open_engine
 from smart_runtime.engines.onnx_weights import external_locations
-from smart_runtime.errors import BundleError, InputError
+from smart_runtime.errors import BundleError, EngineError, InputError
 from smart_runtime.manifest import DENSE
 
 BASELINE = "baseline"
@@ -96,7 +96,11 @@ def read_baseline(path: Path) -> Baseline:
         raise InputError(f"expected an ONNX file for the baseline, got none at {str(path)!r}; check the name")
     model = path.read_bytes()
     size = len(model)
-    for location in external_locations(model):
+    try:
+        locations = external_locations(model)
+    except EngineError as error:
+        raise EngineError(f"expected an ONNX file, got {str(path)!r}, which is none; check the baseline") from error
+    for location in locations:
         file = path.parent / location
         if not file.is_file():
             raise InputError(
