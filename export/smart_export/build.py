@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
@@ -20,6 +18,8 @@ from smart_export.errors import ExportError
 from smart_export.fold import affines_to_convolutions_, fold, fold_dense, padded, unmasked
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
 from smart_export.layers import NetworkCost, network_cost
+from smart_export.publish import publish, staged
+from smart_export.signing import public_half, sign_bundle_
 from smart_export.timings import Stopwatch
 from smart_export.verify import (
     RANDOM_IMAGES,
@@ -39,6 +39,9 @@ from smart_runtime.files import list_files
 from smart_runtime.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
 from smart_train import Checkpoint
 from smart_train.accounting import Densities, densities
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PRECISION = "fp32"
 BASELINES = (DENSE, "none")
@@ -67,6 +70,7 @@ class BuildResult:
         paths: one graph a path.
         baseline: the unmasked network, or None.
         densities: how much each path uses.
+        signer: the fingerprint of the key that signed it, None without one.
         seconds: what the build took.
     """
 
@@ -75,6 +79,7 @@ class BuildResult:
     paths: dict[str, ExportedGraph]
     baseline: ExportedGraph | None
     densities: Densities
+    signer: str | None
     seconds: float
 
 
@@ -92,6 +97,7 @@ def build_bundle(
     extra_images: Images | None = None,
     random_images: int = RANDOM_IMAGES,
     force: bool = False,
+    sign: Ed25519PrivateKey | None = None,
     on_step: Callable[[str], None] = _ignore,
     stopwatch: Stopwatch | None = None,
 ) -> BuildResult:
@@ -108,11 +114,12 @@ def build_bundle(
         extra_images: float32 (N, C, H, W) in [0, 1] to verify on beside the checkpoint's samples.
         random_images: how many images of noise to verify on beside them.
         force: replace a bundle that exists.
+        sign: the key to sign it with, from `smart_export.signing.load_private_key`.
         on_step: called after each graph, with its name.
         stopwatch: told what each phase took.
 
     Raises:
-        ExportError: if ``output`` cannot be used or ``default_path`` is no path.
+        ExportError: if ``output`` cannot be used or has no room, or ``default_path`` is no path.
         VerificationError: if a graph does not agree with its path; nothing is left behind.
     """
     started = time.perf_counter()
@@ -126,7 +133,7 @@ def build_bundle(
         checkpoint, target=target, extra_images=extra_images, random_images=random_images, stopwatch=stopwatch
     )
     place = Path(os.path.abspath(output))  # noqa: PTH100  # unlike resolve, it leaves links alone; "." gets a name
-    with _staging(place) as staging:
+    with staged(place) as staging:
         paths = {}
         for name in names:
             paths[name] = builder.path(name, staging)
@@ -139,15 +146,20 @@ def build_bundle(
             manifest = builder.manifest(paths, dense, default_path=default_path)
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_checksums(staging)
-            Bundle.open(staging).verify()  # what cannot be read back is not published
+            if sign is not None:
+                sign_bundle_(staging, sign)
+            # What cannot be read back, with the public half of its key, is not published.
+            written = Bundle.open(staging, trust=None if sign is None else public_half(sign))
+            written.verify()
         with stopwatch.phase("publish"):
-            _publish(staging, place, force=force)
+            publish(staging, place, force=force)
     return BuildResult(
         bundle=output,
         target=target,
         paths=paths,
         baseline=dense,
         densities=builder.densities,
+        signer=written.signer,
         seconds=time.perf_counter() - started,
     )
 
@@ -180,45 +192,6 @@ def _is_replaceable(output: Path) -> bool:
     except (BundleError, OSError):
         return False
     return MANIFEST in named and present <= set(named)
-
-
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """Yield a new hidden folder beside ``output``, removed again if it is still there at the end."""
-    staging = output.with_name(f".{output.name}.tmp")  # one name: what a killed export left goes with the next one
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _publish(staging: Path, output: Path, *, force: bool) -> None:
-    """Flush ``staging`` to the disk and give it its name; an old bundle is moved aside first and removed last."""
-    for path in (*staging.rglob("*"), staging):
-        _flush(path)
-    old = output.with_name(f".{output.name}.old")
-    if force and output.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-    try:
-        staging.rename(output)
-    except OSError:
-        if old.exists():
-            old.rename(output)
-        raise
-    _flush(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _Builder:
@@ -424,6 +397,7 @@ def summary(result: BuildResult) -> dict[str, Any]:
         "target": result.target.name,
         "profile": result.target.profile.name,
         "precision": PRECISION,
+        "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,
         "paths": {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import onnx
@@ -17,9 +19,11 @@ from smart_export.verify import (
     require,
     verification_images,
 )
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle import Bundle, GraphBytes
 from smart_runtime.engines import AUTO, create_engine
+from smart_runtime.errors import shortened
 from smart_runtime.manifest import DENSE, GraphInfo
+from smart_runtime.signatures import short_fingerprint
 from smart_train import Checkpoint
 
 
@@ -49,24 +53,35 @@ def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None) -> CheckRe
     """
     bundle.verify()
     findings = [Finding("checksums", f"{len(bundle.sums)} files are as exported"), Finding("manifest", "well formed")]
+    if bundle.signer is not None:
+        findings.append(Finding("signature", f"by the key {short_fingerprint(bundle.signer)}"))
     if source is not None:
         _check_kind(bundle, source)
     agreements: dict[str, Agreement] = {}
     baseline = bundle.manifest.baseline
     for graph in (*bundle.manifest.paths.values(), *([] if baseline is None else [baseline])):
-        findings.append(_check_graph(bundle, graph))
-        findings.append(_check_run(bundle, graph, source, agreements))
+        content = bundle.graph_bytes(graph.name)
+        findings.append(_check_graph(graph, content))
+        findings.append(_check_run(bundle, graph, content, source, agreements))
     return CheckResult(tuple(findings), agreements)
 
 
-def _check_graph(bundle: Bundle, graph: GraphInfo) -> Finding:
-    try:
-        onnx.checker.check_model(str(bundle.root / graph.file), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"expected valid ONNX in {graph.file}, got: {' '.join(str(error).split())}; export it again"
-        ) from error
+def _check_graph(graph: GraphInfo, content: GraphBytes) -> Finding:
+    # The checker looks for external tensors beside a file, so it gets one: a copy of the very bytes that were checked.
+    with tempfile.TemporaryDirectory(prefix="smart-export-check-") as folder:
+        model = Path(folder, PurePosixPath(graph.file).name)
+        model.write_bytes(content.model)
+        if content.weights is not None and content.weights_name is not None:
+            Path(folder, content.weights_name).write_bytes(content.weights)
+        _check_onnx(model, name=graph.file)
     return Finding(f"{graph.name}: ONNX", "onnx.checker full check passes")
+
+
+def _check_onnx(model: Path, *, name: str) -> None:
+    try:
+        onnx.checker.check_model(str(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"expected valid ONNX in {name}, got: {shortened(str(error))}; export it again") from error
 
 
 def _check_kind(bundle: Bundle, source: Checkpoint) -> None:
@@ -82,12 +97,10 @@ def _check_kind(bundle: Bundle, source: Checkpoint) -> None:
 
 
 def _check_run(
-    bundle: Bundle, graph: GraphInfo, source: Checkpoint | None, agreements: dict[str, Agreement]
+    bundle: Bundle, graph: GraphInfo, content: GraphBytes, source: Checkpoint | None, agreements: dict[str, Agreement]
 ) -> Finding:
     manifest = bundle.manifest
-    engine = create_engine(
-        AUTO, bundle.graph_bytes(graph.name), inputs=manifest.input, outputs=manifest.output, threads=1
-    )
+    engine = create_engine(AUTO, content, inputs=manifest.input, outputs=manifest.output, threads=1)
     try:
         if source is None:
             images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)

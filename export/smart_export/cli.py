@@ -14,9 +14,11 @@ from smart_devices.version import version
 from smart_export.build import BASELINES, build_bundle, check_output, summary
 from smart_export.check import check_bundle
 from smart_export.errors import ExportError
+from smart_export.signing import load_private_key, write_key_pair
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
 from smart_export.verify import Images
 from smart_runtime.bundle import Bundle
+from smart_runtime.cli import trust_option
 from smart_runtime.manifest import DENSE
 from smart_runtime.units import si
 from smart_train.checkpoint import Checkpoint, describe, load_checkpoint
@@ -67,6 +69,7 @@ def _images(spec: str, checkpoint: Checkpoint, places: DataPlaces) -> Images:
 @data_options
 @click.option("--default-path", metavar="PATH", help="The path a model starts on.  [default: clean]")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
+@click.option("--sign", type=_FILE, metavar="KEY", help="Sign the bundle with this private key (smart-export keygen).")
 @click.option("--verbose", is_flag=True, help="Say on standard error what each phase took.")
 @house.json_option
 def build(
@@ -79,6 +82,7 @@ def build(
     places: DataPlaces,
     default_path: str | None,
     force: bool,
+    sign: Path | None,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -87,6 +91,7 @@ def build(
     device = resolve_target(target)
     output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
     check_output(output, force=force)
+    key = None if sign is None else load_private_key(sign)
     stopwatch = Stopwatch(on_phase=_print_phase) if verbose else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
@@ -105,6 +110,7 @@ def build(
             default_path=default_path,
             extra_images=extra,
             force=force,
+            sign=key,
             on_step=advance,
             stopwatch=stopwatch,
         )
@@ -144,15 +150,19 @@ def _print_phase(name: str, seconds: float) -> None:
 @click.option(
     "--source", type=_FILE, metavar="CKPT", help="Also check that the graphs are the paths of this checkpoint."
 )
+@trust_option
 @house.json_option
-def check(*, bundle: Path, source: Path | None, as_json: bool) -> None:
+def check(*, bundle: Path, source: Path | None, trust: Path | None, as_json: bool) -> None:
     """Check every byte of BUNDLE, its manifest and its graphs, and run each graph."""
-    result = check_bundle(Bundle.open(bundle), source=None if source is None else load_checkpoint(source))
+    opened = Bundle.open(bundle, trust=trust)
+    result = check_bundle(opened, source=None if source is None else load_checkpoint(source))
     if as_json:
         house.print_json(
             {
                 "bundle": str(bundle),
                 "ok": True,
+                "signed": opened.signed,
+                "signed_by": opened.signer,
                 "checks": [{"check": f.check, "detail": f.detail} for f in result.findings],
                 "paths": {
                     name: {
@@ -168,6 +178,23 @@ def check(*, bundle: Path, source: Path | None, as_json: bool) -> None:
         return
     rows = [[f.check, f.detail] for f in result.findings]
     house.console().print(house.table(f"{bundle}: all holds", ["check", "result"], rows, text_columns=2))
+
+
+@main.command(epilog="Example: smart-export keygen release")
+@click.argument("key", type=_FILE)
+@house.json_option
+def keygen(*, key: Path, as_json: bool) -> None:
+    """Make a pair of Ed25519 keys: KEY, which signs bundles and stays secret, and KEY.pub, which checks them."""
+    pair = write_key_pair(key)
+    if as_json:
+        house.print_json({"key": str(pair.private), "public": str(pair.public), "fingerprint": pair.fingerprint})
+        return
+    for line in (
+        f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}",
+        f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}",
+        f"fingerprint {pair.fingerprint}",
+    ):
+        house.console().print(line, markup=False, soft_wrap=True)
 
 
 @main.command(epilog="Example: smart-export info ckpt.pt")

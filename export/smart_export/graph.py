@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,7 +124,12 @@ def _with_weights(model: ir.Model, module: nn.Module) -> ir.Model:
 
 
 def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], opset: int) -> ir.Model:
-    """Convert one folded module; see :class:`Converter`."""
+    """Convert one folded module; see :class:`Converter`.
+
+    Raises:
+        FileNotFoundError: if no folder for temporary files can be written, as when every disk is full.
+    """
+    tempfile.gettempdir()  # torch needs one too, and what it says without is a traceback about something else
     example = torch.zeros(2, *input_shape)  # a batch of 1 would be taken for a constant
     with _quiet():
         program = torch.onnx.export(

@@ -11,7 +11,7 @@ engine either; ONNX Runtime, Pillow and matplotlib are imported where they are u
 """
 
 from smart_runtime.bundle import Bundle
-from smart_runtime.errors import BundleError, ClosedError, EngineError, InputError, PathError
+from smart_runtime.errors import BundleError, ClosedError, EngineError, InputError, PathError, SignatureError
 from smart_runtime.model import Result, SmartModel
 from smart_runtime.stats import PathStats, Stats
 
@@ -24,6 +24,7 @@ __all__ = [
     "PathError",
     "PathStats",
     "Result",
+    "SignatureError",
     "SmartModel",
     "Stats",
 ]

@@ -8,31 +8,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smart_runtime.checksums import CHECKSUMS, SIGNATURE, parse_checksums, sha256_of_file, write_checksums
-from smart_runtime.errors import BundleError
-from smart_runtime.files import list_files, read_bounded
+from smart_runtime.checksums import CHECKSUMS, SIGNATURE, check_sum, parse_checksums, sha256_of_file, write_checksums
+from smart_runtime.errors import BundleError, SignatureError
+from smart_runtime.files import MAX_FILE_BYTES, list_files, open_plain, read_at_most, read_bounded
+from smart_runtime.graphs import MAX_GRAPH_BYTES, GraphBytes, HeldGraph
 from smart_runtime.manifest import MAX_BYTES, Manifest, parse_manifest
+from smart_runtime.signatures import SIGNATURE_BYTES, PublicKey, load_public_key
 
-__all__ = ["CHECKSUMS", "MANIFEST", "SIGNATURE", "Bundle", "GraphBytes", "write_checksums"]
+__all__ = ["CHECKSUMS", "MANIFEST", "SIGNATURE", "Bundle", "GraphBytes", "HeldGraph", "write_checksums"]
 
 MANIFEST = "manifest.json"
 
-_MAX_CHECKSUMS_BYTES = 1024 * 1024
-_MAX_GRAPH_BYTES = 2**31 - 1  # what a protobuf file can hold
-_MAX_WEIGHTS_BYTES = 16 * 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphBytes:
-    """One graph, checked and in memory: what an engine is made from.
-
-    ``model`` is an ONNX file; ``weights`` is the file that its external tensors call ``weights_name``, both None for a
-    graph without external tensors.
-    """
-
-    model: bytes = field(repr=False)
-    weights: bytes | None = field(repr=False)
-    weights_name: str | None
+MAX_CHECKSUMS_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +27,10 @@ class Bundle:
     """An open bundle: its manifest, checked; its other files are read and checked when asked for.
 
     ``digest`` is the SHA-256 of the bytes of ``SHA256SUMS``, so it stands for every byte of the bundle; ``sums`` are
-    the checksums by file name.
+    the checksums by file name. ``signed`` says whether a signature lies in it, ``signer`` whose it is: the fingerprint
+    of the trusted key, None where none was given and so nothing was looked at.
 
-        bundle = Bundle.open("bundle/")
+        bundle = Bundle.open("bundle/", trust="release.pub")
         bundle.verify()                      # every byte is what was exported
         graph = bundle.graph_bytes("clean")
     """
@@ -51,18 +39,29 @@ class Bundle:
     manifest: Manifest
     digest: str
     sums: Mapping[str, str] = field(repr=False)
+    signed: bool
+    signer: str | None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], *, trust: str | os.PathLike[str] | PublicKey | None = None) -> Bundle:
         """Open the bundle in the directory ``path``.
 
         Reads ``SHA256SUMS`` and the manifest, and checks that the directory holds exactly the files that the checksums
         name. The graphs are not read yet: `graph_bytes` checks what it reads, `verify` checks all.
 
+        Args:
+            path: The directory.
+            trust: An Ed25519 public key, or its PEM file: only a bundle with its signature is opened, and nothing of
+                another one is parsed. Without it a signature is not looked at, and the checksums protect against
+                accidents only: who changes a file can make them anew.
+
         Raises:
             BundleError: Not a bundle, a file missing, added or changed, a link, or a manifest of a newer format.
+            SignatureError: No signature by the key ``trust``, or no such key.
+            MissingExtraError: The library that checks signatures is not installed.
             OSError: The system cannot read a file.
         """
+        key = load_public_key(trust) if isinstance(trust, str | os.PathLike) else trust
         root = Path(path)
         if not root.is_dir():
             what = "a file" if root.exists() else "nothing there"
@@ -71,13 +70,16 @@ class Bundle:
             raise BundleError(
                 f"expected a bundle at {str(root)!r}, got a directory without {CHECKSUMS}; `smart-export` makes one"
             )
-        checksums = read_bounded(root / CHECKSUMS, max_bytes=_MAX_CHECKSUMS_BYTES)
+        checksums = read_bounded(root, CHECKSUMS, max_bytes=MAX_CHECKSUMS_BYTES)
+        if key is not None:
+            key.check(_read_signature(root), checksums, name=SIGNATURE)
         sums = parse_checksums(checksums)
-        _check_names(set(list_files(root)) - {CHECKSUMS, SIGNATURE}, named=set(sums))
+        present = set(list_files(root))
+        _check_names(present - {CHECKSUMS, SIGNATURE}, named=set(sums))
         if MANIFEST not in sums:
             raise BundleError(f"expected {MANIFEST} in the bundle, got none; copy or export the bundle again")
-        data = read_bounded(root / MANIFEST, max_bytes=MAX_BYTES)
-        _check_sum(MANIFEST, hashlib.sha256(data).hexdigest(), expected=sums[MANIFEST])
+        data = read_bounded(root, MANIFEST, max_bytes=MAX_BYTES)
+        check_sum(MANIFEST, hashlib.sha256(data).hexdigest(), expected=sums[MANIFEST])
         manifest = parse_manifest(data)
         for graph in manifest.graphs:
             for name in graph.files:
@@ -85,7 +87,14 @@ class Bundle:
                     raise BundleError(
                         f"expected {name!r} for {graph.name!r} in the bundle, got none; copy or export the bundle again"
                     )
-        return cls(root=root, manifest=manifest, digest=hashlib.sha256(checksums).hexdigest(), sums=sums)
+        return cls(
+            root=root,
+            manifest=manifest,
+            digest=hashlib.sha256(checksums).hexdigest(),
+            sums=sums,
+            signed=SIGNATURE in present,
+            signer=None if key is None else key.fingerprint,
+        )
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """Return the bytes of the file ``name``, read once and checked: no other bytes can take their place later.
@@ -98,9 +107,21 @@ class Bundle:
             raise BundleError(
                 f"expected a file that {CHECKSUMS} names, got {name!r}; `smart-run info` lists the graphs"
             )
-        data = read_bounded(self.root / name, max_bytes=max_bytes)
-        _check_sum(name, hashlib.sha256(data).hexdigest(), expected=self.sums[name])
+        data = read_bounded(self.root, name, max_bytes=max_bytes)
+        check_sum(name, hashlib.sha256(data).hexdigest(), expected=self.sums[name])
         return data
+
+    def hold(self, name: str) -> HeldGraph:
+        """Return the files of the path ``name``, or of ``dense``, held open for the caller to close.
+
+        They are read and checked later, `HeldGraph.read`, however often, and even if the bundle is gone by then.
+
+        Raises:
+            PathError: No graph is called that.
+            BundleError: A file of the graph is gone, a link or too large.
+            OSError: The system cannot open a file.
+        """
+        return HeldGraph(self.root, self.manifest.graph(name), sums=self.sums)
 
     def graph_bytes(self, name: str) -> GraphBytes:
         """Return the graph of the path ``name``, or of ``dense``, read once and checked.
@@ -112,10 +133,8 @@ class Bundle:
             BundleError: A file of the graph was changed, or is gone.
             OSError: The system cannot read a file.
         """
-        graph = self.manifest.graph(name)
-        model = self.read(graph.file, max_bytes=_MAX_GRAPH_BYTES)
-        weights = None if graph.weights is None else self.read(graph.weights, max_bytes=_MAX_WEIGHTS_BYTES)
-        return GraphBytes(model=model, weights=weights, weights_name=graph.weights_name)
+        with self.hold(name) as held:
+            return held.read()
 
     def verify(self, *, skip: Collection[str] = ()) -> None:
         """Check every file against ``SHA256SUMS``, in pieces, except those in ``skip`` that the caller reads anyway.
@@ -124,9 +143,22 @@ class Bundle:
             BundleError: A file was changed, or is gone.
             OSError: The system cannot read a file.
         """
+        bounds = {MANIFEST: MAX_BYTES} | {graph.file: MAX_GRAPH_BYTES for graph in self.manifest.graphs}
         for name, expected in self.sums.items():
             if name not in skip:
-                _check_sum(name, sha256_of_file(self.root / name), expected=expected)
+                actual = sha256_of_file(self.root, name, max_bytes=bounds.get(name, MAX_FILE_BYTES))
+                check_sum(name, actual, expected=expected)
+
+
+def _read_signature(root: Path) -> bytes:
+    """Return the signature's bytes, one more than a signature has if there are more."""
+    if not os.path.lexists(root / SIGNATURE):
+        raise SignatureError(
+            f"expected a signature in {SIGNATURE}, since a key to trust was given, got none; "
+            "get the signed bundle, or leave the key out to open it unsigned"
+        )
+    with open_plain(root, SIGNATURE) as (file, _):
+        return read_at_most(file, SIGNATURE_BYTES + 1)
 
 
 def _check_names(present: set[str], *, named: set[str]) -> None:
@@ -134,11 +166,3 @@ def _check_names(present: set[str], *, named: set[str]) -> None:
         raise BundleError(f"expected {missing[0]!r}, which {CHECKSUMS} names, got no such file; copy the bundle again")
     if extra := sorted(present - named):
         raise BundleError(f"expected only files that {CHECKSUMS} names, got {extra[0]!r} too; remove it")
-
-
-def _check_sum(name: str, actual: str, *, expected: str) -> None:
-    if actual != expected:
-        raise BundleError(
-            f"expected {name!r} as it was exported (SHA-256 {expected[:12]}...), got changed bytes ({actual[:12]}...); "
-            "copy or export the bundle again"
-        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from smart_runtime.errors import BundleError
-from smart_runtime.files import list_files, open_plain
+from smart_runtime.files import MAX_FILE_BYTES, check_size, list_files, open_plain
 from smart_runtime.manifest import is_inside
 
 CHECKSUMS = "SHA256SUMS"
@@ -26,14 +26,14 @@ def write_checksums(directory: Path) -> None:
     ``sha256sum --check SHA256SUMS`` reads it too.
 
     Raises:
-        BundleError: A link or special file, or a name that the format cannot hold, lies in the directory.
+        BundleError: A link or special file, or a name or size that the format cannot hold, lies in the directory.
         OSError: A file cannot be read, or the checksums cannot be written.
     """
     names = [name for name in list_files(directory) if name not in {CHECKSUMS, SIGNATURE}]
     for name in names:
         if not is_inside(name):
             raise BundleError(f"expected plain file names in a bundle, got {name!r}; rename the file")
-    lines = [f"{sha256_of_file(directory / name)}  {name}\n" for name in names]
+    lines = [f"{sha256_of_file(directory, name, max_bytes=MAX_FILE_BYTES)}  {name}\n" for name in names]
     (directory / CHECKSUMS).write_bytes("".join(lines).encode("utf-8"))
 
 
@@ -62,18 +62,30 @@ def parse_checksums(data: bytes) -> Mapping[str, str]:
     return MappingProxyType(sums)
 
 
-def sha256_of_file(path: Path) -> str:
+def sha256_of_file(directory: Path, name: str, *, max_bytes: int) -> str:
     """Return the lower-case hex SHA-256 of a plain file, read in pieces so that a large one fits in memory.
 
     Raises:
-        BundleError: It does not exist or is a link.
+        BundleError: It does not exist, is or lies behind a link, or is larger than ``max_bytes``.
         OSError: The system cannot read it.
     """
     digest = hashlib.sha256()
-    with open_plain(path) as (file, _):
-        while piece := file.read(_CHUNK_BYTES):
+    with open_plain(directory, name) as (file, size):
+        check_size(name, size, max_bytes=max_bytes)
+        left = size + 1  # one that grows while it is read has another checksum, and an end
+        while piece := file.read(min(left, _CHUNK_BYTES)):
             digest.update(piece)
+            left -= len(piece)
     return digest.hexdigest()
+
+
+def check_sum(name: str, actual: str, *, expected: str) -> None:
+    """Raise BundleError unless the checksums ``actual`` and ``expected`` are the same."""
+    if actual != expected:
+        raise BundleError(
+            f"expected {name!r} as it was exported (SHA-256 {expected[:12]}...), got changed bytes ({actual[:12]}...); "
+            "copy or export the bundle again"
+        )
 
 
 def _damaged(expected: str, got: str) -> BundleError:

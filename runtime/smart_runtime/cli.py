@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -16,7 +17,21 @@ from smart_runtime.engines import Scores
 from smart_runtime.manifest import GraphInfo
 from smart_runtime.model import SmartModel
 from smart_runtime.pictures import read_picture
+from smart_runtime.signatures import short_fingerprint
 from smart_runtime.units import si
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def trust_option(function: _F) -> _F:
+    """Add ``--trust``, for every command that opens bundles."""
+    return click.option(
+        "--trust",
+        metavar="KEY.pub",
+        default=None,
+        type=click.Path(path_type=Path),
+        help="Open a bundle only if it is signed with this key.",
+    )(function)
 
 
 @click.group(cls=Group, epilog="Example: smart-run infer bundle/ picture.png --path robust --top 3")
@@ -31,17 +46,25 @@ def main() -> None:
 @click.option("--path", default=None, help="Path that answers.  [default: the bundle's own]")
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show a picture.")
 @click.option("--threads", default=None, type=click.IntRange(min=1), help="Threads.  [default: one a physical core]")
+@trust_option
 @json_option
 def infer(
-    *, bundle: Path, pictures: tuple[Path, ...], path: str | None, top: int, threads: int | None, as_json: bool
+    *,
+    bundle: Path,
+    pictures: tuple[Path, ...],
+    path: str | None,
+    top: int,
+    threads: int | None,
+    trust: Path | None,
+    as_json: bool,
 ) -> None:
     """Classify pictures, after the preprocessing that the bundle asks for.
 
     Each picture is one call of batch 1; the latency is that of the call, without reading the file.
     """
-    with SmartModel.load(bundle, path=path, threads=threads) as model:
+    with SmartModel.load(bundle, path=path, threads=threads, trust=trust) as model:
         answers = [_classify(model, picture, top=top) for picture in pictures]
-        used = model.path
+        used, signer = model.path, model.bundle.signer
     if as_json:
         results = [
             {
@@ -51,7 +74,7 @@ def infer(
             }
             for answer in answers
         ]
-        print_json({"bundle": str(bundle), "path": used, "results": results})
+        print_json({"bundle": str(bundle), "signed_by": signer, "path": used, "results": results})
         return
     rows = []
     for answer in answers:
@@ -62,12 +85,13 @@ def infer(
     console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))
 
 
-@main.command(epilog="Example: smart-run info bundle/")
+@main.command(epilog="Example: smart-run info bundle/ --trust release.pub")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@trust_option
 @json_option
-def info(*, bundle: Path, as_json: bool) -> None:
+def info(*, bundle: Path, trust: Path | None, as_json: bool) -> None:
     """Say what a bundle holds, and check every byte of it; needs no engine."""
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust=trust)
     opened.verify()
     manifest = opened.manifest
     spec = manifest.input
@@ -76,6 +100,8 @@ def info(*, bundle: Path, as_json: bool) -> None:
             {
                 "bundle": str(bundle),
                 "digest": opened.digest,
+                "signed": opened.signed,
+                "signed_by": opened.signer,
                 "name": manifest.package_name,
                 "format_version": manifest.format_version,
                 "created_by": manifest.created_by,
@@ -94,6 +120,7 @@ def info(*, bundle: Path, as_json: bool) -> None:
         f"images {' x '.join(str(side) for side in spec.shape)}, classes {manifest.output.classes}, "
         f"default path {manifest.default_path}",
         f"digest {opened.digest}: every byte is as exported",
+        _signature(opened, trust),
     ):
         out.print(line, markup=False, soft_wrap=True)
     rows = [
@@ -110,6 +137,12 @@ def info(*, bundle: Path, as_json: bool) -> None:
     ]
     columns = ["graph", "density", "MACs", "parameters", "size", "clean accuracy", "robust accuracy"]
     out.print(table("", columns, rows))
+
+
+def _signature(bundle: Bundle, trust: Path | None) -> str:
+    if bundle.signer is not None:
+        return f"signed with the key of {trust} ({short_fingerprint(bundle.signer)})"
+    return "signed, but not checked: --trust KEY.pub checks it" if bundle.signed else "not signed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 from smart_devices.errors import SmartError
 
@@ -14,21 +15,33 @@ JsonObject: TypeAlias = Mapping[str, Any]
 Damaged: TypeAlias = Callable[[str], SmartError]
 """Makes the error that is raised from "expected X at Y, got Z"."""
 
+MAX_DEPTH = 64
+"""No document is nested deeper: a manifest has 9 levels."""
+
+MAX_TEXT = 4096
+"""Characters of a text that is read as such: they reach terminals and error messages."""
+
+_MAX_COUNT = 2**63 - 1  # more than any size or count
+_MAX_DIGITS = 300  # of a number: what they make fits a float, and reading them takes no time that grows as their square
+
 
 def parse_document(data: bytes, *, damaged: Damaged) -> Reader:
     """Return a reader of the JSON object in ``data``; only what ``damaged`` makes is raised.
 
     Stricter than `json.loads`: UTF-8 only, no NaN or infinity, no key twice in one object (two readers may take
-    different ones of the two values).
+    different ones of the two values), at most `MAX_DEPTH` levels, no number of more than 300 characters.
     """
     try:
+        text = data.decode("utf-8")
+        _check_depth(text)
         document = json.loads(
-            data.decode("utf-8"),
+            text,
             parse_constant=_refuse_constant,
+            parse_int=_whole,
             parse_float=_finite,
             object_pairs_hook=_unique_keys,
         )
-    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are the first, deep nesting the second
+    except ValueError as error:  # bad UTF-8, bad JSON, and what the functions below refuse
         raise damaged(f"expected JSON in UTF-8, got {type(error).__name__}: {error}") from error
     return Reader(document, where="", damaged=damaged)
 
@@ -45,6 +58,7 @@ class Reader:
             raise damaged(f"expected an object at {where or 'the document'}, got {_shown(value)}")
         self.raw: JsonObject = MappingProxyType(value)
         self._where = where
+        self._place = where or "the document"
         self._damaged = damaged
 
     @property
@@ -56,6 +70,16 @@ class Reader:
         """Return the error that says that ``expected`` should stand under ``key``."""
         got = _shown(self.raw[key]) if key in self.raw else "nothing"
         return self._damaged(f"expected {expected} at {self._path(key)}, got {got}")
+
+    def unlike(self, expected: str) -> SmartError:
+        """Return the error that says that this object should have ``expected``, and which keys it has."""
+        return self._damaged(f"expected {expected} at {self._place}, got {_shown(self.keys)}")
+
+    def only(self, *allowed: str) -> None:
+        """Refuse every key but ``allowed``; none of them need be there."""
+        for key in self.raw:
+            if key not in allowed:
+                raise self._damaged(f"expected only {', '.join(allowed)} at {self._place}, got {_shown(key)} too")
 
     def value(self, key: str) -> Any:
         """Return what stands under ``key``, None for null and for nothing."""
@@ -80,12 +104,12 @@ class Reader:
         return tuple(Reader(item, where=f"{path}[{i}]", damaged=self._damaged) for i, item in enumerate(value))
 
     def string(self, key: str) -> str:
-        """Return the text under ``key``, not empty.
+        """Return the text under ``key``, not empty and not longer than `MAX_TEXT`.
 
         It is printable: such texts reach terminals, where a stranger's control characters could redraw the screen.
         """
         value = self.value(key)
-        if not isinstance(value, str) or not value or not value.isprintable():
+        if not _is_printable(value) or not value:
             raise self.wrong(key, "a printable text")
         return value
 
@@ -96,15 +120,15 @@ class Reader:
     def strings(self, key: str) -> tuple[str, ...]:
         """Return the list of printable texts under ``key``; they may be empty."""
         value = self.value(key)
-        if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
+        if not isinstance(value, list) or not all(map(_is_printable, value)):
             raise self.wrong(key, "a list of printable texts")
         return tuple(value)
 
     def texts(self) -> dict[str, str]:
         """Return every key with the text under it; both are printable, as those of `string`."""
         for key in self.raw:
-            if not key.isprintable():
-                raise self._damaged(f"expected printable keys at {self._where or 'the document'}, got {_shown(key)}")
+            if not _is_printable(key):
+                raise self._damaged(f"expected printable keys at {self._place}, got {_shown(key)}")
         return {key: self.string(key) for key in self.raw}
 
     def choice(self, key: str, choices: Sequence[str | None]) -> Any:
@@ -114,11 +138,12 @@ class Reader:
             raise self.wrong(key, "one of " + ", ".join(json.dumps(choice) for choice in choices))
         return value
 
-    def integer(self, key: str, *, low: int) -> int:
-        """Return the whole number under ``key``, at least ``low`` and below 2**63, more than any size or count."""
+    def integer(self, key: str, *, low: int, high: int = _MAX_COUNT) -> int:
+        """Return the whole number under ``key``, from ``low`` to ``high``."""
         value = self.value(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:  # a bool is an int
-            raise self.wrong(key, f"a whole number, {low} or more,")
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:  # a bool is an int
+            span = f"{low} or more," if high == _MAX_COUNT else f"{low} to {high},"
+            raise self.wrong(key, f"a whole number, {span}")
         return value
 
     def optional_integer(self, key: str, *, low: int) -> int | None:
@@ -165,6 +190,22 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
+def _is_printable(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value.isprintable() and len(value) <= MAX_TEXT
+
+
+def _check_depth(text: str) -> None:
+    """Refuse text that is nested deeper than `MAX_DEPTH`, before a parser that recurses sees it."""
+    # What stands between quotes is text: with the escaped backslashes and then the escaped quotes gone, that is every
+    # second piece. A backslash outside of a text is no JSON, and the parser stops there.
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    depth = 0
+    for bracket in re.sub(r"[^\[\]{}]+", "", outside):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels")
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -172,11 +213,21 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _whole(text: str) -> int:
+    return int(_short(text))
+
+
 def _finite(text: str) -> float:
-    value = float(text)
+    value = float(_short(text))
     if value in {float("inf"), float("-inf")}:
         raise ValueError(f"{text[:20]}, which is larger than any number")
     return value
+
+
+def _short(number: str) -> str:
+    if len(number) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(number)} characters")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from smart_devices.errors import SmartError
 
+_MAX_QUOTED = 600  # characters
+
+
+def shortened(text: str) -> str:
+    """Return what a library says, or what stands in a stranger's file, as one short printable line for an error."""
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text[:100_000].split()))
+    return line if len(line) <= _MAX_QUOTED else f"{line[:_MAX_QUOTED]}..."
+
 
 class BundleError(SmartError):
     """A bundle is damaged, incomplete, changed since export, or of a newer format."""
+
+
+class SignatureError(BundleError):
+    """A bundle's signature is missing or not that of the trusted key, or a key is not what it should be."""
 
 
 class InputError(SmartError):
@@ -18,8 +30,12 @@ class PathError(SmartError):
 
 
 class ClosedError(SmartError):
-    """A call on a model after ``close()``."""
+    """A call on a model after ``close()``, or in a process that was forked from the one that loaded it."""
 
 
 class EngineError(SmartError):
     """The engine could not be created, or failed while running."""
+
+
+class OutOfMemoryError(EngineError):
+    """There is no room for an engine, in memory or within the budget."""

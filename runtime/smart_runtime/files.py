@@ -1,75 +1,176 @@
-"""Read a bundle's files without following links: each file is opened once and what was read is what is used."""
+"""Read a bundle's files without following links: each file is opened once and what was read is what is used.
+
+A name is opened folder by folder below the bundle's root, so that no folder can be swapped for a link on the way. The
+root itself may be a link: it is the user's own word for the bundle.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from smart_runtime.errors import BundleError
+
+MAX_ENTRIES = 4096
+"""No bundle has more files and folders: three graphs, their weights and a few engines are below a hundred."""
+
+MAX_DEPTH = 8
+"""No file of a bundle lies below more folders, the root not counted."""
+
+MAX_FILE_BYTES = 16 * 2**30
+"""No file of a bundle is larger: the weights of a classifier are below 2 GiB in float32."""
+
+_FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
+# O_NONBLOCK: a named pipe put in the file's place must not hang the reader.
+_FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+_REAL_FILES = "copy the bundle with its real files"
 
 
 def list_files(directory: Path) -> list[str]:
     """Return the names of all files under ``directory``, relative, with forward slashes, sorted.
 
     Raises:
-        BundleError: A link, or anything that is neither a file nor a directory, lies in it.
+        BundleError: A link, or anything that is neither a file nor a directory, lies in it; or more than `MAX_ENTRIES`
+            files and folders, or folders deeper than `MAX_DEPTH`.
         OSError: It cannot be listed.
     """
     names: list[str] = []
-    pending = [directory]
+    pending = [""]
+    entries = 0
     while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                name = Path(entry.path).relative_to(directory).as_posix()
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):
-                    names.append(name)
-                else:
+        folder = pending.pop()
+        for entry in _entries(directory, folder):
+            entries += 1
+            if entries > MAX_ENTRIES:
+                raise BundleError(
+                    f"expected at most {MAX_ENTRIES} files and folders in a bundle, got more; give a bundle's directory"
+                )
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if name.count("/") >= MAX_DEPTH:
                     raise BundleError(
-                        f"expected only plain files and directories in a bundle, got {name!r}, a link or special file; "
-                        "copy the bundle with its real files"
+                        f"expected folders at most {MAX_DEPTH} deep in a bundle, got deeper ones; "
+                        "give a bundle's directory"
                     )
+                pending.append(name)
+            elif entry.is_file(follow_symlinks=False):
+                names.append(name)
+            else:
+                raise BundleError(
+                    f"expected only plain files and directories in a bundle, got {name!r}, a link or special file; "
+                    f"{_REAL_FILES}"
+                )
     return sorted(names)
 
 
+def _entries(directory: Path, folder: str) -> Iterator[os.DirEntry[str]]:
+    with _opened(directory, folder) as descriptor, os.scandir(descriptor) as entries:
+        yield from entries
+
+
 @contextmanager
-def open_plain(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a plain file for reading and yield it with its size in bytes.
+def open_plain(directory: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Open the plain file ``name`` below ``directory`` for reading and yield it with its size in bytes.
+
+    The file is not buffered; its descriptor is closed in processes that this one starts.
 
     Raises:
-        BundleError: It does not exist, or is a link or special file.
+        BundleError: It does not exist, or it, or a folder on the way to it, is a link or special.
         OSError: The system cannot open or read it.
     """
-    # O_NONBLOCK: a named pipe put in the file's place must not hang the reader.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    file, size = open_held(directory, name)
+    with file:
+        yield file, size
+
+
+def open_held(directory: Path, name: str) -> tuple[BinaryIO, int]:
+    """Return what `open_plain` yields, for the caller to close."""
+    folder, _, last = name.rpartition("/")
+    with _opened(directory, folder) as inside, _refusing_links(name):
+        descriptor = os.open(last, _FILE, dir_fd=inside)
     try:
-        descriptor = os.open(path, flags)
-    except FileNotFoundError as error:
-        raise BundleError(f"expected {path.name} in the bundle, got none; copy or export the bundle again") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"expected {path.name} to be a plain file; copy the bundle with its real files")
-        yield file, status.st_size
+            _refuse_special(name)
+        return os.fdopen(descriptor, "rb", buffering=0), status.st_size
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
-def read_bounded(path: Path, *, max_bytes: int) -> bytes:
-    """Return the content of a plain file of at most ``max_bytes``.
+@contextmanager
+def _opened(directory: Path, folder: str) -> Iterator[int]:
+    """Yield a descriptor of ``folder`` below ``directory``, "" for itself, opened part by part."""
+    try:
+        descriptor = os.open(directory, _FOLDER)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"expected a bundle directory at {str(directory)!r}, got none; copy or export the bundle again"
+        ) from error
+    try:
+        for part in filter(None, folder.split("/")):
+            with _refusing_links(folder):
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
+            descriptor, outer = inner, descriptor
+            os.close(outer)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _refusing_links(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BundleError(f"expected {name!r} in the bundle, got none; copy or export the bundle again") from error
+    except OSError as error:
+        # A link in the place of a file, one in the place of a folder, a socket.
+        if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}:
+            _refuse_special(name)
+        raise
+
+
+def _refuse_special(name: str) -> NoReturn:
+    raise BundleError(
+        f"expected only plain files and directories in a bundle, got {name!r}, a link or special file; {_REAL_FILES}"
+    )
+
+
+def read_bounded(directory: Path, name: str, *, max_bytes: int) -> bytes:
+    """Return the content of the plain file ``name`` below ``directory``, of at most ``max_bytes``.
 
     Raises:
-        BundleError: It does not exist, is a link, or is larger.
+        BundleError: It does not exist, is or lies behind a link, or is larger.
         OSError: The system cannot read it.
     """
-    with open_plain(path) as (file, size):
-        # Python reserves what it is asked to read: with max_bytes, more than a small board has.
-        data = file.read(size + 1) if size <= max_bytes else b""
-        if size > max_bytes or len(data) > max_bytes:  # the second: it grew after it was opened
-            raise BundleError(
-                f"expected {path.name} of at most {max_bytes} bytes, got {size}; copy or export the bundle again"
-            )
+    with open_plain(directory, name) as (file, size):
+        check_size(name, size, max_bytes=max_bytes)
+        data = read_at_most(file, size + 1)  # one more than it had, so that one that grew is not taken for the old one
+        check_size(name, len(data), max_bytes=max_bytes)
         return data
+
+
+def read_at_most(file: BinaryIO, count: int) -> bytes:
+    """Return the first ``count`` bytes of an open file, fewer where it ends; its position is not used or moved."""
+    pieces: list[bytes] = []
+    offset = 0
+    # Linux reads at most 2**31 - 4096 bytes at once, so this loops for large files only.
+    while offset < count and (piece := os.pread(file.fileno(), count - offset, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+    return b"".join(pieces)
+
+
+def check_size(name: str, size: int, *, max_bytes: int) -> None:
+    """Raise BundleError if ``size`` is more than ``max_bytes``."""
+    if size > max_bytes:
+        raise BundleError(
+            f"expected {name!r} of at most {max_bytes} bytes, got {size}; copy or export the bundle again"
+        )

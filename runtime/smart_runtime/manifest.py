@@ -21,8 +21,18 @@ DENSE = "dense"
 MAX_BYTES = 16 * 1024 * 1024
 """No manifest is larger: one of ResNet-152 with all its layers is below 100 KB."""
 
-PATH_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+PATH_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 """What a path's name looks like (match it fully)."""
+
+# A runtime reserves memory by these numbers before it has seen a graph; each is far above what any classifier has.
+MAX_PATHS = 16
+MAX_CHANNELS = 4096
+MAX_SIDE = 65_536
+MAX_ELEMENTS = 2**27
+"""Of one image: 512 MiB of float32."""
+MAX_CLASSES = 2**20
+_MAX_VARIANTS = 16  # of a component: one an execution provider
+_MAX_NAME = 1024  # characters of a file's name: it stands in error messages
 
 Colour: TypeAlias = Literal["RGB", "L"]
 
@@ -144,7 +154,8 @@ class Manifest:
 def parse_manifest(data: bytes) -> Manifest:
     """Return what the bytes of a ``manifest.json`` say.
 
-    Unknown keys are ignored. ``data`` may come from anyone: only BundleError comes out.
+    Unknown keys of ours are ignored; in the rest, which ONNX Runtime's own reader would act on, they are refused.
+    ``data`` may come from anyone: only BundleError comes out.
 
     Raises:
         BundleError: Not JSON, a newer format, or a field that is missing, of the wrong type or out of range.
@@ -160,7 +171,7 @@ def parse_manifest(data: bytes) -> Manifest:
             "install a newer smart-edge on this device or export the bundle again with this one"
         )
     manifest = _parse_ours(root, ours, version)
-    _check_components(root.object("components"), manifest)
+    _check_package(root, manifest)
     return manifest
 
 
@@ -174,15 +185,20 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
     image.choice("layout", ["NCHW"])
     if image.value("range") != [0.0, 1.0]:
         raise image.wrong("range", "[0.0, 1.0]")
-    classes = scores.integer("classes", low=1)
-    channels = image.integer("channels", low=1)
+    classes = scores.integer("classes", low=1, high=MAX_CLASSES)
+    channels = image.integer("channels", low=1, high=MAX_CHANNELS)
+    height, width = (image.integer(side, low=1, high=MAX_SIDE) for side in ("height", "width"))
+    if channels * height * width > MAX_ELEMENTS:
+        raise _damaged(f"expected images of at most {MAX_ELEMENTS} numbers, got {channels} x {height} x {width}")
 
     names = ours.strings("class_names")
     if len(names) != classes:
         raise ours.wrong("class_names", f"{classes} names, one a class")
+    if len(paths.keys) > MAX_PATHS:
+        raise _damaged(f"expected at most {MAX_PATHS} paths, got {len(paths.keys)}")
     for name in paths.keys:
         if not PATH_NAME.fullmatch(name) or name == DENSE:
-            raise paths.wrong(name, f"a path name like 'clean' (a-z, 0-9, _ and -; {DENSE!r} is reserved)")
+            raise paths.wrong(name, f"a path name like 'clean' (up to 64 of a-z, 0-9, _ and -; {DENSE!r} is reserved)")
     default_path = ours.choice("default_path", paths.keys)
     colour = pictures.choice("colour", ["RGB", "L", None])
     if colour is not None and channels != {"RGB": 3, "L": 1}[colour]:
@@ -198,8 +214,8 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         input=InputSpec(
             name=image.string("name"),
             channels=channels,
-            height=image.integer("height", low=1),
-            width=image.integer("width", low=1),
+            height=height,
+            width=width,
         ),
         output=OutputSpec(name=scores.string("name"), classes=classes),
         preprocessing=Preprocessing(
@@ -237,16 +253,32 @@ def _parse_graph(graph: Reader, name: str) -> GraphInfo:
     )
 
 
-def _check_components(components: Reader, manifest: Manifest) -> None:
-    """Check that ONNX Runtime's own package reader would run, under each path's name, the very graph that we run."""
-    if sorted(components.keys) != sorted(manifest.paths):
-        raise _damaged(f"expected the components {sorted(manifest.paths)}, got {sorted(components.keys)}")
+def _check_package(root: Reader, manifest: Manifest) -> None:
+    """Check that ONNX Runtime's own package reader would run, under each path's name, the very graph that we run.
+
+    And that it would do so without anything that a package may bring along there: session and provider options, files
+    by absolute names (``layout``), shared assets. The exporter writes none, so only what it does write is allowed.
+    """
+    root.only("schema_version", "package_name", "package_version", "components", "additional_metadata")
+    root.choice("schema_version", ["1.0"])
+    components = root.object("components")
+    if components.raw.keys() != manifest.paths.keys():
+        raise components.unlike(f"the components {', '.join(manifest.paths)}")
     for name, graph in manifest.paths.items():
-        variants = components.object(name).object("variants")
+        component = components.object(name)
+        component.only("variants")
+        variants = component.object("variants")
+        if not 1 <= len(variants.keys) <= _MAX_VARIANTS:
+            raise variants.unlike(f"1 to {_MAX_VARIANTS} variants")
         for variant_name in variants.keys:
             variant = variants.object(variant_name)
-            model_file = _file_name(variant.object("executor_info").object("ort"), "model_file")
-            if f"{_file_name(variant, 'variant_directory')}/{model_file}" != graph.file:
+            variant.only("ep", "variant_directory", "executor_info")
+            variant.string("ep")
+            executors = variant.object("executor_info")
+            executors.only("ort")
+            executor = executors.object("ort")
+            executor.only("model_file")
+            if f"{_file_name(variant, 'variant_directory')}/{_file_name(executor, 'model_file')}" != graph.file:
                 raise variant.wrong("executor_info", f"the graph {graph.file!r} as for the path {name!r}")
 
 
@@ -260,7 +292,7 @@ def _file_name(graph: Reader, key: str) -> str:
 def is_inside(name: str) -> bool:
     """Say whether ``name`` is a plain relative file name with forward slashes that cannot lead out of a directory."""
     plain = name.isprintable() and "\\" not in name and ":" not in name  # the last two lead out on Windows
-    return plain and all(part not in {"", ".", ".."} for part in name.split("/"))
+    return plain and len(name) <= _MAX_NAME and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
 def _damaged(what: str) -> BundleError:

@@ -70,6 +70,7 @@ class SmartModel:
         path: str | None = None,
         engine: str = AUTO,
         threads: int | None = None,
+        trust: str | os.PathLike[str] | None = None,
     ) -> SmartModel:
         """Load every path of the bundle in the directory ``bundle``, checked and warm.
 
@@ -78,6 +79,7 @@ class SmartModel:
             path: The path that answers first; None for the manifest's default path.
             engine: An engine's name; ``auto`` takes the best one of this device.
             threads: Threads that one call may use; None leaves it to the engine.
+            trust: A file with an Ed25519 public key (PEM): only a bundle signed with its private half is loaded.
 
         Raises:
             BundleError: Not a bundle, or any byte of it was changed, added or lost.
@@ -87,7 +89,7 @@ class SmartModel:
             OSError: The system cannot read a file.
         """
         engine_name = resolve_engine(engine)
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle, trust=trust)
         manifest = opened.manifest
         first = _check_path(manifest.default_path if path is None else path, manifest)
         # What is loaded is checked as it is read; the rest (the dense baseline) is checked here and never kept.

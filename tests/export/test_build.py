@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -159,56 +156,6 @@ def test_bad_places_and_paths_are_refused(checkpoint: Checkpoint, tmp_path: Path
         build_bundle(checkpoint, output=tmp_path / "no/such/bundle", target=resolve_target(CPU))
     with pytest.raises(ExportError, match="clean, robust"):
         build_bundle(checkpoint, output=tmp_path / "b", target=resolve_target(CPU), default_path="dense")
-
-
-@pytest.mark.parametrize("stage", ["clean", "robust", "dense", "manifest.json", "SHA256SUMS"])
-def test_a_killed_export_leaves_no_bundle(checkpoint_file: Path, tmp_path: Path, stage: str) -> None:
-    """The process kills itself with SIGKILL the moment it writes ``stage``: no clean-up can run."""
-    code = (
-        "import os, signal, sys\n"
-        "def watch(event, args):\n"
-        f"    if event in ('open', 'os.mkdir') and str(args[0]).endswith({stage!r}):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from smart_export.cli import main\n"
-        "sys.addaudithook(watch)\n"
-        "main(sys.argv[1:])\n"
-    )
-    output = tmp_path / "bundle"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "build", str(checkpoint_file), "--target", CPU, "-o", str(output)],
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert not output.exists()
-    build = [sys.executable, "-m", "smart_export.cli", str(checkpoint_file), "--target", CPU, "-o", str(output)]
-    if stage == "manifest.json":  # and the next export works all the same
-        assert subprocess.run(build, capture_output=True, timeout=300, check=False).returncode == 0
-        Bundle.open(output).verify()
-        assert [p.name for p in tmp_path.iterdir()] == ["bundle"], "what the killed export left is gone"
-
-
-def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    output = tmp_path / "bundle"
-    build_bundle(checkpoint, output=output, target=resolve_target(CPU), baseline=False)
-    digest = Bundle.open(output).digest
-    code = (
-        "import os, signal, sys\n"
-        "def watch(event, args):\n"
-        "    if event == 'os.rename' and str(args[0]).endswith('.bundle.tmp'):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from pathlib import Path\n"
-        "from smart_export.build import _publish\n"
-        "sys.addaudithook(watch)\n"
-        "staging, output = map(Path, sys.argv[1:])\n"
-        "staging.mkdir()\n"
-        "_publish(staging, output, force=True)\n"
-    )
-    staging = tmp_path / ".bundle.tmp"
-    done = subprocess.run([sys.executable, "-c", code, str(staging), str(output)], timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert Bundle.open(tmp_path / ".bundle.old").digest == digest, "the old bundle lies beside, whole"
 
 
 def test_the_training_record_in_the_manifest_holds_no_path(bundle: Path) -> None:

@@ -24,7 +24,9 @@ from smart_runtime.bench.measure import DISCARDED_CALLS, calls_per_block, interl
 from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import Report
 from smart_runtime.bench.statistics import Block, agrees, speed_up, summarise
+from smart_runtime.bench.switching import cold_load_ms, measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
+from smart_runtime.checksums import write_checksums
 from smart_runtime.engines import Batch, Scores
 from smart_runtime.errors import BundleError, EngineError, InputError
 from smart_runtime.figures import check_plot
@@ -169,6 +171,7 @@ def test_the_json_is_what_the_issue_says(report: Report) -> None:
         {
             "bundle": "tiny/",
             "digest": document["bundle_digest"],
+            "signed_by": None,
             "target": "jetson-orin",
             "profile": "jetson-agx-orin-64gb",
             "precision": "fp32",
@@ -345,3 +348,17 @@ def test_command_line_manners() -> None:
     assert runner.invoke(main, ["nowhere", "--blocks", "1"]).exit_code == 2
     assert "Missing argument 'BUNDLE'" in runner.invoke(main, []).output
     assert runner.invoke(main, []).exit_code == 2
+
+
+def test_no_unchecked_bytes_are_timed(own_bundle: Path) -> None:
+    bundle, batch = Bundle.open(own_bundle), np.zeros((1, 3, 6, 4), dtype=np.float32)
+    arguments: dict[str, Any] = {"engine": "onnxruntime-cpu", "threads": 1}
+    assert measure_switch(bundle, batch, **arguments) is not None
+    weights = own_bundle / "robust/weights.bin"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BundleError, match=r"'robust/weights\.bin' as it was exported"):
+        cold_load_ms(bundle, batch, path="robust", **arguments)
+    write_checksums(own_bundle)  # now it is another bundle, and a sound one
+    with pytest.raises(BundleError, match=r"expected one bundle at .* all the while, got another"):
+        measure_switch(bundle, batch, **arguments)

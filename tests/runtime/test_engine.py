@@ -101,7 +101,7 @@ def test_a_graph_with_a_fixed_batch_size() -> None:
 @pytest.mark.parametrize(
     ("damaged", "said"),
     [
-        (replace(graph(), model=b"not a graph"), "expected an ONNX graph"),
+        (replace(graph(), model=b"not a graph"), "expected a plain ONNX graph"),
         (replace(graph(), model=b""), "ONNX Runtime did not accept the graph"),
         (replace(graph(), model=graph().model[:-9]), "a file that ends too early"),
         (replace(graph(), weights=b"short"), "'w' of 48 bytes at 0 in 5 bytes"),

@@ -11,7 +11,7 @@ import pytest
 
 import smart_runtime
 
-HEAVY = ["torch", "onnx", "onnxruntime", "PIL", "matplotlib", "tensorrt"]
+HEAVY = ["torch", "onnx", "onnxruntime", "PIL", "matplotlib", "tensorrt", "cryptography"]
 COMMAND_LINE = ["click", "rich"]
 _PROBE = "import importlib, json, sys; importlib.import_module(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
 

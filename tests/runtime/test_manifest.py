@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import CLASS_NAMES, manifest_document, ours
+from smart_runtime.documents import MAX_DEPTH, parse_document
 from smart_runtime.errors import BundleError, PathError
 from smart_runtime.manifest import FORMAT_VERSION, Manifest, is_inside, parse_manifest
 
@@ -117,7 +118,106 @@ def add_component(document: dict[str, Any]) -> None:
     document["components"]["dense"] = document["components"]["clean"]
 
 
+def package(*keys: str, value: Any) -> Change:
+    """Set a field of the part that ONNX Runtime's own reader acts on."""
+
+    def change(document: dict[str, Any]) -> None:
+        place = document
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return change
+
+
+def all_sides(channels: int, height: int, width: int) -> Change:
+    def change(document: dict[str, Any]) -> None:
+        ours(document)["input"] |= {"channels": channels, "height": height, "width": width}
+        ours(document)["preprocessing"]["colour"] = None
+
+    return change
+
+
+def many_paths(count: int, *, length: int = 4) -> Change:
+    def change(document: dict[str, Any]) -> None:
+        clean, component = ours(document)["paths"]["clean"], document["components"]["clean"]
+        names = ["clean", *(f"p{i:0{length - 1}}" for i in range(count - 1))]
+        ours(document)["paths"] = dict.fromkeys(names, clean)
+        document["components"] = dict.fromkeys(names, component)
+
+    return change
+
+
+def many_variants(count: int) -> Change:
+    def change(document: dict[str, Any]) -> None:
+        variants = document["components"]["clean"]["variants"]
+        variants |= {f"v{i}": variants["cpu"] for i in range(count - 1)}
+
+    return change
+
+
+VARIANT = ("components", "clean", "variants", "cpu")
+ORT = (*VARIANT, "executor_info", "ort")
+# What ONNX Runtime's package reader takes options, libraries and files from, now or in a later version.
+FOREIGN: dict[str, Change] = {
+    "session options": package(*ORT, "session_options", value={"session.enable_profiling": "1"}),
+    "provider options": package(*ORT, "provider_options", value=[{"library_path": "/x.so"}]),
+    "custom operators": package(*ORT, "custom_ops_library", value="libown.so"),
+    "external data": package(*ORT, "external_data", value="sha256:" + "0" * 64),
+    "nothing under a strange key": package(*ORT, "later", value=None),
+    "another executor": package(*VARIANT, "executor_info", "own", value={"model_file": "model.onnx"}),
+    "options of a variant": package(*VARIANT, "session_options", value={}),
+    "library of a variant": package(*VARIANT, "ep_library", value="libep.so"),
+    "shared files of a component": package("components", "clean", "shared_files", value={}),
+    "a package with absolute names": package("layout", value="installed"),
+    "shared assets": package("shared_assets", value={}),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN.keys())
+def test_what_a_package_could_bring_along_is_refused(change: Change) -> None:
+    document = manifest_document()
+    change(document)
+    with pytest.raises(
+        BundleError, match=r"expected only [a-z_, ]+ at (the document|components\.clean.*), got \""
+    ) as caught:
+        parse(document)
+    assert str(caught.value).isprintable()
+
+
+@given(keys=st.sampled_from([VARIANT, ORT, VARIANT[:2], VARIANT[:1], ()]), key=st.text(), value=st.none() | st.text())
+def test_no_key_of_a_package_but_those_we_write(keys: tuple[str, ...], key: str, value: object) -> None:
+    document = manifest_document()
+    place: Any = document
+    for step in keys:
+        place = place[step]
+    if key in place:
+        return
+    place[key] = value
+    with pytest.raises(BundleError):
+        parse(document)
+
+
 WRONG: dict[str, tuple[Change, str]] = {
+    "another schema": (package("schema_version", value="2.0"), 'expected one of "1.0" at schema_version'),
+    "component elsewhere": (package("components", "clean", value="../component.json"), "an object at components.clean"),
+    "no variants": (package("components", "clean", "variants", value={}), "1 to 16 variants"),
+    "too many variants": (many_variants(17), "1 to 16 variants"),
+    "provider of another type": (package(*VARIANT, "ep", value=["CPUExecutionProvider"]), "cpu.ep"),
+    "provider that redraws a terminal": (package(*VARIANT, "ep", value="\x1b[2J"), "cpu.ep"),
+    "model of an asset": (package(*ORT, "model_file", value="sha256:" + "0" * 64), "a file inside the bundle"),
+    "variant above the bundle": (package(*VARIANT, "variant_directory", value="../clean"), "a file inside the bundle"),
+    "too many paths": (many_paths(17), "at most 16 paths, got 17"),
+    "path name without end": (many_paths(2, length=65), "a path name like 'clean'"),
+    "too many channels": (all_sides(4097, 1, 1), "a whole number, 1 to 4096, at .*input.channels, got 4097"),
+    "too high": (all_sides(1, 2**62, 1), "a whole number, 1 to 65536, at .*input.height"),
+    "too wide": (all_sides(1, 1, 65_537), "a whole number, 1 to 65536, at .*input.width"),
+    "too many numbers": (all_sides(3, 65_536, 1024), "at most 134217728 numbers, got 3 x 65536 x 1024"),
+    "too many classes": (put("output", "classes", value=2**20 + 1), "1 to 1048576, at .*output.classes"),
+    "text without end": (put("created_by", value="x" * 5000), "a printable text at .*created_by"),
+    "class name without end": (put("class_names", value=["x" * 5000, *CLASS_NAMES[1:]]), "class_names"),
+    "input that redraws a terminal": (put("input", "name", value="\x1b[2J"), "input.name"),
+    "file name without end": (put("paths", "clean", "file", value="a/" * 1000 + "b"), "a file inside the bundle"),
     "version of another type": (put("format_version", value=True), "format_version"),
     "version zero": (put("format_version", value=0), "format_version"),
     "no paths": (put("paths", value={}), "default_path"),
@@ -137,7 +237,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "MACs as a fraction": (put("paths", "clean", "macs", value=1.5), "paths.clean.macs"),
     "parameters without end": (put("paths", "clean", "parameters", value=2**70), "paths.clean.parameters"),
     "density above one": (put("paths", "clean", "density", value=1.5), "paths.clean.density"),
-    "density that no float holds": (put("paths", "clean", "density", value=10**400), "paths.clean.density"),
+    "density of more digits than are read": (put("paths", "clean", "density", value=10**400), "of 401 characters"),
     "layers of another type": (put("paths", "clean", "layers", value=["conv"]), r"layers\[0\]"),
     "metrics of another type": (put("paths", "clean", "metrics", value=3), "metrics"),
     "baseline with another name": (put("baseline", "name", value="big"), "baseline.name"),
@@ -159,6 +259,22 @@ WRONG: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        all_sides(4096, 1, 1),
+        all_sides(1, 65_536, 2048),
+        all_sides(1, 1, 65_536),
+        many_paths(16),
+        many_paths(2, length=64),
+    ],
+)
+def test_numbers_at_their_bounds_are_taken(change: Change) -> None:
+    document = manifest_document()
+    change(document)
+    parse(document)
+
+
 @pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_fields_are_refused_by_name(change: Change, said: str) -> None:
     document = manifest_document()
@@ -178,15 +294,64 @@ def test_wrong_fields_are_refused_by_name(change: Change, said: str) -> None:
         (b'{"a": 1, "a": 2}', "twice"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": 1e999}', "larger than any number"),
-        (b"[" * 200_000, "RecursionError"),
-        (b"9" * 10_000, "JSON"),
+        (b"[" * 200_000, "more than 64 levels"),
+        (b"[" * 65 + b"]" * 65, "more than 64 levels"),
+        (b'["\\"", ' * 65 + b"]" * 65, "more than 64 levels"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "more than 64 levels"),
+        (b"9" * 10_000, "a number of 10000 characters"),
+        (b"-" + b"9" * 2_000_000, "a number of 2000001 characters"),
+        (b"0." + b"9" * 2_000_000, "a number of 2000002 characters"),
         (b" " * (16 * 2**20 + 1), "at most"),
     ],
-    ids=["empty", "bytes", "list", "double key", "NaN", "infinite", "deep", "long number", "huge"],
+    ids=[
+        "empty",
+        "bytes",
+        "list",
+        "double key",
+        "NaN",
+        "infinite",
+        "deep",
+        "deep and whole",
+        "deep beside texts",
+        "deep objects",
+        "long number",
+        "very long number",
+        "long fraction",
+        "huge",
+    ],
 )
 def test_what_is_no_manifest_is_refused(data: bytes, said: str) -> None:
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=said) as caught:
         parse_manifest(data)
+    assert len(str(caught.value)) < 400
+
+
+def test_brackets_in_texts_are_no_depth() -> None:
+    document = manifest_document()
+    ours(document)["created_by"] = "[{" * 100 + '\\"[\\' + "[" * 100
+    assert parse(document).created_by == ours(document)["created_by"]
+
+
+def depth_of(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
+
+
+@given(
+    st.recursive(
+        st.text('a"\\[]{}'), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text('"\\[{'), inner)
+    ),
+    st.integers(55, 70),
+)
+def test_the_depth_that_counts_is_that_of_the_document(value: Any, levels: int) -> None:
+    for _ in range(levels):
+        value = [value]
+    data = json.dumps({"a": value}).encode()
+    if 1 + depth_of(value) <= MAX_DEPTH:
+        parse_document(data, damaged=BundleError)
+    else:
+        with pytest.raises(BundleError, match="more than 64 levels"):
+            parse_document(data, damaged=BundleError)
 
 
 JSON_VALUES = st.recursive(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from runtime.bundles import graph_files, weights_of
 from smart_runtime.bundle import GraphBytes
 from smart_runtime.engines import AUTO, create_engine
-from smart_runtime.engines.onnx_weights import external_tensors
+from smart_runtime.engines.onnx_weights import external_locations, external_tensors
 from smart_runtime.errors import EngineError
 from smart_runtime.manifest import InputSpec, OutputSpec
 
@@ -97,7 +100,7 @@ def test_a_tensor_outside_its_weights_is_refused(key: str, value: str) -> None:
     for entry in model.graph.initializer[0].external_data:
         if entry.key == key:
             entry.value = value
-    with pytest.raises(EngineError, match="expected an ONNX graph with its tensors in its weights file"):
+    with pytest.raises(EngineError, match="expected a plain ONNX graph with its tensors in its weights file"):
         external_tensors(GraphBytes(model=model.SerializeToString(), weights=b"\0" * 12, weights_name="w.bin"))
 
 
@@ -121,7 +124,7 @@ def test_any_bytes_give_tensors_or_our_error(data: bytes) -> None:
     try:
         external_tensors(GraphBytes(model=data, weights=b"\0" * 12, weights_name="w.bin"))
     except EngineError as error:
-        assert "expected an ONNX graph" in str(error)  # noqa: PT017  # both outcomes are right
+        assert "expected a plain ONNX graph" in str(error)  # noqa: PT017  # both outcomes are right
 
 
 @given(st.data())
@@ -133,7 +136,7 @@ def test_a_damaged_graph_gives_tensors_or_our_error(data: st.DataObject) -> None
     try:
         external_tensors(GraphBytes(model=bytes(damaged), weights=weights, weights_name="weights.bin"))
     except EngineError as error:
-        assert "expected an ONNX graph" in str(error)  # noqa: PT017  # both outcomes are right
+        assert "expected a plain ONNX graph" in str(error)  # noqa: PT017  # both outcomes are right
 
 
 def leaky(name: str) -> onnx.ModelProto:
@@ -171,7 +174,8 @@ def test_a_graph_reads_no_file_outside_its_bundle(
         model=model.SerializeToString(), weights=weights, weights_name=None if weights is None else "weights.bin"
     )
     inputs, outputs = InputSpec(name="image", channels=1, height=1, width=1), OutputSpec(name="scores", classes=2)
-    with pytest.raises(EngineError, match="got the external tensor 's' outside the main graph's initializers"):
+    said = {"If": "a graph inside a node", "Constant": "the external tensor 's' outside", "function": "a function"}
+    with pytest.raises(EngineError, match=f"got {said[name]}"):
         create_engine(AUTO, graph, inputs=inputs, outputs=outputs)
 
 
@@ -201,9 +205,10 @@ PLACES = dict(tensor_fields(onnx.ModelProto()))
 
 @pytest.mark.parametrize("place", PLACES)
 def test_an_external_tensor_is_refused_wherever_onnx_has_tensors(place: str) -> None:
-    graph = GraphBytes(model=PLACES[place].SerializeToString(), weights=b"", weights_name="w.bin")
-    with pytest.raises(EngineError, match=r"got .*'s'"):
-        external_tensors(graph)
+    model = PLACES[place].SerializeToString()
+    with pytest.raises(EngineError, match=r"got (.*'s'|a graph inside|a function|training|a sparse tensor)"):
+        external_tensors(GraphBytes(model=model, weights=b"", weights_name="w.bin"))
+    assert external_locations(model) == ("",), "and of a user's own file it is found"
 
 
 def test_the_places_of_tensors_are_found() -> None:
@@ -246,5 +251,138 @@ def test_a_graph_as_deep_as_it_likes_is_walked() -> None:
         size = len(model)
         length = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
         model = bytes([number << 3 | 2]) + length + model
-    with pytest.raises(EngineError, match="'s' outside the main graph's initializers"):
+    assert external_locations(model) == ("",)
+    with pytest.raises(EngineError, match="a graph inside a node"):
         external_tensors(GraphBytes(model=model, weights=None, weights_name=None))
+
+
+def plain() -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.ParseFromString(graph_files("clean")[0])
+    return model
+
+
+def loop() -> onnx.ModelProto:
+    model = plain()
+    body = onnx.helper.make_graph([], "body", [], [])
+    model.graph.node.append(onnx.helper.make_node("Loop", ["", ""], [], body=body))
+    return model
+
+
+def several_graphs() -> onnx.ModelProto:
+    model = plain()
+    graphs = [onnx.helper.make_graph([], "a", [], [])]
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("branches", graphs))
+    return model
+
+
+def function() -> onnx.ModelProto:
+    model = plain()
+    model.functions.add(name="Own", domain="own")
+    return model
+
+
+def training() -> onnx.ModelProto:
+    model = plain()
+    model.training_info.add()
+    return model
+
+
+def sparse() -> onnx.ModelProto:
+    model = plain()
+    model.graph.sparse_initializer.add()
+    return model
+
+
+def sparse_attribute() -> onnx.ModelProto:
+    model = plain()
+    model.graph.node[0].attribute.add(name="value", sparse_tensor=onnx.SparseTensorProto())
+    return model
+
+
+def session_options() -> onnx.ModelProto:
+    model = plain()
+    model.metadata_props.add(key="author", value="somebody")
+    model.metadata_props.add(key="ort_config", value='{"session_options": {"enable_profiling": 1}}')
+    return model
+
+
+def context() -> onnx.ModelProto:
+    """An engine of another library, in a file whose name the node gives."""
+    model = plain()
+    node = onnx.helper.make_node("EPContext", [], [], domain="com.microsoft", ep_cache_context="../../engine.bin")
+    model.graph.node.append(node)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (loop, "a graph inside a node"),
+        (several_graphs, "a graph inside a node"),
+        (function, "a function"),
+        (training, "training information"),
+        (sparse, "a sparse tensor"),
+        (sparse_attribute, "a sparse tensor"),
+        (session_options, "session options in the metadata 'ort_config'"),
+        (context, "an operator of the domain 'com.microsoft'"),
+    ],
+)
+def test_what_no_exported_classifier_has_is_refused(model: Callable[[], onnx.ModelProto], said: str) -> None:
+    weights = graph_files("clean")[1]
+    graph = GraphBytes(model=model().SerializeToString(), weights=weights, weights_name="weights.bin")
+    with pytest.raises(EngineError, match=f"expected a plain ONNX graph .*, got {said}.*; export the bundle again"):
+        external_tensors(graph)
+
+
+def test_other_metadata_is_no_harm() -> None:
+    model = plain()
+    model.metadata_props.add(key="author", value="ort_config")
+    weights = graph_files("clean")[1]
+    read = external_tensors(GraphBytes(model=model.SerializeToString(), weights=weights, weights_name="weights.bin"))
+    assert read.keys() == weights_of("clean").keys()
+
+
+def test_session_options_in_a_graph_would_be_taken_and_are_not(tmp_path: Path) -> None:
+    """What the refusal is for: with this variable, ONNX Runtime writes a profile because the graph says so."""
+    model, weights = session_options().SerializeToString(), graph_files("clean")[1]
+    (tmp_path / "weights.bin").write_bytes(weights)
+    (tmp_path / "model.onnx").write_bytes(model)
+    unguarded = "import onnxruntime; onnxruntime.InferenceSession('model.onnx')"
+    guarded = (
+        "from smart_runtime.bundle import GraphBytes\n"
+        "from smart_runtime.engines import create_engine\n"
+        "from smart_runtime.errors import EngineError\n"
+        "from smart_runtime.manifest import InputSpec, OutputSpec\n"
+        "files = [open(name, 'rb').read() for name in ('model.onnx', 'weights.bin')]\n"
+        "graph = GraphBytes(model=files[0], weights=files[1], weights_name='weights.bin')\n"
+        "spec = InputSpec(name='image', channels=3, height=6, width=4)\n"
+        "try:\n"
+        "    create_engine('auto', graph, inputs=spec, outputs=OutputSpec(name='scores', classes=5))\n"
+        "except EngineError as error:\n"
+        "    print(error)\n"
+    )
+
+    def profiles(code: str) -> tuple[str, list[str]]:
+        environment = os.environ | {"ORT_LOAD_CONFIG_FROM_MODEL": "1"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        found = list(tmp_path.glob("onnxruntime_profile*"))
+        for file in found:
+            file.unlink()
+        return done.stdout, [file.suffix for file in found]
+
+    assert profiles(unguarded)[1] == [".json"]
+    said, found = profiles(guarded)
+    assert "ort_config" in said
+    assert found == []
+
+
+def test_a_message_stays_short_and_printable() -> None:
+    model = plain()
+    model.graph.node[0].domain = "\x1b[2J" + "x" * 1_000_000
+    graph = GraphBytes(model=model.SerializeToString(), weights=None, weights_name=None)
+    with pytest.raises(EngineError) as caught:
+        external_tensors(graph)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()

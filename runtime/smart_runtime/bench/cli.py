@@ -17,10 +17,11 @@ from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import MEASURED, Report, Row
 from smart_runtime.bench.saved import SavedRow, read_saved
 from smart_runtime.bench.statistics import SOLO_TOLERANCE, Interval
+from smart_runtime.cli import trust_option
 from smart_runtime.figures import check_plot
 from smart_runtime.units import si
 
-_MEASURING = ("batch", "threads", "blocks", "baseline", "plot")
+_MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "plot")
 _EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
 
 Another: smart-bench fp32/ int8/ --baseline other.onnx --json > new.json
@@ -31,6 +32,7 @@ Another: smart-bench --compare old.json new.json"""
 @click.command(cls=Command, epilog=_EXAMPLES)
 @click.argument("bundle", nargs=-1)  # as text: rows name a bundle as the user wrote it, and Path drops a "/" at the end
 @click.option("--baseline", metavar="FILE.onnx", type=click.Path(path_type=Path), help="Compare with this ONNX model.")
+@trust_option
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images a call.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads a call may use.")
 @click.option("--blocks", default=40, show_default=True, type=click.IntRange(min=2), help="Blocks of calls a graph.")
@@ -52,6 +54,7 @@ def main(
     *,
     bundle: tuple[str, ...],
     baseline: Path | None,
+    trust: Path | None,
     batch: int,
     threads: int,
     blocks: int,
@@ -81,7 +84,7 @@ def main(
         raise click.UsageError("Missing argument 'BUNDLE', or --compare A.json B.json.")
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after
-    bundles = open_bundles(bundle)
+    bundles = open_bundles(bundle, trust=trust)
     with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks)) as advance:
         report = compare(
             bundles, baseline=baseline, batch=batch, threads=threads, blocks=blocks, seed=seed, advance=advance

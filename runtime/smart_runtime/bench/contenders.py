@@ -13,6 +13,7 @@ from smart_runtime.engines import Engine, create_engine, open_engine
 from smart_runtime.engines.onnx_weights import external_locations
 from smart_runtime.errors import BundleError, EngineError, InputError
 from smart_runtime.manifest import DENSE
+from smart_runtime.signatures import load_public_key
 
 BASELINE = "baseline"
 """The name of the row of a user's own ONNX file."""
@@ -58,17 +59,18 @@ class Baseline:
     bytes: int
 
 
-def open_bundles(paths: Sequence[str]) -> dict[str, Bundle]:
-    """Open the bundles to compare, by path, in order.
+def open_bundles(paths: Sequence[str], *, trust: str | os.PathLike[str] | None = None) -> dict[str, Bundle]:
+    """Open the bundles to compare, by path, in order; all of them signed with the key ``trust`` where one is given.
 
     Raises:
-        BundleError: One is no bundle.
+        BundleError: One is no bundle, or SignatureError, not signed with the key.
         InputError: Two are the same directory, or take different images.
         OSError: The system cannot read a file.
     """
     bundles: dict[str, Bundle] = {}
+    key = None if trust is None else load_public_key(trust)
     for path in paths:
-        bundle = Bundle.open(path)
+        bundle = Bundle.open(path, trust=key)
         for other, opened in bundles.items():
             if opened.root.samefile(bundle.root):
                 raise InputError(
@@ -161,10 +163,7 @@ def open_contender(source: Source, *, engine: str, batch: int, threads: int) -> 
     if source.graph is None:
         return open_engine(engine, Path(source.place), shape=source.shape, batch=batch, threads=threads)
     bundle = Bundle.open(source.place)
-    if bundle.digest != source.digest:
-        raise BundleError(
-            f"expected one bundle at {source.place!r} all the while, got another; run the comparison again"
-        )
+    check_same(bundle, digest=source.digest)
     return create_engine(
         engine,
         bundle.graph_bytes(source.graph),
@@ -172,6 +171,14 @@ def open_contender(source: Source, *, engine: str, batch: int, threads: int) -> 
         outputs=bundle.manifest.output,
         threads=threads,
     )
+
+
+def check_same(bundle: Bundle, *, digest: str | None) -> None:
+    """Raise BundleError unless ``bundle`` is the one with ``digest``, whose signature was checked if one is needed."""
+    if bundle.digest != digest:
+        raise BundleError(
+            f"expected one bundle at {str(bundle.root)!r} all the while, got another; run the comparison again"
+        )
 
 
 def _sizes(bundle: Bundle) -> str:

@@ -108,6 +108,7 @@ class Report:
                 {
                     "bundle": path,
                     "digest": bundle.digest,
+                    "signed_by": bundle.signer,
                     "target": bundle.manifest.target.name,
                     "profile": bundle.manifest.target.profile,
                     "precision": bundle.manifest.precision,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from smart_runtime.bench.contenders import check_same
 from smart_runtime.bundle import Bundle, GraphBytes
+from smart_runtime.checksums import check_sum
 from smart_runtime.engines import Batch, create_engine
+from smart_runtime.files import MAX_FILE_BYTES, read_bounded
 from smart_runtime.model import SmartModel
 
 _SWITCHES = 400
@@ -34,17 +38,24 @@ class SwitchTimes:
 
 
 def measure_switch(bundle: Bundle, batch: Batch, *, engine: str, threads: int) -> SwitchTimes | None:
-    """Return the times of a switch on ``bundle``; None where it has one path only."""
+    """Return the times of a switch on ``bundle``; None where it has one path only.
+
+    Raises:
+        BundleError: Another bundle took its place.
+        EngineError: The engine failed.
+        OSError: The system cannot read a file.
+    """
     manifest = bundle.manifest
     others = [name for name in manifest.paths if name != manifest.default_path]
     if not others:
         return None
     with SmartModel.load(bundle.root, engine=engine, threads=threads) as model:
+        check_same(model.bundle, digest=bundle.digest)
         switch_us = [
             _switch_us(model, path) for _ in range(_SWITCHES // 2) for path in (others[0], manifest.default_path)
         ]
-        first_ms = [_first_result_ms(model, batch, path=others[0]) for _ in range(_FIRST_RESULTS)]
-    cold_ms = [_cold_load_ms(bundle, batch, path=others[0], engine=engine, threads=threads) for _ in range(_COLD_LOADS)]
+        first_ms = [first_result_ms(model, batch, path=others[0]) for _ in range(_FIRST_RESULTS)]
+    cold_ms = [cold_load_ms(bundle, batch, path=others[0], engine=engine, threads=threads) for _ in range(_COLD_LOADS)]
     median_us, p99_us = np.percentile(switch_us, [50, 99])
     return SwitchTimes(
         median_us=float(median_us),
@@ -60,7 +71,8 @@ def _switch_us(model: SmartModel, path: str) -> float:
     return (time.perf_counter_ns() - start_ns) / 1e3
 
 
-def _first_result_ms(model: SmartModel, batch: Batch, *, path: str) -> float:
+def first_result_ms(model: SmartModel, batch: Batch, *, path: str) -> float:
+    """Return the time from the switch to ``path``, which is not the default one, to its first scores."""
     model.switch(model.manifest.default_path)
     for _ in range(3):  # the old path is in full use, as in the field
         model(batch)
@@ -70,16 +82,22 @@ def _first_result_ms(model: SmartModel, batch: Batch, *, path: str) -> float:
     return (time.perf_counter_ns() - start_ns) / 1e6
 
 
-def _cold_load_ms(bundle: Bundle, batch: Batch, *, path: str, engine: str, threads: int) -> float:
+def cold_load_ms(bundle: Bundle, batch: Batch, *, path: str, engine: str, threads: int) -> float:
+    """Return the time from reading the files of ``path`` to the first scores of an engine made from them."""
     info, manifest = bundle.manifest.graph(path), bundle.manifest
     start_ns = time.perf_counter_ns()
+    contents = [read_bounded(bundle.root, name, max_bytes=MAX_FILE_BYTES) for name in info.files]
+    read_ns = time.perf_counter_ns() - start_ns
+    for name, content in zip(info.files, contents, strict=True):  # not timed, but no other bytes may reach an engine
+        check_sum(name, hashlib.sha256(content).hexdigest(), expected=bundle.sums[name])
     graph = GraphBytes(
-        model=(bundle.root / info.file).read_bytes(),
-        weights=None if info.weights is None else (bundle.root / info.weights).read_bytes(),
+        model=contents[0],
+        weights=contents[1] if len(contents) > 1 else None,
         weights_name=info.weights_name,
     )
+    start_ns = time.perf_counter_ns()
     cold = create_engine(engine, graph, inputs=manifest.input, outputs=manifest.output, threads=threads)
     cold.run(batch)
-    elapsed_ms = (time.perf_counter_ns() - start_ns) / 1e6
+    elapsed_ms = (read_ns + time.perf_counter_ns() - start_ns) / 1e6
     cold.close()
     return elapsed_ms

@@ -1,9 +1,11 @@
-"""Find a graph's external tensors in the bytes of its weights file.
+"""Find a graph's external tensors in the bytes of its weights file, and refuse a graph that is no plain one.
 
 New ONNX Runtimes can be given the file's bytes as they are, but 1.23, the newest for JetPack 6's Python 3.10, takes
 tensors only, so this reads the little of an ONNX file that says where each one lies. It also makes sure that a graph
 takes its tensors from the checked weights and from nowhere else: ONNX Runtime looks for any other external tensor in
-the working directory. Field numbers: onnx.proto3 of ONNX 1.x.
+the working directory. And since it sees the whole graph, it is where everything is refused that a classifier of ours
+never has and that an engine would act on: what can loop, functions, operators from elsewhere, session options.
+Field numbers: onnx.proto3 of ONNX 1.x.
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_runtime.bundle import GraphBytes
-from smart_runtime.errors import EngineError
+from smart_runtime.errors import EngineError, shortened
 
 Tensor: TypeAlias = npt.NDArray[Any]
 
 _TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 1, 2, 8, 13, 14
-_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2  # of external data and of metadata alike
+_MODEL_METADATA, _NODE_DOMAIN = 14, 7
+
+_SESSION_OPTIONS = "ort_config"
+"""The metadata that ONNX Runtime takes session options from where the environment has ORT_LOAD_CONFIG_FROM_MODEL=1."""
+
+_DOMAINS = {"", "ai.onnx"}
+"""Where ONNX's own operators live; others may come from a library, or name a file (EPContext of com.microsoft)."""
 
 _INITIALIZER = "initializer"
 """A tensor of the main graph's: the only kind that may be external, and that the session takes from us."""
@@ -38,6 +47,14 @@ _CHILDREN: Mapping[str, Mapping[int, str]] = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
 """Every field of a kind of message that leads to tensors, and the kind it holds. What is not a key is a tensor."""
+
+_FOREIGN: Mapping[str, str] = {
+    "graph": "a graph inside a node, as If, Loop and Scan have",
+    "function": "a function",
+    "training": "training information",
+    "sparse tensor": "a sparse tensor",
+}
+"""The kinds of message that no graph of a bundle has, in words."""
 
 _DTYPES: Mapping[int, npt.DTypeLike] = {
     1: "<f4",
@@ -62,14 +79,16 @@ def external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     """Return the graph's external tensors by name: views of ``graph.weights``, read only.
 
     Raises:
-        EngineError: Not an ONNX file, or an external tensor that is not whole inside the weights file, or that belongs
-            to a node, a subgraph or a function.
+        EngineError: Not an ONNX file, or an external tensor that is not whole inside the weights file or that belongs
+            to a node, or a graph with subgraphs, functions, training information, sparse tensors, operators that are
+            not ONNX's own, or session options.
     """
     try:
         return _external_tensors(graph)
     except (ValueError, OverflowError) as error:  # what this module and NumPy raise for bytes that make no sense
         raise EngineError(
-            f"expected an ONNX graph with its tensors in its weights file, got {error}; export the bundle again"
+            f"expected a plain ONNX graph with its tensors in its weights file, got {shortened(str(error))}; "
+            "export the bundle again"
         ) from error
 
 
@@ -82,18 +101,19 @@ def external_locations(model: bytes) -> tuple[str, ...]:
     try:
         locations = {
             _external_data(message).get("location", "")
-            for _, message in _tensor_messages(memoryview(model))
-            if _is_external(message)
+            for kind, message in _parts(memoryview(model))
+            if _is_tensor(kind) and _is_external(message)
         }
     except ValueError as error:
-        raise EngineError(f"expected an ONNX file, got {error}; check what the file is") from error
+        raise EngineError(f"expected an ONNX file, got {shortened(str(error))}; check what the file is") from error
     return tuple(sorted(locations))
 
 
 def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for kind, message in _tensor_messages(memoryview(graph.model)):
-        if not _is_external(message):
+    for kind, message in _parts(memoryview(graph.model)):
+        _check_plain(kind, message)
+        if not _is_tensor(kind) or not _is_external(message):
             continue
         if kind != _INITIALIZER:
             name = _text(message, _TENSOR_NAME)
@@ -105,20 +125,31 @@ def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensor_messages(model: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Yield every tensor of the model with its kind, the main graph's initializers in their order.
+def _check_plain(kind: str, message: memoryview) -> None:
+    """Refuse the parts of a model that no graph of a bundle has; see the top of the module."""
+    if kind in _FOREIGN:
+        raise ValueError(_FOREIGN[kind])
+    if kind == "node" and (domain := _text(message, _NODE_DOMAIN)) not in _DOMAINS:
+        raise ValueError(f"an operator of the domain {domain!r}")
+    if kind == "model" and any(_text(m, _ENTRY_KEY) == _SESSION_OPTIONS for m in _messages(message, _MODEL_METADATA)):
+        raise ValueError(f"session options in the metadata {_SESSION_OPTIONS!r}")
+
+
+def _parts(model: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """Yield the model, and every part of it that is or leads to tensors, with its kind; initializers in their order.
 
     A queue and not recursion: a file decides how deep it is nested.
     """
     waiting = deque([("model", model)])
     while waiting:
         kind, message = waiting.popleft()
-        children = _CHILDREN.get(kind)
-        if children is None:
-            yield kind, message
-            continue
-        for number, child in children.items():
+        yield kind, message
+        for number, child in _CHILDREN.get(kind, {}).items():
             waiting.extend((child, inner) for inner in _messages(message, number))
+
+
+def _is_tensor(kind: str) -> bool:
+    return kind not in _CHILDREN
 
 
 def _is_external(tensor: memoryview) -> bool:

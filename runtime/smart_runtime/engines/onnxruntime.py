@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,7 +14,7 @@ from smart_devices.errors import MissingExtraError
 from smart_runtime.bundle import GraphBytes
 from smart_runtime.engines.engine import Batch, Scores
 from smart_runtime.engines.onnx_weights import external_tensors
-from smart_runtime.errors import ClosedError, EngineError
+from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError, shortened
 from smart_runtime.manifest import InputSpec, OutputSpec
 
 if TYPE_CHECKING:
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
 
 CPU = "onnxruntime-cpu"
 
+# Everywhere with enable_fallback=0: the Python side of ONNX Runtime else prints to standard output what it was refused,
+# with whatever names the graph has, and tries the same provider again.
 _PROVIDERS = ["CPUExecutionProvider"]
 
 
 _REMEDY = "export the bundle again or report this"
+_SHORTAGE = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
 class OnnxRuntimeEngine:
@@ -63,7 +67,7 @@ def create_cpu_engine(
             # The session copies the tensors; the bytes need to live only until it is made.
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
             options.add_external_initializers(list(tensors), values)
-        session = onnxruntime.InferenceSession(graph.model, options, providers=_PROVIDERS)
+        session = onnxruntime.InferenceSession(graph.model, options, providers=_PROVIDERS, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         _refuse("did not accept the graph", error)
     _check_signature(session, inputs=inputs, outputs=outputs)
@@ -75,16 +79,18 @@ def open_cpu_engine(path: Path, *, shape: tuple[int, int, int], batch: int, thre
     remedy = f"check the file {str(path)!r}"
     onnxruntime = _import()
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), _options(threads), providers=_PROVIDERS)
+        session = onnxruntime.InferenceSession(
+            os.fspath(path), _options(threads), providers=_PROVIDERS, enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
         _refuse("did not accept the graph", error, remedy=remedy)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
+    inputs, outputs = _ports(session.get_inputs()), _ports(session.get_outputs())
     wanted = (batch, *shape)
     if not _takes(inputs, wanted):
         got = " and ".join(_described(value.name, value.type, value.shape) for value in inputs) or "none"
         raise EngineError(
-            f"expected an ONNX classifier whose one input takes float32 {_sizes(wanted)} in {str(path)!r}, got {got}; "
-            "export it for that input, with a free batch size"
+            f"expected an ONNX classifier whose one input takes float32 {_sizes(wanted)} in {str(path)!r}, got "
+            f"{shortened(got)}; export it for that input, with a free batch size"
         )
     images = np.zeros(wanted, dtype=np.float32)
     try:
@@ -116,13 +122,30 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     # Both paths stay loaded, and by default the idle one's threads spin and steal the cores of the other: 3 to 4 times
     # the latency on two cores. This stops a session's threads as soon as its last run returns.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors reach the user as exceptions; warnings on standard error help nobody here
+    options.log_severity_level = 4  # errors reach the user as exceptions; lines on standard error help nobody here
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
 
 
-def _takes(inputs: Sequence[Any], wanted: tuple[int, ...]) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class _Port:
+    """An input or output of a graph."""
+
+    name: str
+    type: str
+    shape: Sequence[Any]
+
+
+def _ports(values: Sequence[Any]) -> list[_Port]:
+    """Return what ONNX Runtime says of a graph's inputs or outputs."""
+    try:
+        return [_Port(name=value.name, type=value.type, shape=value.shape) for value in values]
+    except UnicodeDecodeError as error:  # it takes a graph's names as they are, and decodes them when they are read
+        raise EngineError(f"expected a graph with names in UTF-8, got other bytes; {_REMEDY}") from error
+
+
+def _takes(inputs: Sequence[_Port], wanted: tuple[int, ...]) -> bool:
     """Say whether a graph with ``inputs`` takes float32 of the shape ``wanted``; a size without a number is free."""
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != len(wanted):
         return False
@@ -133,8 +156,8 @@ def _takes(inputs: Sequence[Any], wanted: tuple[int, ...]) -> bool:
 def _check_signature(session: onnxruntime.InferenceSession, *, inputs: InputSpec, outputs: OutputSpec) -> None:
     """Check that the graph takes and gives what the manifest says: one float32 input and output, N free."""
     for kind, found, name, shape in (
-        ("input", session.get_inputs(), inputs.name, inputs.shape),
-        ("output", session.get_outputs(), outputs.name, (outputs.classes,)),
+        ("input", _ports(session.get_inputs()), inputs.name, inputs.shape),
+        ("output", _ports(session.get_outputs()), outputs.name, (outputs.classes,)),
     ):
         expected = _described(name, "tensor(float)", ("N", *shape))
         got = [_described(value.name, value.type, ("N", *value.shape[1:])) for value in found]
@@ -142,7 +165,8 @@ def _check_signature(session: onnxruntime.InferenceSession, *, inputs: InputSpec
         if got != [expected] or not free:
             batch = "" if free else " with a fixed batch size"
             raise EngineError(
-                f"expected a graph with the {kind} {expected}, got {' and '.join(got) or 'none'}{batch}; "
+                f"expected a graph with the {kind} {shortened(expected)}, got {shortened(' and '.join(got)) or 'none'}"
+                f"{batch}; "
                 "export the bundle again"
             )
 
@@ -156,5 +180,11 @@ def _sizes(shape: Sequence[Any]) -> str:
 
 
 def _refuse(what: str, error: Exception, *, remedy: str = _REMEDY) -> NoReturn:
-    reason = " ".join(str(error).split())  # it comes with line breaks
+    reason = shortened(str(error))  # it comes with line breaks, and with whatever names the graph has
+    # ONNX Runtime has no exception of its own for this: C++'s name, and its arena's words.
+    if isinstance(error, MemoryError) or any(words in reason for words in _SHORTAGE):
+        raise OutOfMemoryError(
+            f"expected memory for the graph, got too little ({reason}); "
+            "free some, or load fewer paths with memory='on-demand'"
+        ) from error
     raise EngineError(f"ONNX Runtime {what}: {reason}; {remedy}") from error

@@ -1,0 +1,92 @@
+"""Give a bundle its name: whole or not at all, and what had the name keeps it until then."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from smart_export.errors import ExportError
+
+# None: NumPy says how much it could not write, and gives no number.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
+
+_AT_FDCWD = -100  # fcntl.h: names are relative to where we are, as everywhere else
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside ``output``, removed again if it is still there at the end.
+
+    Raises:
+        ExportError: if there is no room for what is written into it.
+    """
+    place = output.with_name(f".{output.name}.tmp")  # one name: what a killed export left goes with the next one
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        place.mkdir()
+        yield place
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise ExportError(
+            f"expected room for the bundle {output}, got too little ({error.strerror or error}); make some, or use "
+            f"another -o"
+        ) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def publish(place: Path, output: Path, *, force: bool) -> None:
+    """Flush the bundle in ``place`` to the disk and give it the name ``output``.
+
+    With ``force`` it may replace another there, which is then in ``place`` or gone. A process that is killed on the
+    way leaves the old or the new bundle under the name; only where two names cannot change places in one step, a kill
+    between two can leave none, and the old one whole in ``.NAME.old`` until the next export.
+
+    Raises:
+        OSError: if the system refuses; what stood at ``output`` stands there still.
+    """
+    for path in (*place.rglob("*"), place):
+        _flush(path)
+    old = output.with_name(f".{output.name}.old")
+    replaces = force and output.exists()
+    if not (replaces and _exchange(place, output)):
+        if replaces:
+            shutil.rmtree(old, ignore_errors=True)
+            output.rename(old)
+        try:
+            place.rename(output)
+        except OSError:
+            if replaces:
+                old.rename(output)
+            raise
+    _flush(output.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step, of which no reader and no crash sees a half; False if that is refused.
+
+    Python has no call for renameat2(2): it takes Linux, glibc 2.28 and a file system that can. Why one refuses does not
+    matter (old containers even say EPERM): the plain renames that follow work, or say what is wrong.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return bool(renameat2(*names, ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
