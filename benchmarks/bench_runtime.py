@@ -33,10 +33,12 @@ from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.statistics import Block, Interval, interval, resampled
-from smart_runtime.engines import Batch, Scores
+from smart_runtime.engines import Batch, Engine, Scores
 from smart_runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from smart_runtime.inputs import prepare
 from smart_runtime.manifest import InputSpec
+from smart_runtime.memory import ON_DEMAND
+from smart_runtime.serving import LoadedPath, Loader
 
 RESULT = Path(__file__).resolve().parent / "results/runtime.json"
 LARGE = "resnet50"
@@ -141,6 +143,14 @@ class Idle:
         """Nothing to give back."""
 
 
+def model_around(bundle: Bundle, engine: Engine) -> SmartModel:
+    """Return a model whose default path is run by ``engine``."""
+    path = bundle.manifest.default_path
+    loaded = LoadedPath(path, engine, spec=bundle.manifest.input)
+    loader = Loader(bundle, engine_name=CPU, threads=1)
+    return SmartModel(loader, {path: loaded}, path=path, engine_name=CPU, memory=ON_DEMAND, mode=ON_DEMAND)
+
+
 def measure_calls(folder: Path, *, blocks: int) -> dict[str, Any]:
     """Time a call of `SmartModel` against one of the session in it, and the parts of it that are ours alone.
 
@@ -150,9 +160,8 @@ def measure_calls(folder: Path, *, blocks: int) -> dict[str, Any]:
     manifest = bundle.manifest
     path, spec = manifest.default_path, manifest.input
     session = bare_session(folder, path)
-    engine = OnnxRuntimeEngine(session, input_name=spec.name, output_name=manifest.output.name)
-    model = SmartModel(bundle, engines={path: engine}, engine_name=CPU, path=path)
-    around = SmartModel(bundle, engines={path: Idle(manifest.output.classes)}, engine_name=CPU, path=path)
+    model = model_around(bundle, OnnxRuntimeEngine(session, input_name=spec.name, output_name=manifest.output.name))
+    around = model_around(bundle, Idle(manifest.output.classes))
     image, pixels = random_batch(spec.shape, size=1, rng=np.random.default_rng(SEED)), random_pixels(spec)
     timed = turns(
         {

@@ -11,9 +11,18 @@ engine either; ONNX Runtime, Pillow and matplotlib are imported where they are u
 """
 
 from smart_runtime.bundle import Bundle
-from smart_runtime.errors import BundleError, ClosedError, EngineError, InputError, PathError, SignatureError
+from smart_runtime.errors import (
+    BundleError,
+    ClosedError,
+    EngineError,
+    InputError,
+    OutOfMemoryError,
+    PathError,
+    SignatureError,
+)
+from smart_runtime.memory import MemoryReport, PathMemory
 from smart_runtime.model import Result, SmartModel
-from smart_runtime.stats import PathStats, Stats
+from smart_runtime.stats import LatencyHistogram, PathStats, Stats
 
 __all__ = [
     "Bundle",
@@ -21,7 +30,11 @@ __all__ = [
     "ClosedError",
     "EngineError",
     "InputError",
+    "LatencyHistogram",
+    "MemoryReport",
+    "OutOfMemoryError",
     "PathError",
+    "PathMemory",
     "PathStats",
     "Result",
     "SignatureError",

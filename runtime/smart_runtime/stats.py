@@ -4,8 +4,48 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+
+_SUB_BITS = 3  # 8 buckets from each power of two to the next
+_SUBS = 1 << _SUB_BITS
+_BITS = 42  # up to 2**42 ns, 73 minutes; what takes longer counts in the last bucket
+_BUCKETS = (_BITS - _SUB_BITS + 1) * _SUBS
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyHistogram:
+    """How many calls took how long.
+
+    Buckets grow with the latency: each is at most an eighth of its lower bound wide, from 8 ns to 73 minutes (the
+    scheme of HdrHistogram, hdrhistogram.org). ``counts`` has one number a bucket, ``bounds_ms`` their upper bounds.
+    """
+
+    counts: tuple[int, ...] = field(default=(0,) * _BUCKETS, repr=False)
+
+    @property
+    def bounds_ms(self) -> tuple[float, ...]:
+        """The upper bound of each bucket, not itself in it; the last one's is only nominal."""
+        return tuple(_lower_ns(bucket + 1) / 1e6 for bucket in range(_BUCKETS))
+
+    def quantile(self, fraction: float) -> float | None:
+        """Return the latency in ms that ``fraction`` of the calls did not exceed, within 6.25%; None before the first.
+
+        Raises:
+            ValueError: ``fraction`` is not in [0, 1].
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"expected a fraction in [0, 1], got {fraction}; 0.99 for the 99th percentile")
+        total = sum(self.counts)
+        if total == 0:
+            return None
+        wanted, seen = max(1.0, fraction * total), 0
+        bucket = 0
+        for bucket, count in enumerate(self.counts):  # noqa: B007  # used after the loop
+            seen += count
+            if seen >= wanted:
+                break
+        return (_lower_ns(bucket) + _lower_ns(bucket + 1)) / 2e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +56,7 @@ class PathStats:
     images: int = 0
     errors: int = 0
     total_latency_ms: float = 0.0
+    latency: LatencyHistogram = LatencyHistogram()
 
     @property
     def mean_latency_ms(self) -> float | None:
@@ -25,34 +66,66 @@ class PathStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """A snapshot: per path, how often the model changed its path, and the reason given for the last change."""
+    """A snapshot: per path, how often the model changed its path and its bundle, and the last change's reason."""
 
     paths: Mapping[str, PathStats]
     switches: int
+    reloads: int
     last_reason: str
 
 
+class _Counts:
+    """What is counted of one path."""
+
+    __slots__ = ("buckets", "calls", "errors", "images", "nanoseconds")
+
+    def __init__(self) -> None:
+        self.calls = self.images = self.errors = self.nanoseconds = 0
+        self.buckets = [0] * _BUCKETS
+
+    def snapshot(self) -> PathStats:
+        return PathStats(
+            calls=self.calls,
+            images=self.images,
+            errors=self.errors,
+            total_latency_ms=self.nanoseconds / 1e6,
+            latency=LatencyHistogram(counts=tuple(self.buckets)),
+        )
+
+
 class Recorder:
-    """Counts calls and switches; safe to use from several threads."""
+    """Counts calls, switches and reloads; safe to use from several threads and from signal handlers."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self._lock = threading.Lock()
-        self._counts = {name: [0, 0, 0, 0] for name in paths}  # calls, images, errors, nanoseconds
-        self._switches = 0
+        self._counts = {name: _Counts() for name in paths}
+        self._switches = self._reloads = 0
         self._last_reason = ""
+        self.new_lock()
+
+    def new_lock(self) -> None:
+        """Forget who holds the lock: after a fork it may be a thread that the child does not have."""
+        # Re-entrant, since a signal handler that switches may have interrupted its own thread inside of `call`.
+        self._lock = threading.RLock()
+
+    def add_paths(self, paths: Iterable[str]) -> None:
+        """Count for ``paths`` too, from now on; those that are known go on."""
+        with self._lock:
+            self._counts = {name: _Counts() for name in paths} | self._counts
 
     def call(self, path: str, *, images: int, latency_ns: int) -> None:
         """Count a call that gave a result."""
+        bucket = _bucket(latency_ns)
         with self._lock:
             counts = self._counts[path]
-            counts[0] += 1
-            counts[1] += images
-            counts[3] += latency_ns
+            counts.calls += 1
+            counts.images += images
+            counts.nanoseconds += latency_ns
+            counts.buckets[bucket] += 1
 
     def error(self, path: str) -> None:
         """Count a call that raised."""
         with self._lock:
-            self._counts[path][2] += 1
+            self._counts[path].errors += 1
 
     def switch(self, reason: str) -> None:
         """Count a change of the path."""
@@ -60,11 +133,33 @@ class Recorder:
             self._switches += 1
             self._last_reason = reason
 
+    def reload(self) -> None:
+        """Count a change of the bundle."""
+        with self._lock:
+            self._reloads += 1
+
     def snapshot(self) -> Stats:
         """Return the counts as they stand, all of one moment."""
         with self._lock:
-            paths = {
-                name: PathStats(calls=calls, images=images, errors=errors, total_latency_ms=nanoseconds / 1e6)
-                for name, (calls, images, errors, nanoseconds) in self._counts.items()
-            }
-            return Stats(paths=MappingProxyType(paths), switches=self._switches, last_reason=self._last_reason)
+            return Stats(
+                paths=MappingProxyType({name: counts.snapshot() for name, counts in self._counts.items()}),
+                switches=self._switches,
+                reloads=self._reloads,
+                last_reason=self._last_reason,
+            )
+
+
+def _bucket(nanoseconds: int) -> int:
+    """Return the bucket of a latency: its own below 8 ns, then by the highest bit and the three bits after it."""
+    if nanoseconds < _SUBS:
+        return max(nanoseconds, 0)
+    shift = nanoseconds.bit_length() - _SUB_BITS - 1
+    return min(shift * _SUBS + (nanoseconds >> shift), _BUCKETS - 1)
+
+
+def _lower_ns(bucket: int) -> int:
+    """Return the smallest latency of a bucket."""
+    if bucket < _SUBS:
+        return bucket
+    shift = bucket // _SUBS - 1
+    return (bucket % _SUBS + _SUBS) << shift

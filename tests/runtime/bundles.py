@@ -51,14 +51,32 @@ def expected_scores(name: str, images: Array) -> npt.NDArray[np.float64]:
     return scores
 
 
-def graph_files(name: str, *, channels: int = CHANNELS, batch: str = "N") -> tuple[bytes, bytes]:
-    """The bytes of ``model.onnx`` and ``weights.bin``."""
+# Takes one row of a large table of zeros and adds it: memory that no optimizer can fold away, and no work.
+_BALLAST = """
+    brightest = ReduceMax<keepdims = 0>(image)
+    row = Cast<to = 7>(brightest)
+    zeros = Gather(table, row)
+    scores = Add(plain, zeros)
+}
+"""
+
+
+def graph_files(
+    name: str, *, channels: int = CHANNELS, batch: str = "N", ballast_bytes: int = 0
+) -> tuple[bytes, bytes]:
+    """The bytes of ``model.onnx`` and ``weights.bin``; ``ballast_bytes`` makes the weights larger by so much."""
     text = _TEXT.format(
         name=name, batch=batch, channels=channels, height=HEIGHT, width=WIDTH, classes=CLASSES, filters=FILTERS[name]
     )
+    values = weights_of(name, channels=channels)
+    if ballast_bytes:
+        values["table"] = np.zeros((ballast_bytes // (4 * CLASSES), CLASSES), np.float32)
+        rows = len(values["table"])
+        text = text.replace("head>", f"head, float[{rows}, {CLASSES}] table>").replace("scores = Mat", "plain = Mat")
+        text = text[: text.rindex("}")] + _BALLAST.lstrip("\n")
     model = onnx.parser.parse_model(text)
     weights = bytearray()
-    for key, value in weights_of(name, channels=channels).items():
+    for key, value in values.items():
         tensor = onnx.TensorProto(name=key, dims=value.shape, data_type=onnx.TensorProto.FLOAT)
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for entry, text_value in (("location", "weights.bin"), ("offset", len(weights)), ("length", value.nbytes)):
@@ -157,6 +175,7 @@ def write_bundle(
     *,
     baseline: bool = True,
     channels: int = CHANNELS,
+    ballast_bytes: int = 0,
     change: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
     """Write a whole bundle; ``change`` edits the manifest before the checksums are made."""
@@ -164,7 +183,7 @@ def write_bundle(
         if name == "dense" and not baseline:
             continue
         (directory / name).mkdir(parents=True)
-        model, weights = graph_files(name, channels=channels)
+        model, weights = graph_files(name, channels=channels, ballast_bytes=ballast_bytes)
         (directory / name / "model.onnx").write_bytes(model)
         (directory / name / "weights.bin").write_bytes(weights)
     document = manifest_document(baseline=baseline, channels=channels)

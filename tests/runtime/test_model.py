@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import smart_runtime.model
+import smart_runtime.serving
 from runtime.bundles import CLASS_NAMES, Array, as_float, expected_scores, ours, random_images, write_bundle
 from smart_devices.errors import MissingExtraError
-from smart_runtime import Bundle, ClosedError, EngineError, InputError, PathError, PathStats, SmartModel
+from smart_runtime import ClosedError, EngineError, InputError, PathError, PathStats, SmartModel
 from smart_runtime.engines import Batch, Scores, create_engine
 
 IMAGES = random_images(4)
@@ -150,7 +149,7 @@ def test_a_failed_load_closes_what_it_opened(bundle: Path, monkeypatch: pytest.M
         opened.append(create_engine(*args, **kwargs))
         return opened[0]
 
-    monkeypatch.setattr(smart_runtime.model, "create_engine", second_fails)
+    monkeypatch.setattr(smart_runtime.serving, "create_engine", second_fails)
     with pytest.raises(EngineError, match="no second engine"):
         SmartModel.load(bundle)
     with pytest.raises(ClosedError):
@@ -167,91 +166,9 @@ def test_both_paths_have_run_before_load_returns(bundle: Path, monkeypatch: pyte
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(smart_runtime.model, "create_engine", lambda *_, **__: Recording())
+    monkeypatch.setattr(smart_runtime.serving, "create_engine", lambda *_, **__: Recording())
     SmartModel.load(bundle).close()
     assert runs == [(1, 3, 6, 4)] * 2
-
-
-class Gate:
-    """An engine that waits inside a run until it is let go, then gives its own constant."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-        self.entered = threading.Event()
-        self.let_go = threading.Event()
-
-    def run(self, batch: Batch) -> Scores:
-        self.entered.set()
-        assert self.let_go.wait(timeout=30)
-        return np.full((len(batch), 5), self.value, np.float32)
-
-    def close(self) -> None:
-        raise AssertionError("a call may still be in flight")
-
-
-@pytest.mark.parametrize("event", ["switch", "close"])
-def test_a_call_in_flight_finishes_on_its_path(bundle: Path, event: str) -> None:
-    gates = {"clean": Gate(1), "robust": Gate(2)}
-    model = SmartModel(Bundle.open(bundle), engines=gates, engine_name="gate", path="clean")
-    results = []
-    caller = threading.Thread(target=lambda: results.append(model.run(FLOATS)))
-    caller.start()
-    assert gates["clean"].entered.wait(timeout=30)
-    if event == "switch":
-        model.path = "robust"  # returns at once, though a call is running
-        gates["robust"].let_go.set()
-        later = model.run(FLOATS)
-        assert (later.path, later.scores[0, 0]) == ("robust", 2)
-    else:
-        model.close()
-    gates["clean"].let_go.set()
-    caller.join(timeout=30)
-    (result,) = results
-    assert (result.path, result.scores[0, 0]) == ("clean", 1)
-
-
-def test_every_result_is_made_by_the_path_it_names(model: SmartModel) -> None:
-    batches = [as_float(random_images(count, seed=count)) for count in (1, 2, 3)]
-    known = {}
-    for path in model.paths:
-        model.path = path
-        known[path] = [model(batch) for batch in batches]
-    calls, callers = 300, 4
-    start = threading.Barrier(callers + 1)
-    running = [True] * callers
-    wrong: list[str] = []
-    failed: list[BaseException] = []
-
-    def call(number: int) -> None:
-        try:
-            start.wait()
-            for i in range(calls):
-                which = (number + i) % len(batches)
-                result = model.run(batches[which])
-                if not np.array_equal(result.scores, known[result.path][which]):
-                    wrong.append(f"call {i} of thread {number} says {result.path}")
-        except BaseException as error:  # a thread's exception would be lost
-            failed.append(error)
-        finally:
-            running[number] = False
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
-    for thread in threads:
-        thread.start()
-    start.wait()
-    before = model.stats
-    switches = 0
-    while any(running):
-        model.switch("robust" if switches % 2 else "clean")
-        switches += 1
-    for thread in threads:
-        thread.join()
-    assert not failed
-    assert not wrong
-    stats = model.stats
-    assert sum(path.calls for path in stats.paths.values()) == 2 * len(batches) + callers * calls
-    assert sum(path.errors for path in stats.paths.values()) == 0
-    assert stats.switches - before.switches > 0
 
 
 def test_loading_leaves_no_telemetry_files(bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""A path whose engine is up, the calls inside of it, and what makes such paths from a bundle."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+
+import numpy as np
+
+from smart_runtime.bundle import Bundle
+from smart_runtime.engines import Engine, create_engine
+from smart_runtime.errors import OutOfMemoryError
+from smart_runtime.manifest import InputSpec
+from smart_runtime.memory import give_back_freed, resident_bytes
+
+_POLL_SECONDS = 0.05
+
+
+class Call:
+    """One call, from its beginning to its end; ``loaded`` is the path that it entered."""
+
+    __slots__ = ("loaded",)
+
+    def __init__(self) -> None:
+        self.loaded: LoadedPath | None = None
+
+
+class LoadedPath:
+    """One path of one bundle with its engine up; the engine is closed when the last call has left.
+
+    No lock stands before a call: adding to a set and taking from it are atomic, and whoever retires the path looks at
+    the set afterwards, whoever enters looks at ``retired`` afterwards, so that one of the two sees the other.
+    """
+
+    def __init__(self, name: str, engine: Engine, *, spec: InputSpec, resident_bytes: int | None = None) -> None:
+        self.name = name
+        self.engine = engine
+        self.spec = spec
+        self.resident_bytes = resident_bytes
+        self.calls: set[Call] = set()
+        self.retired = False
+        self._idle = threading.Event()
+
+    def enter(self, call: Call) -> bool:
+        """Let ``call`` in, which must leave again; False, and it is not in, if the path is retired."""
+        call.loaded = self  # first: whatever happens from here on, the call knows what to leave
+        self.calls.add(call)
+        if self.retired:
+            self.calls.discard(call)
+            self.close_if_idle()
+            return False
+        return True
+
+    def close_if_idle(self) -> None:
+        """Close the engine of a retired path that no call is in; whoever takes a call out of ``calls`` calls this."""
+        if self.retired and not self.calls:
+            self.engine.close()
+            self._idle.set()
+
+    def retire(self) -> None:
+        """Let no more calls in; those that are in finish, and the last one closes the engine."""
+        self.retired = True
+        self.close_if_idle()
+
+    def drain(self) -> None:
+        """Retire the path and wait until its last call has left."""
+        self.retire()
+        # An exception sent to a thread can hit it between leaving and saying so, hence the second look.
+        while not self._idle.wait(_POLL_SECONDS):
+            self.close_if_idle()
+
+
+class Loader:
+    """Makes the paths of one bundle, each checked and warm.
+
+    It keeps the bundle's files open until `close`: on demand a path is loaded long after the directory may have been
+    replaced or removed.
+    """
+
+    def __init__(self, bundle: Bundle, *, engine_name: str, threads: int | None) -> None:
+        """Open the graphs of ``bundle``.
+
+        Raises:
+            BundleError: A file is gone, or is none.
+            OSError: The system cannot open one.
+        """
+        self.bundle = bundle
+        self._engine_name = engine_name
+        self._threads = threads
+        with ExitStack() as undo:
+            self._held = {name: undo.enter_context(bundle.hold(name)) for name in bundle.manifest.paths}
+            self._files = undo.pop_all()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        trust: str | os.PathLike[str] | None,
+        engine_name: str,
+        threads: int | None,
+    ) -> Loader:
+        """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`."""
+        return cls(Bundle.open(path, trust=trust), engine_name=engine_name, threads=threads)
+
+    @property
+    def costs(self) -> Mapping[str, int]:
+        """The bytes of each path's files: what its engine needs at least."""
+        return {name: held.bytes for name, held in self._held.items()}
+
+    def verify_all_but(self, paths: Collection[str]) -> None:
+        """Check every file of the bundle but those of ``paths``, which `load` checks as it reads them."""
+        graphs = self.bundle.manifest.paths
+        self.bundle.verify(skip={name for path in paths for name in graphs[path].files})
+
+    def load(self, path: str) -> LoadedPath:
+        """Return the path with its engine up, after a first run, which is when engines allocate.
+
+        Raises:
+            BundleError: A byte of its files was changed.
+            EngineError: The engine refuses the graph; OutOfMemoryError, there is no room for it.
+        """
+        manifest = self.bundle.manifest
+        before = resident_bytes()
+        try:
+            engine = create_engine(
+                self._engine_name,
+                self._held[path].read(),
+                inputs=manifest.input,
+                outputs=manifest.output,
+                threads=self._threads,
+            )
+        except MemoryError as error:  # of the bytes; the engine's own shortage comes in our words
+            raise OutOfMemoryError(
+                f"expected memory for the path {path!r}, got too little to read its files; "
+                "free some, or load fewer paths with memory='on-demand'"
+            ) from error
+        try:
+            engine.run(np.zeros((1, *manifest.input.shape), dtype=np.float32))
+        except BaseException:
+            engine.close()
+            raise
+        give_back_freed()
+        after = resident_bytes()
+        grown = None if before is None or after is None else max(0, after - before)
+        return LoadedPath(path, engine, spec=manifest.input, resident_bytes=grown)
+
+    def close(self) -> None:
+        """Give back the open files; may be called again."""
+        self._files.close()

@@ -1,0 +1,81 @@
+"""Engines that do what a test tells them, in place of ONNX Runtime's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import smart_runtime.serving
+from runtime.bundles import CLASSES, graph_files
+from smart_runtime.engines import Batch, Engine, Scores
+from smart_runtime.engines.engine import Engine as EngineProtocol
+
+TIMEOUT = 60  # seconds until a test that hangs fails
+
+
+class Gate:
+    """Gives its own constant; once armed, it waits inside of each run until it is let go."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.armed = False
+        self.entered = threading.Event()
+        self.let_go = threading.Event()
+        self.running = 0
+        self.closed = False
+
+    def run(self, batch: Batch) -> Scores:
+        assert not self.closed
+        self.running += 1
+        if self.armed:
+            self.entered.set()
+            assert self.let_go.wait(timeout=TIMEOUT)
+        self.running -= 1
+        return np.full((len(batch), CLASSES), self.value, np.float32)
+
+    def close(self) -> None:
+        assert not self.running, "a call is still in flight"
+        self.closed = True
+
+
+def replace_engines(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], EngineProtocol]) -> list[str]:
+    """Let ``make`` make every engine from its path's name; return the names in the order of being made, as it grows."""
+    names = {graph_files(name)[0]: name for name in ("clean", "robust")}
+    made: list[str] = []
+
+    def create(_: str, graph: Any, **__: Any) -> Engine:
+        name = names[graph.model]
+        made.append(name)
+        return make(name)
+
+    monkeypatch.setattr(smart_runtime.serving, "create_engine", create)
+    return made
+
+
+class Thread(threading.Thread):
+    """Runs ``work`` and hands what came of it to `outcome`."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)  # one that hangs must not keep pytest from ending
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:  # it would be lost: `outcome` raises it
+            self._error = error
+
+    def outcome(self) -> Any:
+        """Wait for the end; return what ``work`` returned, or raise what it raised."""
+        self.join(timeout=TIMEOUT)
+        assert not self.is_alive()
+        if self._error is not None:
+            raise self._error
+        return self._value
