@@ -1,10 +1,10 @@
-"""Read a picture file as the array that a bundle, or the image-folder data set, takes."""
+"""Read a picture as the array that a bundle, or the image-folder data set, takes."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +24,17 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 
 def read_picture(
-    path: str | os.PathLike[str], *, height: int, width: int, colour: Colour | None
+    source: str | os.PathLike[str] | BinaryIO, *, height: int, width: int, colour: Colour | None
 ) -> npt.NDArray[np.uint8]:
-    """Return the picture in the file ``path``: uint8, (height, width, channels), 3 channels for RGB and 1 for L.
+    """Return the picture in the file ``source``: uint8, (height, width, channels), 3 channels for RGB and 1 for L.
 
     It is turned upright as its EXIF data says, converted to ``colour`` (an alpha channel is dropped), scaled so that
     it just covers height x width (bilinear, over the area of each pixel), and its middle is cut out. A picture that
     already has the size keeps its pixels. Of an animation the first frame is read.
 
     Args:
-        path: A PNG, JPEG, BMP, GIF, PPM, TIFF or WebP file.
+        source: A PNG, JPEG, BMP, GIF, PPM, TIFF or WebP file: its name, or a binary file that can seek and stays open,
+            such as ``io.BytesIO`` around bytes that came over the network.
         height: Height to return.
         width: Width to return.
         colour: ``RGB``, ``L`` (grey), or None, a bundle's word for "no pictures", which is refused here.
@@ -53,11 +54,13 @@ def read_picture(
         raise InputError(
             "expected a network for pictures (1 or 3 channels), got one for other arrays; pass it arrays from Python"
         )
-    name = str(Path(path))
-    if not Path(path).is_file():
-        raise InputError(f"expected a picture at {name!r}, got no such file; check the name")
+    name = "the file given"
+    if isinstance(source, str | os.PathLike):
+        name = repr(str(Path(source)))
+        if not Path(source).is_file():
+            raise InputError(f"expected a picture at {name}, got no such file; check the name")
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(source, formats=FORMATS) as file:
             upright = _decoded(file, name=name, colour=colour)
         picture = _cut(upright, height=height, width=width, resample=Image.Resampling.BILINEAR)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -66,7 +69,7 @@ def read_picture(
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise InputError(
-            f"expected a picture ({', '.join(FORMATS)}) in {name!r}, got a file that cannot be decoded; "
+            f"expected a picture ({', '.join(FORMATS)}) in {name}, got a file that cannot be decoded; "
             "check that it is whole"
         ) from error
     pixels = np.array(picture, dtype=np.uint8)
@@ -81,7 +84,7 @@ def _decoded(file: Image.Image, *, name: str, colour: Colour) -> Image.Image:
         raise _too_large(name)
     if file.mode.startswith(("I", "F")):  # Pillow would clip, not scale, these to 8 bits
         raise InputError(
-            f"expected 8 bits a channel in {name!r}, got Pillow's mode {file.mode!r}; convert it to 8 bits first"
+            f"expected 8 bits a channel in {name}, got Pillow's mode {file.mode!r}; convert it to 8 bits first"
         )
     return ImageOps.exif_transpose(file).convert(colour)
 
@@ -99,4 +102,4 @@ def _cut(picture: Image.Image, *, height: int, width: int, resample: Image.Resam
 
 
 def _too_large(name: str) -> InputError:
-    return InputError(f"expected a picture of at most {MAX_PIXELS} pixels, got more in {name!r}; scale it down first")
+    return InputError(f"expected a picture of at most {MAX_PIXELS} pixels, got more in {name}; scale it down first")

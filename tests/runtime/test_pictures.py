@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,52 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, make: Any, said: str) -> 
     with pytest.raises(InputError, match=said) as caught:
         read_picture(tmp_path / "p.png", height=4, width=4, colour="RGB")
     assert "p.png" in str(caught.value)
+
+
+def test_bytes_are_read_like_the_file_they_came_from(tmp_path: Path) -> None:
+    path = saved(tmp_path / "p.png", pixels(13, 9))
+    file = io.BytesIO(path.read_bytes())
+    expected = read_picture(path, height=8, width=8, colour="RGB")
+    assert np.array_equal(read_picture(file, height=8, width=8, colour="RGB"), expected)
+    assert not file.closed
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (nothing, "cannot be decoded"),
+        (text, "cannot be decoded"),
+        (truncated, "cannot be decoded"),
+        (postscript, "cannot be decoded"),
+        (sixteen_bits, "expected 8 bits a channel"),
+        (bomb, f"at most {MAX_PIXELS} pixels"),
+    ],
+    ids=["nothing", "text", "truncated", "postscript", "16 bits", "bomb"],
+)
+def test_bytes_that_are_no_picture_are_refused(tmp_path: Path, make: Any, said: str) -> None:
+    make(tmp_path / "p.png")
+    with pytest.raises(InputError, match=said) as caught:
+        read_picture(io.BytesIO((tmp_path / "p.png").read_bytes()), height=4, width=4, colour="RGB")
+    assert "the file given" in str(caught.value)
+
+
+def test_any_damage_to_bytes_gives_a_picture_or_our_own_error(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm"):
+        whole = saved(tmp_path / f"p.{suffix}", pixels(16, 16)).read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, len(damaged), 4):
+                damaged[place] = rng.integers(0, 256)
+            try:
+                read = read_picture(io.BytesIO(damaged), height=8, width=8, colour="RGB")
+            except InputError:
+                continue
+            assert read.shape == (8, 8, 3)
 
 
 def test_a_network_that_is_not_for_pictures(tmp_path: Path) -> None:

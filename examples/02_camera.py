@@ -1,0 +1,78 @@
+"""Classify what a camera sees: here, the pictures of a folder one after the other, as a camera would deliver them.
+
+    make demo                                               # makes demo-out/bundle
+    python examples/02_camera.py --bundle demo-out/bundle --folder pictures --loops 10 --robust-while robust.on
+    touch robust.on                                         # in another terminal: the robust path takes over
+    rm robust.on                                            # and the clean one again
+
+Nothing here detects an attack. When the robust path shall answer is for you to say, and this rule is the simplest there
+is: while a file exists. Yours may ask the time, the place, a detector of your own or a person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from smart_runtime import InputError, SmartModel
+from smart_runtime.pictures import read_picture
+
+
+def follow_rule(model: SmartModel, sign: Path) -> None:
+    """Let the robust path answer while the file ``sign`` exists, the clean one otherwise."""
+    if sign.exists():
+        model.switch("robust", reason=f"{sign.name} is there")  # does nothing if it answers already
+    else:
+        model.switch("clean", reason=f"{sign.name} is not there")
+
+
+def show(model: SmartModel, name: str, picture: Path) -> None:
+    """Classify one frame and print a line about it."""
+    spec = model.manifest.input
+    try:
+        frame = read_picture(picture, height=spec.height, width=spec.width, colour=model.manifest.preprocessing.colour)
+    except InputError as error:  # one bad frame is no reason to stop
+        print(f"{name}: {error}")
+        return
+    result = model.run(frame[None])  # a batch of one
+    scores = result.scores[0]
+    shares = np.exp(scores - scores.max())  # softmax
+    best = int(scores.argmax())
+    print(
+        f"{name}: {model.class_names[best]} ({shares[best] / shares.sum():.0%}), path {result.path}, "
+        f"{result.latency_ms:.2f} ms"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="the pictures, shown in order of their names")
+    parser.add_argument("--loops", type=int, default=1, help="how often the folder is shown; 0 is for ever")
+    parser.add_argument("--robust-while", type=Path, default=Path("robust.on"), metavar="FILE")
+    options = parser.parse_args()
+
+    pictures = sorted(path for path in options.folder.iterdir() if path.is_file())
+    if not pictures:
+        parser.error(f"expected pictures in {options.folder}, got none")
+    with SmartModel.load(options.bundle) as model:
+        try:
+            for loop in itertools.count() if options.loops == 0 else range(options.loops):
+                for picture in pictures:
+                    follow_rule(model, options.robust_while)
+                    show(model, f"{loop + 1}/{picture.name}", picture)
+        except KeyboardInterrupt:
+            print("stopped")
+        stats = model.stats
+    print(f"\nswitches: {stats.switches}")
+    for path, seen in stats.paths.items():
+        if seen.calls:
+            median, slow = seen.latency.quantile(0.5), seen.latency.quantile(0.99)
+            print(f"path {path}: {seen.calls} frames, half of them in {median:.2f} ms, 99% in {slow:.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
