@@ -1,26 +1,30 @@
 # Every target sets up what it needs: on a fresh machine `make demo` or `make test` is the first and only command.
 #   make test PYTHON=python3.12           another interpreter (3.10 or newer)
 #   make demo PIP_ARGS="--index-url URL"  options for pip install
+#   make fuzz RUNS=1000000 SEED=2         other inputs
 
 PYTHON ?= python3
 PIP_ARGS ?=
+RUNS ?= 200000
+SEED ?= 1
 BIN := .venv/bin
 
 PACKAGES := devices/smart_devices runtime/smart_runtime train/smart_train export/smart_export
 # mypy refuses a folder without Python files, so folders come in once they have some.
-SCRIPTS := $(wildcard examples benchmarks)
+SCRIPTS := $(wildcard examples benchmarks fuzz)
 SCRIPTS := $(foreach folder,$(SCRIPTS),$(if $(wildcard $(folder)/*.py),$(folder)))
 
 # A module found through these would hide an install step that is missing.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format clean
+.PHONY: help venv demo test check fuzz format clean
 
 help:
 	@echo "make demo    train, evaluate, export, compare and switch on handwritten digits (demo-out/)"
 	@echo "make test    run the tests, slow ones left out"
 	@echo "make check   lint, format, types, imports and the Python 3.10 lint"
+	@echo "make fuzz    give 200,000 changed files to everything that reads a stranger's files (x86-64 only)"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make venv    create or renew .venv; the targets above do that themselves"
 	@echo "make clean   delete .venv, caches and demo-out/"
@@ -61,6 +65,9 @@ check: venv
 	$(BIN)/mypy --strict --python-version 3.10 devices/smart_devices runtime/smart_runtime
 	$(BIN)/lint-imports
 	$(BIN)/vermin --quiet --violations --no-tips --eval-annotations --target=3.10- $(PACKAGES)
+
+fuzz: venv
+	$(BIN)/python fuzz/fuzz_bundle.py --runs $(RUNS) --seed $(SEED)
 
 format: venv
 	$(BIN)/ruff format .

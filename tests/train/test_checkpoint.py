@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smart_train import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from smart_train import Checkpoint, CheckpointError, ConfigError, load_checkpoint, save_checkpoint
 from smart_train.architectures import ARCHITECTURES, build_network
 from smart_train.checkpoint import describe, network_state
 from smart_train.files import save_atomically
-from train.networks import different
+from smart_train.training import Trainer, state_path
+from train.networks import different, image_set, tiny_config
 
 Raw = dict[str, Any]
 
@@ -174,12 +175,12 @@ def changed(raw: Raw, where: str, value: object) -> Raw:
         ("architecture/arguments", {"width": 10**9}, "width from 1"),
         ("architecture/arguments", {"width": 8}, "tensor"),
         ("class_names", ["a", "b"], "tensor"),
-        ("paths", ["clean", "dense"], "value 'dense'"),
+        ("paths", ["clean", "dense"], "path names"),
         ("structure/density", 0.0, "density"),
         ("normalisation/std", [0.0], "std above 0"),
         ("samples/eps", 3.0, "eps in"),
         ("samples/labels", torch.zeros(12, dtype=torch.int64) + 3, "labels of its classes"),
-        ("masks/clean/0", torch.zeros(4, dtype=torch.bool), "never becomes empty"),
+        ("masks/clean/0", torch.zeros(4, dtype=torch.bool), "keep 2 of 4 channels"),
         ("groups/0/members/0/indices", torch.tensor([[0], [1], [2], [2]]), "in one group"),
         ("groups/0/members/0/indices", torch.tensor([[0], [1], [2], [4]]), "channel numbers"),
         ("groups/0/points", [], "mask point"),
@@ -190,10 +191,160 @@ def changed(raw: Raw, where: str, value: object) -> Raw:
         ("training", {"seconds": float("inf")}, "plain values"),
         ("training", deep(), "'training'"),
         ("training", {"x": doubling()}, "less depth and length"),
+        ("training", {"x": ["y" * 10_000] * 1000}, "less depth and length"),
+        ("training", {"\x1b[31m": 1}, "plain values"),
+        ("architecture/arguments", {f"a{i}": 1 for i in range(17)}, "at most 16 model arguments"),
+        ("architecture/name", "x" * 2000, "up to 1024 characters"),
+        ("class_names", ["a"], "from 2 to 65536"),
+        ("class_names", ["a"] * 70_000, "from 2 to 65536"),
+        ("class_names", ["a", "b", "c" * 2000], "up to 1024 characters"),
+        ("paths", ["clean", "clean"], "different path names"),
+        ("paths", ["clean"] * 17, "from 1 to 16"),
+        ("structure/density", 1.0, "keep 4 of 4 channels"),
+        ("masks/clean/0", torch.tensor([True, False, False, False]), "keep 2 of 4 channels"),
+        ("masks/robust/1", torch.ones(8, dtype=torch.bool), "keep 4 of 8 channels"),
+        ("groups/0/name", "a\nb", "printable text"),
+        ("groups/0/points", [{"layer": "blocks.0.bn1", "producer": "blocks.0.conv1"}] * 1000, "no more than"),
+        ("metrics/clean", {"clean_accuracy": 1.5}, r"clean_accuracy in \[0, 1\]"),
+        ("metrics/robust", {"robust_interval": [0.0, 2.0]}, r"robust_interval in \[0, 1\]"),
+        ("metrics/robust", {"robust_interval": [0.0]}, "2 numbers 'robust_interval'"),
+        ("metrics/clean", {"examples": -1}, "a count 'examples'"),
+        ("samples/attack", "\x1b[31m", "printable text"),
+        ("samples/labels", torch.zeros(257, dtype=torch.int64), "from 1 to 256 samples"),
+        ("samples/labels", torch.zeros(12, dtype=torch.int64) - 1, "labels of its classes"),
+        ("samples/eps", -0.1, "eps in"),
+        ("samples/eps", 0.0, "samples of path clean within eps"),
     ],
 )
-def test_each_lie_is_named(raw: Raw, tmp_path: Path, where: str, value: object, words: str) -> None:
+def test_each_lie_is_named_before_anything_is_built(
+    raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, where: str, value: object, words: str
+) -> None:
+    monkeypatch.setattr("smart_train.checkpoint.SmartNetwork", None)  # whoever builds one meets a TypeError
     refused(save(changed(raw, where, value), tmp_path / "x.pt"), words)
+
+
+@pytest.mark.parametrize("path", ["clean", "robust"])
+def test_adversarial_samples_may_differ_by_eps_and_no_more(raw: Raw, tmp_path: Path, path: str) -> None:
+    near, far = copy.deepcopy(raw), copy.deepcopy(raw)
+    images = torch.full_like(raw["samples"]["images"], 100)
+    for damaged, by in ((near, 25), (far, 26)):  # eps is 0.1, which are 25.5 levels
+        damaged["samples"]["images"] = images
+        damaged["samples"]["adversarial"] = dict.fromkeys(raw["paths"], images)
+        changed_images = images.clone()
+        changed_images[-1, -1, -1, -1] -= by
+        damaged["samples"]["adversarial"] = damaged["samples"]["adversarial"] | {path: changed_images}
+    load_checkpoint(save(near, tmp_path / "near.pt"))
+    refused(save(far, tmp_path / "far.pt"), f"samples of path {path} within eps")
+
+
+def test_a_tensor_stored_as_the_negative_of_its_bytes_is_refused(raw: Raw, tmp_path: Path) -> None:
+    """NumPy does not take one, so it would stop whoever uses the samples."""
+    shared = raw["state"]["shared"]
+    negative = shared | {"fc.weight": torch._neg_view(shared["fc.weight"])}
+    refused(save(changed(raw, "state/shared", negative), tmp_path / "x.pt"), "fc.weight")
+
+
+def rewritten(source: Path, path: Path, *, pickle_bytes: bytes, name: str = "data.pkl") -> Path:
+    """Copy a checkpoint with another pickle, under another name if given."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.namelist():
+            ours = entry.endswith("data.pkl")
+            add(new, entry.replace("data.pkl", name) if ours else entry, pickle_bytes if ours else old.read(entry))
+    return path
+
+
+def add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Add an entry as torch.save does: without the file mode that zipfile gives it, which is refused for itself."""
+    info = zipfile.ZipInfo(name)
+    archive.writestr(info, content)
+    info.external_attr = 0
+
+
+def pickle_of(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+
+
+def test_the_rewritten_file_is_read_when_nothing_was_changed(trained: Path, tmp_path: Path) -> None:
+    load_checkpoint(rewritten(trained, tmp_path / "x.pt", pickle_bytes=pickle_of(trained)))
+
+
+MIB_512 = (2**29).to_bytes(4, "little")
+
+HOSTILE_PICKLES = {
+    "a bytearray of any length": b"\x80\x02cbuiltins\nbytearray\nJ" + MIB_512 + b"\x85R.",
+    "the same by Python 2's name": b"\x80\x02c__builtin__\nbytearray\nJ" + MIB_512 + b"\x85R.",
+    "a text in any codec": b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x08\0\0\0punycode\x86R.",
+    "a number of any length": b"\x80\x02\x8a\x09" + b"\x01" * 9 + b".",
+    "more values than any checkpoint has": b"\x80\x02" + b"]" * (4 * 2**20) + b".",
+}
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL"])  # torch finds both
+@pytest.mark.parametrize("what", HOSTILE_PICKLES)
+def test_what_torch_would_read_without_bounds_is_refused_unread(
+    trained: Path, tmp_path: Path, what: str, name: str
+) -> None:
+    path = rewritten(trained, tmp_path / "x.pt", pickle_bytes=HOSTILE_PICKLES[what], name=name)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(path, "was not run or loaded")
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 100
+
+
+def test_two_entries_that_torch_takes_for_one_are_refused(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(trained.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        add(archive, "archive/DATA.PKL", pickle_of(trained))
+    refused(path, "was not run or loaded")
+
+
+def cut_last_row(state: Raw) -> None:
+    state["progress"]["history"].pop()
+
+
+def wrong_momentum(state: Raw) -> None:
+    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(2)
+
+
+def one_mask_less(state: Raw) -> None:
+    state["masks"]["clean"].pop()
+
+
+DAMAGED_STATES: dict[str, Callable[[Raw], object]] = {
+    "version as a tensor": lambda state: state.update(format_version=torch.tensor([2, 2])),
+    "threads as a tensor": lambda state: state.update(threads=torch.tensor([1, 1])),
+    "threads as a fraction": lambda state: state.update(threads=1.0),
+    "option as a tensor": lambda state: state["config"].update(seed=torch.tensor([0, 0])),
+    "option that clears a terminal": lambda state: state["config"].update({"\x1b[2J": 1}),
+    "epoch as a text": lambda state: state["progress"].update(epoch="4"),
+    "epoch after the last": lambda state: state["progress"].update(epoch=5),
+    "best as a tensor": lambda state: state["progress"].update(best=torch.tensor(0.5)),
+    "a row of texts": lambda state: state["progress"]["history"][0].update(epoch="1"),
+    "a row missing": cut_last_row,
+    "momentum of another shape": wrong_momentum,
+    "a mask missing": one_mask_less,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_STATES)
+def test_a_damaged_training_state_is_refused_in_one_sentence(trained: Path, tmp_path: Path, damage: str) -> None:
+    output = tmp_path / "ckpt.pt"
+    output.write_bytes(trained.read_bytes())
+    state = dict(torch.load(state_path(trained), weights_only=True))
+    DAMAGED_STATES[damage](state)
+    torch.save(state, state_path(output))
+    with pytest.raises(CheckpointError, match=r"^expected [^\n]*$"):
+        Trainer(tiny_config(), image_set(), output=output, resume=True)
+
+
+def test_a_state_with_options_that_we_lack_is_another_training(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ckpt.pt"
+    state = dict(torch.load(state_path(trained), weights_only=True))
+    state["config"]["later"] = 1
+    torch.save(state, state_path(output))
+    with pytest.raises(ConfigError, match="another set of options; repeat"):
+        Trainer(tiny_config(), image_set(), output=output, resume=True)
 
 
 def test_a_small_file_that_claims_a_giant_network_takes_no_memory(raw: Raw, tmp_path: Path) -> None:
@@ -303,12 +454,8 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_whole(trained: Path, tm
 
 
 def test_lists_nested_deeper_than_python_recurses_are_refused(trained: Path, tmp_path: Path) -> None:
-    path = tmp_path / "deep.pt"
-    with zipfile.ZipFile(trained) as source, zipfile.ZipFile(path, "w") as archive:
-        for name in source.namelist():
-            value = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
-            archive.writestr(name, value if name.endswith("data.pkl") else source.read(name))
-    refused(path)
+    deep_lists = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+    refused(rewritten(trained, tmp_path / "deep.pt", pickle_bytes=deep_lists), "got another file")
 
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:

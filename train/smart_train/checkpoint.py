@@ -7,31 +7,47 @@ shape and range in it is checked before a network is built from it.
 from __future__ import annotations
 
 import math
+import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from smart_train.accounting import batch_norm_parameters, densities
 from smart_train.architectures import ARCHITECTURES, build_network
-from smart_train.data.images import MAX_SIDE
+from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.files import save_atomically
-from smart_train.groups import Group, Member, Point
-from smart_train.network import Normalise, SmartNetwork, Structure
+from smart_train.groups import Axis, Group, Member, Point, Scope
+from smart_train.network import Normalise, SmartNetwork, Structure, StructureName, check_path_names
 from smart_train.slicing import axis_length, is_depthwise
 
 FORMAT = "smart-edge checkpoint"
 FORMAT_VERSION = 1
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
-_MAX_PICKLE_BYTES = 16 * 2**20  # a real one has well under 1 MiB; each byte can ask for 60 when it is read
+_MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask for 60, and a microsecond, when read
 _MAX_PATHS = 16
+_MAX_ARGUMENTS = 16  # of an architecture
+_MAX_CLASSES = 2**16  # three times ImageNet-21k's
+_MAX_NAME = 1024  # characters of one name
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record
+_LEVEL_TOLERANCE = 1e-3  # of a pixel's 255 levels: float32 images are exact to a twentieth of that
+
+# All that torch.save writes for tensors. torch reads more without running code, but not without harm: a bytearray of
+# any length, a text in any codec.
+_PICKLE_NAMES = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch BoolStorage",
+    "torch ByteStorage",
+    "torch FloatStorage",
+    "torch LongStorage",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,14 +211,31 @@ def _check_archive(path: Path) -> None:
         entries = archive.infolist()
         if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
             raise ValueError("compressed")
+        if len({e.filename.lower() for e in entries}) != len(entries):  # torch finds a name in capitals too
+            raise ValueError("two entries of one name")
         if any(e.external_attr for e in entries):  # one bit of it makes an entry a folder, which torch reads as nothing
             raise ValueError("an entry that is no plain file")
         if sum(e.file_size for e in entries) > path.stat().st_size:
             raise ValueError("overlapping entries")
-        if any(e.file_size > _MAX_PICKLE_BYTES for e in entries if e.filename.endswith(".pkl")):
+        pickles = [e for e in entries if e.filename.lower().endswith(".pkl")]
+        if any(e.file_size > _MAX_PICKLE_BYTES for e in pickles):
             raise ValueError("too many plain values")
         if archive.testzip() is not None:
             raise ValueError("a checksum differs")
+        for entry in pickles:
+            _check_pickle(archive.read(entry))
+
+
+def _check_pickle(data: bytes) -> None:
+    """Raise ValueError if the pickle names more than tensors are made of, or holds a number longer than any of ours.
+
+    Long numbers can share one hash, and a dictionary of many such takes minutes to fill.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "GLOBAL" and argument not in _PICKLE_NAMES:
+            raise ValueError("more than tensors and plain values")
+        if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
+            raise ValueError("a number that is too long")
 
 
 class _Reader:
@@ -215,6 +248,7 @@ class _Reader:
         self._path = path
         self._bytes_left = path.stat().st_size
         self._values_left = _MAX_VALUES
+        self._characters_left = _MAX_PICKLE_BYTES
 
     def fail(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -238,24 +272,38 @@ class _Reader:
             raise self.fail(f"a finite number '{key}'")
         return float(value)
 
+    def fraction(self, source: Any, key: str) -> float:
+        value = self.number(source, key)
+        if not 0 <= value <= 1:
+            raise self.fail(f"{key} in [0, 1]")
+        return value
+
     def numbers(self, source: Any, key: str, *, length: int) -> tuple[float, ...]:
         values = self.get(source, key, list)
         if len(values) != length:
             raise self.fail(f"{length} numbers '{key}'")
         return tuple(self.number({key: v}, key) for v in values)
 
-    def names(self, source: Any, key: str) -> tuple[str, ...]:
+    def text(self, source: Any, key: str) -> str:
+        """Return a name, printable because it may reach a terminal."""
+        value = self.get(source, key, str)
+        if not 1 <= len(value) <= _MAX_NAME or not value.isprintable():
+            raise self.fail(f"printable text of up to {_MAX_NAME} characters '{key}'")
+        return str(value)
+
+    def texts(self, source: Any, key: str, *, least: int, most: int) -> tuple[str, ...]:
         values = self.get(source, key, list)
-        if not values or not all(isinstance(v, str) and v and v.isprintable() for v in values):
-            raise self.fail(f"names '{key}'")
-        return tuple(values)
+        if not least <= len(values) <= most:
+            raise self.fail(f"from {least} to {most} '{key}'")
+        return tuple(self.text({key: v}, key) for v in values)
 
     def tensor(self, source: Any, key: str, *, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
         """Return a copy of a plain tensor on the CPU; None in ``shape`` stands for any length."""
         value = self.get(source, key, Tensor)
         plain = type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu"
         fits = len(shape) == value.dim() and all(w in (None, n) for w, n in zip(shape, value.shape, strict=True))
-        if not plain or not fits or value.dtype != dtype or value.requires_grad:
+        # A tensor may be stored as the negative of its bytes, which NumPy does not take.
+        if not plain or not fits or value.dtype != dtype or value.requires_grad or value.is_neg():
             raise self.fail(f"a {dtype} tensor '{key}' of shape {shape}")
         self._bytes_left -= value.numel() * value.element_size()
         if self._bytes_left < 0:
@@ -273,10 +321,12 @@ class _Reader:
 
     def _plain(self, value: Any, key: str, *, depth: int) -> None:
         self._values_left -= 1  # a list may hold another one many times over, and that one another
-        if depth > _MAX_DEPTH or self._values_left < 0:
+        if type(value) is str:
+            self._characters_left -= len(value)  # likewise
+        if depth > _MAX_DEPTH or self._values_left < 0 or self._characters_left < 0:
             raise self.fail(f"a record '{key}' of less depth and length")
         if type(value) is dict and all(type(k) is str for k in value):
-            inner = list(value.values())
+            inner = [*value, *value.values()]
         elif type(value) is list:
             inner = value
         elif (
@@ -291,6 +341,15 @@ class _Reader:
             raise self.fail(f"plain values in '{key}'")
         for item in inner:
             self._plain(item, key, depth=depth + 1)
+
+
+def plain_record(raw: Any, key: str, *, path: Path) -> dict[str, Any]:
+    """Return what stands under ``key`` in ``raw``, which :func:`read_plain` read from ``path``: values as in JSON.
+
+    Raises:
+        CheckpointError: if it is no dictionary of plain values, or a very large or deep one.
+    """
+    return _Reader(path).record(raw, key)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -317,59 +376,45 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
+    """Check everything, on the meta device what is a network, and take memory for the network only then."""
     architecture = read.get(raw, "architecture", dict)
-    name = read.get(architecture, "name", str)
+    name = read.text(architecture, "name")
     given = read.get(architecture, "arguments", dict)
-    if not all(isinstance(key, str) for key in given):
-        raise read.fail("names of model arguments")
-    arguments = {key: read.integer(given, key) for key in given}
-    sides = [read.integer({"input_shape": side}, "input_shape") for side in read.get(raw, "input_shape", list)]
+    if len(given) > _MAX_ARGUMENTS:
+        raise read.fail(f"at most {_MAX_ARGUMENTS} model arguments")
+    arguments = {read.text({"arguments": key}, "arguments"): read.integer(given, key) for key in given}
+    sides = [read.integer({"input_shape": side}, "input_shape") for side in read.get(raw, "input_shape", list)[:4]]
     if len(sides) != 3 or not all(1 <= side <= MAX_SIDE for side in sides):
         raise read.fail(f"an input shape of three numbers up to {MAX_SIDE}")
     channels, height, width = sides
-    class_names = read.names(raw, "class_names")
-    if len(class_names) < 2:
-        raise read.fail("two or more class names")
+    class_names = read.texts(raw, "class_names", least=2, most=_MAX_CLASSES)
     normalisation = read.get(raw, "normalisation", dict)
     mean = read.numbers(normalisation, "mean", length=channels)
     std = read.numbers(normalisation, "std", length=channels)
-    paths = read.names(raw, "paths")
-    if len(paths) > _MAX_PATHS:
-        raise read.fail(f"at most {_MAX_PATHS} paths")
-    structure = read.get(raw, "structure", dict)
-    # On the meta device first: names and shapes are compared before memory is taken for them.
+    normalise = Normalise(mean=mean, std=std)
+    paths = read.texts(raw, "paths", least=1, most=_MAX_PATHS)
+    check_path_names(paths)
+    structure = _structure(read.get(raw, "structure", dict), read)
     with torch.device("meta"):
         plain = build_network(
             name, num_classes=len(class_names), in_channels=channels, arguments=arguments, generator_seed=0
         )
     state = _state(plain, read.get(raw, "state", dict), paths=paths, read=read)
-    modules = dict(plain.named_modules())
-    groups = [_group(record, modules, read) for record in read.get(raw, "groups", list)]
-    if not groups:
-        raise read.fail("one or more groups")
-    _check_disjoint(groups, read)
+    groups = _groups(read.get(raw, "groups", list), dict(plain.named_modules()), read)
+    masks = {path: _masks(read.get(raw, "masks", dict), path, read, groups, structure) for path in paths}
+    metrics = read.get(raw, "metrics", dict)
+    figures = {path: _metrics(metrics, path, read) for path in paths}
+    training = read.record(raw, "training")
+    samples = _samples(raw, read, paths=paths, shape=(height, width, channels), classes=len(class_names))
+
     net = SmartNetwork(
-        plain.to_empty(device="cpu"),
-        paths=paths,
-        groups=groups,
-        structure=Structure(
-            name=read.get(structure, "name", str),
-            density=read.number(structure, "density"),
-            align=read.integer(structure, "align"),
-            scope=read.get(structure, "scope", str),
-        ),
-        normalise=Normalise(mean=mean, std=std),
+        plain.to_empty(device="cpu"), paths=paths, groups=groups, structure=structure, normalise=normalise
     )
     load_network_state_(net, state)
-    masks = read.get(raw, "masks", dict)
-    for path in paths:
-        keeps = read.get(masks, path, list)
-        if len(keeps) != len(groups):
-            raise read.fail(f"a mask for each group of path {path}")
-        for i, (group, keep) in enumerate(zip(groups, keeps, strict=True)):
-            net.set_mask(path, i, read.tensor({path: keep}, path, dtype=torch.bool, shape=(group.size,)))
+    for path, keeps in masks.items():
+        for i, keep in enumerate(keeps):
+            net.set_mask(path, i, keep)
     net.eval()
-    metrics = read.get(raw, "metrics", dict)
     return Checkpoint(
         architecture=name,
         arguments=arguments,
@@ -378,16 +423,47 @@ def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
         mean=mean,
         std=std,
         net=net,
-        samples=_samples(raw, read, paths=paths, shape=(height, width, channels), classes=len(class_names)),
-        training=read.record(raw, "training"),
-        metrics={path: _metrics(metrics, path, read) for path in paths},
+        samples=samples,
+        training=training,
+        metrics=figures,
     )
+
+
+def _structure(source: dict[str, Any], read: _Reader) -> Structure:
+    return Structure(
+        name=cast("StructureName", read.text(source, "name")),
+        density=read.number(source, "density"),
+        align=read.integer(source, "align"),
+        scope=cast("Scope", read.text(source, "scope")),
+    )
+
+
+def _masks(
+    source: dict[str, Any], path: str, read: _Reader, groups: Sequence[Group], structure: Structure
+) -> list[Tensor]:
+    """Return the masks of a path, which keep what the structure says: a checkpoint is written once they are frozen."""
+    keeps = read.get(source, path, list)
+    if len(keeps) != len(groups):
+        raise read.fail(f"a mask for each group of path {path}")
+    masks = []
+    for group, keep in zip(groups, keeps, strict=True):
+        mask = read.tensor({path: keep}, path, dtype=torch.bool, shape=(group.size,))
+        kept = structure.kept(group.size)
+        if int(mask.sum()) != kept:
+            raise read.fail(f"masks of path {path} that keep {kept} of {group.size} channels of group {group.name}")
+        masks.append(mask)
+    return masks
 
 
 def _metrics(source: dict[str, Any], path: str, read: _Reader) -> dict[str, Any]:
     found = read.record(source, path)
     for key in found.keys() & {"clean_accuracy", "robust_accuracy", "eps"}:
-        found[key] = read.number(found, key)
+        found[key] = read.fraction(found, key)
+    for key in found.keys() & {"clean_interval", "robust_interval"}:
+        for end in read.numbers(found, key, length=2):
+            read.fraction({key: end}, key)
+    if "examples" in found and read.integer(found, "examples") < 0:
+        raise read.fail("a count 'examples'")
     for key in found.keys() & {"attack", "split"}:
         read.get(found, key, str)
     return found
@@ -421,39 +497,47 @@ def _has_axis(module: nn.Module | None, axis: str) -> bool:
     return isinstance(module, nn.Conv2d | nn.Linear) and axis in {"in", "out"}
 
 
-def _group(record: Any, modules: Mapping[str, nn.Module], read: _Reader) -> Group:
+def _groups(records: list[Any], modules: Mapping[str, nn.Module], read: _Reader) -> list[Group]:
+    """Return the groups; a channel in two of them, or twice in one, is refused: which mask would it follow?"""
+    taken: dict[tuple[str, Axis], Tensor] = {}
+    groups = [_group(record, modules, taken, read) for record in records]
+    if not groups:
+        raise read.fail("one or more groups")
+    return groups
+
+
+def _group(
+    record: Any, modules: Mapping[str, nn.Module], taken: dict[tuple[str, Axis], Tensor], read: _Reader
+) -> Group:
+    """Return one group; ``taken`` says which channels are in groups already and is brought up to date."""
     size = read.integer(record, "size")
     members = []
     for member in read.get(record, "members", list):
-        module, axis = read.get(member, "module", str), read.get(member, "axis", str)
+        module, axis = read.get(member, "module", str), cast("Axis", read.get(member, "axis", str))
         indices = read.tensor(member, "indices", dtype=torch.int64, shape=(size, None))
         found = modules.get(module)
         if found is None or not _has_axis(found, axis) or indices.numel() == 0:
             raise read.fail("channels of its layers in a group")
-        if int(indices.min()) < 0 or int(indices.max()) >= axis_length(found, "in" if axis == "in" else "out"):
+        length = axis_length(found, "in" if axis == "in" else "out")
+        if int(indices.min()) < 0 or int(indices.max()) >= length:
             raise read.fail(f"channel numbers of {module} in a group")
+        counts = taken.get((module, axis), torch.zeros(length, dtype=torch.int64))
+        counts = counts + torch.bincount(indices.flatten(), minlength=length)
+        if int(counts.max()) > 1:
+            raise read.fail(f"each channel of {module} in one group")
+        taken[module, axis] = counts
         members.append(Member(module, axis, indices))
     outputs = {m.module for m in members if m.axis != "in"}
+    given = read.get(record, "points", list)
+    if not 1 <= len(given) <= len(members):
+        raise read.fail("a mask point for each group, and no more than it has members")
     points = []
-    for point in read.get(record, "points", list):
+    for point in given:
         layer, producer = read.get(point, "layer", str), read.get(point, "producer", (str, type(None)))
         if layer not in outputs or (producer is not None and producer not in outputs):
             raise read.fail("mask points that are members of their group")
         points.append(Point(layer, producer))
-    if not points:
-        raise read.fail("a mask point for each group")
-    return Group(read.get(record, "name", str), size, tuple(members), tuple(points))
-
-
-def _check_disjoint(groups: list[Group], read: _Reader) -> None:
-    """Refuse a channel that is in two groups, or twice in one: which mask would it follow?"""
-    seen: set[tuple[str, str, int]] = set()
-    for group in groups:
-        for member in group.members:
-            for index in member.indices.flatten().tolist():
-                if (member.module, member.axis, index) in seen:
-                    raise read.fail(f"each channel of {member.module} in one group")
-                seen.add((member.module, member.axis, index))
+    return Group(read.text(record, "name"), size, tuple(members), tuple(points))
 
 
 def _samples(
@@ -462,19 +546,17 @@ def _samples(
     samples = read.get(raw, "samples", dict)
     labels = read.tensor(samples, "labels", dtype=torch.int64, shape=(None,))
     count = len(labels)
-    if count == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise read.fail("one or more samples with labels of its classes")
-    adversarial = read.get(samples, "adversarial", dict)
-    eps = read.number(samples, "eps")
-    if not 0 <= eps <= 1:
-        raise read.fail("eps in [0, 1]")
-    return Samples(
-        images=read.tensor(samples, "images", dtype=torch.uint8, shape=(count, *shape)),
-        labels=labels,
-        adversarial={p: read.tensor(adversarial, p, dtype=torch.uint8, shape=(count, *shape)) for p in paths},
-        eps=eps,
-        attack=read.get(samples, "attack", str),
-    )
+    if not 1 <= count <= VALIDATION_SAMPLES or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise read.fail(f"from 1 to {VALIDATION_SAMPLES} samples with labels of its classes")
+    eps = read.fraction(samples, "eps")
+    images = read.tensor(samples, "images", dtype=torch.uint8, shape=(count, *shape))
+    given = read.get(samples, "adversarial", dict)
+    adversarial = {p: read.tensor(given, p, dtype=torch.uint8, shape=(count, *shape)) for p in paths}
+    levels = int(eps * 255 + _LEVEL_TOLERANCE)
+    for path, changed in adversarial.items():
+        if int((changed.to(torch.int16) - images.to(torch.int16)).abs().max()) > levels:
+            raise read.fail(f"adversarial samples of path {path} within eps of the images")
+    return Samples(images=images, labels=labels, adversarial=adversarial, eps=eps, attack=read.text(samples, "attack"))
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

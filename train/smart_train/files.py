@@ -16,6 +16,9 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """Yield a file to write beside ``path``; at the end it is flushed to the disk and renamed over it.
 
     ``shared`` says that other processes may be writing the same file: the last one to end wins.
+
+    Raises:
+        OSError: if the system refuses, for want of room for one; it names ``path``, which is as it was.
     """
     # Else one name, so that what a killed process left is written over.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
@@ -25,11 +28,20 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say for which file
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """``torch.save`` into ``path``, whole or not at all."""
+    """``torch.save`` into ``path``, whole or not at all; raises OSError if the system refuses."""
     with replacing(path) as file:
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch finds its file too short and forgets why the write before that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

@@ -131,7 +131,7 @@ class SmartNetwork(nn.Module):
         kept_whole: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        _check_names(paths)
+        check_path_names(paths)
         self.groups = tuple(groups)
         self.structure = structure
         self.kept_whole = dict(kept_whole or {})
@@ -197,7 +197,8 @@ class SmartNetwork(nn.Module):
         apply_mask_(self.path(path).network, found, keep.to(device))
 
 
-def _check_names(paths: Sequence[str]) -> None:
+def check_path_names(paths: Sequence[str]) -> None:
+    """Raise ConfigError unless ``paths`` are one or more different names that a path may have."""
     if not paths or len(set(paths)) != len(paths):
         raise ConfigError(f"expected one or more different path names, got {list(paths)}; clean and robust are usual")
     for name in paths:

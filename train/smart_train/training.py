@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import lightning_fabric
 import numpy as np
@@ -24,6 +24,7 @@ from smart_train.checkpoint import (
     load_checkpoint,
     load_network_state_,
     network_state,
+    plain_record,
     read_plain,
     save_checkpoint,
 )
@@ -44,6 +45,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 STATE_FORMAT = "smart-edge training state"
 STATE_VERSION = 2  # 2 has the augmentation's random state
+MAX_THREADS = 1024  # more than any machine has cores for one training
 WARM_UP = 0.05  # fraction of training over which the learning rate rises from 0
 SGD_MOMENTUM = 0.9
 SELECTION_STEPS = 10  # PGD steps on the validation split after each epoch that may be the best
@@ -567,37 +569,51 @@ class Trainer:
     def _read_state(self) -> dict[str, Any]:
         path = state_path(self.output)
         state = read_plain(path)
+        found = state if isinstance(state, dict) else {}
+        name, version, threads = (found.get(key) for key in ("format", "format_version", "threads"))
+        # By type first: a tensor in the place of a number is neither equal to it nor different.
         if (
-            not isinstance(state, dict)
-            or state.get("format") != STATE_FORMAT
-            or state.get("format_version") != STATE_VERSION
-            or not isinstance(state.get("config"), dict)
-            or state.get("threads") not in range(1, 1025)
+            not (isinstance(name, str) and name == STATE_FORMAT)
+            or not (type(version) is int and version == STATE_VERSION)
+            or not (type(threads) is int and 1 <= threads <= MAX_THREADS)
         ):
             raise CheckpointError(
                 f"expected a training state of format {STATE_VERSION} in {path}, got another file; train from the start"
             )
-        theirs, ours = state["config"], self._identity()
-        other = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
-        if other:
+        theirs, ours = plain_record(state, "config", path=path), self._identity()
+        other = sorted(key for key in ours if theirs.get(key) != ours[key])
+        if other or len(theirs) != len(ours):
+            other = other or ["set of options"]
             raise ConfigError(
                 f"expected the options that {path.name} was started with, got another {', '.join(other)}; repeat the "
                 f"same options to resume, or use --force to start anew"
             )
-        return cast("dict[str, Any]", state)
+        return found
+
+    def _load_momentum_(self, state: dict[int, dict[str, Tensor | None]]) -> None:
+        """Give the optimiser its running means back; its options are those of this training."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for number, kept in state.items():
+            buffer = kept["momentum_buffer"]
+            if buffer is not None and buffer.shape != parameters[number].shape:  # torch would notice at the first step
+                raise ValueError("a misshapen momentum")
+        options = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": options})
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             load_network_state_(self._net, state["network"])
             for path in self._net.path_names:
-                for i, mask in enumerate(state["masks"][path]):
+                for i, mask in zip(range(len(self._net.groups)), state["masks"][path], strict=True):
                     self._net.set_mask(path, i, mask)
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._load_momentum_(state["optimizer"]["state"])
             self._fabric.strategy.precision.load_state_dict(state["precision"])
             self._order.set_state(state["order"])
             self._attack.set_state(state["attack"])
             self._augment.set_state(state["augment"])
-            self._progress = _Progress(**state["progress"])
+            self._progress = _progress(
+                plain_record(state, "progress", path=state_path(self.output)), epochs=self.config.epochs
+            )
             self._learner.load_state(state["learner"], step=self._progress.epoch * self.steps_per_epoch)
         except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over
             raise CheckpointError(
@@ -609,6 +625,26 @@ class Trainer:
                 f"expected the best epoch so far at {self.output}, got no such file; put it back, or train from "
                 f"the start with --force"
             )
+
+
+def _progress(record: dict[str, Any], *, epochs: int) -> _Progress:
+    """Return the progress that a state holds; ValueError or TypeError if it is not that of so many epochs."""
+    found = _Progress(**record)
+    whole = (type(found.epoch) is int and 1 <= found.epoch <= epochs) and (
+        type(found.best_epoch) is int and 0 <= found.best_epoch <= found.epoch
+    )
+    amounts = (found.best, found.train_seconds, found.seconds)
+    rows = type(found.history) is list and all(type(row) is dict and row for row in found.history)
+    if not whole or not rows or not all(type(amount) is float for amount in amounts):
+        raise ValueError("a progress of other types or out of range")
+    numbers = [value for row in found.history for value in row.values()]
+    if (
+        len(found.history) != found.epoch
+        or any(row.keys() != found.history[0].keys() for row in found.history)
+        or not all(type(number) in {int, float} for number in numbers)
+    ):
+        raise ValueError("a history that is not a row of numbers an epoch")
+    return found
 
 
 def _figures(accuracy: PathAccuracy, attack: Attack, *, split: str) -> dict[str, Any]:
