@@ -15,6 +15,7 @@ from smart_devices.version import version
 from smart_runtime.bundle import Bundle
 from smart_runtime.engines import Scores
 from smart_runtime.manifest import GraphInfo
+from smart_runtime.memory import ON_DEMAND
 from smart_runtime.model import SmartModel
 from smart_runtime.pictures import read_picture
 from smart_runtime.signatures import short_fingerprint
@@ -62,7 +63,8 @@ def infer(
 
     Each picture is one call of batch 1; the latency is that of the call, without reading the file.
     """
-    with SmartModel.load(bundle, path=path, threads=threads, trust=trust) as model:
+    # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
+    with SmartModel.load(bundle, path=path, threads=threads, memory=ON_DEMAND, trust=trust) as model:
         answers = [_classify(model, picture, top=top) for picture in pictures]
         used, signer = model.path, model.bundle.signer
     if as_json:
