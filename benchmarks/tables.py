@@ -25,6 +25,7 @@ import bench_export
 import bench_paths
 import bench_quantised
 import bench_runtime
+import bench_switch
 import bench_train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +80,7 @@ def goals() -> str:
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
-        *((name, load(name)["goals"]) for name in ("paths", "runtime", "train", "export", "cifar")),
+        *((name, load(name)["goals"]) for name in ("paths", "runtime", "switch", "train", "export", "cifar")),
     ):
         kinds: dict[str, list[Mapping[str, Any]]] = {}
         for goal in found:
@@ -119,6 +120,22 @@ def switch() -> str:
     )
 
 
+def short_switch() -> str:
+    """Return what came of calls from several threads under switches, in two sentences."""
+    record = load("switch")
+    fire = record["results"]["fire"]["resnet34"]
+    soak = record["results"]["soak"]
+    return (
+        f"{record['callers']} threads, a switch every {1e3 * fire['seconds'] / fire['switches']:.1f} ms, "
+        f"{fire['seconds']:.0f} s, ResNet-34: {fire['calls']:,} results, {fire['mixed']} of which differ from what the "
+        f"path that they name gives, {fire['failed']} failed calls, {fire['throughput_ratio']['value']:.2f} of the "
+        f"throughput without switches. First result of the new path: {fire['idle']['first_result_ms']:.1f} ms, against "
+        f"{fire['idle']['cold_load_ms']:.0f} ms for loading it cold. A soak of {soak['calls']:,} calls and "
+        f"{soak['switches']:,} switches: {100 * soak['growth']['bytes']:.2f}% more memory. "
+        f"`benchmarks/bench_switch.py`."
+    )
+
+
 def quantised(record: dict[str, Any]) -> str:
     """Return the quantised graphs, what the processor has for them, and what became of bfloat16."""
     has = ", ".join(name for name, there in record["cpu_features"].items() if there)
@@ -137,6 +154,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "goals": goals,
     "paths": with_source("paths", lambda record: bench_paths.table(record["rows"])),
     "runtime": with_source("runtime", lambda record: bench_runtime.table(record["results"])),
+    "switch-short": short_switch,
+    "switch-full": with_source("switch", lambda record: bench_switch.table(record["results"])),
     "train": with_source("train", lambda record: bench_train.table(record["rows"])),
     "export": with_source("export", lambda record: bench_export.table(record["runs"])),
     "quantised": with_source("quantised", quantised),

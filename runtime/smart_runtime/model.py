@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import os
@@ -96,7 +95,7 @@ class SmartModel:
         self._loader = loader
         self._mode = mode
         self._pins: Counter[str] = Counter()  # the scopes of `using`, by path
-        self._unusable: ClosedError | None = None
+        self._unusable = ""  # why nothing may be done any more
         self._lost = ""  # why no path is loaded, where one should be
         self._new_locks()
         forks.guard(self)
@@ -213,6 +212,8 @@ class SmartModel:
         A call that waits for a free thread takes the path that is active when it gets one. If the task is cancelled,
         the call goes on in its thread, to no one's use; do not change ``images`` before it has ended.
         """
+        import asyncio  # noqa: PLC0415  # a fifth of the time of importing this package, and only tasks need it
+
         return await asyncio.to_thread(self.run, images)
 
     @property
@@ -347,9 +348,9 @@ class SmartModel:
         A load that another thread has begun is waited for.
         """
         with self._lock:
-            if self._unusable is not None:
+            if self._unusable:
                 return
-            self._unusable = ClosedError("expected an open model, got a closed one; load the bundle again")
+            self._unusable = "expected an open model, got a closed one; load the bundle again"
             loaded, self._loaded, self._active = self._loaded, {}, None
             self._settled.set()
         for one in loaded.values():
@@ -370,7 +371,7 @@ class SmartModel:
         forks.never_free(one.engine for one in self._loaded.values())
         self._recorder.new_lock()
         self._new_locks()
-        self._unusable = self._unusable or ClosedError(
+        self._unusable = self._unusable or (
             "expected a model that this process loaded, got one from before a fork; load the bundle in the child"
         )
         self._loaded, self._active = {}, None
@@ -398,8 +399,8 @@ class SmartModel:
     # What changes the path and the bundle.
 
     def _check_usable(self) -> None:
-        if self._unusable is not None:
-            raise ClosedError(*self._unusable.args)
+        if self._unusable:
+            raise ClosedError(self._unusable)
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -433,23 +434,24 @@ class SmartModel:
                 changed = self._activate(loaded, reason)
         if loaded is None:
             try:
-                fresh = self._load_beside(name)
+                changed = self._install(self._load_beside(name), reason)
             except OutOfMemoryError as error:
                 if old is None or self._pins[old.name]:
                     raise
                 release_frames(error)
                 _log.warning("no room for the path %r beside %r; calls wait while it is loaded", name, old.name)
-                fresh = self._load_instead(name, old)
-            with self._lock:
-                if self._unusable is None:
-                    self._loaded = {**self._loaded, name: fresh}
-                    changed = self._activate(fresh, reason)
-                self._settled.set()
-            if self._unusable is not None:
-                fresh.retire()
-                self._check_usable()
+                changed = self._switch_in_place_of(old, name, reason)
         self._drop_idle_paths()
         return changed
+
+    def _install(self, fresh: LoadedPath, reason: str) -> bool:
+        """Let a path answer that was loaded just now; say whether that is a switch."""
+        with self._lock:
+            if not self._unusable:
+                self._loaded = {**self._loaded, fresh.name: fresh}
+                return self._activate(fresh, reason)
+        fresh.retire()
+        raise ClosedError(self._unusable)
 
     def _load_beside(self, name: str) -> LoadedPath:
         """Load a path beside those that are loaded; OutOfMemoryError if the budget or the system forbids it."""
@@ -462,48 +464,40 @@ class SmartModel:
             )
         return self._loader.load(name)
 
-    def _load_instead(self, name: str, old: LoadedPath) -> LoadedPath:
-        """Drop ``old`` and load ``name``; if that fails, load ``old`` again and raise. Calls wait until it is settled.
-
-        On success it is the caller who settles it, with the new path in its place.
-        """
+    def _switch_in_place_of(self, old: LoadedPath, name: str, reason: str) -> bool:
+        """Drop ``old``, then load ``name``; if that fails, load ``old`` again and raise. Calls wait meanwhile."""
         costs = self._loader.costs
         if not has_room(LOAD_PEAK * max(costs[name], costs[old.name]) - costs[old.name]):
             raise OutOfMemoryError(
                 f"expected memory to load the path {name!r} in the place of {old.name!r}, got too little for the "
                 "moment of loading; free some, or export with a lower density"
             )
-        with self._lock:
-            self._check_usable()
-            self._settled.clear()
-            self._active = None
-            self._loaded = {other: one for other, one in self._loaded.items() if one is not old}
         try:
+            with self._lock:
+                self._check_usable()
+                self._settled.clear()
+                self._active = None
+                self._loaded = {other: one for other, one in self._loaded.items() if one is not old}
             old.drain()
             give_back_freed()
-            return self._loader.load(name)
+            return self._install(self._loader.load(name), reason)
+        except ClosedError:
+            raise
         except BaseException as error:
+            old.retire()
             release_frames(error)
             give_back_freed()
             try:
-                self._restore(old.name)
+                self._install(self._loader.load(old.name), "")
             except Exception as second:  # whatever it is, calls must hear of it
                 self._lost = (
                     f"expected a path to be loaded, got none: loading {name!r} failed ({error}), and loading "
                     f"{old.name!r} again failed too ({second}); switch or reload to try again"
                 )
                 _log.error("%s", self._lost)  # both are in the message
-            self._settled.set()
             raise
-
-    def _restore(self, name: str) -> None:
-        restored = self._loader.load(name)
-        with self._lock:
-            if self._unusable is None:
-                self._loaded = {**self._loaded, name: restored}
-                self._active = restored
-                return
-        restored.retire()
+        finally:
+            self._settled.set()
 
     def _drop_idle_paths(self) -> None:
         """On demand, let go of the paths that neither answer nor are in use by a scope."""
@@ -529,15 +523,14 @@ class SmartModel:
         with self._change():
             fresh = None if name in self._loaded else self._load_beside(name)
             with self._lock:
-                if self._unusable is None:
+                if not self._unusable:
                     if fresh is not None:
                         self._loaded = {**self._loaded, name: fresh}
                     self._pins[name] += 1
                     return name
             if fresh is not None:
                 fresh.retire()
-            self._check_usable()
-        return name
+            raise ClosedError(self._unusable)
 
     def _unpin(self, name: str) -> None:
         with self._lock:
