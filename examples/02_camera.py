@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from smart_devices.errors import SmartError
 from smart_runtime import InputError, SmartModel
 from smart_runtime.pictures import read_picture
 
@@ -47,6 +51,13 @@ def show(model: SmartModel, name: str, picture: Path) -> None:
     )
 
 
+def frames(pictures: list[Path], *, loops: int) -> Iterator[tuple[int, Path]]:
+    """Yield the pictures with the number of the loop, for ever if ``loops`` is 0."""
+    for loop in itertools.count() if loops == 0 else range(loops):
+        for picture in pictures:
+            yield loop, picture
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
@@ -58,14 +69,18 @@ def main() -> None:
     pictures = sorted(path for path in options.folder.iterdir() if path.is_file())
     if not pictures:
         parser.error(f"expected pictures in {options.folder}, got none")
+    stopped: list[int] = []
+    for known in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(known, lambda number, _: stopped.append(number))
     with SmartModel.load(options.bundle) as model:
-        try:
-            for loop in itertools.count() if options.loops == 0 else range(options.loops):
-                for picture in pictures:
-                    follow_rule(model, options.robust_while)
-                    show(model, f"{loop + 1}/{picture.name}", picture)
-        except KeyboardInterrupt:
-            print("stopped")
+        for loop, picture in frames(pictures, loops=options.loops):
+            if stopped:
+                print("stopped")
+                break
+            follow_rule(model, options.robust_while)
+            # A name may hold anything: shown as it is, it could redraw the terminal, or not be text at all.
+            name = picture.name if picture.name.isprintable() else ascii(picture.name)
+            show(model, f"{loop + 1}/{name}", picture)
         stats = model.stats
     print(f"\nswitches: {stats.switches}")
     for path, seen in stats.paths.items():
@@ -75,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (SmartError, OSError) as error:  # no bundle, or no folder
+        sys.exit(f"error: {error}")

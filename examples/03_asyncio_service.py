@@ -18,6 +18,7 @@ import asyncio
 import io
 import json
 import signal
+import sys
 from contextlib import nullcontext, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -72,8 +73,11 @@ async def classify(model: SmartModel, body: bytes, path: str | None) -> dict[str
 
 async def answer(model: SmartModel, method: str, url: str, body: bytes) -> dict[str, Any]:
     """Do what a request asks for."""
-    parts = urlsplit(url)
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    try:
+        parts = urlsplit(url)
+        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    except ValueError as error:
+        raise RequestError(HTTPStatus.BAD_REQUEST, "expected an URL, got something else") from error
     if (method, parts.path) == ("POST", "/"):
         return await classify(model, body, query.get("path"))
     if method == "POST" and parts.path.startswith("/path/"):
@@ -140,4 +144,7 @@ if __name__ == "__main__":
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     options = parser.parse_args()
-    asyncio.run(run(options.bundle, options.port))
+    try:
+        asyncio.run(run(options.bundle, options.port))
+    except (SmartError, OSError) as error:  # no bundle, or a port that is taken
+        sys.exit(f"error: {error}")

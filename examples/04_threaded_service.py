@@ -20,8 +20,11 @@ import io
 import json
 import os
 import signal
+import socket
+import sys
 import threading
-from contextlib import nullcontext
+import time
+from contextlib import nullcontext, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +39,7 @@ from smart_runtime import InputError, PathError, SmartModel
 from smart_runtime.pictures import read_picture
 
 MAX_BODY_BYTES = 10_000_000
+LAST_SECONDS = 20  # for requests that have begun, once the service is to end
 SWITCHES: dict[int, str] = {signal.SIGUSR1: "robust", signal.SIGUSR2: "clean"}
 STOPS: set[int] = {signal.SIGTERM, signal.SIGINT}
 
@@ -48,6 +52,16 @@ class Server(ThreadingHTTPServer):
     def __init__(self, model: SmartModel, *, port: int) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.model = model
+        self.connections: set[socket.socket] = set()
+
+    def drain(self) -> None:
+        """Wait for the requests that have begun, but for no client that sends its own a byte at a time."""
+        until = time.monotonic() + LAST_SECONDS
+        while self.connections and time.monotonic() < until:
+            time.sleep(0.01)
+        for connection in list(self.connections):
+            with suppress(OSError):  # it may be closed by now
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -57,15 +71,32 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # curl asks "100-continue" before it sends a large picture
     timeout = 20  # seconds that a read may take: a client that sends nothing must not hold a thread for ever
 
+    def setup(self) -> None:
+        """Let the server know the connection."""
+        self.server.connections.add(self.request)
+        super().setup()
+
+    def finish(self) -> None:
+        """Let the server forget it."""
+        try:
+            super().finish()
+        finally:
+            self.server.connections.discard(self.request)
+
     def do_POST(self) -> None:
         """Classify a picture, or switch."""
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY_BYTES or "Transfer-Encoding" in self.headers:
+        known = length.isdecimal() and len(length) < 20  # Python reads no number of thousands of digits
+        if not known or int(length) > MAX_BODY_BYTES or "Transfer-Encoding" in self.headers:
             sentence = f"expected a length of at most {MAX_BODY_BYTES} bytes"
             return self.reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": sentence})
         body = self.rfile.read(int(length))
-        model, parts = self.server.model, urlsplit(self.path)
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        model = self.server.model
+        try:
+            parts = urlsplit(self.path)
+            query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        except ValueError:
+            return self.reply(HTTPStatus.BAD_REQUEST, {"error": "expected an URL, got something else"})
         try:
             if parts.path == "/":
                 return self.reply(HTTPStatus.OK, classify(model, body, query.get("path")))
@@ -149,8 +180,12 @@ def main() -> None:
             obey(number, model, options.bundle)
         server.shutdown()
         serving.join()
+        server.drain()
     print("stopped")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (SmartError, OSError) as error:  # no bundle, or a port that is taken
+        sys.exit(f"error: {error}")

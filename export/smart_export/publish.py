@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smart_export.errors import ExportError
 
-# None: NumPy says how much it could not write, and gives no number.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NUMPY_HAS_NO_ROOM = re.compile(r"\d+ requested and \d+ written")  # what tofile says, without a number
 
 _AT_FDCWD = -100  # fcntl.h: names are relative to where we are, as everywhere else
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -24,22 +26,49 @@ def staged(output: Path) -> Iterator[Path]:
     """Yield a new hidden folder beside ``output``, removed again if it is still there at the end.
 
     Raises:
-        ExportError: if there is no room for what is written into it.
+        ExportError: if there is no room for what is written into it, or another export writes a bundle of this name.
     """
     place = output.with_name(f".{output.name}.tmp")  # one name: what a killed export left goes with the next one
-    shutil.rmtree(place, ignore_errors=True)
+    with _own(place):
+        try:
+            yield place
+        except OSError as error:
+            if error.errno not in _NO_ROOM and not _NUMPY_HAS_NO_ROOM.search(str(error)):
+                raise
+            raise ExportError(
+                f"expected room for the bundle {output}, got too little ({error.strerror or error}); make some, or use "
+                f"another -o"
+            ) from error
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _own(place: Path) -> Iterator[None]:
+    """Make the folder ``place`` anew and lock it: two exports into one folder would mix their files.
+
+    The lock goes with the process, so that what a killed export left is nobody's.
+    """
+    busy = ExportError(f"expected one export at a time to this name, got another one in {place}; wait for it")
+    with suppress(FileNotFoundError):
+        left = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(place, ignore_errors=True)
+        except BlockingIOError as error:
+            raise busy from error
+        finally:
+            os.close(left)
     try:
         place.mkdir()
-        yield place
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise ExportError(
-            f"expected room for the bundle {output}, got too little ({error.strerror or error}); make some, or use "
-            f"another -o"
-        ) from error
+    except FileExistsError as error:
+        raise busy from error
+    own = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        os.close(own)
 
 
 def publish(place: Path, output: Path, *, force: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from smart_runtime.checksums import CHECKSUMS, SIGNATURE, check_sum, parse_checksums, sha256_of_file, write_checksums
 from smart_runtime.errors import BundleError, SignatureError
 from smart_runtime.files import MAX_FILE_BYTES, list_files, open_plain, read_at_most, read_bounded
-from smart_runtime.graphs import MAX_GRAPH_BYTES, GraphBytes, HeldGraph
+from smart_runtime.graphs import GraphBytes, HeldGraph, max_bytes_of
 from smart_runtime.manifest import MAX_BYTES, Manifest, parse_manifest
 from smart_runtime.signatures import SIGNATURE_BYTES, PublicKey, load_public_key
 
@@ -143,7 +143,9 @@ class Bundle:
             BundleError: A file was changed, or is gone.
             OSError: The system cannot read a file.
         """
-        bounds = {MANIFEST: MAX_BYTES} | {graph.file: MAX_GRAPH_BYTES for graph in self.manifest.graphs}
+        bounds = {MANIFEST: MAX_BYTES} | {
+            name: max_bytes_of(graph, name) for graph in self.manifest.graphs for name in graph.files
+        }
         for name, expected in self.sums.items():
             if name not in skip:
                 actual = sha256_of_file(self.root, name, max_bytes=bounds.get(name, MAX_FILE_BYTES))

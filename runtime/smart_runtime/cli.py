@@ -14,6 +14,7 @@ from smart_devices.console.cli import Group, console, json_option, print_json, t
 from smart_devices.version import version
 from smart_runtime.bundle import Bundle
 from smart_runtime.engines import Scores
+from smart_runtime.errors import shortened
 from smart_runtime.manifest import GraphInfo
 from smart_runtime.memory import ON_DEMAND
 from smart_runtime.model import SmartModel
@@ -81,7 +82,9 @@ def infer(
     rows = []
     for answer in answers:
         for rank, prediction in enumerate(answer.predictions):
-            picture, latency = (Path(answer.picture).name, f"{answer.latency_ms:.2f}") if rank == 0 else ("", "")
+            # A name may hold anything; shown as it is, it could redraw the terminal, or not be text at all.
+            picture = shortened(Path(answer.picture).name) if rank == 0 else ""
+            latency = f"{answer.latency_ms:.2f}" if rank == 0 else ""
             name, share = prediction.class_name, f"{prediction.probability:.1%}"
             rows.append([picture, name, share, f"{prediction.score:.3f}", latency])
     console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))

@@ -20,6 +20,9 @@ from smart_runtime.manifest import GraphInfo
 MAX_GRAPH_BYTES = 2**31 - 1
 """What a protobuf file can hold."""
 
+MAX_BARE_GRAPH_BYTES = 2**26
+"""Of a graph whose weights lie in a file of their own: that of ResNet-34 has 116 KB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GraphBytes:
@@ -55,13 +58,14 @@ class HeldGraph:
     def __init__(self, root: Path, graph: GraphInfo, *, sums: Mapping[str, str]) -> None:
         """Use `Bundle.hold`; this takes what it knows."""
         self._weights_name = graph.weights_name
-        self._lock = threading.Lock()  # orders reads and close: a closed descriptor's number may be another file's
+        # Orders reads and close: a closed descriptor's number may be another file's. Re-entrant for signal handlers.
+        self._lock = threading.RLock()
         files = []
         with ExitStack() as undo:
             for name in graph.files:
                 file, size = open_held(root, name)
                 undo.callback(file.close)
-                check_size(name, size, max_bytes=MAX_GRAPH_BYTES if name == graph.file else MAX_FILE_BYTES)
+                check_size(name, size, max_bytes=max_bytes_of(graph, name))
                 files.append(_HeldFile(name=name, file=file, size=size, sha256=sums[name]))
             undo.pop_all()
         self._files: tuple[_HeldFile, ...] | None = tuple(files)
@@ -106,6 +110,13 @@ class HeldGraph:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def max_bytes_of(graph: GraphInfo, name: str) -> int:
+    """Return how large the file ``name`` of ``graph`` may be."""
+    if name != graph.file:
+        return MAX_FILE_BYTES
+    return MAX_GRAPH_BYTES if graph.weights is None else MAX_BARE_GRAPH_BYTES
 
 
 def _read(held: _HeldFile, file: BinaryIO) -> bytes:

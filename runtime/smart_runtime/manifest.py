@@ -18,8 +18,8 @@ FORMAT_VERSION = 1
 DENSE = "dense"
 """The name of the baseline graph, which no path may have."""
 
-MAX_BYTES = 16 * 1024 * 1024
-"""No manifest is larger: one of ResNet-152 with all its layers is below 100 KB."""
+MAX_BYTES = 4 * 1024 * 1024
+"""No manifest is larger: one of ResNet-152 with all its layers is below 400 KB."""
 
 PATH_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 """What a path's name looks like (match it fully)."""

@@ -99,10 +99,13 @@ def has_room(size_bytes: int) -> bool:
     return True
 
 
-def release_frames(error: BaseException) -> None:
-    """Let go of what the functions that ``error`` came through still hold: a graph's bytes, for one."""
+def release_frames(error: BaseException, *, outside: BaseException | None) -> None:
+    """Let go of what the functions that ``error`` came through still hold: a graph's bytes, for one.
+
+    Not of ``outside``, which its caller was handling when all this began.
+    """
     following: BaseException | None = error
-    while following is not None:
+    while following is not None and following is not outside:
         traceback.clear_frames(following.__traceback__)
         following = following.__cause__ or following.__context__
 

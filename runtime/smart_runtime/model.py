@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
@@ -37,9 +38,21 @@ from smart_runtime.stats import Recorder, Stats
 
 _log = logging.getLogger(__name__)
 
-# The paths that `using` asks for in this thread or task, by the number of the model: a number is given out once, and a
-# context that outlives its model keeps nothing of it.
-_scopes: ContextVar[Mapping[int, str] | None] = ContextVar("smart_runtime_scopes", default=None)
+_POLL_SECONDS = 0.001
+
+
+@dataclass(eq=False)
+class _Scope:
+    """A block of `SmartModel.using`; once it has ended, who still sees it looks to the block around it."""
+
+    path: str
+    outer: _Scope | None
+    ended: bool = False
+
+
+# The scopes of this thread or task, by the number of the model: a number is given out once, and a context that outlives
+# its model keeps nothing of it.
+_scopes: ContextVar[Mapping[int, _Scope] | None] = ContextVar("smart_runtime_scopes", default=None)
 _numbers = itertools.count()
 
 
@@ -105,8 +118,9 @@ class SmartModel:
         self._lock = threading.RLock()  # for the fields above, never held for long; calls do not take it
         self._changes = threading.RLock()  # orders what takes long: loading, reloading
         self._changing = False
-        self._settled = threading.Event()  # cleared while calls must wait, since no path is loaded
-        self._settled.set()
+        # False while calls must wait, since no path is loaded. A plain flag that is polled: an exception that is sent
+        # to a thread, by Ctrl-C for one, can leave the lock inside of a threading.Event locked for good.
+        self._settled = True
 
     @classmethod
     def load(
@@ -197,8 +211,8 @@ class SmartModel:
                 self._recorder.error(loaded.name)
                 raise
         finally:
-            # Nothing may come between: an exception that is sent to this thread, by Ctrl-C for one, strikes at calls of
-            # Python functions only, and a call that never leaves would keep its engine.
+            # Nothing of Python's may come before the call has left: an exception that is sent to this thread, by Ctrl-C
+            # for one, strikes where a function begins or has ended, and a call that never leaves keeps its engine.
             if call.loaded is not None:
                 call.loaded.calls.discard(call)
                 call.loaded.close_if_idle()
@@ -252,7 +266,7 @@ class SmartModel:
             with self._change():
                 changed = self._switch_on_demand(name, reason)
         if changed:
-            _log.info("path %r answers from now on: %s", name, reason or "no reason given")
+            _log.info("path %r answers from now on, reason %r", name, reason)
 
     @contextmanager
     def using(self, path: str) -> Iterator[SmartModel]:
@@ -261,8 +275,8 @@ class SmartModel:
             with model.using("robust"):
                 scores = model(frames)
 
-        Tasks and `arun` calls that are started in the block stay with the path. On demand a path that is not active is
-        loaded at the beginning of the block and dropped at its end.
+        Tasks and `arun` calls that are started in the block take the path too, until the block ends: wait for them in
+        it. On demand a path that is not active is loaded at the beginning of the block and dropped at its end.
 
         Raises:
             PathError: The bundle has no such path.
@@ -270,12 +284,16 @@ class SmartModel:
             BundleError, EngineError, OSError: On demand only: the path cannot be loaded, or not within the budget.
         """
         name = self._pin(path)
+        around = _scopes.get() or {}
+        scope = _Scope(name, around.get(self._number))
         try:
-            token = _scopes.set(MappingProxyType({**(_scopes.get() or {}), self._number: name}))
+            token = _scopes.set(MappingProxyType({**around, self._number: scope}))
             try:
                 yield self
             finally:
-                _scopes.reset(token)
+                scope.ended = True
+                with suppress(ValueError):  # a generator that is closed elsewhere: in this context nothing was set
+                    _scopes.reset(token)
         finally:
             self._unpin(name)
 
@@ -352,7 +370,7 @@ class SmartModel:
                 return
             self._unusable = "expected an open model, got a closed one; load the bundle again"
             loaded, self._loaded, self._active = self._loaded, {}, None
-            self._settled.set()
+            self._settled = True
         for one in loaded.values():
             one.retire()
         with self._changes:
@@ -381,7 +399,10 @@ class SmartModel:
     def _scope(self) -> str | None:
         """Return the path that `using` asks for in this thread or task."""
         scopes = _scopes.get()
-        return None if scopes is None else scopes.get(self._number)
+        scope = None if scopes is None else scopes.get(self._number)
+        while scope is not None and scope.ended:
+            scope = scope.outer
+        return None if scope is None else scope.path
 
     def _enter(self, call: Call) -> LoadedPath:
         """Return the path that ``call`` is to run on, entered."""
@@ -392,7 +413,8 @@ class SmartModel:
                 return loaded
             # Closed, or replaced just now, or no path is loaded.
             self._check_usable()
-            self._settled.wait()
+            while not self._settled:
+                time.sleep(_POLL_SECONDS)
             if self._lost and self._active is None:
                 raise EngineError(self._lost)
 
@@ -427,6 +449,7 @@ class SmartModel:
         return changed
 
     def _switch_on_demand(self, name: str, reason: str) -> bool:
+        outside = sys.exc_info()[1]  # what the caller is handling, if anything, is not ours to touch
         with self._lock:
             self._check_usable()
             loaded, old = self._loaded.get(name), self._active
@@ -436,11 +459,11 @@ class SmartModel:
             try:
                 changed = self._install(self._load_beside(name), reason)
             except OutOfMemoryError as error:
-                if old is None or self._pins[old.name]:
+                if old is None or not self._may_take_the_place_of(old, name):
                     raise
-                release_frames(error)
+                release_frames(error, outside=outside)
                 _log.warning("no room for the path %r beside %r; calls wait while it is loaded", name, old.name)
-                changed = self._switch_in_place_of(old, name, reason)
+                changed = self._switch_in_place_of(old, name, reason, outside=outside)
         self._drop_idle_paths()
         return changed
 
@@ -455,16 +478,37 @@ class SmartModel:
 
     def _load_beside(self, name: str) -> LoadedPath:
         """Load a path beside those that are loaded; OutOfMemoryError if the budget or the system forbids it."""
-        costs = self._loader.costs
-        needed = sum(costs[other] for other in {*self._loaded, name})
-        if isinstance(self._memory, int) and needed > self._memory:
-            raise OutOfMemoryError(
-                f"expected a budget of at least {needed} bytes for the path {name!r} beside "
-                f"{', '.join(repr(other) for other in self._loaded)}, got {self._memory}; switch instead, or allow more"
-            )
+        self._check_budget({*self._loaded, name})
         return self._loader.load(name)
 
-    def _switch_in_place_of(self, old: LoadedPath, name: str, reason: str) -> bool:
+    def _check_budget(self, paths: Collection[str]) -> None:
+        needed = sum(self._loader.costs[path] for path in paths)
+        if isinstance(self._memory, int) and needed > self._memory:
+            raise OutOfMemoryError(
+                f"expected a budget of at least {needed} bytes for {', '.join(map(repr, sorted(paths)))} at once, got "
+                f"{self._memory}; end the block that uses one of them, or allow more"
+            )
+
+    def _may_take_the_place_of(self, old: LoadedPath, name: str) -> bool:
+        """Say whether dropping ``old``, which no scope uses, makes room for ``name`` as far as the budget goes."""
+        with self._lock:
+            if self._pins[old.name]:
+                return False
+            rest = self._loaded.keys() - {old.name}
+        try:
+            self._check_budget({*rest, name})
+        except OutOfMemoryError:
+            return False
+        return True
+
+    def _check_unused(self, old: LoadedPath) -> None:
+        if self._pins[old.name]:
+            raise OutOfMemoryError(
+                f"expected room for another path, got the only room taken by {old.name!r}, which a block uses; "
+                "switch again when it has ended"
+            )
+
+    def _switch_in_place_of(self, old: LoadedPath, name: str, reason: str, *, outside: BaseException | None) -> bool:
         """Drop ``old``, then load ``name``; if that fails, load ``old`` again and raise. Calls wait meanwhile."""
         costs = self._loader.costs
         if not has_room(LOAD_PEAK * max(costs[name], costs[old.name]) - costs[old.name]):
@@ -472,32 +516,34 @@ class SmartModel:
                 f"expected memory to load the path {name!r} in the place of {old.name!r}, got too little for the "
                 "moment of loading; free some, or export with a lower density"
             )
+        dropped = False
         try:
             with self._lock:
                 self._check_usable()
-                self._settled.clear()
+                self._check_unused(old)
+                dropped = True
+                self._settled = False
                 self._active = None
                 self._loaded = {other: one for other, one in self._loaded.items() if one is not old}
             old.drain()
             give_back_freed()
             return self._install(self._loader.load(name), reason)
-        except ClosedError:
-            raise
         except BaseException as error:
+            if not dropped or isinstance(error, ClosedError):
+                raise
+            # Until a path is loaded again this is what calls are told, whatever interrupts that.
+            self._lost = f"expected a path to be loaded, got none: loading {name!r} failed ({error})"
             old.retire()
-            release_frames(error)
+            release_frames(error, outside=outside)
             give_back_freed()
             try:
                 self._install(self._loader.load(old.name), "")
-            except Exception as second:  # whatever it is, calls must hear of it
-                self._lost = (
-                    f"expected a path to be loaded, got none: loading {name!r} failed ({error}), and loading "
-                    f"{old.name!r} again failed too ({second}); switch or reload to try again"
-                )
-                _log.error("%s", self._lost)  # both are in the message
+            except Exception as second:
+                self._lost += f", and loading {old.name!r} again failed too ({second}); switch or reload to try again"
+                _log.error("%s", self._lost)
             raise
         finally:
-            self._settled.set()
+            self._settled = True
 
     def _drop_idle_paths(self) -> None:
         """On demand, let go of the paths that neither answer nor are in use by a scope."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import threading
+import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 
@@ -15,7 +16,9 @@ from smart_runtime.errors import OutOfMemoryError
 from smart_runtime.manifest import InputSpec
 from smart_runtime.memory import give_back_freed, resident_bytes
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.001
+
+_log = logging.getLogger(__name__)
 
 
 class Call:
@@ -41,7 +44,6 @@ class LoadedPath:
         self.resident_bytes = resident_bytes
         self.calls: set[Call] = set()
         self.retired = False
-        self._idle = threading.Event()
 
     def enter(self, call: Call) -> bool:
         """Let ``call`` in, which must leave again; False, and it is not in, if the path is retired."""
@@ -56,8 +58,10 @@ class LoadedPath:
     def close_if_idle(self) -> None:
         """Close the engine of a retired path that no call is in; whoever takes a call out of ``calls`` calls this."""
         if self.retired and not self.calls:
-            self.engine.close()
-            self._idle.set()
+            try:
+                self.engine.close()
+            except Exception:  # a result, a reload or another path's engine must not be lost over it
+                _log.exception("the engine of the path %r did not close", self.name)
 
     def retire(self) -> None:
         """Let no more calls in; those that are in finish, and the last one closes the engine."""
@@ -65,11 +69,11 @@ class LoadedPath:
         self.close_if_idle()
 
     def drain(self) -> None:
-        """Retire the path and wait until its last call has left."""
+        """Retire the path and wait until its last call has left and its engine is closed."""
         self.retire()
-        # An exception sent to a thread can hit it between leaving and saying so, hence the second look.
-        while not self._idle.wait(_POLL_SECONDS):
-            self.close_if_idle()
+        while self.calls:  # polled: an exception sent to a thread may come between its leaving and its saying so
+            time.sleep(_POLL_SECONDS)
+        self.close_if_idle()
 
 
 class Loader:

@@ -15,6 +15,7 @@ import pytest
 from disks import run_on_small_disk
 from export.dying import WITH_ONE, WITHOUT_A_BUNDLE
 from smart_export import publish
+from smart_export.errors import ExportError
 from smart_runtime.bundle import Bundle
 from smart_runtime.errors import BundleError
 
@@ -127,6 +128,20 @@ def test_a_refused_rename_puts_the_old_bundle_back(old: Path, tmp_path: Path, mo
     with pytest.raises(PermissionError):
         publish.publish(place, output, force=True)
     assert whole(output).digest == whole(old).digest
+
+
+def test_two_exports_to_one_name_do_not_mix(tmp_path: Path) -> None:
+    with publish.staged(tmp_path / "bundle") as place:
+        (place / "file").write_bytes(b"first")
+        with pytest.raises(ExportError, match="expected one export at a time"), publish.staged(tmp_path / "bundle"):
+            pass
+        assert (place / "file").read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_no_full_disk_is_not_called_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot identify"), publish.staged(tmp_path / "bundle"):
+        raise OSError("cannot identify image file")
 
 
 LIMITED = """

@@ -22,7 +22,7 @@ from smart_runtime import Bundle, SignatureError, SmartModel
 from smart_runtime.bundle import write_checksums
 from smart_runtime.errors import BundleError, ClosedError, PathError
 from smart_runtime.files import MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, list_files, read_bounded
-from smart_runtime.graphs import MAX_GRAPH_BYTES
+from smart_runtime.graphs import MAX_BARE_GRAPH_BYTES
 from smart_runtime.signatures import PublicKey
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -218,9 +218,9 @@ def test_folders_as_deep_as_allowed_are_read(own_bundle: Path) -> None:
     ("name", "limit"),
     [
         ("SHA256SUMS", 2**20),
-        ("manifest.json", 16 * 2**20),
-        ("clean/model.onnx", MAX_GRAPH_BYTES),
-        ("dense/model.onnx", MAX_GRAPH_BYTES),
+        ("manifest.json", 4 * 2**20),
+        ("clean/model.onnx", MAX_BARE_GRAPH_BYTES),
+        ("dense/model.onnx", MAX_BARE_GRAPH_BYTES),
         ("clean/weights.bin", MAX_FILE_BYTES),
         ("dense/weights.bin", MAX_FILE_BYTES),
     ],

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+import smart_runtime.model
 import smart_runtime.serving
 from runtime.bundles import Array, as_float, expected_scores, graph_files, random_images, write_bundle
 from runtime.fakes import TIMEOUT, Gate, Thread, replace_engines
@@ -124,7 +126,7 @@ def test_under_a_tight_budget_the_old_path_goes_first_and_calls_wait(
     in_flight = Thread(lambda: model.run(FLOATS))
     assert clean.entered.wait(timeout=TIMEOUT)
     switching = Thread(lambda: model.switch("robust"))
-    while model._settled.is_set():  # the switch has begun; it waits for the call
+    while model._settled:  # the switch has begun; it waits for the call
         pass
     waiting = [Thread(lambda: model.run(FLOATS)) for _ in range(3)]
     assert not clean.closed
@@ -177,6 +179,59 @@ def test_when_no_path_comes_back_calls_say_why_and_a_later_switch_mends_it(
         assert model.path == "robust"
 
 
+def test_an_interrupt_while_the_old_path_is_loaded_again_is_told_to_calls(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SmartModel.load(bundle, threads=1, memory=ONE) as model:
+
+        def interrupted(*_: Any, **__: Any) -> Any:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as broken:
+            broken.setattr(smart_runtime.serving, "create_engine", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.switch("robust")
+        with pytest.raises(EngineError, match="expected a path to be loaded, got none"):
+            model.run(FLOATS)
+        model.switch("clean")
+        assert_scores(model(FLOATS), "clean")
+
+
+def test_a_scope_that_begins_while_the_old_path_is_to_be_dropped_keeps_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SmartModel.load(bundle, threads=1, memory=ONE) as model, ExitStack() as scope:
+
+        def scoped_meanwhile(_: int) -> bool:
+            scope.enter_context(model.using("clean"))
+            return True
+
+        monkeypatch.setattr(smart_runtime.model, "has_room", scoped_meanwhile)
+        with pytest.raises(OutOfMemoryError, match="which a block uses"):
+            model.switch("robust")
+        assert_scores(model(FLOATS), "clean")
+        assert (model.path, loaded(model)) == ("clean", ["clean"])
+
+
+def test_what_the_caller_is_handling_stays_whole(bundle: Path) -> None:
+    """To make room, a failed load's frames are let go; those of an exception from before are none of ours."""
+
+    def fail() -> None:
+        frame = 42
+        raise KeyError(frame)
+
+    def fail_and_switch(model: SmartModel) -> None:
+        try:
+            fail()
+        finally:
+            model.switch("robust")
+
+    with SmartModel.load(bundle, threads=1, memory=ONE) as model:
+        with pytest.raises(KeyError) as caught:
+            fail_and_switch(model)
+        assert caught.traceback[-1].locals == {"frame": 42}
+
+
 @pytest.mark.parametrize("mend", ["switch", "reload"])
 def test_a_lost_path_can_be_loaded_again(bundle: Path, monkeypatch: pytest.MonkeyPatch, mend: str) -> None:
     with SmartModel.load(bundle, threads=1, memory=ONE) as model:
@@ -219,7 +274,7 @@ def test_a_scope_that_the_budget_forbids(bundle: Path) -> None:
         ):
             pass
         with model.using("clean"):  # keeps the only path that fits
-            with pytest.raises(OutOfMemoryError, match="beside 'clean'"):
+            with pytest.raises(OutOfMemoryError, match="'clean', 'robust' at once"):
                 model.switch("robust")
             assert_scores(model(FLOATS), "clean")
         model.switch("robust")

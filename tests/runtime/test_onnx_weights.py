@@ -386,3 +386,31 @@ def test_a_message_stays_short_and_printable() -> None:
         external_tensors(graph)
     assert len(str(caught.value)) < 1000
     assert str(caught.value).isprintable()
+
+
+def varint(number: int) -> bytes:
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def field(number: int, data: bytes) -> bytes:
+    """A text, message or packed list of a protobuf message."""
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def test_a_shape_of_very_many_sizes_is_refused_before_it_is_multiplied() -> None:
+    """The product of a megabyte of sizes takes half a minute."""
+    tensor = field(1, (b"\xff" * 8 + b"\x7f") * 100_000) + b"\x10\x01" + field(8, b"w")
+    tensor += field(13, field(1, b"location") + field(2, b"weights.bin")) + b"\x70\x01"
+    graph = GraphBytes(model=field(7, field(5, tensor)), weights=b"", weights_name="weights.bin")
+    with pytest.raises(EngineError, match="more than 32 dimensions"):
+        external_tensors(graph)
+
+
+def test_a_graph_of_very_many_parts_is_refused_before_they_fill_the_memory() -> None:
+    graph = GraphBytes(model=field(7, b"\x0a\x00" * 2**18), weights=b"", weights_name="weights.bin")
+    with pytest.raises(EngineError, match="more than 131072 nodes, attributes and tensors"):
+        external_tensors(graph)

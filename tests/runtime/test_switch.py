@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,67 @@ def test_tasks_have_scopes_of_their_own(model: SmartModel) -> None:
     assert asyncio.run(main()) == [["clean"] * 10, ["robust"] * 10, ["clean"] * 5]
 
 
+@pytest.mark.parametrize("memory", ["resident", "on-demand"])
+def test_what_outlives_a_scope_follows_the_model_again(bundle: Path, memory: Any) -> None:
+    """A task, a copied context and an abandoned generator see a scope that has ended: the block around it counts."""
+    with SmartModel.load(bundle, threads=1, memory=memory) as model:
+
+        def frames(path: str) -> Iterator[str]:
+            with model.using(path):
+                while True:
+                    yield model.run(FLOATS).path
+
+        async def stream() -> AsyncIterator[str]:
+            with model.using("robust"):
+                while True:
+                    yield (await model.arun(FLOATS)).path
+
+        async def main() -> list[str]:
+            ended = asyncio.Event()
+
+            async def late() -> str:
+                await ended.wait()
+                return (await model.arun(FLOATS)).path
+
+            with model.using("robust"):
+                task = asyncio.create_task(late())
+                await asyncio.sleep(0)
+            ended.set()
+            paths = [await task]
+            frames = stream()
+            paths.append(await anext(frames))
+            await asyncio.create_task(frames.aclose())  # type: ignore[attr-defined]  # as frameworks do
+            return [*paths, (await model.arun(FLOATS)).path]
+
+        assert asyncio.run(main()) == ["clean", "robust", "clean"]
+        with model.using("robust"):
+            context = contextvars.copy_context()
+        assert context.run(model.run, FLOATS).path == "clean"
+        first, second = frames("robust"), frames("clean")
+        assert [next(first), next(second)] == ["robust", "clean"]
+        first.close()  # type: ignore[attr-defined]  # before the block that began after it
+        second.close()  # type: ignore[attr-defined]
+        assert (model.run(FLOATS).path, model.path) == ("clean", "clean")
+        assert not +model._pins
+        with model.using("robust"):
+            assert made_by(model.run(FLOATS)) == "robust"
+
+
+def test_an_engine_that_does_not_close(bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """It costs no result, and the others are closed."""
+    gates = {"clean": Gate(1), "robust": Gate(2)}
+    replace_engines(monkeypatch, gates.__getitem__)
+    model = SmartModel.load(bundle)
+
+    def fail() -> None:
+        raise RuntimeError("the driver is gone")
+
+    gates["clean"].close = fail  # type: ignore[method-assign]
+    model.close()
+    assert gates["robust"].closed
+    assert "the engine of the path 'clean' did not close" in caplog.text
+
+
 def test_the_event_loop_goes_on_during_a_call(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = {"clean": Gate(1), "robust": Gate(2)}
     replace_engines(monkeypatch, gates.__getitem__)
@@ -308,6 +370,6 @@ def test_switches_and_reloads_are_logged(bundle: Path, model: SmartModel, caplog
         model.run(FLOATS)
         model.reload(bundle)
     assert [record.getMessage() for record in caplog.records] == [
-        "path 'robust' answers from now on: strange pictures",
+        "path 'robust' answers from now on, reason 'strange pictures'",
         f"the bundle {model.bundle.digest[:12]} serves from now on",
     ]

@@ -33,6 +33,11 @@ _SESSION_OPTIONS = "ort_config"
 _DOMAINS = {"", "ai.onnx"}
 """Where ONNX's own operators live; others may come from a library, or name a file (EPContext of com.microsoft)."""
 
+MAX_PARTS = 2**17
+"""Nodes, attributes and tensors of a graph: ResNet-152 has some thousands."""
+
+_MAX_DIMS = 32  # NumPy 1 has no more; the product of many, of a stranger's choice, takes minutes
+
 _INITIALIZER = "initializer"
 """A tensor of the main graph's: the only kind that may be external, and that the session takes from us."""
 
@@ -141,11 +146,16 @@ def _parts(model: memoryview) -> Iterator[tuple[str, memoryview]]:
     A queue and not recursion: a file decides how deep it is nested.
     """
     waiting = deque([("model", model)])
+    parts = 1
     while waiting:
         kind, message = waiting.popleft()
         yield kind, message
         for number, child in _CHILDREN.get(kind, {}).items():
-            waiting.extend((child, inner) for inner in _messages(message, number))
+            for inner in _messages(message, number):
+                parts += 1
+                if parts > MAX_PARTS:  # one of two bytes takes over a hundred here
+                    raise ValueError(f"more than {MAX_PARTS} nodes, attributes and tensors")
+                waiting.append((child, inner))
 
 
 def _is_tensor(kind: str) -> bool:
@@ -166,7 +176,7 @@ def _tensor(initializer: memoryview, graph: GraphBytes) -> tuple[str, Tensor]:
     if data_type not in _DTYPES:
         raise ValueError(f"{name!r} of the ONNX data type {data_type}, which has no NumPy equal")
     dtype = np.dtype(_DTYPES[data_type])
-    shape = tuple(_dims(initializer))
+    shape = _shape(initializer)
     offset, size = int(entries.get("offset", "0")), math.prod(shape) * dtype.itemsize
     if int(entries.get("length", size)) != size or offset < 0 or offset + size > len(graph.weights):
         raise ValueError(f"{name!r} of {size} bytes at {offset} in {len(graph.weights)} bytes")
@@ -218,6 +228,16 @@ def _dims(tensor: memoryview) -> Iterator[int]:
             while position < len(value):
                 number, position = _varint(value, position)
                 yield number
+
+
+def _shape(tensor: memoryview) -> tuple[int, ...]:
+    """Return the tensor's shape; refused before it is multiplied if no NumPy array has such a one."""
+    shape = []
+    for size in _dims(tensor):
+        shape.append(size)
+        if len(shape) > _MAX_DIMS or size >= 2**31:
+            raise ValueError(f"a tensor of more than {_MAX_DIMS} dimensions, or of 2**31 and more in one")
+    return tuple(shape)
 
 
 def _fields(message: memoryview) -> Iterator[_Field]:
