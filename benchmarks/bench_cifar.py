@@ -158,7 +158,7 @@ def main() -> None:
             model=loaded.architecture,
             shape=loaded.input_shape,
             classes=len(loaded.class_names),
-            most=loaded.arguments["width"],
+            most=int(loaded.arguments["width"]),
         )
         dense = ("--density", "1", "--align", "1", "--model-arg", f"width={width}")
         checkpoint, trained = train(options, control, *dense)

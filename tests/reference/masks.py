@@ -1,9 +1,11 @@
-"""How many channels stay and which, in plain Python over lists."""
+"""How many channels and weights stay and which, in plain Python over lists."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+
+import numpy as np
 
 
 def kept(size: int, *, density: Fraction, align: int) -> int:
@@ -41,3 +43,26 @@ def block_parameters(*, channels: tuple[int, int, int], kept_inside: int, projec
     first = kept_inside * before * 9 + 2 * kept_inside
     second = after * kept_inside * 9 + 2 * after
     return first + second + (after * before + 2 * after if projected else 0)
+
+
+def keep_pattern(rows: Sequence[Sequence[float]], *, n: int, count: int) -> list[list[bool]]:
+    """Keep the ``n`` highest of each row; then, of all others, the highest until ``count`` are kept."""
+    keep = [strongest(row, [True] * len(row), n) for row in rows]
+    others = [(-row[i], r, i) for r, row in enumerate(rows) for i in range(len(row)) if not keep[r][i]]
+    for _, r, i in sorted(others)[: count - n * len(rows)]:
+        keep[r][i] = True
+    return keep
+
+
+def blocks(weight: np.ndarray, keep_in: Sequence[bool], m: int) -> list[list[float]]:
+    """List each filter's and kernel position's values in blocks of ``m`` consecutive kept input channels.
+
+    As TensorRT's developer guide checks 2:4: for k, for r, for s, for c_packed. What is left over is in no block.
+    """
+    kept = [c for c, keep in enumerate(keep_in) if keep]
+    found = []
+    for k in range(weight.shape[0]):
+        for place in np.ndindex(*weight.shape[2:]):
+            starts = range(0, len(kept) - m + 1, m)
+            found += [[weight[(k, c, *place)] for c in kept[start : start + m]] for start in starts]
+    return found

@@ -22,11 +22,18 @@ def resnet(*, width: int = 4, classes: int = 3, seed: int = 0) -> ResNet:
 
 
 def smart(
-    *, width: int = 4, density: float = 0.5, align: int = 1, scope: Scope = "block", seed: int = 0
+    *,
+    width: int = 4,
+    structure: str = "channel",
+    density: float | None = None,
+    align: int = 1,
+    scope: Scope = "block",
+    seed: int = 0,
 ) -> SmartNetwork:
     return convert(
         resnet(width=width, seed=seed),
         example_input=torch.zeros(2, 1, 8, 8),
+        structure=structure,
         density=density,
         align=align,
         scope=scope,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import os
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smart_train import Checkpoint, CheckpointError, ConfigError, load_checkpoint, save_checkpoint
+from smart_train import Checkpoint, CheckpointError, ConfigError, Structure, load_checkpoint, save_checkpoint
 from smart_train.architectures import ARCHITECTURES, build_network
 from smart_train.checkpoint import describe, network_state
 from smart_train.files import save_atomically
@@ -150,6 +151,12 @@ def test_any_value_anywhere_is_refused_in_one_sentence_or_harmless(
     assert len(words) < 2000
 
 
+def test_very_many_tuples_are_refused_before_a_dictionary_of_them_is_filled(tmp_path: Path) -> None:
+    """They can be made to share one hash, and then it takes minutes."""
+    refused(save({(i, i): None for i in range(2000)}, tmp_path / "x.pt"))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*:DeprecationWarning", "ignore:.*quantized.*:UserWarning")
 @pytest.mark.parametrize("nasty", NASTY)
 def test_a_file_that_holds_only_that_is_refused(tmp_path: Path, nasty: str) -> None:
     refused(save(NASTY[nasty](), tmp_path / "x.pt"))
@@ -221,6 +228,98 @@ def test_each_lie_is_named_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr("smart_train.checkpoint.SmartNetwork", None)  # whoever builds one meets a TypeError
     refused(save(changed(raw, where, value), tmp_path / "x.pt"), words)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with masks of single weights, beside those of channels."""
+    output = tmp_path_factory.mktemp("single") / "ckpt.pt"
+    structure = Structure(name="channel+2:4", align=4)
+    Trainer(tiny_config(structure=structure, model_arguments={"width": 8}), image_set(), output=output).run()
+    return output
+
+
+def test_masks_of_single_weights_are_written_and_read_again(single: Path, tmp_path: Path) -> None:
+    first = load_checkpoint(single)
+    save_checkpoint(first, tmp_path / "again.pt")
+    second = load_checkpoint(tmp_path / "again.pt")
+    assert second.net.weight_layers == first.net.weight_layers != ()
+    assert second.net.dense_layers == first.net.dense_layers
+    assert first.net.dense_layers == {"conv": "it reads the image", "fc": "it makes the scores"}
+    for path in first.net.path_names:
+        assert not different(first.net.weight_masks(path), second.net.weight_masks(path))
+        images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(first.net.path(path)(images), second.net.path(path)(images))
+    assert describe(first) == describe(second)
+
+
+def flipped(mask: Tensor) -> Tensor:
+    return mask.clone().index_put((torch.tensor(0), torch.tensor(0)), ~mask[0, 0])
+
+
+LAYER = "blocks.1.conv2"
+
+
+def rolled(raw: Raw) -> None:
+    """As many weights, but in the place of channels that are not kept."""
+    raw["weight_masks"]["clean"][LAYER] = raw["weight_masks"]["clean"][LAYER].roll(1, dims=1)
+
+
+WEIGHT_MASK_LIES: dict[str, tuple[Callable[[Raw], object], str]] = {
+    "none at all": (lambda raw: raw.pop("weight_masks"), "weight_masks"),
+    "of one path": (lambda raw: raw["weight_masks"].pop("robust"), "robust"),
+    "of no layer": (lambda raw: raw.update(weight_masks={"clean": {}, "robust": {}}), "one or more"),
+    "of another layer on each path": (lambda raw: raw["weight_masks"]["clean"].pop(LAYER), "same layers"),
+    "of no layer of the network": (
+        lambda raw: [masks.update({"x": masks.pop(LAYER)}) for masks in raw["weight_masks"].values()],
+        "same layers",
+    ),
+    "of another shape": (
+        lambda raw: raw["weight_masks"]["clean"].update({LAYER: torch.ones(2, dtype=torch.bool)}),
+        f"tensor '{LAYER}'",
+    ),
+    "of numbers": (
+        lambda raw: raw["weight_masks"]["clean"].update({LAYER: raw["weight_masks"]["clean"][LAYER].float()}),
+        f"tensor '{LAYER}'",
+    ),
+    "one bit": (
+        lambda raw: raw["weight_masks"]["clean"].update({LAYER: flipped(raw["weight_masks"]["clean"][LAYER])}),
+        "weight mask of blocks.1.conv2 on path clean that keeps what channel.2:4 says",
+    ),
+    "in other channels": (rolled, "keeps what channel.2:4 says"),
+    "another pattern": (lambda raw: raw["structure"].update(name="channel+1:4"), "keeps what channel.1:4 says"),
+    "another structure": (lambda raw: raw["structure"].update(name="block"), "a structure out of channel"),
+    "reasons that clear a terminal": (lambda raw: raw.update(dense_layers={"fc": "\x1b[2J"}), "dense_layers"),
+    "reasons as numbers": (lambda raw: raw.update(dense_layers={"fc": 1}), "'fc'"),
+}
+
+
+@pytest.mark.parametrize("lie", WEIGHT_MASK_LIES)
+def test_each_lie_about_single_weights_is_named_before_anything_is_built(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    monkeypatch.setattr("smart_train.checkpoint.SmartNetwork", None)
+    raw = dict(torch.load(single, weights_only=True))
+    tell, words = WEIGHT_MASK_LIES[lie]
+    tell(raw)
+    refused(save(raw, tmp_path / "x.pt"), words)
+
+
+@pytest.mark.parametrize("key", ["weight_masks", "dense_layers", "structure"])
+@pytest.mark.filterwarnings("ignore:.*quantize.*:DeprecationWarning", "ignore:.*quantized.*:UserWarning")
+def test_any_value_in_what_is_said_of_single_weights_is_refused_or_harmless(
+    single: Path, tmp_path: Path, key: str
+) -> None:
+    raw = dict(torch.load(single, weights_only=True))
+    for where in places({key: raw[key]}):
+        for nasty in NASTY if where else ():
+            damaged: Any = copy.deepcopy(raw)
+            inside = damaged
+            for step in where[:-1]:
+                inside = inside[step]
+            inside[where[-1]] = NASTY[nasty]()
+            with contextlib.suppress(CheckpointError):
+                describe(load_checkpoint(save(damaged, tmp_path / "x.pt")))
 
 
 @pytest.mark.parametrize("path", ["clean", "robust"])

@@ -275,7 +275,7 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
         (["--lr", "nan"], "learning rate"),
         (["--steps", "0"], "1 or more steps"),
         (["--attack", "fgsm-rs", "--steps", "3"], "1 step for fgsm-rs"),
-        (["--model-arg", "width"], "NAME=INTEGER"),
+        (["--model-arg", "width"], "NAME=VALUE"),
         (["--model-arg", "width=99999"], "width from 1 to 4096"),
         (["--model-arg", "depth=3"], "arguments out of width"),
         (["--data", "cifar"], "npz:FILE or folder:DIR, got 'cifar'"),
@@ -346,8 +346,11 @@ def test_a_radius_is_a_decimal_or_a_fraction(text: str, value: float) -> None:
     assert parse_fraction(text) == value
 
 
-def test_model_arguments_are_names_and_integers() -> None:
-    assert parse_arguments(("width=32",)) == {"width": 32}
-    for text in ("width", "=3", "width=", "width=-1", "width=3.5", "width=" + "9" * 5000):
-        with pytest.raises(ConfigError, match="NAME=INTEGER"):
-            parse_arguments((text,))
+def test_model_arguments_are_names_and_values() -> None:
+    given = ("width=32", "rate=0.5", "low=-1e-3", "bias=true", "norm=False", "kind=x.y=z", "number=12345678901")
+    expected = [32, 0.5, -0.001, True, False, "x.y=z", "12345678901"]
+    got = list(parse_arguments(given).values())
+    assert [(type(v), v) for v in got] == [(type(v), v) for v in expected]
+    for pairs in (("width",), ("=3",), ("width=",), ("wi-dth=3",), ("a=\x1b",), ("a=" + "x" * 5000,)):
+        with pytest.raises(ConfigError, match="model argument"):
+            parse_arguments(pairs)

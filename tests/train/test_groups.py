@@ -149,8 +149,8 @@ def test_layers_that_compute_something_of_their_own_are_kept_whole() -> None:
             return 2 * super().forward(images)
 
     network = nn.Sequential(
-        Doubled(3, 8, 1), nn.ReLU(), conv(8, 6), nn.ReLU(), conv(6, 8, groups=2), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(8, 5)
+        Doubled(3, 8, 1), nn.ReLU(), conv(8, 6), nn.GroupNorm(2, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(6, 5)
     )  # fmt: skip
     with pytest.raises(NetworkError, match=r"Doubled.*cannot be sliced"):
         find_groups(network, EXAMPLE, scope="block")
@@ -184,3 +184,50 @@ def test_a_depthwise_layer_on_the_image_is_kept_whole() -> None:
 def test_a_network_that_cannot_be_masked_is_refused_with_the_reason(network: nn.Module, why: str) -> None:
     with pytest.raises(NetworkError, match=why):
         convert(network, example_input=EXAMPLE)
+
+
+def grouped(before: int = 8, after: int = 8, groups: int = 4) -> nn.Module:
+    return nn.Sequential(
+        conv(3, before), nn.BatchNorm2d(before), nn.ReLU(), conv(before, after, groups=groups), nn.ReLU(),
+        conv(after, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "groups", "size", "bundle"),
+    [(8, 8, 4, 4, 2), (8, 12, 4, 4, 3), (12, 8, 4, 4, 3), (4, 8, 4, 4, 2)],
+    ids=["as many", "more", "fewer", "two filters a channel"],
+)
+def test_a_grouped_convolution_loses_whole_filter_groups(
+    *, before: int, after: int, groups: int, size: int, bundle: int
+) -> None:
+    network = grouped(before, after, groups)
+    found = find_groups(network, EXAMPLE, scope="block").groups
+    assert [(g.name, g.size, g.bundle) for g in found] == [("0", size, bundle), ("5", 6, 1)]
+    keep = torch.tensor([True, False, True, False])
+    sliced = slice_network(network, [found[0]], [keep])
+    layer = sliced.get_submodule("3")
+    assert isinstance(layer, nn.Conv2d)
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (before // 2, after // 2, groups // 2)
+    assert sliced(EXAMPLE).shape == (2, 5)
+
+
+def test_alignment_counts_channels_and_not_filter_groups() -> None:
+    net = convert(grouped(16, 16, 8), example_input=EXAMPLE, density=0.3, align=8)
+    assert net.groups[0].bundle == 2
+    assert net.structure.kept(8, bundle=2) == 4  # 8 channels: 5 of 16, rounded up
+
+
+def test_a_grouped_convolution_on_the_image_or_on_a_part_is_kept_whole() -> None:
+    def forward(net: Functional, images: Tensor) -> Tensor:
+        left, right = net.call("left", images), net.call("right", images)
+        mixed = net.call("mix", torch.relu(torch.cat([left, right], dim=1)))
+        return net.call("fc", pooled(torch.relu(net.call("last", torch.relu(mixed)))))
+
+    network = Functional(
+        forward, left=conv(3, 6, groups=3), right=conv(3, 6), mix=conv(12, 12, groups=2), last=conv(12, 4),
+        fc=nn.Linear(4, 5),
+    )  # fmt: skip
+    found = find_groups(network, EXAMPLE, scope="all")
+    assert [g.name for g in found.groups] == ["last"]
+    assert "unequal shares of left" in found.kept_whole["mix"]

@@ -131,7 +131,7 @@ def test_the_curves_of_a_history_are_drawn(trained: Path, tmp_path: Path, name: 
     assert list(tmp_path.iterdir()) == [file]
     if file.suffix == ".svg":
         text = file.read_text()
-        for words in ("Loss", "Validation accuracy", "Channels kept", "robust path, pgd10x1"):
+        for words in ("Loss", "Validation accuracy", "Kept", "robust path, pgd10x1"):
             assert f"<!-- {words} -->" in text
     with pytest.raises(InputError, match=r"ending in \.png"):
         draw_history(rows, tmp_path / "curves.doc", attack="pgd10x1")

@@ -222,3 +222,71 @@ def test_a_live_gate_is_held_with_its_present_value_and_still_learns_afterwards(
     network(features(2, 3, 5, 5)).sum().backward()
     assert layer.gate.grad is not None
     assert bool((layer.gate.grad != 0).any())
+
+
+class FirstAxisNorm(nn.LayerNorm):
+    """A layer norm over the channels of (N, C, H, W)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        moved = super().forward(features.permute(0, 2, 3, 1))
+        return moved.permute(0, 3, 1, 2)
+
+
+class Halved(nn.LayerNorm):
+    """No layer norm, whatever its base says."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) / 2
+
+
+@pytest.mark.parametrize(("kind", "axis"), [(nn.LayerNorm, -1), (FirstAxisNorm, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_norm_takes_its_statistics_over_the_kept_channels(
+    kind: type[nn.LayerNorm], axis: int, bias: bool
+) -> None:
+    plain = kind(6, bias=bias)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.copy_(features(6) + 1)
+    expert = expert_of(plain)
+    assert isinstance(expert, Expert)
+    given = features(4, 5, 3, 6).movedim(-1, axis)
+    assert torch.equal(expert(given), plain(given))
+    expert.set_mask(KEEP)
+    small = kind(4, bias=bias)
+    with torch.no_grad():
+        for parameter, whole in zip(small.parameters(), plain.parameters(), strict=True):
+            parameter.copy_(whole[KEEP])
+    got = expert(given).movedim(axis, -1)
+    expected = small(given.movedim(axis, -1)[..., KEEP].movedim(-1, axis)).movedim(axis, -1)
+    torch.testing.assert_close(got[..., KEEP], expected, rtol=1e-5, atol=1e-6)  # float32 sums in another order
+    assert not got[..., ~KEEP].any()
+    with holding(expert):
+        assert torch.equal(expert(given).movedim(axis, -1), got)
+    plain_again = copy.deepcopy(expert)
+    make_plain_(plain_again)
+    assert type(plain_again).__name__ == kind.__name__
+
+
+def test_what_is_no_layer_norm_over_channels_is_no_expert() -> None:
+    for layer in (Halved(6), nn.LayerNorm((5, 6)), nn.LayerNorm(6, elementwise_affine=False)):
+        assert not isinstance(expert_of(layer), Expert)
+
+
+def test_a_batch_norm_with_an_activation_inside_is_masked_at_its_output() -> None:
+    class Activated(nn.BatchNorm2d):
+        def forward(self, features: Tensor) -> Tensor:
+            return torch.sigmoid(super().forward(features))
+
+    plain = Activated(6)
+    randomise_(plain, seed=1)
+    expert = expert_of(plain)
+    assert isinstance(expert, Expert)
+    images = features(3, 6, 4, 4)
+    expert.set_mask(KEEP)
+    expert.watch_gate(True)
+    got = expert.eval()(images)
+    assert torch.equal(got, plain.eval()(images) * KEEP.view(1, -1, 1, 1))
+    got.sum().backward()
+    assert expert.gate is not None
+    assert expert.gate.grad is not None

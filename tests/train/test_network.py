@@ -99,7 +99,7 @@ def test_an_unknown_path_is_refused_by_name() -> None:
         {"density": 1.5},
         {"density": float("nan")},
         {"align": 0},
-        {"structure": "2:4"},
+        {"structure": "4:2"},
         {"scope": "none"},
         {"mean": [0.5, 0.5]},
         {"std": [0.0]},
@@ -154,7 +154,7 @@ def test_densities_count_what_each_path_and_all_together_use() -> None:
     }
     total = ends + blocks["dense"]
     assert total == sum(p.numel() for p in resnet().parameters())
-    assert found.channels == {"clean": 9 / 12, "robust": 7 / 12}
+    assert found.kept == {"clean": 9 / 12, "robust": 7 / 12}
     assert found.parameters == {p: (ends + blocks[p]) / total for p in ("clean", "robust")}
     norms = 2 * (4 + 4 + 4 + 8 + 8 + 8)
     stored = total - norms + 2 * norms - 2 * 3 - 2 * 5  # every shared weight is in one path, its batch norms are apart

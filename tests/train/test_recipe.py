@@ -160,7 +160,7 @@ def test_every_recipe_of_ours_trains(path: Path, tmp_path: Path) -> None:
         ("recipe.toml", 'flip = "yes"', "true or false is wanted"),
         ("recipe.toml", "model_arg = 32", "a table is wanted"),
         ("recipe.toml", "[epochs]\na = 1", "text or a number is wanted"),
-        ("recipe.toml", '[model_arg]\nwidth = "wide"', "text, a number or true or false"),
+        ("recipe.toml", '[model_arg]\nwidth = "wide"', "a width as an integer, got 'wide'"),
         ("recipe.toml", "density = 2", "density in (0, 1]"),
         ("recipe.toml", "crop_pad = -1", "crop"),
         ("recipe.toml", "train_images = 1", "train"),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from smart_train import Attack, CheckpointError, ConfigError, load_checkpoint
+from smart_train import Attack, CheckpointError, ConfigError, Structure, load_checkpoint
 from smart_train.accounting import densities
 from smart_train.data import Augmentation
-from smart_train.masks import MASK_MODES, MaskPlan
+from smart_train.mask_plan import MASK_MODES, MaskPlan
 from smart_train.training import TrainConfig, Trainer, TrainResult, state_path
 from train.networks import different, image_set, tiny_config
 
@@ -70,6 +70,33 @@ def test_a_training_stopped_anywhere_resumes_to_the_bit(tmp_path: Path, mode: st
         train(tmp_path / "parts.pt", config, stop_after=stop_after)
     train(tmp_path / "parts.pt", config, resume=True)
     assert not differences(tmp_path / "whole.pt", tmp_path / "parts.pt")
+
+
+@pytest.mark.parametrize(
+    ("structure", "mode", "score"),
+    [
+        ("2:4", "gradual", "magnitude"),
+        ("2:4", "regrow", "gradient"),
+        ("channel+2:4", "gradual", "gradient"),
+        ("channel+2:4", "regrow", "magnitude"),
+        ("unstructured", "regrow", "magnitude"),
+        ("unstructured", "static", "magnitude"),
+    ],
+)
+def test_masks_of_single_weights_resume_to_the_bit_too(tmp_path: Path, structure: str, mode: str, score: str) -> None:
+    config = tiny_config(
+        structure=Structure(name=structure, align=4),
+        masks=MaskPlan(mode=mode, score=score),  # type: ignore[arg-type]  # of the tables
+        model_arguments={"width": 8},
+    )
+    train(tmp_path / "whole.pt", config)
+    with pytest.raises(Stopped):
+        train(tmp_path / "parts.pt", config, stop_after=5)
+    train(tmp_path / "parts.pt", config, resume=True)
+    assert not differences(tmp_path / "whole.pt", tmp_path / "parts.pt")
+    found = load_checkpoint(tmp_path / "whole.pt")
+    assert found.training["history"][-1]["clean_density"] == 0.5
+    assert densities(found.net).kept == {"clean": 0.5, "robust": 0.5}
 
 
 CHILD = """
@@ -135,7 +162,7 @@ def test_the_best_epoch_has_frozen_masks_and_the_best_validation_score(trained: 
     for path in found.net.path_names:
         assert [int(m.sum()) for m in found.net.masks(path)] == [2, 4, 8]
         assert found.metrics[path]["split"] == "test"
-    assert densities(found.net).channels == {"clean": 0.5, "robust": 0.5}
+    assert densities(found.net).kept == {"clean": 0.5, "robust": 0.5}
     assert found.training["data"]["digest"] == image_set().digest
 
 
@@ -229,3 +256,14 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
 
 def test_the_record_is_plain_json(trained: Path) -> None:
     json.dumps(load_checkpoint(trained).training, allow_nan=False)
+
+
+def test_permuted_channels_are_recorded_with_their_gain(tmp_path: Path) -> None:
+    config = tiny_config(structure=Structure(name="2:4"), permute=True, model_arguments={"width": 8}, epochs=1)
+    train(tmp_path / "ckpt.pt", config)
+    found = load_checkpoint(tmp_path / "ckpt.pt")
+    gains = found.training["permutation"]
+    assert list(gains) == list(found.net.weight_layers)
+    assert sum(gain["after"] - gain["before"] for gain in gains.values()) > 0
+    with pytest.raises(ConfigError, match="N:M to permute"):
+        train(tmp_path / "other.pt", tiny_config(permute=True))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from smart_train.attacks import Attack
 from smart_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from smart_train.errors import CheckpointError, ConfigError, DataError, NetworkError
-from smart_train.network import SmartNetwork, Structure, convert
+from smart_train.network import SmartNetwork, convert
+from smart_train.structure import Structure
 
 __all__ = [
     "Attack",

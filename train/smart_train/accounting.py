@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.network import SmartNetwork
-from smart_train.slicing import kept_channels
+from smart_train.slicing import axis_length, kept_channels, parts
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Densities:
     """Fractions in (0, 1].
 
     Attributes:
-        channels: per path, kept channels over all channels of the masked groups.
+        kept: per path, see :func:`density`.
         parameters: per path, the parameters it uses over those of the plain network.
         union: parameters that any path uses (each path's batch norms counted as its own) over those of the unmasked
             network with a batch norm set for each path.
     """
 
-    channels: dict[str, float]
+    kept: dict[str, float]
     parameters: dict[str, float]
     union: float
 
@@ -30,16 +30,20 @@ class Densities:
 def used_parameters(net: SmartNetwork, *, path: str) -> dict[str, Tensor]:
     """Return which elements of each parameter ``path`` uses, by its name inside the network.
 
-    Each is bool of the parameter's shape, but with 1 for the sides of a kernel, which is used whole or not at all.
+    Each is bool of the parameter's shape, but with 1 for the sides of a kernel where no single weights are masked: it
+    is used whole or not at all there.
     """
     network = net.path(path).network
-    modules = dict(network.named_modules())
-    kept = kept_channels(modules, net.groups, net.masks(path))
+    kept = kept_channels(parts(network), net.groups, net.masks(path))
     used = {
         name: torch.ones((*p.shape[:2], *[1] * (p.dim() - 2)), dtype=torch.bool)
         for name, p in network.named_parameters()
     }
+    for name, mask in net.weight_masks(path).items():
+        used[f"{name}.weight"] = mask.cpu()
     for (name, side), keep in kept.items():
+        if name in used:  # a parameter that is no layer's
+            used[name].view(-1)[~keep] = False
         if f"{name}.weight" not in used:
             continue
         weight = used[f"{name}.weight"]
@@ -62,6 +66,18 @@ def batch_norm_parameters(network: nn.Module) -> set[str]:
     }
 
 
+def density(net: SmartNetwork, *, path: str) -> float:
+    """Return the fraction that ``path`` keeps, as :attr:`Structure.density` counts it, in (0, 1].
+
+    Of the channels of all masked groups, or where no channels are masked, of the weights of all masked layers.
+    """
+    if not net.structure.removes.channels:
+        masks = net.weight_masks(path).values()
+        return sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+    kept = sum(int(mask.sum()) * group.bundle for group, mask in zip(net.groups, net.masks(path), strict=True))
+    return kept / sum(group.size * group.bundle for group in net.groups)
+
+
 def densities(net: SmartNetwork) -> Densities:
     """Count what each path and all of them together use."""
     used = {path: used_parameters(net, path=path) for path in net.path_names}
@@ -82,9 +98,8 @@ def densities(net: SmartNetwork) -> Densities:
         else:
             stored += kernel * int(torch.stack(list(parts.values())).any(dim=0).sum())
             everything += parameter.numel()
-    channels = sum(group.size for group in net.groups)
     return Densities(
-        channels={path: sum(int(m.sum()) for m in net.masks(path)) / channels for path in net.path_names},
+        kept={path: density(net, path=path) for path in net.path_names},
         parameters={path: count / total for path, count in of_path.items()},
         union=stored / everything,
     )
@@ -108,3 +123,59 @@ def zero_unused_(net: SmartNetwork, optimizer: torch.optim.Optimizer | None = No
         for value in state.values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value.mul_(keep)
+
+
+@dataclass(frozen=True)
+class LayerStructure:
+    """What masks leave of one convolution or linear layer on one path.
+
+    Attributes:
+        name: inside the network.
+        structure: ``channel``, ``N:M``, ``channel+N:M``, ``unstructured`` or ``dense``: what holds in this layer.
+        in_channels, out_channels: as (all, kept).
+        weights: weights in the kept channels, those masked one by one included.
+        kept: how many of them the path keeps.
+        reason: why single weights are not masked, or if the structure is ``channel``, why no channel is; else empty.
+    """
+
+    name: str
+    structure: str
+    in_channels: tuple[int, int]
+    out_channels: tuple[int, int]
+    weights: int
+    kept: int
+    reason: str
+
+
+def structure_report(net: SmartNetwork, *, path: str) -> tuple[LayerStructure, ...]:
+    """Say of every convolution and linear layer, in the order of the network, which structure holds in it and why."""
+    network, removes = net.path(path).network, net.structure.removes
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    sides = kept_channels(layers, net.groups, net.masks(path))
+    used = used_parameters(net, path=path)
+    single = net.structure.name.removeprefix("channel+")
+    report = []
+    for name, layer in layers.items():
+        sizes = {side: axis_length(layer, side) for side in ("in", "out")}
+        kept = {side: int(sides[name, side].sum()) if (name, side) in sides else sizes[side] for side in sizes}
+        sliced, masked = kept != sizes, name in net.weight_layers
+        weight = used[f"{name}.weight"]
+        count = int(weight.sum()) * (layer.weight.numel() // weight.numel())
+        # A grouped convolution's filters read a share of its input channels each.
+        inputs = kept["in"] if weight.shape[1] == sizes["in"] else weight.shape[1]
+        per_filter = inputs * (layer.weight[0, 0].numel())
+        reason = net.dense_layers.get(name, "")
+        if not removes.weights and not sliced:
+            reason = net.kept_whole.get(name, "no masked group of channels touches it")
+        report.append(
+            LayerStructure(
+                name=name,
+                structure="+".join([*(["channel"] if sliced else []), *([single] if masked else [])]) or "dense",
+                in_channels=(sizes["in"], kept["in"]),
+                out_channels=(sizes["out"], kept["out"]),
+                weights=kept["out"] * per_filter,
+                kept=count,
+                reason=reason,
+            )
+        )
+    return tuple(report)

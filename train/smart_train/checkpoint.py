@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import pickletools
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,24 +19,38 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.accounting import batch_norm_parameters, densities
-from smart_train.architectures import ARCHITECTURES, build_network
+from smart_train.architectures import ARCHITECTURES, CUSTOM, Argument, Factory, build_network
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.files import save_atomically
 from smart_train.groups import Axis, Group, Member, Point, Scope
-from smart_train.network import Normalise, SmartNetwork, Structure, StructureName, check_path_names
-from smart_train.slicing import axis_length, is_depthwise
+from smart_train.layers import layer_norm_axis
+from smart_train.network import Normalise, SmartNetwork, check_path_names
+from smart_train.slicing import (
+    Part,
+    axis_length,
+    has_plain_inputs,
+    has_whole_filter_groups,
+    is_depthwise,
+    is_grouped,
+    parameter_axis,
+    parts,
+)
+from smart_train.structure import Structure
+from smart_train.weight_masks import kept_inputs, pattern_holds
 
 FORMAT = "smart-edge checkpoint"
 FORMAT_VERSION = 1
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
 _MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask for 60, and a microsecond, when read
+_MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
 _MAX_PATHS = 16
 _MAX_ARGUMENTS = 16  # of an architecture
 _MAX_CLASSES = 2**16  # three times ImageNet-21k's
 _MAX_NAME = 1024  # characters of one name
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)  # whose parameters are sliced with them
 _LEVEL_TOLERANCE = 1e-3  # of a pixel's 255 levels: float32 images are exact to a twentieth of that
 
 # All that torch.save writes for tensors. torch reads more without running code, but not without harm: a bytearray of
@@ -47,6 +62,13 @@ _PICKLE_NAMES = {
     "torch ByteStorage",
     "torch FloatStorage",
     "torch LongStorage",
+}
+_PARAMETER_NAMES = {
+    "torch._utils _rebuild_parameter",
+    "torch BFloat16Storage",
+    "torch DoubleStorage",
+    "torch HalfStorage",
+    "torch IntStorage",
 }
 
 
@@ -74,7 +96,8 @@ class Checkpoint:
     """A trained network with all that describes it.
 
     Attributes:
-        architecture, arguments: a name in ``ARCHITECTURES`` and its arguments.
+        architecture, arguments: a name in ``ARCHITECTURES`` and its arguments; or ``CUSTOM`` for a network of the
+            user's own, and those of its factory, which is not stored.
         input_shape: channels, height, width.
         class_names: one a class.
         mean, std: normalisation per channel.
@@ -85,7 +108,7 @@ class Checkpoint:
     """
 
     architecture: str
-    arguments: dict[str, int]
+    arguments: Mapping[str, Argument]
     input_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -143,14 +166,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             "class_names": list(checkpoint.class_names),
             "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
             "paths": list(net.path_names),
-            "structure": {
-                "name": net.structure.name,
-                "density": net.structure.density,
-                "align": net.structure.align,
-                "scope": net.structure.scope,
-            },
+            "structure": asdict(net.structure),
             "groups": [_group_record(group) for group in net.groups],
             "masks": {path: [m.cpu() for m in net.masks(path)] for path in net.path_names},
+            **_weights_record(net),
             "state": network_state(net),
             "training": checkpoint.training,
             "metrics": checkpoint.metrics,
@@ -166,6 +185,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     )
 
 
+def _weights_record(net: SmartNetwork) -> dict[str, Any]:
+    """Return the masks of single weights, and which layers have none and why; nothing where only channels are."""
+    if not net.structure.removes.weights:
+        return {}
+    return {
+        "weight_masks": {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names},
+        "dense_layers": net.dense_layers,
+    }
+
+
 def _group_record(group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
@@ -175,8 +204,15 @@ def _group_record(group: Group) -> dict[str, Any]:
     }
 
 
-def read_plain(path: Path) -> Any:
+def read_plain(
+    path: Path, *, kind: str = "a smart-edge checkpoint of tensors and plain values", parameters: bool = False
+) -> Any:
     """Read a file of tensors and plain values; anything that would run code is refused and does not run.
+
+    Args:
+        path: the file, as ``torch.save`` writes it.
+        kind: what is expected of it, for the error.
+        parameters: whether it may hold ``nn.Parameter`` objects and all kinds of numbers, as others' files do.
 
     Raises:
         CheckpointError: if it is missing, too large, damaged, or holds more than tensors and plain values.
@@ -190,16 +226,16 @@ def read_plain(path: Path) -> Any:
             f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size} in {path}; it is not one of ours"
         )
     try:
-        _check_archive(path)
+        _check_archive(path, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a foreign file makes the readers of zip and pickle trip over has no bounds
         raise CheckpointError(
-            f"expected a smart-edge checkpoint of tensors and plain values, got something else or a damaged file in "
-            f"{path}, which was not run or loaded; copy it again, or train one with smart-train"
+            f"expected {kind}, got something else or a damaged file in {path}, which was not run or loaded; copy it "
+            f"again, or {'save network.state_dict() with torch.save' if parameters else 'train one with smart-train'}"
         ) from error
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, *, names: Set[str]) -> None:
     """Raise ValueError unless the file is a zip as torch.save writes it: stored, not compressed, every byte as summed.
 
     torch checks no sums itself, and reads what is no zip in older ways of its own.
@@ -218,21 +254,27 @@ def _check_archive(path: Path) -> None:
         if sum(e.file_size for e in entries) > path.stat().st_size:
             raise ValueError("overlapping entries")
         pickles = [e for e in entries if e.filename.lower().endswith(".pkl")]
-        if any(e.file_size > _MAX_PICKLE_BYTES for e in pickles):
+        if len(entries) > _MAX_ENTRIES or len(pickles) != 1:
+            raise ValueError("too many entries, or not one that says what the others are")
+        if pickles[0].file_size > _MAX_PICKLE_BYTES:
             raise ValueError("too many plain values")
         if archive.testzip() is not None:
             raise ValueError("a checksum differs")
-        for entry in pickles:
-            _check_pickle(archive.read(entry))
+        _check_pickle(archive.read(pickles[0]), names=names, entries=len(entries))
 
 
-def _check_pickle(data: bytes) -> None:
-    """Raise ValueError if the pickle names more than tensors are made of, or holds a number longer than any of ours.
+def _check_pickle(data: bytes, *, names: Set[str], entries: int) -> None:
+    """Raise ValueError if the pickle names more than tensors are made of, or holds what can share one hash.
 
-    Long numbers can share one hash, and a dictionary of many such takes minutes to fill.
+    A dictionary of many keys with one hash takes minutes to fill. Long numbers and tuples can be made so; ours has none
+    of the first, and of the second five for each tensor, which is an entry of the file.
     """
+    tuples_left = 8 * entries + 64
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name == "GLOBAL" and argument not in _PICKLE_NAMES:
+        tuples_left -= "TUPLE" in opcode.name
+        if tuples_left < 0:
+            raise ValueError("more tuples than tensors need")
+        if opcode.name == "GLOBAL" and argument not in names:
             raise ValueError("more than tensors and plain values")
         if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
             raise ValueError("a number that is too long")
@@ -277,6 +319,15 @@ class _Reader:
         if not 0 <= value <= 1:
             raise self.fail(f"{key} in [0, 1]")
         return value
+
+    def argument(self, source: Any, key: str) -> Argument:
+        """Return an argument of a network: a whole number, a finite one, true or false, or printable text."""
+        value = self.get(source, key, (bool, int, float, str))
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self.text(source, key)
+        return self.integer(source, key) if isinstance(value, int) else self.number(source, key)
 
     def numbers(self, source: Any, key: str, *, length: int) -> tuple[float, ...]:
         values = self.get(source, key, list)
@@ -352,11 +403,20 @@ def plain_record(raw: Any, key: str, *, path: Path) -> dict[str, Any]:
     return _Reader(path).record(raw, key)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(
+    path: Path, *, factory: Factory | None = None, arguments: Mapping[str, Argument] | None = None
+) -> Checkpoint:
     """Read a checkpoint that may come from a stranger.
 
+    Args:
+        path: the file.
+        factory: what makes the network, for one of the user's own: a checkpoint names no code. It gets the arguments
+            that the checkpoint holds.
+        arguments: take the place of those of the same name.
+
     Raises:
-        CheckpointError: if anything in it is not as this version writes it.
+        CheckpointError: if anything in it is not as this version writes it, or the network is the user's own and there
+            is no factory or one that gives another network.
     """
     raw = read_plain(path)
     read = _Reader(path)
@@ -370,19 +430,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"expected checkpoint format {FORMAT_VERSION} or older, got {version} in {path}; update smart-edge"
         )
     try:
-        return _build(raw, read)
+        return _build(raw, read, factory=factory, overruling=arguments or {})
     except ConfigError as error:  # a network or structure this version cannot build
         raise CheckpointError(f"{error} (in the checkpoint {path})") from error
 
 
-def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
+def _build(
+    raw: Mapping[str, Any], read: _Reader, *, factory: Factory | None, overruling: Mapping[str, Argument]
+) -> Checkpoint:
     """Check everything, on the meta device what is a network, and take memory for the network only then."""
     architecture = read.get(raw, "architecture", dict)
     name = read.text(architecture, "name")
     given = read.get(architecture, "arguments", dict)
     if len(given) > _MAX_ARGUMENTS:
         raise read.fail(f"at most {_MAX_ARGUMENTS} model arguments")
-    arguments = {read.text({"arguments": key}, "arguments"): read.integer(given, key) for key in given}
+    stored = {read.text({"arguments": key}, "arguments"): read.argument(given, key) for key in given}
+    arguments = {**stored, **overruling}
     sides = [read.integer({"input_shape": side}, "input_shape") for side in read.get(raw, "input_shape", list)[:4]]
     if len(sides) != 3 or not all(1 <= side <= MAX_SIDE for side in sides):
         raise read.fail(f"an input shape of three numbers up to {MAX_SIDE}")
@@ -395,25 +458,47 @@ def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
     paths = read.texts(raw, "paths", least=1, most=_MAX_PATHS)
     check_path_names(paths)
     structure = _structure(read.get(raw, "structure", dict), read)
-    with torch.device("meta"):
-        plain = build_network(
-            name, num_classes=len(class_names), in_channels=channels, arguments=arguments, generator_seed=0
-        )
+    build = partial(
+        build_network,
+        name,
+        num_classes=len(class_names),
+        in_channels=channels,
+        arguments=arguments,
+        generator_seed=0,
+        factory=factory,
+    )
+    plain = _on_meta(build, own=name == CUSTOM)
     state = _state(plain, read.get(raw, "state", dict), paths=paths, read=read)
-    groups = _groups(read.get(raw, "groups", list), dict(plain.named_modules()), read)
+    if name == CUSTOM:  # it may hold more than its state, and a layer norm of its own is tried to know its axis
+        plain = build()
+    groups = _groups(read.get(raw, "groups", list), parts(plain), read)
+    if structure.removes.channels and not groups:
+        raise read.fail("one or more groups")
     masks = {path: _masks(read.get(raw, "masks", dict), path, read, groups, structure) for path in paths}
+    weight_masks: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
+    if structure.removes.weights:
+        weight_masks = _weight_masks(raw, plain, structure, groups, masks=masks, read=read)
+    dense_layers = _dense_layers(raw, read) if structure.removes.weights else {}
     metrics = read.get(raw, "metrics", dict)
     figures = {path: _metrics(metrics, path, read) for path in paths}
     training = read.record(raw, "training")
     samples = _samples(raw, read, paths=paths, shape=(height, width, channels), classes=len(class_names))
 
     net = SmartNetwork(
-        plain.to_empty(device="cpu"), paths=paths, groups=groups, structure=structure, normalise=normalise
+        plain if name == CUSTOM else plain.to_empty(device="cpu"),
+        paths=paths,
+        groups=groups,
+        structure=structure,
+        normalise=normalise,
+        weight_layers=list(weight_masks[paths[0]]),
+        dense_layers=dense_layers,
     )
     load_network_state_(net, state)
     for path, keeps in masks.items():
         for i, keep in enumerate(keeps):
             net.set_mask(path, i, keep)
+        for layer, keep in weight_masks[path].items():
+            net.set_weight_mask(path, layer, keep)
     net.eval()
     return Checkpoint(
         architecture=name,
@@ -431,11 +516,23 @@ def _build(raw: Mapping[str, Any], read: _Reader) -> Checkpoint:
 
 def _structure(source: dict[str, Any], read: _Reader) -> Structure:
     return Structure(
-        name=cast("StructureName", read.text(source, "name")),
+        name=read.text(source, "name"),
         density=read.number(source, "density"),
         align=read.integer(source, "align"),
         scope=cast("Scope", read.text(source, "scope")),
+        min_channels=read.integer(source, "min_channels") if "min_channels" in source else 1,  # older ones have none
     )
+
+
+def _on_meta(build: Callable[[], nn.Module], *, own: bool) -> nn.Module:
+    """Return a network without values, or with them where it is of the user's ``own`` and cannot do without."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except ConfigError:
+        if not own:
+            raise
+    return build()
 
 
 def _masks(
@@ -448,11 +545,53 @@ def _masks(
     masks = []
     for group, keep in zip(groups, keeps, strict=True):
         mask = read.tensor({path: keep}, path, dtype=torch.bool, shape=(group.size,))
-        kept = structure.kept(group.size)
+        kept = structure.kept(group.size, bundle=group.bundle)
         if int(mask.sum()) != kept:
             raise read.fail(f"masks of path {path} that keep {kept} of {group.size} channels of group {group.name}")
         masks.append(mask)
     return masks
+
+
+def _weight_masks(
+    raw: Mapping[str, Any],
+    plain: nn.Module,
+    structure: Structure,
+    groups: Sequence[Group],
+    *,
+    masks: Mapping[str, Sequence[Tensor]],
+    read: _Reader,
+) -> dict[str, dict[str, Tensor]]:
+    """Return the masks of single weights by path and layer, which keep what the structure says, in the sliced order.
+
+    ``masks`` are those of channels, by path.
+    """
+    paths = list(masks)
+    source = read.get(raw, "weight_masks", dict)
+    given = {path: read.get(source, path, dict) for path in paths}
+    layers = {name: m for name, m in plain.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = {name: m for name, m in layers.items() if not isinstance(m, nn.Conv2d) or m.groups == 1}
+    names = [name for name in layers if name in given[paths[0]]]
+    if not names or any(found.keys() != set(names) for found in given.values()):
+        raise read.fail("weight masks of the same layers, one or more, on each path")
+    result: dict[str, dict[str, Tensor]] = {}
+    for path in paths:
+        inputs = kept_inputs(names, modules=layers, groups=groups, keeps=masks[path])
+        result[path] = {}
+        for name in names:
+            shape = layers[name].weight.shape
+            mask = read.tensor(given[path], name, dtype=torch.bool, shape=tuple(shape))
+            pattern, keep_in = structure.removes.pattern, inputs[name]
+            count = int(mask.numel() / len(keep_in) * int(keep_in.sum()))
+            fits = pattern is None or pattern_holds(mask, keep_in=keep_in, pattern=pattern)
+            if not fits or int(mask.sum()) != structure.kept_weights(count):
+                raise read.fail(f"a weight mask of {name} on path {path} that keeps what {structure.name} says")
+            result[path][name] = mask
+    return result
+
+
+def _dense_layers(raw: Mapping[str, Any], read: _Reader) -> dict[str, str]:
+    given = read.record(raw, "dense_layers")
+    return {read.text({"dense_layers": name}, "dense_layers"): read.text(given, name) for name in given}
 
 
 def _metrics(source: dict[str, Any], path: str, read: _Reader) -> dict[str, Any]:
@@ -491,24 +630,28 @@ def _state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...], r
     }
 
 
-def _has_axis(module: nn.Module | None, axis: str) -> bool:
-    if isinstance(module, nn.BatchNorm2d) or is_depthwise(module):
-        return axis == "channel"
-    return isinstance(module, nn.Conv2d | nn.Linear) and axis in {"in", "out"}
+def _has_axis(part: Part | None, axis: str, *, of: Mapping[str, Part]) -> bool:
+    """Whether ``part`` is one that a group can have channels in, on ``axis``."""
+    if isinstance(part, nn.Parameter):
+        own = {id(p) for m in of.values() if isinstance(m, _LAYERS) for p in m.parameters(recurse=False)}
+        long = parameter_axis(part)
+        return axis == "channel" and id(part) not in own and long is not None and long <= 1
+    if isinstance(part, nn.LayerNorm):
+        return axis == "channel" and layer_norm_axis(part) is not None
+    if isinstance(part, nn.BatchNorm2d):
+        return axis == "channel" and part.affine and part.track_running_stats
+    if type(part) not in {nn.Conv2d, nn.Linear}:
+        return axis == "in" and has_plain_inputs(part)
+    return axis == "channel" if is_depthwise(part) else axis in {"in", "out"}
 
 
-def _groups(records: list[Any], modules: Mapping[str, nn.Module], read: _Reader) -> list[Group]:
+def _groups(records: list[Any], modules: Mapping[str, Part], read: _Reader) -> list[Group]:
     """Return the groups; a channel in two of them, or twice in one, is refused: which mask would it follow?"""
     taken: dict[tuple[str, Axis], Tensor] = {}
-    groups = [_group(record, modules, taken, read) for record in records]
-    if not groups:
-        raise read.fail("one or more groups")
-    return groups
+    return [_group(record, modules, taken, read) for record in records]
 
 
-def _group(
-    record: Any, modules: Mapping[str, nn.Module], taken: dict[tuple[str, Axis], Tensor], read: _Reader
-) -> Group:
+def _group(record: Any, modules: Mapping[str, Part], taken: dict[tuple[str, Axis], Tensor], read: _Reader) -> Group:
     """Return one group; ``taken`` says which channels are in groups already and is brought up to date."""
     size = read.integer(record, "size")
     members = []
@@ -516,7 +659,7 @@ def _group(
         module, axis = read.get(member, "module", str), cast("Axis", read.get(member, "axis", str))
         indices = read.tensor(member, "indices", dtype=torch.int64, shape=(size, None))
         found = modules.get(module)
-        if found is None or not _has_axis(found, axis) or indices.numel() == 0:
+        if found is None or not _has_axis(found, axis, of=modules) or indices.numel() == 0:
             raise read.fail("channels of its layers in a group")
         length = axis_length(found, "in" if axis == "in" else "out")
         if int(indices.min()) < 0 or int(indices.max()) >= length:
@@ -527,7 +670,9 @@ def _group(
             raise read.fail(f"each channel of {module} in one group")
         taken[module, axis] = counts
         members.append(Member(module, axis, indices))
-    outputs = {m.module for m in members if m.axis != "in"}
+    if not _filter_groups_stay_whole(members, modules):
+        raise read.fail("whole filter groups of grouped convolutions in a group")
+    outputs = {m.module for m in members if m.axis != "in" and isinstance(modules[m.module], nn.Module)}
     given = read.get(record, "points", list)
     if not 1 <= len(given) <= len(members):
         raise read.fail("a mask point for each group, and no more than it has members")
@@ -538,6 +683,19 @@ def _group(
             raise read.fail("mask points that are members of their group")
         points.append(Point(layer, producer))
     return Group(read.text(record, "name"), size, tuple(members), tuple(points))
+
+
+def _filter_groups_stay_whole(members: Sequence[Member], modules: Mapping[str, Part]) -> bool:
+    for name in {m.module for m in members}:
+        convolution = modules[name]
+        if not isinstance(convolution, nn.Conv2d) or not is_grouped(convolution):
+            continue
+        sides = {m.axis: m.indices for m in members if m.module == name}
+        if sides.keys() != {"in", "out"} or not has_whole_filter_groups(
+            convolution, inputs=sides["in"], outputs=sides["out"]
+        ):
+            return False
+    return True
 
 
 def _samples(
@@ -561,22 +719,21 @@ def _samples(
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a person wants to know of a checkpoint, as plain values for a table or JSON."""
+    arguments: Mapping[str, Argument] = checkpoint.arguments
+    if not arguments and checkpoint.architecture in ARCHITECTURES:
+        arguments = {"width": ARCHITECTURES[checkpoint.architecture].width}
     found = densities(checkpoint.net)
     return {
         "architecture": checkpoint.architecture,
-        "arguments": checkpoint.arguments or {"width": ARCHITECTURES[checkpoint.architecture].width},
+        "arguments": arguments,
         "input_shape": list(checkpoint.input_shape),
         "class_names": list(checkpoint.class_names),
-        "structure": {
-            "name": checkpoint.net.structure.name,
-            "density": checkpoint.net.structure.density,
-            "align": checkpoint.net.structure.align,
-            "scope": checkpoint.net.structure.scope,
-        },
+        "structure": asdict(checkpoint.net.structure),
+        "dense_layers": checkpoint.net.dense_layers,
         "union_density": found.union,
         "paths": {
             path: {
-                "density": found.channels[path],
+                "density": found.kept[path],
                 "parameter_density": found.parameters[path],
                 **checkpoint.metrics[path],
             }

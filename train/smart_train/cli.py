@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -14,7 +16,9 @@ from smart_devices.console import cli as house
 from smart_devices.version import version
 from smart_runtime.figures import check_plot
 from smart_runtime.units import duration
-from smart_train.architectures import ARCHITECTURES
+from smart_train.architectures import ARCHITECTURES, Factory
+from smart_train.architectures.cli import NetworkName, chosen_network
+from smart_train.architectures.custom import FACTORY_FORM
 from smart_train.attacks import ATTACKS, Attack
 from smart_train.checkpoint import describe, load_checkpoint
 from smart_train.curves import draw_history
@@ -24,11 +28,12 @@ from smart_train.data.load import DATA_SPECS
 from smart_train.errors import ConfigError
 from smart_train.groups import SCOPES
 from smart_train.history import check_history, history_path
-from smart_train.masks import MASK_MODES, SCORES, MaskPlan
+from smart_train.mask_plan import MASK_MODES, SCORES, MaskPlan
 from smart_train.methods import METHODS
-from smart_train.network import STRUCTURES, SmartNetwork, Structure
+from smart_train.network import SmartNetwork
 from smart_train.options import parse_arguments, parse_fraction
 from smart_train.recipe import Value, read_recipe
+from smart_train.structure import STRUCTURES, Structure, default_density, parse_structure
 from smart_train.training import (
     PRECISIONS,
     EpochReport,
@@ -42,7 +47,9 @@ from smart_train.training import (
 
 DEFAULT_ALIGN = 8
 # Of one call, or of one machine, and not of a training.
-NOT_IN_RECIPES = {"recipe", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache"}
+NOT_IN_RECIPES = {
+    "recipe", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache", "init"
+}  # fmt: skip
 
 
 def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -91,20 +98,57 @@ def _overruled(ctx: click.Context, option: str, *, by: Sequence[str]) -> bool:
     )
 
 
-def _align(target: str | None, align: int | None) -> int:
-    """Return the alignment asked for, or the coarser of the target's fp32 and fp16 ones."""
+def _structure(
+    name: str, *, density: float | None, scope: str, target: str | None, align: int | None, min_channels: int | None
+) -> Structure:
+    """Return what masks remove, in steps of ``align`` or of what ``target`` wants of its channels.
+
+    That is the coarser of its fp32 and fp16 alignments; for ``N:M`` also of those for sparse arithmetic, and layers
+    with fewer channels than these have no ``N:M``. Whole blocks of M are kept unless ``align`` says otherwise.
+    """
     if align is not None and target is not None:
         raise ConfigError("expected --align or --target, got both; --target sets the alignment of that device")
-    if target is None:
-        return DEFAULT_ALIGN if align is None else align
-    profile = resolve_target(target).profile
-    return max(profile.alignment(precision) for precision in ("fp32", "fp16"))
+    pattern = parse_structure(name).pattern
+    wanted, least = DEFAULT_ALIGN if align is None else align, 1
+    if target is not None:
+        profile = resolve_target(target).profile
+        wanted = max(profile.alignment(precision) for precision in ("fp32", "fp16"))
+        if pattern is not None:
+            least = max(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16"))
+            wanted = max(wanted, least)
+            if profile.sparse_tensor_cores.value is False:
+                house.note(f"note: {target} has no sparse tensor cores: zeros among weights gain no speed there")
+    if pattern is not None and align is None:
+        wanted = math.lcm(wanted, pattern.m)
+    return Structure(
+        name=name,
+        density=default_density(name) if density is None else density,
+        align=wanted,
+        scope=scope,  # type: ignore[arg-type]  # click checked the choice
+        min_channels=least if min_channels is None else min_channels,
+    )
+
+
+def _say_weights(trainer: Trainer) -> None:
+    """Say which layers keep all of their weights and why, where single weights are masked; and what permuting gains."""
+    net, gains = trainer.net, trainer.gains.values()
+    if net.structure.removes.weights:
+        whole = "; ".join(f"{name}: {why}" for name, why in net.dense_layers.items())
+        house.note(f"note: {net.structure.name} masks weights of {len(net.weight_layers)} layers; not of {whole}")
+    if gains:
+        before, after = fmean(gain.before for gain in gains), fmean(gain.after for gain in gains)
+        house.note(
+            f"note: at first {net.structure.name} keeps {after:.1%} of the weights' magnitude in permuted channels, "
+            f"{before:.1%} in the order before (mean of {len(gains)} layers)"
+        )
 
 
 def _say_density(net: SmartNetwork) -> None:
     """Say so when alignment keeps clearly more channels than were asked for."""
-    sizes = [group.size for group in net.groups]
-    reached = sum(map(net.structure.kept, sizes)) / sum(sizes)
+    if not net.structure.removes.channels:
+        return
+    kept = sum(net.structure.kept(group.size, bundle=group.bundle) * group.bundle for group in net.groups)
+    reached = kept / sum(group.size * group.bundle for group in net.groups)
     if reached > 1.1 * net.structure.density:
         house.note(
             f"note: density will be {reached:.3f} instead of {net.structure.density:g}, since kept channels are "
@@ -112,8 +156,8 @@ def _say_density(net: SmartNetwork) -> None:
         )
 
 
-def _summary(result: TrainResult) -> dict[str, Any]:
-    found = describe(load_checkpoint(result.checkpoint))
+def _summary(result: TrainResult, *, factory: Factory | None) -> dict[str, Any]:
+    found = describe(load_checkpoint(result.checkpoint, factory=factory))
     return {
         "checkpoint": str(result.checkpoint),
         "history": str(history_path(result.checkpoint)),
@@ -175,17 +219,39 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
 @click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
 @click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
 @click.option("--flip/--no-flip", help="Mirror half of the training images left to right.")
-@click.option("--model", default="resnet8", type=click.Choice(list(ARCHITECTURES)), help="The network.")
-@click.option("--model-arg", multiple=True, metavar="NAME=N", help="An argument of the network: width=32.")
-@click.option("--structure", default="channel", type=click.Choice(STRUCTURES), help="What masks remove.")
-@click.option("--density", default=0.5, help="Fraction of each group's channels that a path keeps.")
+@click.option(
+    "--model",
+    default="resnet8",
+    type=NetworkName(),
+    metavar="NAME",
+    help=f"The network: {', '.join(ARCHITECTURES)}; or {FACTORY_FORM}, which imports that module of yours.",
+)
+@click.option("--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument of the network: width=32.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Start from this plain state dict of the network.",
+)
+@click.option("--structure", default="channel", metavar="NAME", help=f"What masks remove: {STRUCTURES}.")
+@click.option(
+    "--density",
+    type=float,
+    help="What a path keeps of each group's channels, or of each layer's weights.  [default: 0.5; N/M for N:M]",
+)
 @click.option(
     "--scope", default="block", type=click.Choice(SCOPES), help="Mask block interiors, or residual streams too."
 )
 @click.option("--align", type=int, help=f"Round kept channels up to a multiple of this.  [default: {DEFAULT_ALIGN}]")
+@click.option(
+    "--min-channels",
+    type=int,
+    help="Mask no N:M in layers with fewer input or output channels.  [default: 1, or what --target wants]",
+)
+@click.option("--permute", is_flag=True, help="First order channels so that N:M keeps more; pays with --init.")
 @click.option("--target", metavar="NAME", help="Take the alignment of this device (see smart-devices list).")
 @click.option("--masks", default="gradual", type=click.Choice(MASK_MODES), help="How masks are found.")
-@click.option("--score", default="magnitude", type=click.Choice(SCORES), help="By what channels are removed.")
+@click.option("--score", default="magnitude", type=click.Choice(SCORES), help="By what they choose.")
 @click.option("--method", default="smart", type=click.Choice(list(METHODS)), help="The training method.")
 @click.option("--attack", default="pgd", type=click.Choice(ATTACKS), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
@@ -230,10 +296,13 @@ def main(
     flip: bool,
     model: str,
     model_arg: tuple[str, ...],
+    init: Path | None,
     structure: str,
-    density: float,
+    density: float | None,
     scope: str,
     align: int | None,
+    min_channels: int | None,
+    permute: bool,
     target: str | None,
     masks: str,
     score: str,
@@ -266,6 +335,8 @@ def main(
     target = None if _overruled(ctx, "target", by=["align"]) else target
     steps = None if _overruled(ctx, "steps", by=["attack"]) else steps
     step_size = None if _overruled(ctx, "step_size", by=["attack", "eps"]) else step_size
+    own = parse_structure(structure).own_density is not None
+    density = None if own and _overruled(ctx, "density", by=["structure"]) else density
     if not output.parent.is_dir():
         raise ConfigError(f"expected an existing folder for {output}, got none; create {output.parent} first")
     curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
@@ -279,11 +350,20 @@ def main(
             f"expected no file {existing[0]}, got one; use --resume to continue it or --force to replace it"
         )
     check_history(history_path(output))
+    if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            f"expected --model {model} on the command line too, got it from a recipe alone, which may be anybody's; "
+            f"type it to have that code imported"
+        )
+    network = chosen_network(model)
     config = TrainConfig(
-        model=model,
+        model=network.name,
         model_arguments=parse_arguments(model_arg),
-        structure=Structure(name=structure, density=density, align=_align(target, align), scope=scope),  # type: ignore[arg-type]  # click checked the choices
+        structure=_structure(
+            structure, density=density, scope=scope, target=target, align=align, min_channels=min_channels
+        ),
         masks=MaskPlan(mode=masks, score=score),  # type: ignore[arg-type]
+        permute=permute,
         method=method,
         attack=Attack(
             name=attack,  # type: ignore[arg-type]
@@ -303,21 +383,30 @@ def main(
         precision=precision,  # type: ignore[arg-type]
     )
     if resume and not state_path(output).exists():
-        if output.exists() and any(load_checkpoint(output).metrics.values()):
+        if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
             raise ConfigError(
                 f"expected {state_path(output).name} beside {output} to resume from, got none; this training has "
                 f"ended, use --force to replace it"
             )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
-    trainer = Trainer(config, places.load(data), output=output, resume=resume, tensorboard=tensorboard)
+    trainer = Trainer(
+        config,
+        places.load(data),
+        output=output,
+        resume=resume,
+        factory=network.factory,
+        initial=init,
+        tensorboard=tensorboard,
+    )
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
     _say_density(trainer.net)
+    _say_weights(trainer)
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
-    summary = _summary(result)
+    summary = _summary(result, factory=network.factory)
     if as_json:
         house.print_json(summary)
     else:

@@ -32,7 +32,7 @@ def draw_history(rows: Sequence[Row], path: Path, *, attack: str) -> None:
     panels: tuple[tuple[str, Callable[[Axes], None]], ...] = (
         ("Loss", lambda axis: _losses(axis, rows)),
         ("Validation accuracy", lambda axis: _accuracies(axis, rows, attack=attack)),
-        ("Channels kept", lambda axis: _densities(axis, rows)),
+        ("Kept", lambda axis: _densities(axis, rows)),
     )
     for axis, (title, draw) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         draw(axis)

@@ -8,17 +8,27 @@ convolution). The mask itself acts at the group's points, the last layers that c
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from smart_train.errors import NetworkError
-from smart_train.layers import Expert, make_expert_
-from smart_train.slicing import axis_length, is_depthwise, slice_network
+from smart_train.layers import Expert, layer_norm_axis, make_expert_, make_plain_
+from smart_train.slicing import (
+    Part,
+    axis_length,
+    has_plain_inputs,
+    has_whole_filter_groups,
+    is_depthwise,
+    is_grouped,
+    parameter_axis,
+    parts,
+    slice_network_,
+)
 
 Axis = Literal["out", "in", "channel"]
 Scope = Literal["block", "all"]
@@ -33,9 +43,10 @@ class Member:
     """One place where a group's channels live.
 
     Attributes:
-        module: dotted module name inside the network.
-        axis: which channels of that module.
-        indices: int64 (group size, r): the r positions on that axis of each channel (r > 1 behind a flatten).
+        module: dotted name, inside the network, of a module or of a parameter that no layer of torch's own holds.
+        axis: which channels of that module; ``channel`` for a parameter.
+        indices: int64 (group size, r): the r positions on that axis of each channel (r > 1 behind a flatten, or where
+            a grouped convolution ties the channels that one of its filter groups reads and makes).
     """
 
     module: str
@@ -53,12 +64,20 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Channels that are kept or removed together, named by the first layer that makes them."""
+    """What is kept or removed together: ``size`` channels, or bundles of them; named by the first layer to make them.
+
+    A bundle is what a grouped convolution cannot part: the channels of one of its filter groups.
+    """
 
     name: str
     size: int
     members: tuple[Member, ...]
     points: tuple[Point, ...]
+
+    @property
+    def bundle(self) -> int:
+        """How many channels of the layers that make them each of the ``size`` stands for."""
+        return max(m.indices.shape[1] for p in self.points for m in self.members_at(p.layer))
 
     def members_at(self, module: str) -> Iterator[Member]:
         """Yield the members in ``module`` on its output side."""
@@ -79,9 +98,11 @@ class _Trace:
 
     batch_norm_after: dict[str, str]  # producer -> the batch norm that reads exactly its output
     output_module: str | None
+    order: tuple[str, ...]  # of the calls, each module where it was called first
 
 
-def _run(network: nn.Module, images: Tensor) -> Tensor:
+def run_classifier(network: nn.Module, images: Tensor) -> Tensor:
+    """Return the scores (N, classes) of a plain ``network``; raise NetworkError if it gives none."""
     try:
         output = network(images)
     except Exception as error:  # its own code runs here
@@ -101,10 +122,12 @@ def _trace(network: nn.Module, images: Tensor) -> _Trace:
     made_by: dict[int, str] = {}
     alive: list[Tensor] = []  # keeps every tensor seen, so that no id is given twice
     after: dict[str, str] = {}
+    order: dict[str, None] = {}
     handles = []
 
     def watch(name: str, module: nn.Module) -> None:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            order.setdefault(name)
             if isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made_by:
                 after[made_by[id(inputs[0])]] = name
             if isinstance(output, Tensor):
@@ -114,63 +137,202 @@ def _trace(network: nn.Module, images: Tensor) -> _Trace:
         handles.append(module.register_forward_hook(hook))
 
     for name, module in network.named_modules():
-        if not any(True for _ in module.children()):
+        if isinstance(module, nn.BatchNorm2d) or not any(True for _ in module.children()):
             watch(name, module)
     try:
         with torch.no_grad():
-            output = _run(network, images)
+            output = run_classifier(network, images)
     finally:
         for handle in handles:
             handle.remove()
-    return _Trace(batch_norm_after=after, output_module=made_by.get(id(output)))
+    return _Trace(batch_norm_after=after, output_module=made_by.get(id(output)), order=tuple(order))
 
 
-def _axis(module: nn.Module, handler: str) -> Axis | None:
-    """Return the axis that a Torch-Pruning handler works on, None where this module type is not ours to slice.
+def _axis(part: Part, handler: str) -> Axis | None:
+    """Return the axis that a Torch-Pruning handler works on, None where this type of layer is not ours to slice.
 
-    Exact types only, as in :func:`make_expert_`: a subclass computes something of its own.
+    Of convolutions and linear layers only exact types are masked: a subclass computes something of its own. Norms, and
+    what a subclass reads, are tried.
     """
-    kind = type(module)
-    if isinstance(module, nn.BatchNorm2d):
-        return "channel" if kind is nn.BatchNorm2d and module.affine and module.track_running_stats else None
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return "channel" if kind is nn.Conv2d and is_depthwise(module) else None
+    kind = type(part)
+    if isinstance(part, nn.BatchNorm2d):
+        return "channel" if part.affine and part.track_running_stats else None
+    if isinstance(part, nn.LayerNorm):
+        return None if layer_norm_axis(part) is None else "channel"
+    if isinstance(part, nn.Parameter):
+        axis = parameter_axis(part)
+        return None if axis is None or axis > 1 else "channel"
     if kind not in {nn.Conv2d, nn.Linear}:
-        return None
+        return "in" if has_plain_inputs(part) and handler == "prune_in_channels" else None
+    if is_depthwise(part):
+        return "channel"
     return "in" if handler == "prune_in_channels" else "out"
 
 
-def _members(raw: Any, names: dict[nn.Module, str], *, size: int) -> tuple[Member, ...] | str:
-    """Read one Torch-Pruning group; a string is the reason why it cannot be used."""
-    members: dict[tuple[str, Axis], list[list[int]]] = {}
+@dataclass(frozen=True)
+class _Found:
+    """What Torch-Pruning says of a group, with the reason why it cannot be used, if there is one."""
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    reason: str | None = None
+
+
+def _read_group(raw: Any, names: dict[Part, str]) -> _Found:
+    """Read one Torch-Pruning group."""
+    size = len(raw[0].idxs)
+    group = names.get(raw[0].dep.target.module, raw[0].dep.target.name)
+    rows: dict[tuple[str, Axis], list[list[int]]] = {}
+    reason: str | None = None
     for item in raw:
-        module = item.dep.target.module
-        if module not in names:  # an elementwise, concat or reshape node, which has nothing to slice
-            if type(module).__module__.startswith("torch_pruning"):
+        part = item.dep.target.module
+        if part not in names:  # an elementwise, concat or reshape node, which has nothing to slice
+            if not type(part).__module__.startswith("torch_pruning"):
+                reason = f"it reaches {item.dep.target.name}, which is no module of the network"
+            continue
+        if isinstance(part, nn.PReLU):  # Torch-Pruning names the layer; what is sliced is its parameter
+            if part.weight.numel() == 1:
                 continue
-            return f"it reaches {item.dep.target.name}, which is no module of the network"
-        axis = _axis(module, item.dep.handler.__name__)
+            part = part.weight
+        axis = _axis(part, item.dep.handler.__name__)
         if axis is None:
-            return f"it reaches {names[module]} ({type(module).__name__}), which cannot be sliced"
-        rows = members.setdefault((names[module], axis), [[] for _ in range(size)])
+            reason = f"it reaches {names[part]} ({type(part).__name__}), which cannot be sliced"
+            continue
+        length = axis_length(part, "in" if axis == "in" else "out")
+        positions = rows.setdefault((names[part], axis), [[] for _ in range(size)])
         for index, root in zip(item.idxs, item.root_idxs, strict=True):
-            if index not in rows[root]:
-                rows[root].append(index)
-    found = []
-    for (name, axis), rows in members.items():
-        if len({len(row) for row in rows}) != 1:
-            return f"its channels take unequal shares of {name}"
-        found.append(Member(name, axis, torch.tensor(rows, dtype=torch.int64)))
-    return tuple(found)
+            if root is None or not (0 <= root < size and 0 <= index < length):
+                reason = f"its channels do not fit those of {names[part]}"
+            elif index not in positions[root]:
+                positions[root].append(index)
+    members = []
+    for (name, axis), found in rows.items():
+        if reason is None and len({len(row) for row in found}) != 1:
+            reason = f"its channels take unequal shares of {name}"
+        if reason is None:
+            members.append(Member(name, axis, torch.tensor(found, dtype=torch.int64)))
+    return _Found(group, size, tuple(members), reason)
+
+
+def _read_groups(graph: Any, names: dict[Part, str]) -> Iterator[_Found]:
+    """Yield the group of each layer that makes channels, as ``get_all_groups`` does, but go on where one fails."""
+    seen: set[Part] = set()
+    for layer in list(graph.module2node):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or layer in seen:
+            continue
+        pruner = graph.get_pruner_of_module(layer)
+        channels = range(pruner.get_out_channels(layer))
+        try:
+            raw = graph.get_pruning_group(layer, pruner.prune_out_channels, channels)
+        except (IndexError, ZeroDivisionError):  # as at a split of shuffled channels
+            yield _Found(names[layer], len(channels), (), "Torch-Pruning cannot follow its channels")
+            continue
+        seen.update(item.dep.target.module for item in raw if graph.is_out_channel_pruning_fn(item.dep.handler))
+        yield _read_group(raw, names)
+
+
+class _Ties:
+    """Things that belong together: joined two by two, read as bundles."""
+
+    def __init__(self) -> None:
+        self._parent: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def _root(self, thing: tuple[int, int]) -> tuple[int, int]:
+        while self._parent.setdefault(thing, thing) != thing:
+            thing = self._parent[thing]
+        return thing
+
+    def join(self, one: tuple[int, int], other: tuple[int, int]) -> None:
+        """Say that two things belong together."""
+        first, last = sorted((self._root(one), self._root(other)))
+        self._parent[last] = first
+
+    def bundles(self) -> list[list[tuple[int, int]]]:
+        """Return what belongs together, each bundle and all of them in order."""
+        found: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for thing in sorted(self._parent):
+            found.setdefault(self._root(thing), []).append(thing)
+        return [found[root] for root in sorted(found)]
+
+
+def _tie_filter_groups(found: Sequence[_Found], modules: Mapping[str, nn.Module]) -> list[_Found]:
+    """Join the groups before and after each grouped convolution, in bundles of what its filter groups read and make.
+
+    Without a whole filter group it is a smaller grouped convolution; without a part of one it would be none.
+    """
+    channels, groups = _Ties(), _Ties()  # a thing is (number of the group, channel), or (number of the group, 0)
+    for name, convolution in modules.items():
+        if not isinstance(convolution, nn.Conv2d) or not is_grouped(convolution):
+            continue
+        first: dict[int, tuple[int, int]] = {}  # of each filter group: one channel that it reads or makes
+        for number, group in enumerate(found):
+            for member in group.members:
+                if member.module != name:
+                    continue
+                share = axis_length(convolution, member.axis) // convolution.groups
+                for channel, row in enumerate(member.indices.tolist()):
+                    for index in row:
+                        other = first.setdefault(index // share, (number, channel))
+                        channels.join(other, (number, channel))
+                        groups.join((other[0], 0), (number, 0))
+    bundles = channels.bundles()
+    result = list(found)
+    for together in groups.bundles():
+        numbers = [number for number, _ in together]
+        own = [bundle for bundle in bundles if bundle[0][0] in numbers]
+        joined = _joined([found[number] for number in numbers], numbers, own)
+        for number in numbers:
+            result[number] = joined
+    return [_with_whole_filter_groups(group, modules) for group in dict.fromkeys(result)]
+
+
+def _joined(groups: Sequence[_Found], numbers: Sequence[int], bundles: list[list[tuple[int, int]]]) -> _Found:
+    """Return several groups as one whose channels are ``bundles`` of theirs, given as (number, channel)."""
+    name, size = groups[0].name, len(bundles)
+    if sum(map(len, bundles)) != sum(group.size for group in groups):
+        return _Found(name, size, (), "a grouped convolution reads or makes a part of its channels")
+    if size < 2:
+        return _Found(name, size, (), "a grouped convolution ties all its channels together")
+    rows: dict[tuple[str, Axis], list[list[int]]] = {}
+    of = dict(zip(numbers, groups, strict=True))
+    for i, bundle in enumerate(bundles):
+        for number, channel in bundle:
+            for member in of[number].members:
+                row = rows.setdefault((member.module, member.axis), [[] for _ in bundles])[i]
+                row.extend(member.indices[channel].tolist())
+    members = []
+    for (module, axis), found in rows.items():
+        if len({len(row) for row in found}) != 1:
+            return _Found(name, size, (), f"its channels take unequal shares of {module}")
+        members.append(Member(module, axis, torch.tensor([sorted(row) for row in found], dtype=torch.int64)))
+    return _Found(name, size, tuple(members))
+
+
+def _with_whole_filter_groups(group: _Found, modules: Mapping[str, nn.Module]) -> _Found:
+    """Return ``group``, with a reason if it would take a grouped convolution apart."""
+    for name in dict.fromkeys(member.module for member in group.members):
+        convolution = modules.get(name)
+        if not isinstance(convolution, nn.Conv2d) or not is_grouped(convolution):
+            continue
+        sides = {m.axis: m.indices for m in group.members if m.module == name}
+        if sides.keys() != {"in", "out"}:
+            return replace(group, reason=f"the other side of the grouped convolution {name} is kept whole")
+        if not has_whole_filter_groups(convolution, inputs=sides["in"], outputs=sides["out"]):
+            return replace(group, reason=f"it would take filter groups of {name} apart")
+    return group
 
 
 def _points(members: Sequence[Member], modules: dict[str, nn.Module], trace: _Trace) -> tuple[Point, ...]:
-    """Put the mask after the batch norm where one follows, else at the layer that makes the channel."""
-    norms = {m.module for m in members if isinstance(modules[m.module], nn.BatchNorm2d)}
+    """Put the mask after the batch norm where one follows, else at the layer that makes the channel.
+
+    Any other norm makes something of a zero, so it is masked as well; a parameter is trusted not to, and tried.
+    """
+    norms = {m.module for m in members if isinstance(modules.get(m.module), nn.BatchNorm2d | nn.LayerNorm)}
     points = []
     fed = set()
     for member in members:
-        if member.axis == "in" or member.module in norms:
+        if member.axis == "in" or member.module in norms or member.module not in modules:
             continue
         norm = trace.batch_norm_after.get(member.module)
         if norm in norms:
@@ -199,6 +361,28 @@ def _quiet_graph(network: nn.Module) -> Iterator[None]:
             p.requires_grad_(want)
 
 
+@contextmanager
+def _forgiving_reshapes() -> Iterator[None]:
+    """Let Torch-Pruning go on where it divides by a number of channels that it could not find out.
+
+    It stops so at a channel shuffle of half the channels. What it then takes for granted is wrong, and tried like all
+    it says.
+    """
+    from torch_pruning.dependency import index_mapping  # noqa: PLC0415  # see find_groups
+
+    usual = index_mapping.update_reshape_index_mapping
+
+    def forgiving(graph: Any, node: Any) -> None:
+        with suppress(ZeroDivisionError):
+            usual(graph, node)
+
+    index_mapping.update_reshape_index_mapping = forgiving
+    try:
+        yield
+    finally:
+        index_mapping.update_reshape_index_mapping = usual
+
+
 def _randomise_(network: nn.Module, generator: torch.Generator) -> None:
     """Give every layer values that no slice could get right by luck (zeros, say), in place."""
 
@@ -221,6 +405,10 @@ def _randomise_(network: nn.Module, generator: torch.Generator) -> None:
                 ):
                     if tensor is not None:
                         tensor.copy_(uniform(tensor, low, high))
+            else:  # a layer scale that starts at 1e-6 would hide what is wrong behind it
+                for parameter in module.parameters(recurse=False):
+                    if parameter.is_floating_point():
+                        parameter.copy_(uniform(parameter, 0.5, 1.5))
 
 
 def apply_mask_(network: nn.Module, group: Group, keep: Tensor) -> None:
@@ -240,6 +428,29 @@ def apply_mask_(network: nn.Module, group: Group, keep: Tensor) -> None:
         layer.set_mask(mask)
 
 
+def _without_shifts(network: nn.Module) -> nn.Module:
+    """Return a copy whose layers make zeros of zeros."""
+    result = copy.deepcopy(network)
+    for module in result.modules():
+        shifts = [module.bias] if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) else []
+        if isinstance(module, nn.BatchNorm2d):
+            shifts.append(module.running_mean)
+        for shift in shifts:
+            if shift is not None:
+                nn.init.zeros_(shift)
+    return result
+
+
+def _copied(network: nn.Module, masked: Sequence[Group]) -> nn.Module:
+    """Return a copy of an expert network with parameters of its own where masks are to be multiplied in only.
+
+    All parameters of a large network, copied for each of its groups, would take most of the time of converting it.
+    """
+    points = {point.layer for group in masked for point in group.points}
+    own = {id(p) for name in points for p in network.get_submodule(name).parameters()}
+    return copy.deepcopy(network, {id(p): p for p in network.parameters() if id(p) not in own})
+
+
 class Probe:
     """Tries groups: a group may be masked only where slicing it gives the very same network.
 
@@ -252,26 +463,95 @@ class Probe:
     def __init__(self, network: nn.Module, images: Tensor, *, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._images = images.to(device="cpu", dtype=torch.float64)
-        self._plain = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
-        _randomise_(self._plain, self._generator)
-        self._masked = copy.deepcopy(self._plain)
-        make_expert_(self._masked)
+        plain = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
+        _randomise_(plain, self._generator)
+        self._network = plain
+        make_expert_(self._network)
 
     @torch.no_grad()
-    def difference(self, group: Group) -> float:
-        """Return max|a-b| / max(1, max|a|) between masking and slicing ``group`` to random channels, half of them."""
-        keep = torch.zeros(group.size, dtype=torch.bool)
-        keep[torch.randperm(group.size, generator=self._generator)[: max(1, group.size // 2)]] = True
-        apply_mask_(self._masked, group, keep)
-        expected = self._masked(self._images)
-        apply_mask_(self._masked, group, torch.ones_like(keep))
+    def difference(self, groups: Sequence[Group]) -> float:
+        """Return max|a-b| / max(1, max|a|) between masking and slicing ``groups`` to random channels, half of each.
+
+        Where that is allowed (:func:`may_be_padded`), one masked channel stays: it must compute nothing but zeros.
+        """
+        keeps, padded = [], []
+        for group in groups:
+            order = torch.randperm(group.size, generator=self._generator)
+            keep = torch.zeros(group.size, dtype=torch.bool)
+            keep[order[: max(1, group.size // 2)]] = True
+            keeps.append(keep)
+            more = keep.clone()
+            if int(keep.sum()) + 1 < group.size and may_be_padded(self._network, group):
+                more[order[int(keep.sum())]] = True
+            padded.append(more)
+        return self._difference(self._network, groups, keeps, sliced_to=padded)
+
+    @torch.no_grad()
+    def is_made_by_one(self, group: Group, *, producer: str) -> bool:
+        """Whether the channels of ``group`` are zero where ``producer`` alone makes zeros of them.
+
+        So it is in a block with squeeze-excite, where a second layer only scales them; a residual stream goes on with
+        what its other layers add. Tried without all shifts, as a batch norm makes its shift of a zero.
+        """
+        points = tuple(point for point in group.points if producer in {point.producer, point.layer})
+        if not points:
+            return False
+        keep = torch.arange(group.size) < max(1, group.size // 2)
+        found = self._difference(
+            _without_shifts(self._network), [group], [keep], sliced_to=[keep], masked=[replace(group, points=points)]
+        )
+        return found <= PROBE_TOLERANCE
+
+    def _difference(
+        self,
+        network: nn.Module,
+        groups: Sequence[Group],
+        keeps: Sequence[Tensor],
+        *,
+        sliced_to: Sequence[Tensor],
+        masked: Sequence[Group] | None = None,
+    ) -> float:
+        """Compare ``network`` masked to ``keeps`` and sliced; it has no masks before and after."""
+        masked = groups if masked is None else masked
         try:
-            got = slice_network(self._plain, [group], [keep])(self._images)
+            for group, keep in zip(masked, keeps, strict=True):
+                apply_mask_(network, group, keep)
+            expected = network(self._images)
+            sliced = _copied(network, masked)
+            make_plain_(sliced)
+            slice_network_(sliced, groups, sliced_to)
+            got = sliced(self._images)
         except Exception:  # a forward may say in its own way that shapes no longer fit: this group cannot be sliced
             return float("inf")
+        finally:
+            for group in masked:
+                apply_mask_(network, group, torch.ones(group.size, dtype=torch.bool))
         if got.shape != expected.shape:
             return float("inf")
         return float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+def may_be_padded(network: nn.Module, group: Group) -> bool:
+    """Whether channels of ``group`` that compute zeros may stay in a sliced network: a layer norm would count them."""
+    return not any(isinstance(network.get_submodule(p.layer), nn.LayerNorm) for p in group.points)
+
+
+def _together(groups: Sequence[Group], probe: Probe, kept_whole: dict[str, str]) -> list[Group]:
+    """Return ``groups`` without those that cannot be sliced beside the ones before them; ``kept_whole`` gets these."""
+    if not groups or probe.difference(groups) <= PROBE_TOLERANCE:
+        return list(groups)
+    result: list[Group] = []
+    for group in groups:
+        if probe.difference([*result, group]) <= PROBE_TOLERANCE:
+            result.append(group)
+        else:
+            kept_whole[group.name] = "slicing it beside the groups before it changes the result"
+    return result
+
+
+def _makes_channels(member: Member, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a member is a layer that makes channels, and not one that passes them on in groups."""
+    return member.axis == "out" and not is_grouped(modules[member.module])
 
 
 def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGroups:
@@ -290,12 +570,12 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
 
     images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     modules = dict(network.named_modules())
-    names = {module: name for name, module in modules.items()}
-    with _quiet_graph(network):
+    names: dict[Part, str] = {part: name for name, part in parts(network).items()}
+    with _quiet_graph(network), _forgiving_reshapes():
         trace = _trace(network, images)
         try:
-            graph = tp.DependencyGraph().build_dependency(network, example_inputs=images)
-            raws = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
+            graph = tp.DependencyGraph().build_dependency(network, example_inputs=images, verbose=False)
+            read = list(_read_groups(graph, names))
         except Exception as error:  # tracing meets whatever a network's author wrote
             raise NetworkError(
                 f"expected a network whose channel dependencies can be traced, got {type(network).__name__}, where "
@@ -305,29 +585,27 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
     accepted: list[Group] = []
     kept_whole: dict[str, str] = {}
     order = list(modules)
-    for raw in raws:
-        size = len(raw[0].idxs)
-        name = names.get(raw[0].dep.target.module, raw[0].dep.target.name)
-        members = _members(raw, names, size=size)
-        if isinstance(members, str):
-            kept_whole[name] = members
-            continue
-        producers = [m for m in members if m.axis == "out"]
-        if not producers:
-            kept_whole[name] = "its channels are those of the image"
-            continue
-        if any(m.module == trace.output_module for m in producers):
+    for found in _tie_filter_groups(read, modules):
+        producers = [m.module for m in found.members if _makes_channels(m, modules)]
+        if trace.output_module in {found.name, *producers}:
             continue  # the classifier's own outputs are never masked
-        if scope == "block" and len(producers) != 1:
-            kept_whole[name] = "residual stream (scope block)"
+        if found.reason is not None or not producers:
+            kept_whole[found.name] = found.reason or "its channels are those of the image"
             continue
-        name = min((m.module for m in producers), key=order.index)
-        group = Group(name=name, size=size, members=members, points=_points(members, modules, trace))
-        difference = probe.difference(group)
+        name = min(producers, key=order.index)
+        group = Group(name, found.size, found.members, _points(found.members, modules, trace))
+        if scope == "block" and len(producers) > 1:
+            first = min(producers, key=trace.order.index)
+            if not may_be_padded(network, group) or not probe.is_made_by_one(group, producer=first):
+                kept_whole[found.name] = "residual stream (scope block)"
+                continue
+        difference = probe.difference([group])
         if not difference <= PROBE_TOLERANCE:  # nan is a difference too
-            kept_whole[name] = f"slicing it changes the result by {difference:.1g} where masking does not"
+            wrong = "ends in other shapes" if difference == float("inf") else f"changes the result by {difference:.1g}"
+            kept_whole[name] = f"slicing it {wrong} where masking does not"
             continue
         accepted.append(group)
+    accepted = _together(accepted, probe, kept_whole)
     if not accepted:
         reasons = "; ".join(f"{name}: {why}" for name, why in kept_whole.items()) or "it has no hidden channels"
         raise NetworkError(

@@ -1,13 +1,14 @@
-"""Expert layers: the plain layers of a network with a mask of one path over their output channels.
+"""Expert layers: the plain layers of a network with masks of one path over output channels and over single weights.
 
-The mask multiplies the layer's own affine parameters, which is the same as multiplying its output (the output is linear
-in them) and costs one small product instead of one over the whole feature map. In a network with batch norms the mask
-sits at the batch norm and not at the convolution before it: a masked convolution followed by batch norm would leave
+The channel mask multiplies the layer's own affine parameters, which is the same as multiplying its output (the output
+is linear in them) and costs one small product instead of one over the whole feature map. In a network with batch norms
+it sits at the batch norm and not at the convolution before it: a masked convolution followed by batch norm would leave
 beta - gamma * mean / sigma behind in the masked channels.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,16 +23,24 @@ class Expert(nn.Module):
     Attributes:
         mask: bool (out_channels,), or None where nothing is masked.
         gate: float (out_channels,) leaf that stands in for the mask while its gradient dL/dm is wanted, else None.
+        weight_mask: bool of the weight's shape, or None where no single weight is masked.
+        weight_gate: float leaf of that shape that stands in for it, likewise.
         held: weight and bias with the mask in them and no gradient, while :func:`holding` is on; else None.
     """
 
     mask: Tensor | None
     gate: Tensor | None
+    weight_mask: Tensor | None
+    weight_gate: Tensor | None
     held: tuple[Tensor, Tensor | None] | None
 
     def set_mask(self, mask: Tensor) -> None:
         """Keep the output channels where ``mask`` (bool, (out_channels,)) is true."""
         self.register_buffer("mask", mask, persistent=False)
+
+    def set_weight_mask(self, mask: Tensor) -> None:
+        """Keep the single weights where ``mask`` (bool, of the weight's shape) is true."""
+        self.register_buffer("weight_mask", mask, persistent=False)
 
     def watch_gate(self, watched: bool, *, floor: float = 0.0) -> None:
         """Start or stop collecting dL/dm in ``gate.grad``.
@@ -41,6 +50,14 @@ class Expert(nn.Module):
         """
         self.gate = self.mask.float().clamp_(min=floor).requires_grad_() if watched and self.mask is not None else None
 
+    def watch_weight_gate(self, watched: bool) -> None:
+        """Start or stop collecting dL/dm of single weights in ``weight_gate.grad``.
+
+        The layer is linear in its weights, so there the gradient of a masked one is not zero.
+        """
+        mask = self.weight_mask if watched else None
+        self.weight_gate = None if mask is None else mask.float().requires_grad_()
+
     def masked_affine(self) -> tuple[Tensor, Tensor | None]:
         """Return the weight and bias to compute with: the layer's own, times the gate or the mask if there is one."""
         if self.held is not None:
@@ -48,6 +65,9 @@ class Expert(nn.Module):
         weight, bias = self.weight, self.bias
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
+        single = self.weight_gate if self.weight_gate is not None else self.weight_mask
+        if single is not None:
+            weight = weight * single
         keep = self.gate if self.gate is not None else self.mask
         if keep is None:
             return weight, bias
@@ -97,6 +117,52 @@ class ExpertBatchNorm2d(Expert, nn.BatchNorm2d):
         )
 
 
+class _MaskedLayerNorm(Expert):
+    """A layer norm over channels whose masked ones count as absent, in its statistics too.
+
+    Zeros would count: a layer norm of the sliced network never sees them. Its scale and shift are weights of the
+    network as any other layer's, shared by the paths: unlike a batch norm it has no statistics that one path's images
+    could move for the other.
+
+    Attributes:
+        channel_axis: of the features.
+    """
+
+    channel_axis: int
+    eps: float
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise each position of features over its kept channels, to the same shape; masked ones become zeros."""
+        if self.mask is None:
+            output: Tensor = super().forward(features)
+            return output
+        weight, bias = self.masked_affine()
+        shape = [1] * features.dim()
+        shape[self.channel_axis] = -1
+        exact = features.to(torch.promote_types(features.dtype, torch.float32))  # sums in half precision are coarse
+        keep, count = self.mask.to(exact.dtype).view(shape), self.mask.sum()
+        centred = exact - (exact * keep).sum(self.channel_axis, keepdim=True) / count
+        variance = (centred.square() * keep).sum(self.channel_axis, keepdim=True) / count
+        result = centred * torch.rsqrt(variance + self.eps) * weight.view(shape)
+        if bias is not None:
+            result = result + bias.view(shape)
+        return result.to(features.dtype)
+
+
+class ExpertLayerNorm(_MaskedLayerNorm, nn.LayerNorm):
+    """A layer norm over the last axis, whose channels a path may mask."""
+
+
+class _MaskedOutput(Expert):
+    """A batch norm that computes something of its own after it, an activation say: its output is masked."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, H, W) with zeros in the masked channels."""
+        output: Tensor = super().forward(features)
+        keep = self.mask if self.held is not None or self.gate is None else self.gate
+        return output if keep is None else output * keep.view(1, -1, 1, 1)
+
+
 @contextmanager
 def holding(network: nn.Module) -> Iterator[None]:
     """Run a block with every expert layer's masked parameters computed once, and without a gradient to them.
@@ -121,22 +187,80 @@ _EXPERT_OF: dict[type[nn.Module], type[Expert]] = {
     nn.Conv2d: ExpertConv2d,
     nn.Linear: ExpertLinear,
     nn.BatchNorm2d: ExpertBatchNorm2d,
+    nn.LayerNorm: ExpertLayerNorm,
 }
 _PLAIN_OF: dict[type[Expert], type[nn.Module]] = {expert: plain for plain, expert in _EXPERT_OF.items()}
 
 
-def make_expert_(network: nn.Module) -> None:
-    """Turn every plain Conv2d, Linear and BatchNorm2d of ``network`` into its expert, in place.
+def _expert_of(module: nn.Module) -> type[Expert] | None:
+    """Return the expert class of a layer, None for one that has none.
 
-    Only exact types are turned: a subclass computes something of its own. Changing the class keeps every attribute and
-    the very parameters of the layer, which copying them one by one could miss.
+    A subclass computes something of its own: of a convolution or linear layer that may be anything; of a batch norm it
+    is masked at its output, and of a layer norm it is known once it proves to be one over some axis.
     """
-    for module in network.modules():
-        expert = _EXPERT_OF.get(type(module))
-        if expert is not None:
-            module.__class__ = expert
-            module.register_buffer("mask", None, persistent=False)
-            module.gate = module.held = None  # type: ignore[assignment]  # of Expert, which the module now is
+    plain = type(module)
+    mask: type[Expert]
+    if plain in _EXPERT_OF:
+        return _EXPERT_OF[plain]
+    if isinstance(module, nn.BatchNorm2d):
+        mask = _MaskedOutput
+    elif isinstance(module, nn.LayerNorm) and layer_norm_axis(module) is not None:
+        mask = _MaskedLayerNorm
+    else:
+        return None
+    # Kept, so that a class has one expert class and copies of a network are of the same types.
+    expert = type(f"Expert{plain.__name__}", (mask, plain), {"__doc__": mask.__doc__})
+    _EXPERT_OF[plain], _PLAIN_OF[expert] = expert, plain
+    return expert
+
+
+@torch.no_grad()
+def layer_norm_axis(module: nn.LayerNorm) -> int | None:
+    """Return the axis of images' features that a layer norm works on: -1, or 1 as those for (N, C, H, W) do.
+
+    A subclass is tried on random features; None if it is no layer norm over one of the two axes.
+    """
+    if len(module.normalized_shape) != 1 or not module.elementwise_affine:
+        return None
+    if type(module) in {nn.LayerNorm, ExpertLayerNorm}:
+        return -1
+    trial, generator = copy.deepcopy(module).cpu(), torch.Generator().manual_seed(0)
+    for parameter in (trial.weight, trial.bias):
+        if parameter is not None:
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    channels = module.normalized_shape[0]
+    height, width = [side for side in (2, 3, 4) if side != channels][:2]
+    for axis, shape in ((1, (2, channels, height, width)), (-1, (2, height, width, channels))):
+        features = torch.rand(shape, generator=generator).to(trial.weight.dtype)
+        try:
+            got = trial(features)
+        except Exception:  # noqa: S112  # its own code, made for other shapes
+            continue
+        expected = F.layer_norm(features.movedim(axis, -1), (channels,), trial.weight, trial.bias, trial.eps)
+        if got.shape == shape and torch.allclose(got, expected.movedim(-1, axis), rtol=1e-4, atol=1e-4):
+            return axis
+    return None
+
+
+def make_expert_(network: nn.Module) -> None:
+    """Turn every Conv2d, Linear, BatchNorm2d and LayerNorm of ``network`` into its expert, in place.
+
+    Changing the class keeps every attribute and the very parameters of the layer, which copying them one by one could
+    miss.
+    """
+    for module in list(network.modules()):
+        expert = _expert_of(module)
+        if expert is None:
+            continue
+        if isinstance(module, nn.LayerNorm):
+            axis = layer_norm_axis(module)
+            if axis is None:
+                continue
+            module.channel_axis = axis  # type: ignore[assignment]  # of Expert, which the module now is
+        module.__class__ = expert
+        module.register_buffer("mask", None, persistent=False)
+        module.register_buffer("weight_mask", None, persistent=False)
+        module.gate = module.weight_gate = module.held = None  # type: ignore[assignment]
 
 
 def make_plain_(network: nn.Module) -> None:
@@ -147,6 +271,10 @@ def make_plain_(network: nn.Module) -> None:
     for module in network.modules():
         if not isinstance(module, Expert):
             continue
+        if module.weight_mask is not None:
+            assert isinstance(module.weight, Tensor)
+            with torch.no_grad():
+                module.weight *= module.weight_mask
         if module.mask is not None:
             with torch.no_grad():
                 for name in ("weight", "bias"):
@@ -154,4 +282,4 @@ def make_plain_(network: nn.Module) -> None:
                     if parameter is not None:
                         parameter *= module.mask.view(-1, *[1] * (parameter.dim() - 1))
         module.__class__ = _PLAIN_OF[type(module)]  # type: ignore[assignment]  # no expert from here on
-        del module.mask, module.gate, module.held
+        del module.mask, module.gate, module.held, module.weight_mask, module.weight_gate

@@ -1,66 +1,37 @@
 """How the masks of each path are found while the network trains.
 
-``gradual`` starts dense and removes channels on a cubic schedule (Zhu and Gupta 2017, arXiv 1710.01878, equation 1);
+``gradual`` starts dense and closes masks on a cubic schedule (Zhu and Gupta 2017, arXiv 1710.01878, equation 1);
 ``regrow`` starts random and each epoch removes the weakest channels and grows the most wanted ones (DNR, Kundu et al.
 2021, arXiv 2011.03083, on channels of fixed count a group); ``static`` keeps its random start. In every mode each group
-keeps exactly ``Structure.kept(size)`` channels at the end, never none.
+keeps exactly ``Structure.kept(size)`` channels at the end, never none, and each layer whose single weights are masked
+exactly ``Structure.kept_weights(count)`` of them (see ``weight_learner.py``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smart_train.accounting import zero_unused_
-from smart_train.errors import ConfigError
 from smart_train.layers import Expert
+from smart_train.mask_plan import (
+    GRADUAL_BEGIN,
+    GRADUAL_END,
+    MOMENTUM,
+    REGROW_END,
+    REGROW_RATE,
+    MaskPlan,
+    gradual_count,
+    strongest,
+)
 from smart_train.network import SmartNetwork
+from smart_train.weight_learner import WeightMaskLearner
 
-MaskMode = Literal["gradual", "regrow", "static"]
-Score = Literal["magnitude", "gradient"]
-MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
-SCORES: tuple[Score, ...] = get_args(Score)
-
-GRADUAL_BEGIN, GRADUAL_END = 0.15, 0.5  # fractions of training between which channels are removed
-REGROW_END = 0.75  # the last quarter settles on fixed masks
-REGROW_RATE = 0.5  # fraction of a group's kept channels that is replaced at first, linear to 0 (DNR's default)
 GATE_FLOOR = 1e-6  # of the gates in ``regrow``: lost in the rounding of any sum, yet above zero in float16 too
-MOMENTUM = 0.9  # of the running means of the gate gradients
-
-
-@dataclass(frozen=True)
-class MaskPlan:
-    """How masks are found: ``mode``, and the ``score`` by which channels are removed.
-
-    ``magnitude`` is the filter's norm times the path's batch-norm scale, ``gradient`` the running mean of |dL/dm|.
-    """
-
-    mode: MaskMode = "gradual"
-    score: Score = "magnitude"
-
-    def __post_init__(self) -> None:
-        if self.mode not in MASK_MODES:
-            raise ConfigError(f"expected masks out of {', '.join(MASK_MODES)}, got {self.mode!r}; use gradual")
-        if self.score not in SCORES:
-            raise ConfigError(f"expected a score out of {', '.join(SCORES)}, got {self.score!r}; use magnitude")
-
-
-def gradual_count(size: int, *, target: int, progress: float) -> int:
-    """Return how many of ``size`` channels stay at ``progress`` in [0, 1] of the removal; ``target`` at 1."""
-    removed = (size - target) * (1 - (1 - min(max(progress, 0.0), 1.0)) ** 3)
-    return size - int(removed + 1e-9)
-
-
-def strongest(scores: Tensor, *, among: Tensor, count: int) -> Tensor:
-    """Return the mask of the ``count`` highest ``scores`` where ``among`` is true; ties go to the lower index."""
-    ranked = torch.where(among, scores, torch.full_like(scores, -torch.inf))
-    order = torch.argsort(ranked, descending=True, stable=True)[:count]
-    keep = torch.zeros_like(among)
-    keep[order] = True
-    return keep & among
+WEIGHT_UPDATES = 100  # of ``gradual``, for single weights: choosing among millions takes as long as a training step
 
 
 class MaskLearner:
@@ -74,10 +45,19 @@ class MaskLearner:
         total_steps: optimiser steps of the whole training.
         steps_per_epoch: ``regrow`` updates at the end of each epoch.
         generator: of random starts, on the CPU.
+        from_weights: start ``regrow`` and ``static`` from the magnitudes of weights that were trained before, and not
+            at random: the paths then start with the same masks.
     """
 
     def __init__(
-        self, net: SmartNetwork, *, plan: MaskPlan, total_steps: int, steps_per_epoch: int, generator: torch.Generator
+        self,
+        net: SmartNetwork,
+        *,
+        plan: MaskPlan,
+        total_steps: int,
+        steps_per_epoch: int,
+        generator: torch.Generator,
+        from_weights: bool = False,
     ) -> None:
         self._net = net
         self._plan = plan
@@ -85,7 +65,7 @@ class MaskLearner:
         self._epoch = steps_per_epoch
         end = {"gradual": GRADUAL_END, "regrow": REGROW_END, "static": 0.0}[plan.mode]
         self._frozen_from = round(end * total_steps)
-        self._targets = [net.structure.kept(group.size) for group in net.groups]
+        self._targets = [net.structure.kept(group.size, bundle=group.bundle) for group in net.groups]
         device = next(net.parameters()).device
         # Running means of the gate gradient, per path and group: of its absolute value, and with its sign.
         self._absolute = {p: [torch.zeros(g.size, device=device) for g in net.groups] for p in net.path_names}
@@ -94,9 +74,12 @@ class MaskLearner:
             for path in net.path_names:
                 for i, group in enumerate(net.groups):
                     order = torch.randperm(group.size, generator=generator)
+                    if from_weights:
+                        order = magnitude(net, path, i).argsort(descending=True, stable=True).cpu()
                     keep = torch.zeros(group.size, dtype=torch.bool)
                     keep[order[: self._targets[i]]] = True
                     net.set_mask(path, i, keep)
+        self._weights = WeightMaskLearner(net, plan=plan, generator=generator, from_weights=from_weights)
         self._watch(step=0)
 
     @property
@@ -115,6 +98,7 @@ class MaskLearner:
         for path in self._net.path_names:
             for layer in _masked_layers(self._net, path):
                 layer.watch_gate(self._watching, floor=floor)
+        self._weights.watch(moving)
 
     def after_backward(self) -> None:
         """Take in the gate gradients of this step."""
@@ -138,6 +122,7 @@ class MaskLearner:
             for layer in _masked_layers(self._net, path):
                 if layer.gate is not None:
                     layer.gate.grad = None
+        self._weights.after_backward()
 
     def after_step(self, step: int, *, optimizer: torch.optim.Optimizer) -> None:
         """Move the masks after optimiser step number ``step`` (1 for the first); freeze them at their target."""
@@ -146,9 +131,14 @@ class MaskLearner:
             return
         if self._plan.mode == "gradual":
             begin = GRADUAL_BEGIN * self._total
-            self._shrink(1.0 if step == last else (step - begin) / (last - begin))
+            progress = 1.0 if step == last else (step - begin) / (last - begin)
+            self._shrink(progress)
+            if progress > 0 and (last - step) % math.ceil((last - begin) / WEIGHT_UPDATES) == 0:
+                self._weights.shrink(progress)
         elif self._plan.mode == "regrow" and step % self._epoch == 0 and step < last:
-            self._replace(REGROW_RATE * (1 - step / last))
+            rate = REGROW_RATE * (1 - step / last)
+            self._replace(rate)
+            self._weights.replace(rate)
         self._watch(step=step)
         if step == last:
             zero_unused_(self._net, optimizer)
@@ -176,7 +166,7 @@ class MaskLearner:
 
     def state(self) -> dict[str, Any]:
         """Return what resuming needs beside the masks themselves."""
-        return {"absolute": self._absolute, "signed": self._signed}
+        return {"absolute": self._absolute, "signed": self._signed, "weights": self._weights.state()}
 
     def load_state(self, state: dict[str, Any], *, step: int) -> None:
         """Continue after optimiser step ``step`` from what :meth:`state` returned; the masks are set already."""
@@ -184,6 +174,7 @@ class MaskLearner:
             for i in range(len(self._net.groups)):
                 self._absolute[path][i].copy_(state["absolute"][path][i])
                 self._signed[path][i].copy_(state["signed"][path][i])
+        self._weights.load_state(state["weights"])
         self._watch(step=step)
 
 

@@ -7,59 +7,21 @@ state anywhere: a path can be trained, attacked, compiled or exported while the 
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from smart_train.errors import ConfigError, NetworkError
-from smart_train.groups import SCOPES, Group, Scope, apply_mask_, find_groups
+from smart_train.groups import FoundGroups, Group, Scope, apply_mask_, find_groups
 from smart_train.layers import Expert, make_expert_
+from smart_train.structure import Structure, default_density
+from smart_train.weight_masks import WeightLayers, find_weight_layers, kept_inputs
 
-StructureName = Literal["channel"]
-STRUCTURES: tuple[StructureName, ...] = get_args(StructureName)
 DEFAULT_PATHS = ("clean", "robust")
 _PATH_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _KEY = "path_"  # before a path's name in the module tree, where "half" or "type" would hide a method of nn.Module
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What masks may remove, and how much.
-
-    Attributes:
-        name: ``channel``.
-        density: fraction of each group's channels that a path keeps, in (0, 1].
-        align: kept channels are rounded up to a multiple of this (never beyond the group).
-        scope: which groups are masked.
-
-    Raises:
-        ConfigError: if a value is out of range.
-    """
-
-    name: StructureName = "channel"
-    density: float = 0.5
-    align: int = 8
-    scope: Scope = "block"
-
-    def __post_init__(self) -> None:
-        if self.name not in STRUCTURES:
-            raise ConfigError(f"expected a structure out of {', '.join(STRUCTURES)}, got {self.name!r}; use channel")
-        if not 0 < self.density <= 1:
-            raise ConfigError(f"expected density in (0, 1], got {self.density}; 0.5 keeps half of each group")
-        if self.align < 1:
-            raise ConfigError(f"expected align of 1 or more, got {self.align}; 8 suits most devices")
-        if self.scope not in SCOPES:
-            raise ConfigError(f"expected scope {' or '.join(SCOPES)}, got {self.scope!r}; use block")
-
-    def kept(self, size: int) -> int:
-        """Return how many of ``size`` channels a path keeps: at least one aligned step, so no group becomes empty."""
-        wanted = math.ceil(self.density * size - 1e-9)  # 0.1 * 480 is 48.000000000000004
-        return min(size, math.ceil(max(wanted, 1) / self.align) * self.align)
 
 
 class Normalise(nn.Module):
@@ -115,6 +77,8 @@ class SmartNetwork(nn.Module):
         groups: where ``channel`` masks act, the same for every path.
         structure: what the masks may remove.
         kept_whole: groups that are never masked, with the reason.
+        weight_layers: the layers whose single weights are masked, the same for every path.
+        dense_layers: where single weights are masked, the layers that keep all of theirs, with the reason.
 
     Raises:
         ConfigError: if a path has no name that it may have.
@@ -129,12 +93,16 @@ class SmartNetwork(nn.Module):
         structure: Structure,
         normalise: Normalise,
         kept_whole: Mapping[str, str] | None = None,
+        weight_layers: Sequence[str] = (),
+        dense_layers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         check_path_names(paths)
         self.groups = tuple(groups)
         self.structure = structure
         self.kept_whole = dict(kept_whole or {})
+        self.weight_layers = tuple(weight_layers)
+        self.dense_layers = dict(dense_layers or {})
         own = {
             id(p) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()
         }
@@ -147,6 +115,10 @@ class SmartNetwork(nn.Module):
             self._paths[_KEY + name] = PathNetwork(tree, normalise=copy.deepcopy(normalise))
             for i, group in enumerate(self.groups):
                 self.set_mask(name, i, torch.ones(group.size, dtype=torch.bool))
+            for layer in self.weight_layers:
+                weight = tree.get_submodule(layer).weight
+                assert isinstance(weight, Tensor)
+                self.set_weight_mask(name, layer, torch.ones(weight.shape, dtype=torch.bool))
 
     @property
     def path_names(self) -> tuple[str, ...]:
@@ -196,6 +168,40 @@ class SmartNetwork(nn.Module):
         device = next(self.path(path).parameters()).device
         apply_mask_(self.path(path).network, found, keep.to(device))
 
+    def kept_inputs(self, path: str, *, keeps: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """Return, for each layer of ``weight_layers``, its input channels that ``path`` keeps: bool (in,) on the CPU.
+
+        ``keeps`` (bool (size,) a group) stands in for the path's channel masks.
+        """
+        modules = dict(self.path(path).network.named_modules())
+        keeps = self.masks(path) if keeps is None else keeps
+        return kept_inputs(self.weight_layers, modules=modules, groups=self.groups, keeps=keeps)
+
+    def weight_mask(self, path: str, layer: str) -> Tensor:
+        """Return the mask of the single weights of ``layer`` on ``path``: bool of the weight's shape, a copy."""
+        expert = self.path(path).network.get_submodule(layer)
+        assert isinstance(expert, Expert)
+        assert expert.weight_mask is not None
+        return expert.weight_mask.clone()
+
+    def weight_masks(self, path: str) -> dict[str, Tensor]:
+        """Return the mask of every layer of ``weight_layers`` on ``path``."""
+        return {layer: self.weight_mask(path, layer) for layer in self.weight_layers}
+
+    def set_weight_mask(self, path: str, layer: str, keep: Tensor) -> None:
+        """Keep the weights of ``layer``, one of ``weight_layers``, where ``keep`` is true, on ``path`` alone."""
+        expert = self.path(path).network.get_submodule(layer)
+        if layer not in self.weight_layers or not isinstance(expert, Expert) or not isinstance(expert.weight, Tensor):
+            raise ConfigError(
+                f"expected a layer out of {', '.join(self.weight_layers)}, got {layer!r}; use one of them"
+            )
+        if keep.shape != expert.weight.shape or keep.dtype != torch.bool:
+            raise ConfigError(
+                f"expected a bool mask of shape {tuple(expert.weight.shape)} for {layer}, got {keep.dtype} of shape "
+                f"{tuple(keep.shape)}; a mask has one value a weight"
+            )
+        expert.set_weight_mask(keep.to(expert.weight.device))
+
 
 def check_path_names(paths: Sequence[str]) -> None:
     """Raise ConfigError unless ``paths`` are one or more different names that a path may have."""
@@ -214,10 +220,11 @@ def convert(
     *,
     example_input: Tensor,
     paths: Sequence[str] = DEFAULT_PATHS,
-    structure: StructureName = "channel",
-    density: float = 0.5,
+    structure: str = "channel",
+    density: float | None = None,
     align: int = 8,
     scope: Scope = "block",
+    min_channels: int = 1,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> SmartNetwork:
@@ -227,10 +234,11 @@ def convert(
         network: maps images (N, C, H, W) to scores (N, classes); its weights become the shared ones.
         example_input: float (N, C, H, W), an input the network takes; only its shape counts.
         paths: names matching ``[a-z][a-z0-9_-]*``; ``dense`` is reserved for the unmasked baseline.
-        structure: what masks may remove.
-        density: fraction of each group's channels that a path is to keep, in (0, 1].
+        structure: what masks may remove: ``channel``, ``N:M``, ``channel+N:M`` or ``unstructured``.
+        density: what a path is to keep, in (0, 1] (see :class:`Structure`); a half by default, N/M for ``N:M``.
         align: kept channels are rounded up to a multiple of this.
         scope: ``block`` masks block interiors, ``all`` residual streams too.
+        min_channels: layers with fewer input or output channels keep all weights in ``N:M``.
         mean: subtracted per channel inside every path; 0 by default.
         std: what the difference is divided by; 1 by default.
 
@@ -243,7 +251,13 @@ def convert(
         net = convert(resnet, example_input=torch.zeros(1, 3, 32, 32), density=0.5)
         scores = net.path("robust")(images)
     """
-    wanted = Structure(name=structure, density=density, align=align, scope=scope)
+    wanted = Structure(
+        name=structure,
+        density=default_density(structure) if density is None else density,
+        align=align,
+        scope=scope,
+        min_channels=min_channels,
+    )
     if example_input.dim() != 4:
         raise NetworkError(
             f"expected an example input (N, C, H, W), got shape {tuple(example_input.shape)}; add a batch axis"
@@ -254,7 +268,16 @@ def convert(
         raise ConfigError(
             f"expected a mean for each of {channels} channels, got {normalise.mean.numel()}; leave it out for 0"
         )
-    found = find_groups(network, example_input, scope=scope)
+    found = find_groups(network, example_input, scope=scope) if wanted.removes.channels else FoundGroups(())
+    layers = WeightLayers((), {})
+    if wanted.removes.weights:
+        layers = find_weight_layers(network, example_input, structure=wanted, groups=found.groups)
+        if not layers.masked:
+            reasons = "; ".join(f"{name}: {why}" for name, why in layers.dense.items())
+            raise NetworkError(
+                f"expected a network with at least one layer whose weights {structure} can mask, got "
+                f"{type(network).__name__} with none ({reasons}); use channel"
+            )
     return SmartNetwork(
         network,
         paths=paths,
@@ -262,4 +285,6 @@ def convert(
         structure=wanted,
         normalise=normalise,
         kept_whole=found.kept_whole,
+        weight_layers=layers.masked,
+        dense_layers=layers.dense,
     )

@@ -15,7 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Value: TypeAlias = "str | int | float | bool | Mapping[str, int]"
+Value: TypeAlias = "str | int | float | bool | Mapping[str, str | int | float | bool]"
 
 MAX_BYTES = 2**20  # of a file with some thirty options
 
@@ -25,7 +25,7 @@ _EXAMPLE = 'a line like epochs = 15 or eps = "8/255" for each option'
 def read_recipe(path: Path) -> dict[str, Value]:
     """Return the options in ``path``, by their names on the command line with ``_`` for ``-``.
 
-    A value is text, a number or true/false; ``model_arg`` is a table of integers.
+    A value is text, a number or true/false; ``model_arg`` is a table of such values.
 
     Raises:
         ConfigError: if the file is missing, too large, neither TOML nor JSON, says something twice, or holds lists.
@@ -52,7 +52,7 @@ def read_recipe(path: Path) -> dict[str, Value]:
         name = key.replace("-", "_")
         if name in result:
             raise ConfigError(f"expected each option once in {path}, got {name} twice, with - and with _; remove one")
-        table = isinstance(value, dict) and all(type(v) is int for v in value.values())
+        table = isinstance(value, dict) and all(isinstance(v, str | int | float) for v in value.values())
         if not table and not isinstance(value, str | int | float):
             raise ConfigError(
                 f"expected text, a number or true or false for {key} in {path}, got {value!a:.100}; write {_EXAMPLE}"

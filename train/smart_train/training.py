@@ -16,7 +16,8 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from smart_devices.errors import MissingExtraError
-from smart_train.architectures import build_network
+from smart_train.accounting import density
+from smart_train.architectures import Argument, Factory, build_network
 from smart_train.attacks import Attack
 from smart_train.checkpoint import (
     Checkpoint,
@@ -34,17 +35,21 @@ from smart_train.errors import CheckpointError, ConfigError
 from smart_train.evaluation.accuracy import PathAccuracy, accuracy, evaluate_path, some_examples, to_tensor
 from smart_train.files import save_atomically
 from smart_train.history import Row, history_path, write_history
-from smart_train.masks import MaskLearner, MaskPlan
+from smart_train.initial import load_initial_weights_, read_initial_weights
+from smart_train.mask_plan import MaskPlan
+from smart_train.masks import MaskLearner
 from smart_train.methods import METHODS
 from smart_train.methods.smart import CLEAN, ROBUST
 from smart_train.methods.step import fixed
-from smart_train.network import DEFAULT_PATHS, SmartNetwork, Structure, convert
+from smart_train.network import DEFAULT_PATHS, SmartNetwork, convert
+from smart_train.permutation import Gain, permute_channels_
+from smart_train.structure import Structure
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 STATE_FORMAT = "smart-edge training state"
-STATE_VERSION = 2  # 2 has the augmentation's random state
+STATE_VERSION = 3  # 2 has the augmentation's random state, 3 the masks of single weights
 MAX_THREADS = 1024  # more than any machine has cores for one training
 WARM_UP = 0.05  # fraction of training over which the learning rate rises from 0
 SGD_MOMENTUM = 0.9
@@ -53,7 +58,7 @@ REPORT_STEPS = 20  # PGD steps of the samples and of the final figures
 SELECTION_IMAGES = 1000  # at most so many validation images are attacked after each epoch
 
 # Streams of random numbers, so that the seed's uses never overlap.
-_INIT, _ORDER, _ATTACK, _MASKS, _VALIDATION, _SAMPLES, _TEST, _AUGMENT = range(8)
+_INIT, _ORDER, _ATTACK, _MASKS, _VALIDATION, _SAMPLES, _TEST, _AUGMENT, _PERMUTE = range(9)
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,10 @@ class TrainConfig:
     """Everything that decides what a training gives, beside the data.
 
     Attributes:
-        model, model_arguments: a name in ``ARCHITECTURES`` and its arguments.
+        model, model_arguments: a name in ``ARCHITECTURES`` or ``CUSTOM``, and its arguments.
         structure: what masks may remove, and how much.
         masks: how they are found.
+        permute: put channels in an order first in which ``N:M`` keeps more of the weights' magnitude.
         method: a name in ``METHODS``.
         attack: the one trained against.
         augmentation: what is done to training images before the attack.
@@ -81,9 +87,10 @@ class TrainConfig:
     """
 
     model: str = "resnet8"
-    model_arguments: dict[str, int] = field(default_factory=dict)
+    model_arguments: dict[str, Argument] = field(default_factory=dict)
     structure: Structure = field(default_factory=Structure)
     masks: MaskPlan = field(default_factory=MaskPlan)
+    permute: bool = False
     method: str = "smart"
     attack: Attack = field(default_factory=Attack)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -212,12 +219,15 @@ class Trainer:
         data: what to learn from.
         output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
+        factory: what makes a ``CUSTOM`` network.
+        initial: a plain state dict of the network to start from; ``regrow`` and ``static`` masks start from its
+            magnitudes too.
         tensorboard: a folder for TensorBoard's event files; None writes none.
 
     Raises:
         ConfigError: if the options do not fit the data, it has fewer images than asked for, the device is missing, or
             a resumed training had other options.
-        CheckpointError: if the state to resume from is damaged.
+        CheckpointError: if the state to resume from is damaged, or the weights to start from do not fit.
         MissingExtraError: if TensorBoard is not installed.
         NetworkError: if the network cannot be masked.
     """
@@ -229,6 +239,8 @@ class Trainer:
         *,
         output: Path,
         resume: bool = False,
+        factory: Factory | None = None,
+        initial: Path | None = None,
         tensorboard: Path | None = None,
     ) -> None:
         if config.train_images is not None:
@@ -253,7 +265,10 @@ class Trainer:
         self.output = output
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
+        self._factory = factory
+        self._initial = None if initial is None else read_initial_weights(initial)
         self._progress = _Progress()
+        self._gains: dict[str, Gain] = {}
         self._normalisation = data.mean_std()
         state = self._read_state() if resume and state_path(output).exists() else None
         if state is not None:
@@ -276,6 +291,7 @@ class Trainer:
             total_steps=self.total_steps,
             steps_per_epoch=self.steps_per_epoch,
             generator=_generator(config.seed, _MASKS),
+            from_weights=initial is not None,
         )
         self._order = _generator(config.seed, _ORDER)
         self._attack = _generator(config.seed, _ATTACK, device=self._fabric.device)
@@ -289,6 +305,11 @@ class Trainer:
     def net(self) -> SmartNetwork:
         """The network in its present state."""
         return self._net
+
+    @property
+    def gains(self) -> dict[str, Gain]:
+        """What permuting the channels gained in each layer with a pattern; empty without it."""
+        return dict(self._gains)
 
     @property
     def history(self) -> list[Row]:
@@ -309,16 +330,23 @@ class Trainer:
             in_channels=channels,
             arguments=self.config.model_arguments,
             generator_seed=int(np.random.SeedSequence([self.config.seed, _INIT]).generate_state(1)[0]),
+            factory=self._factory,
         )
-        structure = self.config.structure
+        if self._initial is not None:
+            load_initial_weights_(plain, self._initial)
+        structure, example = self.config.structure, torch.zeros(2, channels, height, width)
+        if self.config.permute:
+            generator = _generator(self.config.seed, _PERMUTE)
+            self._gains = permute_channels_(plain, example, structure=structure, generator=generator)
         return convert(
             plain,
-            example_input=torch.zeros(2, channels, height, width),
+            example_input=example,
             paths=DEFAULT_PATHS,
             structure=structure.name,
             density=structure.density,
             align=structure.align,
             scope=structure.scope,
+            min_channels=structure.min_channels,
             mean=mean,
             std=std,
         )
@@ -422,13 +450,11 @@ class Trainer:
         attack = selection_attack(self.config.attack.eps)
         clean = self._validate(CLEAN, whole)
         robust = self._validate(ROBUST, part, attack=attack)
-        kept = {path: sum(int(m.sum()) for m in self._net.masks(path)) for path in self._net.path_names}
-        channels = sum(group.size for group in self._net.groups)
         row: Row = {
             "epoch": progress.epoch,
             "learning_rate": self._learning_rate(done),
             **losses,
-            **{f"{path}_density": count / channels for path, count in kept.items()},
+            **{f"{path}_density": density(self._net, path=path) for path in self._net.path_names},
             "clean_path_clean_accuracy": clean,
             "robust_path_clean_accuracy": self._validate(ROBUST, whole),
             "robust_path_robust_accuracy": robust,
@@ -467,6 +493,7 @@ class Trainer:
         data = self.data
         return {
             **asdict(self.config),
+            **self._start(),
             "data": {
                 "kind": data.kind,
                 "digest": data.digest,
@@ -474,6 +501,7 @@ class Trainer:
                 "validation": len(data.validation),
                 "test": len(data.test),
             },
+            **({"permutation": {name: asdict(gain) for name, gain in self._gains.items()}} if self._gains else {}),
             "best_epoch": self._progress.best_epoch,
             "history": self.history,
             "versions": {"torch": str(torch.__version__)},
@@ -508,11 +536,13 @@ class Trainer:
 
     def _report(self) -> TrainResult:
         """Measure the best epoch on the test split; its checkpoint gets the figures and samples of full strength."""
-        best = load_checkpoint(self.output)
+        best = load_checkpoint(self.output, factory=self._factory)
         load_network_state_(self._net, network_state(best.net))
         for path in self._net.path_names:
             for i, mask in enumerate(best.net.masks(path)):
                 self._net.set_mask(path, i, mask)
+            for layer, mask in best.net.weight_masks(path).items():
+                self._net.set_weight_mask(path, layer, mask)
         attack, device = report_attack(self.config.attack.eps), self._fabric.device
         found = {
             path: evaluate_path(
@@ -542,8 +572,12 @@ class Trainer:
             accuracy=found,
         )
 
+    def _start(self) -> dict[str, str]:
+        """Say by its digest what was started from; nothing where that was chance."""
+        return {} if self._initial is None else {"init_sha256": self._initial.sha256}
+
     def _identity(self) -> dict[str, Any]:
-        return {**asdict(self.config), "data_digest": self.data.digest}
+        return {**asdict(self.config), **self._start(), "data_digest": self.data.digest}
 
     def _save_state(self) -> None:
         progress = self._progress
@@ -555,6 +589,9 @@ class Trainer:
                 "progress": asdict(progress),
                 "network": network_state(self._net),
                 "masks": {path: [m.cpu() for m in self._net.masks(path)] for path in self._net.path_names},
+                "weight_masks": {
+                    path: {n: m.cpu() for n, m in self._net.weight_masks(path).items()} for path in self._net.path_names
+                },
                 "learner": self._learner.state(),
                 "optimizer": self._optimizer.state_dict(),
                 "precision": self._fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
@@ -606,6 +643,8 @@ class Trainer:
             for path in self._net.path_names:
                 for i, mask in zip(range(len(self._net.groups)), state["masks"][path], strict=True):
                     self._net.set_mask(path, i, mask)
+                for layer in self._net.weight_layers:
+                    self._net.set_weight_mask(path, layer, state["weight_masks"][path][layer])
             self._load_momentum_(state["optimizer"]["state"])
             self._fabric.strategy.precision.load_state_dict(state["precision"])
             self._order.set_state(state["order"])

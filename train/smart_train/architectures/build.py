@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from smart_train.architectures.custom import CUSTOM, FACTORY_FORM, Argument, Factory, call_factory
 from smart_train.architectures.resnet import Bottleneck, ResNet
 from smart_train.architectures.wide_resnet import WideResNet
 from smart_train.errors import ConfigError
@@ -44,20 +45,43 @@ MAX_WIDTH = 4096  # a checkpoint that asks for more is an attempt to fill the me
 
 
 def build_network(
-    name: str, *, num_classes: int, in_channels: int, arguments: Mapping[str, int], generator_seed: int
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    arguments: Mapping[str, Argument],
+    generator_seed: int,
+    factory: Factory | None = None,
 ) -> nn.Module:
-    """Build a named network with weights drawn from ``generator_seed``; the global random state is left as it was.
+    """Build a network with weights drawn from ``generator_seed``; the global random state is left as it was.
 
     Args:
-        name: a key of ``ARCHITECTURES``.
+        name: a key of ``ARCHITECTURES``, or ``CUSTOM``.
         num_classes: scores per image, 2 or more.
         in_channels: image channels, 1 or more.
-        arguments: ``width``, channels of the first stage; the architecture's own where absent.
+        arguments: ``width``, channels of the first stage, the architecture's own where absent; of ``CUSTOM`` whatever
+            the factory takes.
         generator_seed: of the initial weights.
+        factory: what makes a ``CUSTOM`` network, and nothing else.
 
     Raises:
-        ConfigError: if the name, an argument or its range is unknown.
+        ConfigError: if the name, an argument or its range is unknown, or a factory is missing, fails or is not wanted.
     """
+    if name == CUSTOM:
+        if factory is None:
+            raise ConfigError(
+                f"expected the factory of a network of one's own, got none, and a checkpoint holds no code; pass "
+                f"--model {FACTORY_FORM} as in its training, or factory= in Python"
+            )
+        return call_factory(
+            factory,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            arguments=arguments,
+            generator_seed=generator_seed,
+        )
+    if factory is not None:
+        raise ConfigError(f"expected no factory for the network {name!a:.100}, got one; leave --model out")
     if name not in ARCHITECTURES:
         raise ConfigError(f"expected a model out of {', '.join(ARCHITECTURES)}, got {name!r}; use one of them")
     unknown = sorted(set(arguments) - {"width"})
@@ -67,6 +91,8 @@ def build_network(
         )
     found = ARCHITECTURES[name]
     width = arguments.get("width", found.width)
+    if type(width) is not int:
+        raise ConfigError(f"expected a width as an integer, got {width!r}; write --model-arg width=32")
     if not 1 <= width <= MAX_WIDTH:
         raise ConfigError(f"expected a width from 1 to {MAX_WIDTH}, got {width}; the default is {found.width}")
     with torch.random.fork_rng(devices=[]):

@@ -9,8 +9,8 @@ import torch
 
 from smart_devices.console import cli as house
 from smart_devices.version import version
+from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.attacks import Attack
-from smart_train.checkpoint import load_checkpoint
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
@@ -32,6 +32,7 @@ from smart_train.options import parse_fraction
 @click.option("--examples", type=int, help="Measure on this many test images, chosen by the seed.  [default: all]")
 @click.option("--data", help=f"{DATA_SPECS}.  [default: what it was trained on, where its name says all]")
 @data_options
+@own_network_options
 @click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
@@ -47,12 +48,13 @@ def main(
     examples: int | None,
     data: str | None,
     places: DataPlaces,
+    own: OwnNetwork,
     seed: int,
     device: str,
     as_json: bool,
 ) -> None:
     """Measure each path of CHECKPOINT on the test split, clean and under an attack on that path, with 95% intervals."""
-    found = load_checkpoint(checkpoint)
+    found = own.load(checkpoint)
     record = found.training.get("data")
     record = record if isinstance(record, dict) else {}
     trained_on = str(record.get("kind", "other data"))

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smart_train import ConfigError, Structure
+from smart_train.cli import _structure, main
+from smart_train.structure import Pattern, Removal, default_density, parse_structure
+
+
+@pytest.mark.parametrize(
+    ("name", "removal", "density"),
+    [
+        ("channel", Removal(channels=True), 0.5),
+        ("2:4", Removal(channels=False, pattern=Pattern(2, 4)), 0.5),
+        ("1:4", Removal(channels=False, pattern=Pattern(1, 4)), 0.25),
+        ("15:16", Removal(channels=False, pattern=Pattern(15, 16)), 15 / 16),
+        ("channel+2:4", Removal(channels=True, pattern=Pattern(2, 4)), 0.5),
+        ("channel+1:2", Removal(channels=True, pattern=Pattern(1, 2)), 0.5),
+        ("unstructured", Removal(channels=False, anywhere=True), 0.5),
+    ],
+)
+def test_a_name_is_read_into_what_it_removes(name: str, removal: Removal, density: float) -> None:
+    assert parse_structure(name) == Structure(name=name, density=density).removes == removal
+    assert default_density(name) == density
+    assert removal.weights == (name != "channel")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "4:2", "2:2", "0:4", "02:4", "2:17", "2:4:8", "2:", "+2:4", "2:4\n", "٢:٤"),
+        *("channel+", "channel2:4", "2:4+channel", "CHANNEL", "unstructured+2:4", "block"),
+    ],
+)
+def test_other_names_are_refused_in_one_sentence(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^expected a structure out of channel, N:M .* got .*; use channel$"):
+        Structure(name=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "2:4", "density": 0.25}, "expected density 0.5, which 2:4 is, got 0.25; leave the density out"),
+        ({"name": "1:4"}, "expected density 0.25, which 1:4 is, got 0.5"),
+        ({"name": "channel+2:4", "align": 6}, "multiple of 4 for channel.2:4, got 6; 12 leaves whole blocks"),
+        ({"min_channels": 0}, "min_channels of 1 or more"),
+    ],
+)
+def test_what_does_not_fit_the_name_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Structure(**options)  # type: ignore[arg-type]  # a test's own choice
+
+
+def test_channels_stay_whole_where_only_weights_are_masked() -> None:
+    assert Structure(name="2:4").kept(48) == Structure(name="unstructured", density=0.1).kept(48) == 48
+    assert Structure(name="channel+2:4").kept(48) == 24
+
+
+@given(
+    count=st.integers(1, 10**6), density=st.fractions(Fraction(1, 1000), 1, max_denominator=1000), m=st.integers(2, 16)
+)
+def test_kept_weights_are_exact(count: int, density: Fraction, m: int) -> None:
+    kept = Structure(name="unstructured", density=float(density)).kept_weights(count)
+    assert kept == max(1, -(-(density * count).numerator // (density * count).denominator))
+    name = f"{m - 1}:{m}"
+    assert Structure(name=name, density=default_density(name)).kept_weights(count * m) == count * (m - 1)
+
+
+def chosen(name: str, *, target: str | None = None, align: int | None = None) -> tuple[int, int]:
+    found = _structure(name, density=None, scope="block", target=target, align=align, min_channels=None)
+    return found.align, found.min_channels
+
+
+def test_the_command_line_keeps_whole_blocks_and_asks_the_target() -> None:
+    assert chosen("channel") == chosen("channel+2:4") == (8, 1)
+    assert chosen("channel+2:5") == (40, 1)
+    assert chosen("channel", target="jetson-orin") == (8, 1)
+    assert chosen("channel+2:4", target="jetson-orin") == (16, 16), "the profile's alignment for sparse fp16"
+    assert chosen("channel+2:4", align=4) == (4, 1)
+    with pytest.raises(ConfigError, match="multiple of 5"):
+        chosen("channel+2:5", align=8)
+
+
+MISSING = ["--data", "npz:missing.npz"]  # what comes after the options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--structure", "2:4", "--density", "0.25"], "expected density 0.5, which 2:4 is, got 0.25"),
+        (["--structure", "4:2"], "expected a structure out of channel, N:M (2:4)"),
+        (["--structure", "channel+2:4", "--align", "2"], "expected align that is a multiple of 4"),
+        (["--structure", "2:4", "--min-channels", "0"], "expected min_channels of 1 or more"),
+        (["--structure", "2:4", "--target", "x86-cpu"], "note: x86-cpu has no sparse tensor cores"),
+    ],
+)
+def test_smart_train_says_what_does_not_fit(tmp_path: Path, options: list[str], words: str) -> None:
+    done = CliRunner().invoke(main, [*options, *MISSING, "-o", str(tmp_path / "ckpt.pt")])
+    assert done.exit_code == 1
+    assert words in done.stderr
+
+
+def test_a_recipes_density_gives_way_to_a_structure_with_one_of_its_own(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("density = 0.25\n")
+    arguments = ["--recipe", str(recipe), "--structure", "2:4", *MISSING, "-o", str(tmp_path / "ckpt.pt")]
+    done = CliRunner().invoke(main, arguments)
+    assert "missing.npz" in done.stderr
+    assert "density" not in done.stderr

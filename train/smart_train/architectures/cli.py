@@ -1,0 +1,97 @@
+"""The options that name a network, for every command that builds one; only here is a user's own code imported."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from smart_train.architectures import ARCHITECTURES, CUSTOM, Argument, Factory, import_factory
+from smart_train.architectures.custom import FACTORY_FORM, is_factory_name
+from smart_train.checkpoint import Checkpoint, load_checkpoint
+from smart_train.errors import ConfigError
+from smart_train.options import parse_arguments
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class NetworkName(click.ParamType[str]):
+    """A network of ours, or a factory of the user's own as PACKAGE.MODULE:FACTORY."""
+
+    name = "network"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name as it is, if it is one."""
+        text = str(value)
+        if text not in ARCHITECTURES and not is_factory_name(text):
+            known = ", ".join(map(repr, ARCHITECTURES))
+            self.fail(f"{text!r} is not one of {known}, and no {FACTORY_FORM} either.", param, ctx)
+        return text
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """The network that a training is asked for: what stands in its checkpoint, and the factory if it is the user's."""
+
+    name: str
+    factory: Factory | None
+
+
+def chosen_network(model: str) -> NetworkChoice:
+    """Return what ``--model`` names, importing the user's own code if it names some; raises ConfigError."""
+    if model in ARCHITECTURES:
+        return NetworkChoice(model, None)
+    return NetworkChoice(CUSTOM, import_factory(model))
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """What the command line says of the network in a checkpoint: nothing, unless it is one of the user's own."""
+
+    factory: Factory | None
+    arguments: Mapping[str, Argument]
+
+    def load(self, path: Path) -> Checkpoint:
+        """Read a checkpoint; raises as `load_checkpoint` does."""
+        return load_checkpoint(path, factory=self.factory, arguments=self.arguments)
+
+
+def own_network_options(function: _F) -> _F:
+    """Add ``--model`` and ``--model-arg``, passed to the command as one ``own``, for reading checkpoints.
+
+    Example::
+
+        @own_network_options
+        def main(*, checkpoint: Path, own: OwnNetwork) -> None:
+            loaded = own.load(checkpoint)
+    """
+
+    @functools.wraps(function)
+    def command(*, model: str | None, model_arg: tuple[str, ...], **others: Any) -> Any:
+        if model_arg and model is None:
+            raise ConfigError(
+                "expected --model beside --model-arg, got none; a network of ours has its arguments in the checkpoint"
+            )
+        factory = None if model is None else import_factory(model)
+        return function(own=OwnNetwork(factory, parse_arguments(model_arg)), **others)
+
+    options = (
+        click.option(
+            "--model",
+            metavar=FACTORY_FORM,
+            help="The factory of a network of your own: imports that module. A checkpoint names no code.",
+        ),
+        click.option(
+            "--model-arg",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="An argument for it in the place of the checkpoint's.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command  # type: ignore[return-value]  # it takes two options where the function takes one
