@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +42,12 @@ def synthetic_checkpoint(
     classes: int = 10,
     samples: int = 8,
     width: int | None = None,
+    network: nn.Module | None = None,
 ) -> Checkpoint:
     """Return an untrained network with masks at their target, as a checkpoint that could be saved.
 
     Args:
-        model: a name in ``ARCHITECTURES``.
+        model: a name in ``ARCHITECTURES``, or what to call ``network``.
         input_shape: channels, height, width.
         density: fraction of each masked group's channels that a path keeps, in (0, 1].
         align: kept channels are rounded up to a multiple of this.
@@ -54,16 +56,21 @@ def synthetic_checkpoint(
         classes: scores per image.
         samples: random pictures that travel with it.
         width: channels of the first stage; the network's own by default.
+        network: one that is in no table; its size and scores must fit the other options.
 
     Raises:
         SmartError: if an option is out of range.
     """
-    arguments = {} if width is None else {"width": width}
+    arguments: dict[str, Any] = {} if width is None else {"width": width}
     channels = input_shape[0]
     mean, std = (0.5,) * channels, (0.25,) * channels
+    if network is None:
+        network = build_network(
+            model, num_classes=classes, in_channels=channels, arguments=arguments, generator_seed=seed
+        )
     net = convert(
-        build_network(model, num_classes=classes, in_channels=channels, arguments=arguments, generator_seed=seed),
-        # Named networks end in an average over all positions, so their groups are the same for any size of image, and
+        network,
+        # These networks end in an average over all positions, so their groups are the same for any size of image, and
         # the probe of each group is quicker on a small one.
         example_input=torch.zeros(2, channels, *(min(side, _PROBE_SIDE) for side in input_shape[1:])),
         density=density,
@@ -109,6 +116,7 @@ def synthetic_bundle(
     classes: int = 10,
     samples: int = 8,
     baseline: bool = True,
+    network: nn.Module | None = None,
 ) -> Path:
     """Build a bundle of both paths and, with ``baseline``, ``dense`` into ``folder``, which must not exist; return it.
 
@@ -127,6 +135,7 @@ def synthetic_bundle(
         seed=seed,
         classes=classes,
         samples=samples,
+        network=network,
     )
     return build_bundle(
         checkpoint, output=folder, target=resolve_target(target), baseline=baseline, random_images=samples
@@ -149,7 +158,8 @@ def _mask_(net: SmartNetwork, generator: torch.Generator) -> None:
     for path in net.path_names:
         for i, group in enumerate(net.groups):
             keep = torch.zeros(group.size, dtype=torch.bool)
-            keep[torch.randperm(group.size, generator=generator)[: net.structure.kept(group.size)]] = True
+            kept = net.structure.kept(group.size, bundle=group.bundle)
+            keep[torch.randperm(group.size, generator=generator)[:kept]] = True
             net.set_mask(path, i, keep)
 
 

@@ -25,12 +25,13 @@ import bench_export
 import bench_paths
 import bench_quantised
 import bench_runtime
+import bench_sparsity
 import bench_switch
 import bench_train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
+PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/sparsity.md")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -54,8 +55,10 @@ def made_by(record: Mapping[str, Any]) -> str:
 
 
 def short_paths() -> str:
-    """Return the paths' speed-ups at one thread, a line for each network, density and batch size."""
-    rows = [row for row in load("paths")["rows"] if row["threads"] == 1]
+    """Return the paths' speed-ups at one thread and scope `block`, a line for each network, density and batch size."""
+    rows = [
+        row for row in load("paths")["rows"] if row["threads"] == 1 and row.get("scope", "block") in {"block", None}
+    ]
     dense = {(row["network"], row["batch"]): row for row in rows if row["name"] == "dense"}
     lines = [
         "| network | batch | density (align) | dense | `clean` | `robust` | MAC ratio |",
@@ -152,6 +155,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "attacks-full": with_source("attacks", bench_attacks.table),
     "paths-short": short_paths,
     "goals": goals,
+    "zeros": with_source("sparsity", lambda record: bench_sparsity.table(record["rows"])),
     "paths": with_source("paths", lambda record: bench_paths.table(record["rows"])),
     "runtime": with_source("runtime", lambda record: bench_runtime.table(record["results"])),
     "switch-short": short_switch,

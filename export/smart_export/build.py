@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from smart_devices import Target
 from smart_devices.version import version
 from smart_export.errors import ExportError
-from smart_export.fold import affines_to_convolutions_, fold, fold_dense, padded, unmasked
+from smart_export.fold import affines_to_convolutions_, fold, fold_dense, padded_masks, unmasked
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
 from smart_export.layers import NetworkCost, network_cost
 from smart_export.publish import publish, staged
@@ -38,7 +38,7 @@ from smart_runtime.errors import BundleError
 from smart_runtime.files import list_files
 from smart_runtime.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
 from smart_train import Checkpoint
-from smart_train.accounting import Densities, densities
+from smart_train.accounting import Densities, LayerStructure, densities, structure_report
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -219,7 +219,7 @@ class _Builder:
     def path(self, name: str, staging: Path) -> ExportedGraph:
         net = self._checkpoint.net
         masks = net.masks(name)
-        keeps = [padded(mask, align=self._align) for mask in masks]
+        keeps = padded_masks(net, path=name, align=self._align)
         with self._stopwatch.phase(f"{name}: fold"):
             folded = fold(net, path=name, keeps=keeps)
         return self._graph(
@@ -229,6 +229,7 @@ class _Builder:
             reference=net.path(name),
             images=self._images(name),
             padding=self._padding(masks, keeps),
+            structures={layer.name: layer for layer in structure_report(net, path=name)},
         )
 
     def dense(self, staging: Path) -> ExportedGraph:
@@ -237,7 +238,7 @@ class _Builder:
             reference = unmasked(self._checkpoint.net, path=name)
             folded = fold_dense(reference)
         images = [batch[:_DENSE_IMAGES] for batch in self._images(name)]
-        return self._graph(DENSE, folded, staging, reference=reference, images=images, padding={})
+        return self._graph(DENSE, folded, staging, reference=reference, images=images, padding={}, structures={})
 
     def _images(self, path: str) -> list[Images]:
         batches = verification_images(
@@ -253,7 +254,8 @@ class _Builder:
         for group, mask, keep in zip(self._checkpoint.net.groups, masks, keeps, strict=True):
             for member in group.members:
                 if member.axis != "in":
-                    padding[member.module] = padding.get(member.module, 0) + int(keep.sum() - mask.sum())
+                    added = int(keep.sum() - mask.sum()) * member.indices.shape[1]
+                    padding[member.module] = padding.get(member.module, 0) + added
         return padding
 
     def _graph(
@@ -265,6 +267,7 @@ class _Builder:
         reference: nn.Module,
         images: Sequence[Images],
         padding: dict[str, int],
+        structures: dict[str, LayerStructure],
     ) -> ExportedGraph:
         phase = self._stopwatch.phase
         with phase(f"{name}: count MACs"):
@@ -272,7 +275,9 @@ class _Builder:
                 folded,
                 dense=self._checkpoint.net.path(self._checkpoint.net.path_names[0]),
                 input_shape=self._checkpoint.input_shape,
+                target=self._target,
                 padding=padding,
+                structures=structures,
             )
         if self._target.profile.kind == "cpu":
             affines_to_convolutions_(folded)
@@ -363,7 +368,7 @@ class _Builder:
 
     def _path_record(self, graph: ExportedGraph) -> dict[str, Any]:
         return {
-            "density": self.densities.channels[graph.name],
+            "density": self.densities.kept[graph.name],
             "parameter_density": self.densities.parameters[graph.name],
             **_graph_record(graph),
             "metrics": self._checkpoint.metrics[graph.name],
@@ -376,6 +381,7 @@ def _graph_record(graph: ExportedGraph) -> dict[str, Any]:
         "weights": graph.weights,
         "parameters": graph.cost.parameters,
         "macs": graph.cost.macs,
+        "dense_macs": graph.cost.dense_macs,
         "bytes": graph.bytes,
         "tolerance": graph.agreement.tolerance,
         "max_rel_diff": graph.agreement.max_rel_diff,
@@ -402,7 +408,7 @@ def summary(result: BuildResult) -> dict[str, Any]:
         "union_density": result.densities.union,
         "paths": {
             name: {
-                "density": result.densities.channels[name],
+                "density": result.densities.kept[name],
                 "parameter_density": result.densities.parameters[name],
                 **row(graph),
             }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.table import Table
 
 from smart_devices import resolve_target
 from smart_devices.console import cli as house
@@ -14,19 +16,37 @@ from smart_devices.version import version
 from smart_export.build import BASELINES, build_bundle, check_output, summary
 from smart_export.check import check_bundle
 from smart_export.errors import ExportError
+from smart_export.patterns import TWO_FOUR, parse_pattern
+from smart_export.report import (
+    BUILD_COLUMNS,
+    attention,
+    build_reasons,
+    build_report,
+    build_rows,
+    check_report_file,
+    file_columns,
+    file_reasons,
+    file_report,
+    file_rows,
+    write_report,
+)
 from smart_export.signing import load_private_key, write_key_pair
+from smart_export.sparsity import sparsity_of_onnx
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
 from smart_export.verify import Images
 from smart_runtime.bundle import Bundle
 from smart_runtime.cli import trust_option
 from smart_runtime.manifest import DENSE
 from smart_runtime.units import si
-from smart_train.checkpoint import Checkpoint, describe, load_checkpoint
+from smart_train.architectures.cli import OwnNetwork, own_network_options
+from smart_train.checkpoint import Checkpoint, describe
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS
 from smart_train.evaluation.accuracy import to_tensor
 
 MAX_DATA_IMAGES = 1024  # of --data: enough to see a wrong fold, little enough to wait for
+
+_WIDE = 200  # columns of a table in a file: as many as any of ours takes
 
 _FILE = click.Path(path_type=Path)
 
@@ -67,10 +87,12 @@ def _images(spec: str, checkpoint: Checkpoint, places: DataPlaces) -> Images:
 )
 @click.option("--data", metavar="SPEC", help=f"Verify on these images too: {DATA_SPECS}.")
 @data_options
+@own_network_options
 @click.option("--default-path", metavar="PATH", help="The path a model starts on.  [default: clean]")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @click.option("--sign", type=_FILE, metavar="KEY", help="Sign the bundle with this private key (smart-export keygen).")
-@click.option("--verbose", is_flag=True, help="Say on standard error what each phase took.")
+@click.option("--report", type=_FILE, metavar="FILE", help="Write what became of each layer into this JSON file too.")
+@click.option("--verbose", is_flag=True, help="Show every layer, and on standard error what each phase took.")
 @house.json_option
 def build(
     *,
@@ -80,9 +102,11 @@ def build(
     baseline: str,
     data: str | None,
     places: DataPlaces,
+    own: OwnNetwork,
     default_path: str | None,
     force: bool,
     sign: Path | None,
+    report: Path | None,
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -91,11 +115,13 @@ def build(
     device = resolve_target(target)
     output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
     check_output(output, force=force)
+    if report is not None:
+        check_report_file(report, bundle=output)
     key = None if sign is None else load_private_key(sign)
     stopwatch = Stopwatch(on_phase=_print_phase) if verbose else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
-        loaded = load_checkpoint(checkpoint)
+        loaded = own.load(checkpoint)
     extra = None
     if data is not None:
         with stopwatch.phase("load data"):
@@ -115,6 +141,8 @@ def build(
             stopwatch=stopwatch,
         )
     found = {**summary(result), "timings": stopwatch.seconds, "peak_bytes": peak_bytes()}
+    if report is not None:
+        write_report(report, build_report(result))
     if verbose:
         _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
         house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
@@ -130,6 +158,7 @@ def build(
             f"{row['density']:.3f}" if "density" in row else "1",
             f"{row['parameters']:,}",
             f"{row['macs']:,}",
+            f"{row['dense_macs'] / row['macs']:.2f}x",
             f"{row['bytes']:,}",
             f"{row['max_rel_diff']:.1e}",
         ]
@@ -137,25 +166,85 @@ def build(
     ]
     title = f"{output}: {found['precision']} for {device.name}, each graph agrees with its masked path"
     house.console().print(
-        house.table(title, ["graph", "density", "parameters", "MACs", "bytes", "max difference"], rows)
+        house.table(title, ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"], rows)
     )
+    for graph in result.paths.values():
+        if verbose:
+            _print_wide(house.table(graph.name, BUILD_COLUMNS, build_rows(graph), text_columns=2))
+            _print_lines(build_reasons(graph))
+        _print_lines(attention(graph.name, graph))
+
+
+def _print_wide(table: Table) -> None:
+    """Print a table with many columns: a terminal folds it to its width, a file or pipe has none."""
+    console = house.console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
+    console.print(table)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        house.console().print(line, markup=False, soft_wrap=True)
 
 
 def _print_phase(name: str, seconds: float) -> None:
     house.note(f"{name}: {seconds:.2f} s")
 
 
-@main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt")
-@click.argument("bundle", type=_FILE)
+@main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt, or smart-export check model.onnx")
+@click.argument("place", metavar="BUNDLE|FILE.onnx", type=_FILE)
 @click.option(
     "--source", type=_FILE, metavar="CKPT", help="Also check that the graphs are the paths of this checkpoint."
 )
+@own_network_options
 @trust_option
+@click.option("--target", metavar="NAME", help="Of a file: say where this device would gain from the pattern.")
+@click.option("--pattern", metavar="N:M", help="Of a file: the pattern of zeros to look for.  [default: 2:4]")
 @house.json_option
-def check(*, bundle: Path, source: Path | None, trust: Path | None, as_json: bool) -> None:
-    """Check every byte of BUNDLE, its manifest and its graphs, and run each graph."""
+def check(
+    *,
+    place: Path,
+    source: Path | None,
+    own: OwnNetwork,
+    trust: Path | None,
+    target: str | None,
+    pattern: str | None,
+    as_json: bool,
+) -> None:
+    """Check every byte of BUNDLE, its manifest and its graphs, and run each graph.
+
+    Of an ONNX file, whoever made it, say layer by layer what it costs and where its zeros are; it is not run.
+    """
+    if place.is_file():
+        _refuse({"--source": source, "--trust": trust}, needs=f"a bundle's folder, got the file {place}")
+        _check_file(place, target=target, pattern=pattern, as_json=as_json)
+    else:
+        _refuse({"--target": target, "--pattern": pattern}, needs=f"an ONNX file, got {place}")
+        _check_bundle(place, source=source, own=own, trust=trust, as_json=as_json)
+
+
+def _refuse(options: dict[str, object], *, needs: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ExportError(f"expected with {name} {needs}; leave out {name}, or name the other")
+
+
+def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:
+    device = None if target is None else resolve_target(target)
+    found = sparsity_of_onnx(file, pattern=TWO_FOUR if pattern is None else parse_pattern(pattern), target=device)
+    if as_json:
+        house.print_json({"file": str(file), **file_report(found, device)})
+        return
+    macs = "unknown" if found.macs is None else si(found.macs)
+    title = f"{file}: {macs} MACs an image, {found.parameters:,} parameters in {len(found.layers)} layers"
+    _print_wide(house.table(title, file_columns(found, device), file_rows(found, device), text_columns=4))
+    _print_lines(file_reasons(found, device))
+
+
+def _check_bundle(bundle: Path, *, source: Path | None, own: OwnNetwork, trust: Path | None, as_json: bool) -> None:
     opened = Bundle.open(bundle, trust=trust)
-    result = check_bundle(opened, source=None if source is None else load_checkpoint(source))
+    result = check_bundle(opened, source=None if source is None else own.load(source))
     if as_json:
         house.print_json(
             {
@@ -199,12 +288,13 @@ def keygen(*, key: Path, as_json: bool) -> None:
 
 @main.command(epilog="Example: smart-export info ckpt.pt")
 @click.argument("checkpoint", type=_FILE)
+@own_network_options
 @house.json_option
-def info(*, checkpoint: Path, as_json: bool) -> None:
+def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     """Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`."""
     if checkpoint.is_dir():
         raise ExportError(f"expected a checkpoint file, got the folder {checkpoint}; smart-run info describes a bundle")
-    found = describe(load_checkpoint(checkpoint))
+    found = describe(own.load(checkpoint))
     if as_json:
         house.print_json({"checkpoint": str(checkpoint), **found})
         return

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from smart_train import SmartNetwork
-from smart_train.groups import apply_mask_
-from smart_train.layers import ExpertBatchNorm2d, make_plain_
+from smart_train.groups import Group, apply_mask_, may_be_padded
+from smart_train.layers import Expert, ExpertBatchNorm2d, make_plain_
 from smart_train.network import PathNetwork
 from smart_train.slicing import slice_network
+from smart_train.weight_masks import pattern_holds
 
 
 class ChannelAffine(nn.Module):
@@ -58,25 +61,123 @@ def affines_to_convolutions_(folded: nn.Module) -> None:
             _replace_(folded, name, module.as_convolution())
 
 
-def padded(mask: Tensor, *, align: int) -> Tensor:
+def padded(mask: Tensor, *, align: int, block: int = 1) -> Tensor:
     """Return ``mask`` (bool, (size,)) with channels added until a multiple of ``align`` is kept, or all of them.
 
-    An added channel computes zeros, so the function stays the same; dropping channels instead would change it.
+    An added channel computes zeros, so the function stays the same; dropping channels instead would change it. Where
+    single weights are masked by blocks of ``block`` kept channels, a whole number of blocks is added before the last
+    channel of each, so that no block is torn; ``mask`` stays as it is where its dropped channels do not allow that.
     """
     keep = mask.clone()
-    missing = min(math.ceil(int(mask.sum()) / align) * align, mask.numel()) - int(mask.sum())
-    keep[torch.nonzero(~mask).flatten()[:missing]] = True
-    return keep
+    kept = torch.nonzero(mask).flatten()
+    missing = min(math.ceil(len(kept) / align) * align, len(mask)) - len(kept)
+    ends = [*(kept[block - 1 : len(kept) - 1 : block] + 1).tolist(), len(mask)]
+    start = 0
+    for end in ends:
+        dropped = start + torch.nonzero(~mask[start:end]).flatten()
+        added = min(len(dropped), missing) // block * block
+        keep[dropped[:added]] = True
+        missing -= added
+        start = end
+    return keep if missing == 0 else mask.clone()
+
+
+def padded_masks(net: SmartNetwork, *, path: str, align: int) -> list[Tensor]:
+    """Return the masks of ``path`` with what :func:`padded` adds, so that ``align`` channels fit.
+
+    A group whose channels a layer norm sees gets nothing: it would count the zeros. Nothing is added at all where that
+    would move the blocks in which single weights are masked.
+    """
+    network, masks = net.path(path).network, net.masks(path)
+    pattern = net.structure.removes.pattern
+
+    def fit(group: Group, mask: Tensor) -> Tensor:
+        if not may_be_padded(network, group):
+            return mask
+        block = 1 if pattern is None else pattern.m // math.gcd(pattern.m, group.bundle)
+        return padded(mask, align=align // math.gcd(align, group.bundle), block=block)
+
+    keeps = [fit(group, mask) for group, mask in zip(net.groups, masks, strict=True)]
+    if pattern is not None:
+        inputs = net.kept_inputs(path, keeps=keeps)
+        whole = (
+            pattern_holds(mask.cpu(), keep_in=inputs[layer], pattern=pattern)
+            for layer, mask in net.weight_masks(path).items()
+        )
+        if not all(whole):
+            return masks
+    return keeps
+
+
+class _Tracer(fx.Tracer):
+    """Traces what it can: a module whose forward cannot be followed, as one that looks at a shape, stays one call."""
+
+    def __init__(self, opaque: set[nn.Module]) -> None:
+        super().__init__()
+        self._opaque = opaque
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m in self._opaque or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:  # its own code met a stand-in for a tensor
+            if not any(inner in self._opaque for inner in m.modules()):  # the innermost only
+                self._opaque.add(m)
+            raise
+
+
+def _traced(network: nn.Module) -> fx.GraphModule:
+    opaque: set[nn.Module] = set()
+    while True:
+        known = len(opaque)
+        try:
+            return fx.GraphModule(network, _Tracer(opaque).trace(network))
+        except Exception:
+            if len(opaque) == known:
+                raise
+
+
+def _batch_norms_to_layers_(traced: fx.GraphModule, network: nn.Module) -> None:
+    """Make a layer of each batch norm that is a call of the function, as in one with an activation inside, in place.
+
+    ``network`` is what was traced, and still has the layer around the call.
+    """
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    for number, node in enumerate([n for n in traced.graph.nodes if n.target is F.batch_norm]):
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        tensors = [given.get(name) for name in names[1:5]]
+        if given.get("training") or not all(isinstance(t, fx.Node) and t.op == "get_attr" for t in tensors):
+            continue
+        owner = network.get_submodule(str(tensors[0].target).rpartition(".")[0])
+        if not isinstance(owner, nn.BatchNorm2d):
+            continue
+        norm = nn.BatchNorm2d(owner.num_features, eps=given.get("eps", owner.eps)).to(owner.weight.dtype).eval()
+        own = owner.state_dict()
+        norm.load_state_dict({name: own[name] for name in norm.state_dict()})
+        traced.add_submodule(f"batch_norm_{number}", norm)
+        with traced.graph.inserting_before(node):
+            call = traced.graph.call_module(f"batch_norm_{number}", (given["input"],))
+        node.replace_all_uses_with(call)
+        traced.graph.erase_node(node)
+    for node in list(traced.graph.nodes):
+        if node.target is torch._assert:  # of a shape: it ends up in no graph, and would look like a second reader
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
 
 
 def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
     """Take every batch norm into the convolution before it, or into a scale and shift, in float64 for exactness."""
-    traced = fx.symbolic_trace(network.double().eval())
+    traced = _traced(network.double().eval())
+    _batch_norms_to_layers_(traced, network)
     modules = dict(traced.named_modules())
     calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
     for node in list(traced.graph.nodes):
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm2d):
+        if not _is_batch_norm(norm):
             continue
         before = node.args[0]
         convolution = modules.get(str(before.target)) if before.op == "call_module" else None
@@ -86,12 +187,18 @@ def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
             _replace_(traced, str(before.target), fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
-        else:
-            _replace_(traced, str(node.target), ChannelAffine(norm))
     traced.delete_all_unused_submodules()
+    for name, module in list(traced.named_modules()):
+        if _is_batch_norm(module):
+            _replace_(traced, name, ChannelAffine(module))
     traced.recompile()
     traced.float().eval()
     return traced
+
+
+def _is_batch_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a batch norm is one and nothing else, with a scale and statistics."""
+    return type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
 
 
 def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -105,7 +212,8 @@ def fold(net: SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None)
     Args:
         net: the trained network; it is not changed.
         path: which path.
-        keeps: bool (size,) for each group, a superset of the path's masks (see :func:`padded`); the masks by default.
+        keeps: bool (size,) for each group, a superset of the path's masks (see :func:`padded_masks`); by default the
+            masks themselves.
 
     Returns:
         A module in eval mode that maps images (N, C, H, W) in [0, 1] to scores (N, classes).
@@ -122,6 +230,9 @@ def unmasked(net: SmartNetwork, *, path: str) -> PathNetwork:
     It has the weights of that path but was never trained to be used whole: it is no classifier to rely on.
     """
     tree = copy.deepcopy(net.path(path)).cpu().eval()
+    for module in tree.modules():
+        if isinstance(module, Expert):
+            module.weight_mask = None
     for group in net.groups:
         for point in group.points:
             norm = tree.network.get_submodule(point.layer)

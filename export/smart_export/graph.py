@@ -57,8 +57,8 @@ class Converter:
 
     def __call__(self, module: fx.GraphModule) -> ir.Model:
         """Return the graph of what :func:`smart_export.fold.fold` returned; it is valid until the next call."""
-        form = _form(module)
-        if self._model is None or form != self._form:
+        form = None if _has_hidden_code(module) else _form(module)
+        if self._model is None or form is None or form != self._form:
             self._model = onnx_from_module(module, input_shape=self._input_shape, opset=self._opset)
             self._form = form if _is_reusable(self._model, module) else None
         else:
@@ -68,6 +68,12 @@ class Converter:
 
 # Nothing in these depends on how many channels there are, as it does in a Reshape or a grouped Conv.
 _FREE_OF_CHANNELS = {"Add", "Conv", "Div", "Gemm", "MaxPool", "Mul", "ReduceMean", "Relu", "Sub"}
+
+
+def _has_hidden_code(module: fx.GraphModule) -> bool:
+    """Whether it calls a module of its author's that could not be traced: its code does not say what it does."""
+    called = [module.get_submodule(str(node.target)) for node in module.graph.nodes if node.op == "call_module"]
+    return any(not isinstance(m, ChannelAffine) and not type(m).__module__.startswith("torch.nn") for m in called)
 
 
 def _form(module: fx.GraphModule) -> str:

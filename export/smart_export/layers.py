@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from smart_devices import Target
+from smart_export.patterns import why_no_gain, zeros_of
+from smart_train.accounting import LayerStructure
 from smart_train.slicing import axis_length
 
 
@@ -19,22 +24,45 @@ class LayerCost:
     Attributes:
         name: module name inside the network.
         type: ``Conv2d`` or ``Linear``.
+        groups: of a convolution after folding, else 1.
         in_channels, out_channels: after folding.
         dense_in_channels, dense_out_channels: before.
         padded_out_channels: how many of ``out_channels`` are zeros kept for alignment.
-        macs: multiply-accumulates.
+        macs, dense_macs: multiply-accumulates after folding and before.
         bytes: of weights and bias in float32.
+        structure: what masks remove in this layer: ``channel``, ``2:4`` or another n:m, ``unstructured``, or ``dense``.
+        why_dense: why masks remove no more of it; None where there is nothing to say.
+        weights: numbers in the weight, without the bias.
+        zeros: how many of them are zero.
+        two_four: whether at most 2 of every 4 consecutive input channels are not zero, in each filter and kernel place.
+        why_not_two_four: why no engine takes the layer for sparse; None where one does.
+        why_no_gain: why the target would not run it faster with 2:4; None where it is expected to, or there is
+            no target.
     """
 
     name: str
     type: str
+    groups: int
     in_channels: int
     out_channels: int
     dense_in_channels: int
     dense_out_channels: int
     padded_out_channels: int
     macs: int
+    dense_macs: int
     bytes: int
+    structure: str
+    why_dense: str | None
+    weights: int
+    zeros: int
+    two_four: bool
+    why_not_two_four: str | None
+    why_no_gain: str | None
+
+    @property
+    def kept_out_channels(self) -> int:
+        """Channels that the path keeps, without those for alignment."""
+        return self.out_channels - self.padded_out_channels
 
 
 @dataclass(frozen=True)
@@ -49,17 +77,32 @@ class NetworkCost:
         """Multiply-accumulates of all layers."""
         return sum(layer.macs for layer in self.layers)
 
+    @property
+    def dense_macs(self) -> int:
+        """Those of the same layers before folding."""
+        return sum(layer.dense_macs for layer in self.layers)
 
-def _macs(module: nn.Module, output: Tensor) -> int:
-    if isinstance(module, nn.Conv2d):
-        per_output = module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
-        return int(output[0].numel()) * per_output
-    assert isinstance(module, nn.Linear)
-    return int(output[0].numel()) * module.in_features
+
+def _places(module: nn.Module, output: Tensor) -> int:
+    """Return how often the whole weight is applied to one image."""
+    return int(output[0].numel()) // axis_length(module, "out")
+
+
+def _values(weight: Tensor) -> npt.NDArray[Any]:
+    if weight.is_meta:  # shapes are all there is: as if no weight were zero
+        return np.broadcast_to(np.float32(1), tuple(weight.shape))
+    values: npt.NDArray[Any] = weight.detach().numpy()
+    return values
 
 
 def network_cost(
-    folded: nn.Module, *, dense: nn.Module, input_shape: tuple[int, int, int], padding: Mapping[str, int] | None = None
+    folded: nn.Module,
+    *,
+    dense: nn.Module,
+    input_shape: tuple[int, int, int],
+    target: Target | None = None,
+    padding: Mapping[str, int] | None = None,
+    structures: Mapping[str, LayerStructure] | None = None,
 ) -> NetworkCost:
     """Measure ``folded`` by running one black image through it.
 
@@ -67,26 +110,56 @@ def network_cost(
         folded: what :func:`smart_export.fold.fold` returned.
         dense: the path it came from, whose module names it keeps.
         input_shape: channels, height, width.
+        target: the device whose gain from zeros is to be judged; None says nothing of it.
         padding: zero channels kept for alignment, by module name.
+        structures: what masks remove of each layer, by module name; nothing by default.
     """
     layers: dict[str, LayerCost] = {}
     handles = []
 
-    def watch(name: str, module: nn.Module) -> None:
+    def watch(name: str, module: nn.Conv2d | nn.Linear) -> None:
         before = dense.get_submodule(name)
+        assert isinstance(before, nn.Conv2d | nn.Linear)
         short = name.removeprefix("network.")
+        masked = (structures or {}).get(short)
 
         def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            if name in layers:  # called again
+                layers[name] = replace(
+                    layers[name],
+                    macs=layers[name].macs + _places(module, output) * module.weight.numel(),
+                    dense_macs=layers[name].dense_macs + _places(module, output) * before.weight.numel(),
+                )
+                return
+            op = "Conv" if isinstance(module, nn.Conv2d) else "Gemm"
+            groups = module.groups if isinstance(module, nn.Conv2d) else 1
+            dtype = str(module.weight.dtype).removeprefix("torch.")
+            channels = axis_length(module, "in"), axis_length(module, "out")
+            dense_channels = axis_length(before, "in"), axis_length(before, "out")
+            zeros = zeros_of(_values(module.weight), op=op, axis=1, groups=groups, dtype=dtype)
             layers[name] = LayerCost(
                 name=short,
                 type=type(module).__name__,
-                in_channels=axis_length(module, "in"),
-                out_channels=axis_length(module, "out"),
-                dense_in_channels=axis_length(before, "in"),
-                dense_out_channels=axis_length(before, "out"),
+                groups=groups,
+                in_channels=channels[0],
+                out_channels=channels[1],
+                dense_in_channels=dense_channels[0],
+                dense_out_channels=dense_channels[1],
                 padded_out_channels=(padding or {}).get(short, 0),
-                macs=_macs(module, output) + (layers[name].macs if name in layers else 0),
+                macs=_places(module, output) * module.weight.numel(),
+                dense_macs=_places(module, output) * before.weight.numel(),
                 bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
+                structure="dense" if masked is None else masked.structure,
+                why_dense=(masked.reason or None) if masked is not None else None,
+                weights=zeros.weights,
+                zeros=zeros.zeros,
+                two_four=zeros.holds,
+                why_not_two_four=zeros.why_not,
+                why_no_gain=None
+                if target is None
+                else why_no_gain(
+                    target, op=op, in_channels=channels[0], out_channels=channels[1], groups=groups, dtype=dtype
+                ),
             )
 
         handles.append(module.register_forward_hook(hook))

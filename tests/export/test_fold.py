@@ -36,7 +36,8 @@ def randomise_(net: SmartNetwork, *, seed: int) -> None:
     for path in net.path_names:
         for i, group in enumerate(net.groups):
             keep = torch.zeros(group.size, dtype=torch.bool)
-            keep[torch.randperm(group.size, generator=generator)[: net.structure.kept(group.size)]] = True
+            kept = net.structure.kept(group.size, bundle=group.bundle)
+            keep[torch.randperm(group.size, generator=generator)[:kept]] = True
             net.set_mask(path, i, keep)
     net.eval()
 

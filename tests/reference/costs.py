@@ -18,6 +18,12 @@ class Count:
     side: int
     parameters: int = 0
     macs: int = 0
+    normalised: int = 0
+
+    @property
+    def folded_parameters(self) -> int:
+        """Parameters once every batch norm is in the convolution before it: a weight fewer for each of its channels."""
+        return self.parameters - self.normalised
 
     def convolution(self, before: int, after: int, *, kernel: int, stride: int = 1) -> None:
         """Add a convolution without bias, padded by half its kernel: each output takes before * kernel^2 products."""
@@ -35,6 +41,7 @@ class Count:
     def batch_norm(self, channels: int) -> None:
         """Add a weight and a bias a channel; no multiply-accumulate of its own once it is folded."""
         self.parameters += 2 * channels
+        self.normalised += channels
 
     def linear(self, before: int, after: int) -> None:
         """Add a linear layer with bias."""

@@ -1,0 +1,237 @@
+"""Constants of an ONNX graph: from the name that a node reads back to the tensor in the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from smart_export.errors import ExportError
+from smart_runtime.errors import BundleError, shortened
+from smart_runtime.files import open_plain
+from smart_runtime.manifest import is_inside
+
+OWN_DOMAINS = ("", "ai.onnx")
+_MAX_STEPS = 64  # between a node and its tensor; a real file has five
+_DTYPE_NAMES = {"float": "float32", "double": "float64"}  # the others are called as in NumPy
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor as a node reads it, and as it stands in the file.
+
+    Attributes:
+        name: the tensor's in the file.
+        values: as the node reads them; types that NumPy does not have as float32.
+        dtype: that a layer computes in with them: int8 behind a DequantizeLinear, else the type after any Cast.
+        stored: the tensor in the file.
+    """
+
+    name: str
+    values: Array
+    dtype: str
+    stored: onnx.TensorProto
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return a node's attributes by name."""
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _dtype_name(element_type: int) -> str:
+    name: str = onnx.TensorProto.DataType.Name(element_type).lower()
+    return _DTYPE_NAMES.get(name, name)
+
+
+def count_of(tensor: onnx.TensorProto) -> int:
+    """Return how many numbers a tensor has."""
+    return math.prod(tensor.dims)
+
+
+def bytes_of(tensor: onnx.TensorProto) -> int:
+    """Return how many bytes its numbers take in the file, packed as ONNX packs them."""
+    name = _dtype_name(tensor.data_type)
+    bits = 4 if name.endswith(("int4", "float4e2m1")) else 8 * _numpy_dtype(tensor.data_type).itemsize
+    return (count_of(tensor) * bits + 7) // 8
+
+
+def _numpy_dtype(element_type: int) -> np.dtype[Any]:
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+
+
+class Constants:
+    """The constants of one graph.
+
+    Args:
+        graph: of the file.
+        folder: that the file is in, and its external data beside it.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, *, folder: Path) -> None:
+        self._folder = folder
+        self._producers = {name: node for node in graph.node for name in node.output if name}
+        self.tensors = {tensor.name: tensor for tensor in graph.initializer}
+
+    def __call__(self, name: str) -> Constant | None:
+        """Return the constant ``name``, None if it depends on an input, or on more than only stores it otherwise.
+
+        Raises:
+            ExportError: if its data is missing or not beside the file.
+            ValueError, TypeError, KeyError, IndexError, OverflowError: if the graph does not fit together.
+        """
+        steps: list[onnx.NodeProto] = []
+        while (weight := self._tensor(name)) is None:
+            node = self._producers.get(name)
+            if node is None or node.domain not in OWN_DOMAINS or node.op_type not in _STEPS or not node.input:
+                return None
+            if len(steps) >= _MAX_STEPS:
+                return None
+            steps.append(node)
+            name = node.input[0]
+        for node in reversed(steps):
+            # Only what stands in the file as it is: a stranger's scales of scales of scales would take years.
+            operands = [self._tensor(operand) for operand in node.input[1:] if operand]
+            if None in operands:
+                return None
+            values, dtype = _STEPS[node.op_type](weight, attributes_of(node), cast("list[Constant]", operands))
+            weight = Constant(name=weight.name, values=values, dtype=dtype, stored=weight.stored)
+        return weight
+
+    def _tensor(self, name: str) -> Constant | None:
+        """Return the tensor that the file has for ``name``, None if a node computes it."""
+        stored = self.tensors.get(name)
+        if stored is None:
+            node = self._producers.get(name)
+            value = attributes_of(node).get("value") if node is not None and node.op_type == "Constant" else None
+            if not isinstance(value, onnx.TensorProto):
+                return None
+            stored = value
+        return Constant(name=name, values=self._values(stored), dtype=_dtype_name(stored.data_type), stored=stored)
+
+    def _values(self, tensor: onnx.TensorProto) -> Array:
+        if any(length < 0 for length in tensor.dims):
+            raise ValueError(f"a tensor of the shape {list(tensor.dims)}")
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            whole = onnx.TensorProto()
+            whole.dims.extend(tensor.dims)
+            whole.data_type = tensor.data_type
+            whole.raw_data = self._external(tensor)
+            tensor = whole
+        return _computable(numpy_helper.to_array(tensor))
+
+    def _external(self, tensor: onnx.TensorProto) -> bytes:
+        """Return the bytes of a tensor in a file beside the graph."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location, offset, wanted = entries.get("location", ""), int(entries.get("offset", "0")), bytes_of(tensor)
+        if not is_inside(location):
+            raise ExportError(
+                f"expected external data in a file beside the graph, got {shortened(location)!r} for the tensor "
+                f"{shortened(tensor.name)!r}; export it so that its data lies in the same folder"
+            )
+        try:
+            with open_plain(self._folder, location) as (file, size):
+                if offset < 0 or wanted < 0 or offset + wanted > size:
+                    raise ExportError(
+                        f"expected {wanted} bytes at {offset} of {location} for the tensor {shortened(tensor.name)!r}, "
+                        f"got a file of {size}; copy or export it again"
+                    )
+                return np.fromfile(file, np.uint8, wanted, offset=offset).tobytes()
+        except BundleError as error:
+            raise ExportError(
+                f"expected the plain file {location}, which holds the weights, beside the graph in {self._folder}, "
+                f"got none; copy it there"
+            ) from error
+
+
+def _identity(constant: Constant, _: Mapping[str, Any], __: Sequence[Constant]) -> tuple[Array, str]:
+    return constant.values, constant.dtype
+
+
+def _cast(constant: Constant, attributes: Mapping[str, Any], _: Sequence[Constant]) -> tuple[Array, str]:
+    return _as_type(constant.values, int(attributes["to"]))
+
+
+def _as_type(values: Array, element_type: int) -> tuple[Array, str]:
+    with np.errstate(all="ignore"):
+        result = values.astype(_numpy_dtype(element_type))
+    return _computable(result), _dtype_name(element_type)
+
+
+def _computable(values: Array) -> Array:
+    """Return types that NumPy does not have, which come as extensions, as float32: it holds all their values."""
+    return values if values.dtype.kind in "fiub" else values.astype(np.float32)
+
+
+def _transpose(constant: Constant, attributes: Mapping[str, Any], _: Sequence[Constant]) -> tuple[Array, str]:
+    return constant.values.transpose(attributes.get("perm")), constant.dtype
+
+
+def _reshape(constant: Constant, attributes: Mapping[str, Any], operands: Sequence[Constant]) -> tuple[Array, str]:
+    shape = [int(length) for length in operands[0].values.reshape(-1)]
+    if not attributes.get("allowzero", 0):
+        shape = [constant.values.shape[i] if length == 0 else length for i, length in enumerate(shape)]
+    return constant.values.reshape(shape), constant.dtype
+
+
+def _quantize(constant: Constant, attributes: Mapping[str, Any], operands: Sequence[Constant]) -> tuple[Array, str]:
+    """Return round(x / scale) + zero point within the integer type's range (ONNX, QuantizeLinear), or a float8."""
+    element_type = int(attributes.get("output_dtype", 0)) or onnx.TensorProto.UINT8
+    zero_point: Array = np.zeros((), np.int32)
+    if len(operands) > 1:
+        element_type, zero_point = operands[1].stored.data_type, operands[1].values
+    with np.errstate(all="ignore"):
+        scaled = constant.values / _along(operands[0].values, constant.values, attributes)
+        if "float" in _dtype_name(element_type):
+            return _as_type(scaled, element_type)
+        low, high = _range(_dtype_name(element_type))
+        levels = np.clip(np.rint(scaled) + _along(zero_point, constant.values, attributes), low, high)
+    return levels.astype(np.int32), _dtype_name(element_type)
+
+
+def _dequantize(constant: Constant, attributes: Mapping[str, Any], operands: Sequence[Constant]) -> tuple[Array, str]:
+    """Return (q - zero point) * scale; the layer then computes with q's type."""
+    levels = constant.values if constant.values.dtype.kind == "f" else constant.values.astype(np.int32)
+    if len(operands) > 1:
+        levels = levels - _along(operands[1].values, levels, attributes)
+    scale = _along(operands[0].values, levels, attributes)
+    with np.errstate(all="ignore"):
+        return levels.astype(scale.dtype) * scale, constant.dtype
+
+
+def _range(dtype: str) -> tuple[int, int]:
+    """Return the least and greatest value of an integer type by its name, such as ``uint4``."""
+    bits = int(dtype.removeprefix("u").removeprefix("int"))
+    return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _along(parameter: Array, values: Array, attributes: Mapping[str, Any]) -> Array:
+    """Return a scale or zero point that broadcasts to ``values``: one for all, a channel or a block."""
+    axis = int(attributes.get("axis", 1))
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if parameter.ndim == 1:
+        shape = [1] * values.ndim
+        shape[axis] = parameter.size
+        return parameter.reshape(shape)
+    blocks = np.repeat(parameter, int(attributes["block_size"]), axis=axis)
+    return np.take(blocks, np.arange(values.shape[axis]), axis=axis)
+
+
+_STEPS: dict[str, Callable[[Constant, Mapping[str, Any], Sequence[Constant]], tuple[Array, str]]] = {
+    "Cast": _cast,
+    "DequantizeLinear": _dequantize,
+    "Identity": _identity,
+    "QuantizeLinear": _quantize,
+    "Reshape": _reshape,
+    "Transpose": _transpose,
+}
+"""What each operator makes of a constant: its values, and the type that a layer behind it computes in."""

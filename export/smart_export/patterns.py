@@ -1,0 +1,160 @@
+"""Zeros in a weight: how many, whether they follow an n:m pattern, and whether a device would gain from it.
+
+TensorRT's rule for 2:4 ([K, C, R, S]: "for each output channel and for each spatial pixel in the kernel weights, every
+four input channels must have at least two zeros", C % 4 == 0) is in its developer guide, 6.8 "Sparsity" of 8.5, today
+https://docs.nvidia.com/deeplearning/tensorrt/11.1.0/inference-library/data-formats-tensors.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_devices import Target
+from smart_export.errors import ExportError
+from smart_train.structure import Pattern
+
+MIN_SPARSE_CHANNELS = 256
+"""Below so many channels in or out, NVIDIA's sparse kernels seldom beat its dense ones, says a maintainer of TensorRT:
+https://github.com/NVIDIA/TensorRT/issues/3849 and 4065."""
+
+_SPARSE_OPS = ("Conv", "Gemm", "MatMul")  # the guide names convolutions and fully connected layers
+_PATTERN_DTYPES = ("float32", "float16", "bfloat16", "int8")  # what a builder looks for zeros in
+_FAST_DTYPES = ("float16", "bfloat16", "int8")  # what TensorRT has sparse kernels for: fp16 or int8 must be on
+
+TWO_FOUR = Pattern(2, 4)
+_MAX_M = 64
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Return the pattern that ``text``, such as ``2:4``, names.
+
+    Raises:
+        ExportError: unless it is N:M with 0 < N < M <= 64.
+    """
+    n, colon, m = text.partition(":")
+    numbers = colon and all(number.isascii() and number.isdecimal() and len(number) < 4 for number in (n, m))
+    if not numbers or not 0 < int(n) < int(m) <= _MAX_M:
+        raise ExportError(f"expected a pattern N:M with 0 < N < M <= {_MAX_M}, got {text!r}; 2:4 is what GPUs have")
+    return Pattern(int(n), int(m))
+
+
+def pattern_name(pattern: Pattern) -> str:
+    """Return what :func:`parse_pattern` reads, such as ``2:4``."""
+    return f"{pattern.n}:{pattern.m}"
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """What of a weight is exactly zero.
+
+    Attributes:
+        weights: how many numbers the weight has.
+        zeros: how many of them are zero.
+        runs: how many groups of m consecutive input channels there are, over all filters and kernel positions; 0 where
+            the channels do not divide into such groups.
+        violations: how many of them have more than n non-zeros.
+        holds: whether every group keeps to the pattern.
+        why_not: why the weight is none that an engine takes for sparse; None where it is one.
+    """
+
+    weights: int
+    zeros: int
+    runs: int
+    violations: int
+    holds: bool
+    why_not: str | None
+
+    @property
+    def zero_fraction(self) -> float:
+        """Zeros over weights, 0 for an empty weight."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+def zeros_of(
+    weight: npt.NDArray[Any],
+    *,
+    op: str,
+    axis: int,
+    groups: int = 1,
+    dtype: str = "float32",
+    pattern: Pattern = TWO_FOUR,
+) -> Zeros:
+    """Count the zeros of ``weight`` and of its groups of m.
+
+    Args:
+        weight: any shape; -0.0 is a zero, NaN is none.
+        op: ``Conv``, ``ConvTranspose``, ``Gemm`` or ``MatMul``.
+        axis: the one over which products are summed up: 1 for ``Conv`` (M, C / groups, ...), 0 for ``ConvTranspose``
+            (C, M / groups, ...), that of K for the others.
+        groups: of a convolution; groups of m channels do not reach from one into the next.
+        dtype: that the layer computes in, by name.
+        pattern: n and m.
+    """
+    nonzero = weight != 0
+    before, channels = nonzero.shape[:axis], nonzero.shape[axis]
+    if op == "ConvTranspose":
+        before, channels = (groups,), channels // groups
+    weights, zeros = nonzero.size, nonzero.size - int(np.count_nonzero(nonzero))
+    runs = violations = 0
+    divides = channels % pattern.m == 0
+    if divides and nonzero.size:
+        parted = nonzero.reshape(int(np.prod(before)), channels // pattern.m, pattern.m, -1)
+        found = parted.sum(axis=2, dtype=np.uint8)
+        runs, violations = found.size, int(np.count_nonzero(found > pattern.n))
+    why_not = None
+    if op not in _SPARSE_OPS:
+        why_not = f"{op}: only convolutions and fully connected layers have sparse kernels"
+    elif dtype not in _PATTERN_DTYPES:
+        why_not = f"{dtype} weights: sparse kernels take float16, bfloat16 and int8"
+    elif groups > 1 and channels == 1:
+        why_not = "depthwise: each filter reads 1 channel"
+    elif not divides:
+        of = f" in each of {groups} groups" if groups > 1 else ""
+        why_not = f"{channels} input channel{'s' if channels > 1 else ''}{of}, no multiple of {pattern.m}"
+    elif violations and not zeros:
+        why_not = "no zeros"
+    elif violations:
+        why_not = f"{violations} of {runs} groups of {pattern.m} have more than {pattern.n} non-zeros"
+    return Zeros(
+        weights=weights,
+        zeros=zeros,
+        runs=runs,
+        violations=violations,
+        holds=divides and not violations,
+        why_not=why_not,
+    )
+
+
+def why_no_gain(
+    target: Target,
+    *,
+    op: str,
+    in_channels: int,
+    out_channels: int,
+    groups: int,
+    dtype: str,
+    pattern: Pattern = TWO_FOUR,
+) -> str | None:
+    """Return why ``target`` would not run this layer faster with ``pattern``; None where it is expected to.
+
+    It says nothing of whether the layer's weight keeps to the pattern. What TensorRT picks in the end only its log
+    tells: it times both kinds of kernels.
+    """
+    cores = target.profile.sparse_tensor_cores
+    known = "has no sparse tensor cores" if cores.value is False else "is not known to have sparse tensor cores"
+    reasons = (
+        (not cores.value, f"{target.name} {known}"),
+        (pattern != TWO_FOUR, f"sparse tensor cores know 2:4 only, not {pattern_name(pattern)}"),
+        (op not in _SPARSE_OPS, f"no sparse kernels for {op}"),
+        (groups > 1, f"{groups} groups of channels"),
+        (
+            min(in_channels, out_channels) < MIN_SPARSE_CHANNELS,
+            f"too narrow: sparse kernels win from about {MIN_SPARSE_CHANNELS} channels in and out",
+        ),
+        (dtype not in _FAST_DTYPES, f"{dtype}: sparse kernels take float16, bfloat16 and int8"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)

@@ -1,0 +1,176 @@
+"""What a build did to each layer of each path, for people and for ``--report``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from smart_devices import Target
+from smart_export.build import BuildResult, ExportedGraph, summary
+from smart_export.errors import ExportError
+from smart_export.layers import LayerCost
+from smart_export.patterns import pattern_name
+from smart_export.sparsity import FileSparsity, LayerSparsity
+from smart_runtime.units import si
+from smart_train.files import replacing
+
+_NAMES = 4  # layers that a line names; the table has them all
+
+
+def build_report(result: BuildResult) -> dict[str, Any]:
+    """Return what `smart_export.build.summary` returns, with every graph's layers and what needs attention."""
+    found = summary(result)
+    for name, graph in result.paths.items():
+        found["paths"][name] |= _layers(name, graph)
+    if result.baseline is not None:
+        found["baseline"] |= _layers(result.baseline.name, result.baseline)
+    return found
+
+
+def _layers(name: str, graph: ExportedGraph) -> dict[str, Any]:
+    return {"attention": list(attention(name, graph)), "layers": [asdict(layer) for layer in graph.cost.layers]}
+
+
+def check_report_file(file: Path, *, bundle: Path) -> None:
+    """Raise ExportError if a report cannot be written to ``file``, or would change the bundle that it is about."""
+    if not file.parent.is_dir():
+        raise ExportError(f"expected an existing folder for {file}, got none; create {file.parent} first")
+    if file.is_dir():
+        raise ExportError(f"expected a file name for the report, got the folder {file}; add a name, as in report.json")
+    if bundle.resolve() in file.resolve().parents:
+        raise ExportError(
+            f"expected a place outside of the bundle for the report, got {file}; a bundle has its own files only"
+        )
+
+
+def write_report(file: Path, report: dict[str, Any]) -> None:
+    """Write ``report`` as JSON, whole or not at all; raises OSError if the system refuses."""
+    with replacing(file) as out:
+        out.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+
+
+def attention(name: str, graph: ExportedGraph) -> Iterator[str]:
+    """Yield a sentence for each kind of layer that costs more than its path needs."""
+    layers = graph.cost.layers
+    padded = [layer for layer in layers if layer.padded_out_channels]
+    if padded:
+        added = sum(layer.padded_out_channels for layer in padded)
+        what = "1 channel of zeros fills" if added == 1 else f"{added} channels of zeros fill"
+        yield f"{name}: {what} {_count(padded)} up to the target's alignment: {_named(padded)}"
+    loose = [layer for layer in layers if _has_masked_weights(layer) and not layer.two_four]
+    if loose:
+        yield f"{name}: {_count(loose)} with zeros that no engine skips, as they are not 2:4: {_named(loose)}"
+    idle = [layer for layer in layers if _has_masked_weights(layer) and layer.two_four]
+    for why in dict.fromkeys(layer.why_no_gain for layer in idle if layer.why_no_gain is not None):
+        group = [layer for layer in idle if layer.why_no_gain == why]
+        yield f"{name}: {_count(group)} in 2:4 without gain ({why}): {_named(group)}"
+
+
+def _has_masked_weights(layer: LayerCost) -> bool:
+    return layer.structure not in {"dense", "channel"}
+
+
+def _count(layers: list[LayerCost]) -> str:
+    return f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
+
+
+def _named(layers: Sequence[LayerCost | LayerSparsity]) -> str:
+    more = len(layers) - _NAMES
+    return ", ".join(layer.name for layer in layers[:_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+BUILD_COLUMNS = ["layer", "structure", "in", "out", "zeros", "2:4", "MACs before", "after"]
+
+
+def build_rows(graph: ExportedGraph) -> list[list[str]]:
+    """Return a row of `BUILD_COLUMNS` for each layer: channels kept of all, ``+`` those for alignment."""
+    return [
+        [
+            layer.name,
+            layer.structure,
+            f"{layer.in_channels}/{layer.dense_in_channels}",
+            f"{layer.kept_out_channels}{f'+{layer.padded_out_channels}' if layer.padded_out_channels else ''}"
+            f"/{layer.dense_out_channels}",
+            _percent(layer.zeros, layer.weights),
+            "yes" if layer.why_not_two_four is None else "no",
+            si(layer.dense_macs),
+            si(layer.macs),
+        ]
+        for layer in graph.cost.layers
+    ]
+
+
+def build_reasons(graph: ExportedGraph) -> Iterator[str]:
+    """Yield a line for each reason why masks leave layers whole, and why layers are not 2:4."""
+    yield from _reasons("masks leave whole", [(layer.why_dense, layer) for layer in graph.cost.layers])
+    yield from _reasons("not 2:4", [(layer.why_not_two_four, layer) for layer in graph.cost.layers])
+
+
+def _percent(zeros: int, weights: int) -> str:
+    return f"{zeros / weights:.1%}" if zeros else "0"
+
+
+def _reasons(what: str, layers: Sequence[tuple[str | None, LayerCost | LayerSparsity]]) -> Iterator[str]:
+    for reason in dict.fromkeys(reason for reason, _ in layers if reason is not None):
+        yield f"{what}, {reason}: {_named([layer for other, layer in layers if other == reason])}"
+
+
+def file_columns(found: FileSparsity, target: Target | None) -> list[str]:
+    """Return the names of the columns of :func:`file_rows`."""
+    gain = [] if target is None else ["gain"]
+    return ["layer", "operator", "weight", "dtype", "zeros", pattern_name(found.pattern), *gain, "MACs", "parameters"]
+
+
+def file_rows(found: FileSparsity, target: Target | None) -> list[list[str]]:
+    """Return a row for each layer; with a target, one column says whether it would gain."""
+    return [
+        [
+            layer.name,
+            layer.op if layer.groups == 1 else f"{layer.op}/{layer.groups}",
+            "unknown" if layer.shape is None else "x".join(map(str, layer.shape)),
+            layer.dtype,
+            "unknown" if layer.zeros is None else _percent(layer.zeros.zeros, layer.zeros.weights),
+            "yes" if layer.why_not is None else "no",
+            *([] if target is None else ["yes" if layer.why_no_gain is None else "no"]),
+            "unknown" if layer.macs is None else si(layer.macs),
+            si(layer.parameters),
+        ]
+        for layer in found.layers
+    ]
+
+
+def file_reasons(found: FileSparsity, target: Target | None) -> Iterator[str]:
+    """Yield a line for each reason why layers are not sparse or would not gain, then the notes."""
+    yield from _reasons(f"not {pattern_name(found.pattern)}", [(layer.why_not, layer) for layer in found.layers])
+    if target is not None:
+        gains = [(layer.why_no_gain, layer) for layer in found.layers]
+        yield from _reasons(f"no gain on {target.name}", gains)
+    yield from found.notes
+
+
+def file_report(found: FileSparsity, target: Target | None) -> dict[str, Any]:
+    """Return what was found of an ONNX file as plain values; what depends on a target is there with one only."""
+
+    def row(layer: LayerSparsity) -> dict[str, Any]:
+        record = {**asdict(layer), "why_not": layer.why_not}
+        zeros = record.pop("zeros")
+        if zeros is not None:
+            del zeros["why_not"]
+            record |= {**zeros, "zero_fraction": layer.zeros.zero_fraction if layer.zeros else 0.0}
+        if target is None:
+            del record["why_no_gain"]
+        return record
+
+    return {
+        "pattern": pattern_name(found.pattern),
+        "target": None if target is None else target.name,
+        "macs": found.macs,
+        "parameters": found.parameters,
+        "other_parameters": found.other_parameters,
+        "bytes": found.bytes,
+        "notes": list(found.notes),
+        "layers": [row(layer) for layer in found.layers],
+    }

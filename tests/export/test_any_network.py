@@ -1,0 +1,261 @@
+"""Networks adapted to nothing of ours, masked, folded and in ONNX Runtime: one function, on every path."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from export.test_fold import randomise_, relative
+from export.test_networks import SHAPE, calm_
+from networks import ACCEPTED, KEPT_WHOLE, NETWORKS
+from smart_export.cli import main as smart_export
+from smart_export.fold import fold, fold_dense, padded_masks, unmasked
+from smart_export.graph import Converter
+from smart_export.verify import TOLERANCE_FP32, agreement
+from smart_train import Attack, SmartNetwork, Structure, convert
+from smart_train.accounting import used_parameters
+from smart_train.architectures import CUSTOM
+from smart_train.data import load_data
+from smart_train.groups import Scope, find_groups
+from smart_train.slicing import slice_network
+from smart_train.training import TrainConfig, Trainer
+
+IMAGES = torch.rand(256, *SHAPE, generator=torch.Generator().manual_seed(0))
+# What is masked, and where: a scope is for channels only.
+CASES: list[tuple[str, Scope]] = [
+    ("channel", "block"), ("channel", "all"), ("channel+2:4", "block"), ("channel+2:4", "all"), ("2:4", "block"),
+    ("unstructured", "block"),
+]  # fmt: skip
+
+
+@torch.no_grad()
+def stir_(net: SmartNetwork, *, seed: int) -> None:
+    """Give every path masks, statistics, scales and shifts that no fold gets right by luck."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            for parameter in module.parameters(recurse=False):
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    randomise_(net, seed=seed)
+    for path in net.path_names:
+        for layer, mask in net.weight_masks(path).items():
+            net.set_weight_mask(path, layer, torch.rand(mask.shape, generator=generator) < 0.6)
+    calm_(net)
+
+
+@functools.cache
+def smart(name: str, structure: str, scope: Scope) -> SmartNetwork:
+    torch.manual_seed(0)
+    plain = NETWORKS[name](num_classes=5, in_channels=3)
+    density = None if structure == "2:4" else 0.4
+    net = convert(
+        plain, example_input=IMAGES[:2], structure=structure, density=density, scope=scope,
+        align=4 if "+" in structure else 1, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3],
+    )  # fmt: skip
+    stir_(net, seed=1)
+    return net
+
+
+@pytest.mark.parametrize("scope", ["block", "all"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_so_many_groups_may_be_masked(name: str, scope: Scope) -> None:
+    torch.manual_seed(0)
+    found = find_groups(NETWORKS[name](num_classes=5, in_channels=3), IMAGES[:2], scope=scope)
+    assert len(found.groups) == ACCEPTED[name][scope == "all"], found.kept_whole
+    whole = [why for why in found.kept_whole.values() if "scope block" not in why]
+    count, words = KEPT_WHOLE.get(name, (0, ""))
+    assert len(whole) == count
+    assert all(words in why for why in whole)
+
+
+@pytest.mark.parametrize(("structure", "scope"), CASES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masked_and_folded_agree(name: str, structure: str, scope: Scope) -> None:
+    net = smart(name, structure, scope)
+    images = IMAGES[:64]
+    with torch.no_grad():
+        for path in net.path_names:
+            expected = net.path(path)(images)
+            assert torch.isfinite(expected).all()
+            folded = fold(net, path=path)
+            assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+            assert relative(expected, folded(images)) <= TOLERANCE_FP32
+            if net.groups:
+                assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in net.path(path).parameters())
+            keeps = padded_masks(net, path=path, align=8)
+            assert relative(expected, fold(net, path=path, keeps=keeps)(images)) <= TOLERANCE_FP32
+        dense = unmasked(net, path="clean")
+        assert relative(dense(images), fold_dense(dense)(images)) <= TOLERANCE_FP32
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_path_is_said_to_use_as_many_parameters_as_are_left(name: str) -> None:
+    net = smart(name, "channel", "all")
+    used, first = used_parameters(net, path="clean"), net.path("clean").network
+    count = sum(int(used[n].sum()) * (p.numel() // used[n].numel()) for n, p in first.named_parameters())
+    sliced = slice_network(first, net.groups, net.masks("clean"))
+    assert count == sum(p.numel() for p in sliced.parameters())
+
+
+def runs(name: str, structure: str, scope: Scope) -> None:
+    """Hold both paths in ONNX Runtime against the masked ones, on 256 images of noise."""
+    net = smart(name, structure, scope)
+    converter = Converter(input_shape=SHAPE, opset=20)
+    for path in net.path_names:
+        model = ir.to_proto(converter(fold(net, path=path)))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        got: np.ndarray = session.run(None, {"image": IMAGES.numpy()})[0]
+        with torch.no_grad():
+            found = agreement(net.path(path)(IMAGES).numpy(), got)
+        assert found.holds, f"{path}: {found}"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masked_and_onnx_runtime_agree(name: str) -> None:
+    runs(name, "channel", "all")
+
+
+@pytest.mark.parametrize("structure", ["channel+2:4", "2:4", "unstructured"])
+def test_masked_and_onnx_runtime_agree_on_single_weights_too(structure: str) -> None:
+    runs("inverted residual", structure, "block")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("structure", "scope"), CASES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masked_and_onnx_runtime_agree_on_everything(name: str, structure: str, scope: Scope) -> None:
+    runs(name, structure, scope)
+
+
+def test_a_network_that_cannot_be_traced_whole_keeps_that_part_as_one_call() -> None:
+    folded = fold(smart("functional", "channel", "all"), path="clean")
+    assert [str(node.target) for node in folded.graph.nodes if node.op == "call_module"] == ["network"]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(smart_export, arguments)
+
+
+def test_the_command_line_exports_checks_and_describes_a_network_of_ones_own(tmp_path: Path) -> None:
+    checkpoint, bundle = tmp_path / "ckpt.pt", tmp_path / "bundle"
+    config = TrainConfig(
+        model=CUSTOM, model_arguments={"width": 8}, structure=Structure(align=1, scope="all"),
+        attack=Attack(eps=0.1, steps=1), epochs=1, batch_size=128, train_images=128, device="cpu",
+    )  # fmt: skip
+    Trainer(config, load_data("digits"), output=checkpoint, factory=NETWORKS["convnext"]).run()
+    own = ["--model", "networks.convnext:ConvNeXt"]
+    for arguments in (["build", str(checkpoint), "--target", "x86-cpu", "-o", str(bundle)], ["info", str(checkpoint)]):
+        refused = invoke(*arguments)
+        assert refused.exit_code == 1
+        assert "holds no code" in refused.stderr
+        done = invoke(*arguments, *own)
+        assert done.exit_code == 0, done.output
+    refused = invoke("check", str(bundle), "--source", str(checkpoint))
+    assert refused.exit_code == 1
+    assert "holds no code" in refused.stderr
+    done = invoke("check", str(bundle), "--source", str(checkpoint), *own, "--json")
+    assert done.exit_code == 0, done.output
+    assert all(row["max_rel_diff"] <= TOLERANCE_FP32 for row in json.loads(done.stdout)["paths"].values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block of a random network: its kind and its width."""
+
+    kind: str
+    width: int
+    norm: str
+    bias: bool
+
+
+class RandomNet(nn.Module):
+    """A stem and blocks of any kind: chains, sums, concatenations, depthwise and grouped convolutions."""
+
+    def __init__(self, steps: list[Step], *, stem: int, flat: bool) -> None:
+        super().__init__()
+        self.steps, self.flat = steps, flat
+        self.stem = nn.Conv2d(2, stem, 3, padding=1)
+        self.blocks = nn.ModuleList()
+        width = stem
+        for step in steps:
+            self.blocks.append(self._block(step, width))
+            width = {"chain": step.width, "concat": width + step.width}.get(step.kind, width)
+        self.head = nn.Linear(width * (25 if flat else 1), 3)
+
+    @staticmethod
+    def _norm(kind: str, width: int) -> nn.Module:
+        return nn.BatchNorm2d(width) if kind == "batch" else nn.Identity()
+
+    def _block(self, step: Step, width: int) -> nn.Module:
+        inner = width if step.kind == "depthwise" else step.width
+        groups = 2 if step.kind == "grouped" else inner if step.kind == "depthwise" else 1
+        inner += inner % 2 if step.kind == "grouped" else 0
+        layers: list[nn.Module] = []
+        if step.norm == "before":
+            layers += [nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.Conv2d(width, inner, 1, bias=step.bias), self._norm(step.norm, inner), nn.ReLU()]
+        if groups > 1:
+            layers += [nn.Conv2d(inner, inner, 3, padding=1, groups=groups), self._norm(step.norm, inner), nn.GELU()]
+        if step.kind not in {"chain", "concat"}:
+            layers += [nn.Conv2d(inner, width, 3, padding=1, bias=step.bias), self._norm(step.norm, width)]
+        return nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.relu(self.stem(images))
+        for step, block in zip(self.steps, self.blocks, strict=True):
+            made = block(features)
+            if step.kind == "concat":
+                features = torch.cat([features, made], dim=1)
+            else:
+                features = made if step.kind == "chain" else features + made
+        scores: Tensor = self.head(features.flatten(1) if self.flat else features.mean(dim=(2, 3)))
+        return scores
+
+
+STEPS = st.builds(
+    Step,
+    kind=st.sampled_from(["chain", "sum", "concat", "depthwise", "grouped"]),
+    width=st.integers(2, 9),
+    norm=st.sampled_from(["batch", "none", "before"]),
+    bias=st.booleans(),
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=st.lists(STEPS, min_size=1, max_size=4),
+    stem=st.integers(2, 7),
+    flat=st.booleans(),
+    scope=st.sampled_from(["block", "all"]),
+    density=st.floats(0.05, 1),
+    align=st.integers(1, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_random_networks_with_random_masks_agree(
+    *, steps: list[Step], stem: int, flat: bool, scope: Scope, density: float, align: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    images = torch.rand(9, 2, 5, 5)
+    plain = RandomNet(steps, stem=stem, flat=flat)
+    net = convert(plain, example_input=images[:2], density=density, align=align, scope=scope)
+    randomise_(net, seed=seed)
+    with torch.no_grad():
+        for path in net.path_names:
+            kept = [int(mask.sum()) for mask in net.masks(path)]
+            assert kept == [net.structure.kept(group.size, bundle=group.bundle) for group in net.groups]
+            expected = net.path(path)(images)
+            assert relative(expected, fold(net, path=path)(images)) <= TOLERANCE_FP32
+            keeps = padded_masks(net, path=path, align=3)
+            assert relative(expected, fold(net, path=path, keeps=keeps)(images)) <= TOLERANCE_FP32
