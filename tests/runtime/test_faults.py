@@ -108,10 +108,13 @@ def test_interrupts_in_the_middle_of_calls_leave_the_model_whole(bundle: Path) -
 
 # A file that is struck between its opening and its owner is closed by its finalizer, which warns.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_interrupts_in_the_middle_of_switches_leave_the_model_whole(bundle: Path) -> None:
-    """Under a budget for one path, where a switch drops it, waits, loads and may have to load again."""
+def test_interrupts_in_the_middle_of_switches_leave_the_model_whole(own_bundle: Path) -> None:
+    """Under a budget for one path, where a switch drops it, waits, loads and may have to load again.
+
+    A bundle of its own: a file that is struck while it is opened may stay open.
+    """
     budget = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "robust"))
-    model = SmartModel.load(bundle, threads=1, memory=budget)
+    model = SmartModel.load(own_bundle, threads=1, memory=budget)
     struck = 0
 
     def strike(*_: object) -> None:
