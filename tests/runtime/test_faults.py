@@ -114,8 +114,8 @@ def test_interrupts_in_the_middle_of_switches_leave_the_model_whole(
 ) -> None:
     """Under a budget for one path, where a switch drops it, waits, loads and may have to load again.
 
-    A bundle of its own: a file that is struck while it is opened may stay open. And nothing is logged, or a strike would
-    leave a lock of logging's locked, which no thread could log past.
+    A bundle of its own: a file that is struck while it is opened may stay open. And nothing is logged: a strike could
+    leave a lock of logging's locked, which no other thread could log past.
     """
     monkeypatch.setattr(logging.getLogger("smart_runtime.model"), "disabled", True)
     budget = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "robust"))
