@@ -183,7 +183,8 @@ def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
         convolution = modules.get(str(before.target)) if before.op == "call_module" else None
         # A layer that is called twice serves two places, so nothing of one place may go into it.
         once = calls[str(before.target)] == calls[str(node.target)] == len(before.users) == 1
-        if isinstance(convolution, nn.Conv2d) and once:
+        # Exact types only: a subclass may compute with another weight than it holds.
+        if type(convolution) is nn.Conv2d and once:
             _replace_(traced, str(before.target), fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)

@@ -17,6 +17,7 @@ import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import fx, nn
 
+from smart_export.errors import ExportError
 from smart_export.fold import ChannelAffine
 
 GRAPH, WEIGHTS = "model.onnx", "weights.bin"
@@ -129,25 +130,43 @@ def _with_weights(model: ir.Model, module: nn.Module) -> ir.Model:
     return ShapeInferencePass()(model).model
 
 
+def _first(error: BaseException) -> BaseException:
+    """Return what went wrong first: the exporter's own message goes on for pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], opset: int) -> ir.Model:
     """Convert one folded module; see :class:`Converter`.
 
     Raises:
+        ExportError: if torch cannot export it, as when it looks at values to choose its way.
         FileNotFoundError: if no folder for temporary files can be written, as when every disk is full.
     """
     tempfile.gettempdir()  # torch needs one too, and what it says without is a traceback about something else
     example = torch.zeros(2, *input_shape)  # a batch of 1 would be taken for a constant
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=opset,
-            verbose=False,
-        )
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=opset,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        first = _first(error)
+        if isinstance(first, OSError):  # a full disk
+            raise first from error
+        said = next(iter(str(first).strip().splitlines()), "")
+        raise ExportError(
+            f"expected a network that torch.onnx.export can convert, got {type(first).__name__}: {said:.200}; a "
+            f"forward must not choose its way by the values that it computes"
+        ) from error
     assert program is not None  # it returns None only when it is told to write a file
     model = program.model
     assert isinstance(model, ir.Model)

@@ -84,8 +84,11 @@ class NetworkCost:
 
 
 def _places(module: nn.Module, output: Tensor) -> int:
-    """Return how often the whole weight is applied to one image."""
-    return int(output[0].numel()) // axis_length(module, "out")
+    """Return how often the whole weight is applied to one image, which is all that ``output`` is of.
+
+    Its first axis need not be the image's: a linear layer may get (tokens, channels).
+    """
+    return int(output.numel()) // axis_length(module, "out")
 
 
 def _values(weight: Tensor) -> npt.NDArray[Any]:

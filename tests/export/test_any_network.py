@@ -21,11 +21,13 @@ from export.test_fold import randomise_, relative
 from export.test_networks import SHAPE, calm_
 from networks import ACCEPTED, KEPT_WHOLE, NETWORKS
 from smart_export.cli import main as smart_export
+from smart_export.errors import ExportError
 from smart_export.fold import fold, fold_dense, padded_masks, unmasked
-from smart_export.graph import Converter
+from smart_export.graph import Converter, onnx_from_module
+from smart_export.layers import network_cost
 from smart_export.verify import TOLERANCE_FP32, agreement
 from smart_train import Attack, SmartNetwork, Structure, convert
-from smart_train.accounting import used_parameters
+from smart_train.accounting import structure_report, used_parameters
 from smart_train.architectures import CUSTOM
 from smart_train.data import load_data
 from smart_train.groups import Scope, find_groups
@@ -259,3 +261,47 @@ def test_random_networks_with_random_masks_agree(
             assert relative(expected, fold(net, path=path)(images)) <= TOLERANCE_FP32
             keeps = padded_masks(net, path=path, align=3)
             assert relative(expected, fold(net, path=path, keeps=keeps)(images)) <= TOLERANCE_FP32
+
+
+def test_a_parametrised_layer_stays_as_it_is_and_folds() -> None:
+    """Its class is no longer Conv2d: nothing of a mask or of a batch norm may go into it."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    nn.utils.parametrizations.weight_norm(network[4])
+    net = convert(network, example_input=torch.zeros(2, 3, 12, 12), density=0.5)
+    images = torch.rand(4, 3, 12, 12)
+    for path in net.path_names:
+        module = net.path(path).eval()
+        with torch.no_grad():
+            assert torch.allclose(module(images), fold(net, path=path)(images), atol=1e-5)
+        assert {row.name for row in structure_report(net, path=path)} == {"0", "2", "4", "9"}
+
+
+def test_a_linear_layer_over_tokens_in_the_batch_axis_counts_all_of_them() -> None:
+    """As in attention over windows: the first axis of what it gives is not the image's."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(8, 16)
+
+        def forward(self, features: Tensor) -> Tensor:
+            mixed: Tensor = self.mix(features.permute(0, 2, 3, 1).reshape(-1, 8))
+            return mixed.reshape(features.shape[0], -1, 16).mean(1)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), Tokens())
+    cost = network_cost(network, dense=network, input_shape=(3, 6, 4))
+    assert {layer.name: layer.macs for layer in cost.layers} == {"0": 3 * 8 * 24, "1.mix": 8 * 16 * 24}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, on the way to its refusal
+def test_a_network_that_torch_cannot_export_is_refused_in_one_sentence() -> None:
+    class Choosing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) if float(images.sum()) > 0 else images.sum((2, 3))
+
+    with pytest.raises(ExportError, match=r"expected a network that torch.onnx.export can convert") as caught:
+        onnx_from_module(Choosing(), input_shape=(3, 4, 4), opset=20)
+    assert len(str(caught.value).splitlines()) == 1

@@ -16,10 +16,11 @@ from torch import nn
 
 from networks.convnext import ConvNeXt
 from networks.mobile import MobileNet
-from smart_train import CheckpointError, ConfigError, Structure, load_checkpoint
+from smart_train import CheckpointError, ConfigError, Structure, convert, load_checkpoint
 from smart_train.architectures import CUSTOM, import_factory
 from smart_train.architectures.custom import call_factory
 from smart_train.cli import main as smart_train
+from smart_train.errors import NetworkError
 from smart_train.evaluation.cli import main as smart_eval
 from smart_train.mask_plan import MaskPlan
 from smart_train.masks import magnitude
@@ -294,3 +295,66 @@ def test_a_file_that_does_not_fit_is_refused_in_one_sentence(tmp_path: Path, kin
 def test_a_smart_edge_checkpoint_is_no_file_to_start_from(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="plain state dict"):
         start(tmp_path / "ckpt.pt", trained)
+
+
+class Pair(nn.Module):
+    """Two convolutions of one size, a batch norm and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Linear(16, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.second(torch.relu(self.first(torch.relu(self.stem(images))))))
+        scores: torch.Tensor = self.head(self.norm(features).mean((2, 3)))
+        return scores
+
+
+@pytest.mark.parametrize("structure", ["channel", "2:4"])
+def test_layers_that_share_a_parameter_are_refused(structure: str) -> None:
+    """Both of their masks would act on it."""
+    network = Pair()
+    network.second.weight = network.first.weight
+    with pytest.raises(NetworkError, match=r"got first\.weight and second\.weight that share one"):
+        convert(network, example_input=torch.zeros(2, 3, 12, 12), structure=structure, density=None)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("structure", ["channel", "2:4"])
+def test_a_weight_that_is_computed_before_each_call_is_refused(structure: str) -> None:
+    network = Pair()
+    nn.utils.weight_norm(network.first)
+    with pytest.raises(NetworkError, match="got first whose weight is computed"):
+        convert(network, example_input=torch.zeros(2, 3, 12, 12), structure=structure, density=None)
+
+
+def test_a_group_of_one_channel_is_none() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Conv2d(3, 1, 3), nn.Linear(1, 5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.head(torch.relu(self.one(images)).mean((2, 3)))
+            return scores
+
+    with pytest.raises(NetworkError, match="it has one channel"):
+        convert(Flat(), example_input=torch.zeros(2, 3, 12, 12), density=0.5)
+
+
+def test_a_factory_that_leaves_python_is_refused() -> None:
+    def leave(**_: object) -> nn.Module:
+        sys.exit(0)
+
+    with pytest.raises(ConfigError, match="expected a network from the factory"):
+        call_factory(leave, num_classes=5, in_channels=3, arguments={}, generator_seed=0)
+
+
+def test_a_factory_that_does_not_heed_the_classes_is_refused_before_training(tmp_path: Path) -> None:
+    def thirteen(*, num_classes: int, in_channels: int) -> nn.Module:
+        layers = [nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 13))
+
+    with pytest.raises(ConfigError, match=r"expected a network with a score for each of \d+ classes, got 13 scores"):
+        Trainer(tiny_config(model=CUSTOM, model_arguments={}), image_set(), output=tmp_path / "x.pt", factory=thirteen)

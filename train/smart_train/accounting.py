@@ -159,7 +159,8 @@ def structure_report(net: SmartNetwork, *, path: str) -> tuple[LayerStructure, .
         sizes = {side: axis_length(layer, side) for side in ("in", "out")}
         kept = {side: int(sides[name, side].sum()) if (name, side) in sides else sizes[side] for side in sizes}
         sliced, masked = kept != sizes, name in net.weight_layers
-        weight = used[f"{name}.weight"]
+        # One that is computed from others, as torch's parametrizations do, is never masked and used whole.
+        weight = used.get(f"{name}.weight", torch.ones(layer.weight.shape, dtype=torch.bool))
         count = int(weight.sum()) * (layer.weight.numel() // weight.numel())
         # A grouped convolution's filters read a share of its input channels each.
         inputs = kept["in"] if weight.shape[1] == sizes["in"] else weight.shape[1]

@@ -593,6 +593,9 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
             kept_whole[found.name] = found.reason or "its channels are those of the image"
             continue
         name = min(producers, key=order.index)
+        if found.size < 2:
+            kept_whole[name] = "it has one channel, or its channels were lost on the way"
+            continue
         group = Group(name, found.size, found.members, _points(found.members, modules, trace))
         if scope == "block" and len(producers) > 1:
             first = min(producers, key=trace.order.index)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 
+from smart_train.errors import NetworkError
+
 
 class Expert(nn.Module):
     """What all expert layers share: a mask over output channels, and a gate to ask how much each channel matters.
@@ -240,6 +242,31 @@ def layer_norm_axis(module: nn.LayerNorm) -> int | None:
         if got.shape == shape and torch.allclose(got, expected.movedim(-1, axis), rtol=1e-4, atol=1e-4):
             return axis
     return None
+
+
+def check_weights(network: nn.Module) -> None:
+    """Check that every layer that may be masked has weights of its own, which are what it computes with.
+
+    Raises:
+        NetworkError: if two layers share a parameter, on which both masks would act, or a weight is computed from
+            others before each call, so that what a mask or a fold did to it would be lost.
+    """
+    owners: dict[int, str] = {}
+    for name, module in network.named_modules():
+        if type(module) in _EXPERT_OF and "weight" not in module._parameters:
+            raise NetworkError(
+                f"expected layers with weights of their own, got {name} whose weight is computed (weight_norm or "
+                f"spectral_norm); torch.nn.utils.remove_weight_norm makes it one"
+            )
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            other = owners.setdefault(id(parameter), f"{name}.{key}")
+            if other != f"{name}.{key}":
+                raise NetworkError(
+                    f"expected layers with weights of their own, got {other} and {name}.{key} that share one; give "
+                    f"each its own, or call one layer twice"
+                )
 
 
 def make_expert_(network: nn.Module) -> None:

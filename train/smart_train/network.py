@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.groups import FoundGroups, Group, Scope, apply_mask_, find_groups
-from smart_train.layers import Expert, make_expert_
+from smart_train.layers import Expert, check_weights, make_expert_
 from smart_train.structure import Structure, default_density
 from smart_train.weight_masks import WeightLayers, find_weight_layers, kept_inputs
 
@@ -268,6 +268,7 @@ def convert(
         raise ConfigError(
             f"expected a mean for each of {channels} channels, got {normalise.mean.numel()}; leave it out for 0"
         )
+    check_weights(network)
     found = find_groups(network, example_input, scope=scope) if wanted.removes.channels else FoundGroups(())
     layers = WeightLayers((), {})
     if wanted.removes.weights:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from smart_train.errors import ConfigError
 from smart_train.groups import Group, find_groups, run_classifier
+from smart_train.layers import check_weights
 from smart_train.slicing import is_depthwise
 from smart_train.structure import Pattern, Structure
 from smart_train.weight_masks import Blocks, find_weight_layers
@@ -81,6 +82,7 @@ def permute_channels_(
             f"expected a structure N:M to permute channels for, got {structure.name}; its blocks must be known before "
             f"the training"
         )
+    check_weights(network)
     names = find_weight_layers(network, example, structure=structure, groups=()).masked
     layers = {name: _weight(network, name) for name in names}
     before = {name: _fraction(weight, pattern) for name, weight in layers.items()}

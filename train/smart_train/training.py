@@ -34,6 +34,7 @@ from smart_train.data.images import VALIDATION_SAMPLES, ImageSet, Split
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.evaluation.accuracy import PathAccuracy, accuracy, evaluate_path, some_examples, to_tensor
 from smart_train.files import save_atomically
+from smart_train.groups import run_classifier
 from smart_train.history import Row, history_path, write_history
 from smart_train.initial import load_initial_weights_, read_initial_weights
 from smart_train.mask_plan import MaskPlan
@@ -335,6 +336,15 @@ class Trainer:
         if self._initial is not None:
             load_initial_weights_(plain, self._initial)
         structure, example = self.config.structure, torch.zeros(2, channels, height, width)
+        plain.eval()  # batch norms must not move
+        with torch.no_grad():
+            scores, classes = run_classifier(plain, example).shape[1], len(self.data.class_names)
+        plain.train()
+        if scores != classes:  # a factory need not heed num_classes
+            raise ConfigError(
+                f"expected a network with a score for each of {classes} classes, got {scores} scores; let the factory "
+                f"use num_classes"
+            )
         if self.config.permute:
             generator = _generator(self.config.seed, _PERMUTE)
             self._gains = permute_channels_(plain, example, structure=structure, generator=generator)

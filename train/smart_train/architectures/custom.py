@@ -89,7 +89,7 @@ def call_factory(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_seed)
             network = factory(num_classes=num_classes, in_channels=in_channels, **arguments)
-    except Exception as error:  # it is the user's own code
+    except (Exception, SystemExit) as error:  # it is the user's own code
         given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "no arguments of its own"
         raise ConfigError(
             f"expected a network from the factory given num_classes={num_classes}, in_channels={in_channels} and "
