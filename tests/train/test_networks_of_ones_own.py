@@ -358,3 +358,13 @@ def test_a_factory_that_does_not_heed_the_classes_is_refused_before_training(tmp
 
     with pytest.raises(ConfigError, match=r"expected a network with a score for each of \d+ classes, got 13 scores"):
         Trainer(tiny_config(model=CUSTOM, model_arguments={}), image_set(), output=tmp_path / "x.pt", factory=thirteen)
+
+
+def test_a_layer_whose_weights_something_else_reads_keeps_them_all() -> None:
+    class Peeking(Pair):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * self.first.weight.mean()
+
+    net = convert(Peeking(), example_input=torch.zeros(2, 3, 12, 12), structure="2:4", density=None)
+    assert net.weight_layers == ("second",)
+    assert "something else reads them" in net.dense_layers["first"]

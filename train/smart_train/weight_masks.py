@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from smart_train.groups import Group, run_classifier
+from smart_train.groups import PROBE_TOLERANCE, Group, run_classifier
+from smart_train.layers import Expert, make_expert_, make_plain_
 from smart_train.mask_plan import strongest
 from smart_train.slicing import axis_length, is_depthwise, kept_channels
 from smart_train.structure import Pattern, Structure
+
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,33 @@ def find_weight_layers(
     reasons = {
         name: reason(name, module) for name, module in modules.items() if isinstance(module, nn.Conv2d | nn.Linear)
     }
+    masked = [name for name, why in reasons.items() if why is None]
+    images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if masked and not _masks_are_zeros(network, images, layers=masked):
+        for name in masked:
+            if not _masks_are_zeros(network, images, layers=[name]):
+                reasons[name] = "masking its weights differs from setting them to zero: something else reads them"
     return WeightLayers(
         masked=tuple(name for name, why in reasons.items() if why is None),
         dense={name: why for name, why in reasons.items() if why is not None},
     )
+
+
+@torch.no_grad()
+def _masks_are_zeros(network: nn.Module, images: Tensor, *, layers: Sequence[str]) -> bool:
+    """Whether random weight masks in ``layers`` give the scores that zeros in their weights give, as a fold assumes."""
+    trial = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
+    make_expert_(trial)
+    generator = torch.Generator().manual_seed(0)
+    for name in layers:
+        layer = trial.get_submodule(name)
+        assert isinstance(layer, Expert)
+        assert isinstance(layer.weight, Tensor)
+        layer.set_weight_mask(torch.rand(layer.weight.shape, generator=generator) < _HALF)
+    expected = run_classifier(trial, images)
+    make_plain_(trial)
+    found = (run_classifier(trial, images) - expected).abs().max() / expected.abs().max().clamp(min=1)
+    return float(found) <= PROBE_TOLERANCE
 
 
 class Blocks:
