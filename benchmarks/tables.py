@@ -83,7 +83,7 @@ def goals() -> str:
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
-        *((name, load(name)["goals"]) for name in ("paths", "runtime", "switch", "train", "export", "cifar")),
+        *((name, load(name)["goals"]) for name in ("paths", "sparsity", "runtime", "switch", "train", "export", "cifar")),
     ):
         kinds: dict[str, list[Mapping[str, Any]]] = {}
         for goal in found:
