@@ -408,8 +408,14 @@ def report_of(module: nn.Module, folder: Path, *, shape: tuple[int, int, int]) -
     return sparsity_of_onnx(folder / "model.onnx")
 
 
+# Converting one of these takes seconds; those of tests/networks are all counted in every run.
+LARGE = {"resnet34", "resnet50", "wrn16-8", "wrn40-2"}
+
+
 # A network that joins ARCHITECTURES is counted here without a word.
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in sorted(ARCHITECTURES)]
+)
 def test_every_network_costs_what_torch_counts(name: str, tmp_path: Path) -> None:
     net = smart(name)
     shape = (3, 16, 16)
@@ -443,8 +449,8 @@ def test_every_family_costs_what_torch_counts(name: str, tmp_path: Path) -> None
     [
         ("resnet8", costs.resnet, {"blocks": (1, 1, 1)}),
         ("resnet18", costs.resnet, {"blocks": (2, 2, 2, 2)}),
-        ("resnet50", costs.bottleneck_resnet, {"blocks": (3, 4, 6, 3)}),
-        ("wrn40-2", costs.wide_resnet, {"blocks": (6, 6, 6)}),
+        pytest.param("resnet50", costs.bottleneck_resnet, {"blocks": (3, 4, 6, 3)}, marks=pytest.mark.slow),
+        pytest.param("wrn40-2", costs.wide_resnet, {"blocks": (6, 6, 6)}, marks=pytest.mark.slow),
     ],
 )
 def test_networks_cost_what_their_papers_say(
