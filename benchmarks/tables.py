@@ -81,9 +81,10 @@ def short_paths() -> str:
 def goals() -> str:
     """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
+    others = ("paths", "sparsity", "runtime", "switch", "train", "export", "cifar")
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
-        *((name, load(name)["goals"]) for name in ("paths", "sparsity", "runtime", "switch", "train", "export", "cifar")),
+        *((name, load(name)["goals"]) for name in others),
     ):
         kinds: dict[str, list[Mapping[str, Any]]] = {}
         for goal in found:
