@@ -368,3 +368,12 @@ def test_a_layer_whose_weights_something_else_reads_keeps_them_all() -> None:
     net = convert(Peeking(), example_input=torch.zeros(2, 3, 12, 12), structure="2:4", density=None)
     assert net.weight_layers == ("second",)
     assert "something else reads them" in net.dense_layers["first"]
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_a_lazy_layer_is_refused() -> None:
+    def lazy(*, num_classes: int, in_channels: int) -> nn.Module:
+        return nn.Sequential(nn.LazyConv2d(8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+    with pytest.raises(ConfigError, match=r"whose layers know their sizes, got 0\.weight of a lazy layer"):
+        call_factory(lazy, num_classes=5, in_channels=3, arguments={}, generator_seed=0)

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from smart_train.errors import ConfigError
 
@@ -98,6 +99,10 @@ def call_factory(
     if not isinstance(network, nn.Module):
         raise ConfigError(f"expected a torch module from the factory, got {type(network).__name__}; return the network")
     for name, tensor in network.state_dict().items():
+        if is_lazy(tensor):
+            raise ConfigError(
+                f"expected a network whose layers know their sizes, got {name} of a lazy layer; give its input channels"
+            )
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _DTYPES:
             got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise ConfigError(f"expected parameters and buffers of float32, int64, bool or uint8, got {got} in {name}")
