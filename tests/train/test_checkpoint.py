@@ -121,7 +121,7 @@ NASTY: dict[str, Callable[[], object]] = {
 }
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore:.*quantize.*:DeprecationWarning", "ignore:.*quantized.*:UserWarning")
 def test_any_value_anywhere_is_refused_in_one_sentence_or_harmless(
