@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from smart_train import SmartNetwork
 from smart_train.groups import Group, apply_mask_, may_be_padded
@@ -31,9 +31,10 @@ class ChannelAffine(nn.Module):
         super().__init__()
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        weight, bias = (norm.weight, norm.bias) if norm.affine else (1, 0)
+        scale = weight / torch.sqrt(norm.running_var + norm.eps)
         self.scale = nn.Parameter(scale.detach().view(1, -1, 1, 1))
-        self.shift = nn.Parameter((norm.bias - norm.running_mean * scale).detach().view(1, -1, 1, 1))
+        self.shift = nn.Parameter((bias - norm.running_mean * scale).detach().view(1, -1, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
@@ -136,7 +137,7 @@ def _traced(network: nn.Module) -> fx.GraphModule:
         known = len(opaque)
         try:
             return fx.GraphModule(network, _Tracer(opaque).trace(network))
-        except Exception:
+        except Exception:  # whatever the network's own code raises: tried again while there is one more to leave whole
             if len(opaque) == known:
                 raise
 
@@ -180,26 +181,38 @@ def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
         if not _is_batch_norm(norm):
             continue
         before = node.args[0]
-        convolution = modules.get(str(before.target)) if before.op == "call_module" else None
+        layer = modules.get(str(before.target)) if before.op == "call_module" else None
         # A layer that is called twice serves two places, so nothing of one place may go into it.
         once = calls[str(before.target)] == calls[str(node.target)] == len(before.users) == 1
-        # Exact types only: a subclass may compute with another weight than it holds.
-        if type(convolution) is nn.Conv2d and once:
-            _replace_(traced, str(before.target), fuse_conv_bn_eval(convolution, norm))
+        fused = _fused(layer, norm) if once else None
+        if fused is not None:
+            _replace_(traced, str(before.target), fused)
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     for name, module in list(traced.named_modules()):
-        if _is_batch_norm(module):
+        if type(module) is nn.BatchNorm2d and _is_batch_norm(module):
             _replace_(traced, name, ChannelAffine(module))
     traced.recompile()
     traced.float().eval()
     return traced
 
 
-def _is_batch_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether a batch norm is one and nothing else, with a scale and statistics."""
-    return type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats
+def _is_batch_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm1d | nn.BatchNorm2d]:
+    """Whether a batch norm is one and nothing else, with statistics of its own."""
+    return type(module) in {nn.BatchNorm1d, nn.BatchNorm2d} and module.track_running_stats
+
+
+def _fused(layer: nn.Module | None, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module | None:
+    """Return ``layer`` with ``norm``, which reads it, taken in; None where it cannot be.
+
+    Exact types only: a subclass may compute with another weight than it holds.
+    """
+    if type(layer) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+        return fuse_conv_bn_eval(layer, norm)
+    if type(layer) is nn.Linear and type(norm) is nn.BatchNorm1d and layer.out_features == norm.num_features:
+        return fuse_linear_bn_eval(layer, norm)
+    return None
 
 
 def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -209,6 +222,8 @@ def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
 
 def fold(net: SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None) -> fx.GraphModule:
     """Return ``path`` as a plain module without masks and batch norms; normalisation stays inside.
+
+    What stays of batch norms: one over (N, C) features that no linear layer makes, and any that keeps no statistics.
 
     Args:
         net: the trained network; it is not changed.

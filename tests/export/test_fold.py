@@ -26,11 +26,12 @@ def randomise_(net: SmartNetwork, *, seed: int) -> None:
 
     with torch.no_grad():
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 assert module.running_mean is not None
                 assert module.running_var is not None
-                uniform(module.weight, 0.5, 1.5)
-                uniform(module.bias, -1, 1)
+                if module.affine:
+                    uniform(module.weight, 0.5, 1.5)
+                    uniform(module.bias, -1, 1)
                 uniform(module.running_mean, -1, 1)
                 uniform(module.running_var, 0.3, 2)
     for path in net.path_names:
@@ -114,6 +115,41 @@ def test_a_network_that_was_not_written_for_it_folds_too(scope: str) -> None:
             assert (
                 sum(isinstance(m, ChannelAffine) for m in folded.modules()) == 1
             )  # norm1 has no convolution of its own
+
+
+class Unusual(nn.Module):
+    """Batch norms without scale and shift, behind a convolution and before one, and one behind a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(6, affine=False)
+        self.norm2 = nn.BatchNorm2d(6, affine=False)
+        self.conv = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(8)
+        self.hidden = nn.Linear(8, 12)
+        self.norm4 = nn.BatchNorm1d(12)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm2(torch.relu(self.norm1(self.stem(images))))
+        x = torch.relu(self.norm3(self.conv(x))).mean(dim=(2, 3))
+        scores: Tensor = self.fc(torch.relu(self.norm4(self.hidden(x))))
+        return scores
+
+
+@pytest.mark.parametrize("scope", ["block", "all"])
+def test_batch_norms_without_scale_and_behind_linear_layers_are_folded(scope: str) -> None:
+    torch.manual_seed(0)
+    net = convert(Unusual(), example_input=torch.zeros(2, 2, 6, 6), align=1, scope=scope)  # type: ignore[arg-type]
+    randomise_(net, seed=4)
+    images = torch.rand(7, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for path in net.path_names:
+            folded = fold(net, path=path)
+            assert relative(net.path(path)(images), folded(images)) <= TOLERANCE
+            assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules())
+            assert sum(isinstance(m, ChannelAffine) for m in folded.modules()) == 1  # norm2 reads a ReLU
 
 
 class Reused(nn.Module):
