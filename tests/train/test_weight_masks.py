@@ -267,6 +267,29 @@ def test_layers_that_stay_dense_say_why() -> None:
     assert reasons(Many(), "2:4", min_channels=16) == common | odd | {"3": "8 " + few.format(6)}
 
 
+class TwoStems(nn.Module):
+    """Two layers read the image, one of them through a pooling; a third reads both of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.both = nn.Conv2d(16, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.fine(images)
+        coarse = nn.functional.interpolate(self.coarse(nn.functional.avg_pool2d(images, 2)), scale_factor=2)
+        x = self.both(torch.relu(self.norm(torch.cat([fine, coarse], dim=1))))
+        scores: Tensor = self.fc(torch.relu(x).mean(dim=(2, 3)))
+        return scores
+
+
+def test_every_layer_that_reads_the_image_stays_dense() -> None:
+    first = "it reads the image"
+    assert reasons(TwoStems(), "unstructured") == {"fine": first, "coarse": first, "fc": "it makes the scores"}
+
+
 def test_the_input_channels_that_count_are_those_that_slicing_leaves() -> None:
     net = smart(width=6, structure="channel+2:4", density=0.5, align=4)
     assert net.dense_layers["blocks.0.conv1"] == "its 6 input channels are no multiple of 4"

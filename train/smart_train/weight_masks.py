@@ -26,28 +26,28 @@ class WeightLayers:
     dense: dict[str, str]
 
 
-def _in_running_order(network: nn.Module, images: Tensor) -> list[str]:
-    """Return the names of the convolutions and linear layers that one forward pass runs, as they first run."""
-    order: dict[str, None] = {}
-    handles = []
+@torch.no_grad()
+def _running_order(network: nn.Module, images: Tensor) -> dict[str, bool]:
+    """Return the convolutions and linear layers that a forward pass runs, as they first run, and which read the image.
+
+    Those are the ones that read nothing that another layer made, several in a network with several stems. Every
+    layer's output is replaced by NaN, which goes through whatever is computed from it.
+    """
+    order: dict[str, bool] = {}
+    trial = copy.deepcopy(network).eval()  # batch norms must not move
 
     def watch(name: str, module: nn.Module) -> None:
-        handles.append(module.register_forward_pre_hook(lambda _, __: order.setdefault(name)))
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            order.setdefault(name, not bool(inputs[0].isnan().any()))
+            return torch.full_like(output, torch.nan)
 
-    for name, module in network.named_modules():
+        module.register_forward_hook(hook)
+
+    for name, module in trial.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             watch(name, module)
-    flags = [(module, module.training) for module in network.modules()]
-    network.eval()  # batch norms must not move
-    try:
-        with torch.no_grad():
-            run_classifier(network, images)
-    finally:
-        for module, flag in flags:
-            module.training = flag
-        for handle in handles:
-            handle.remove()
-    return list(order)
+    run_classifier(trial, images)
+    return order
 
 
 def find_weight_layers(
@@ -57,7 +57,8 @@ def find_weight_layers(
 
     NVIDIA's ASP (apex.contrib.sparsity) takes every Conv2d and Linear whose output channels are a multiple of 8 and
     input channels of 16, which leaves out the first convolution and most classifiers by their sizes. Here these two are
-    left out by what they are, as the few weights in them decide much, and sizes by the pattern and by the target.
+    left out by what they are (every layer that reads the image itself, where there are several), as the few weights in
+    them decide much, and sizes by the pattern and by the target.
 
     Args:
         network: a plain classifier on the CPU; it is not changed.
@@ -68,7 +69,8 @@ def find_weight_layers(
     Raises:
         NetworkError: if the network does not run on the example or is no classifier.
     """
-    order = _in_running_order(network, torch.zeros_like(example, dtype=torch.float32))
+    reads_image = _running_order(network, torch.zeros_like(example, dtype=torch.float32))
+    last = list(reads_image)[-1:]
     modules = dict(network.named_modules())
     counts = [structure.kept(group.size, bundle=group.bundle) for group in groups]
     some = [torch.arange(group.size) < count for group, count in zip(groups, counts, strict=True)]  # only these count
@@ -86,9 +88,9 @@ def find_weight_layers(
         parted = module.groups if isinstance(module, nn.Conv2d) else 1
         checks = (
             (type(module) in {nn.Conv2d, nn.Linear}, f"a {type(module).__name__} may compute something of its own"),
-            (name in order, "no forward pass runs it"),
-            (order[:1] != [name], "it reads the image"),
-            (order[-1:] != [name], "it makes the scores"),
+            (name in reads_image, "no forward pass runs it"),
+            (not reads_image.get(name), "it reads the image"),
+            (last != [name], "it makes the scores"),
             (not is_depthwise(module), "depthwise: one input channel a filter"),
             (parted == 1, f"a convolution in {parted} groups"),
             (before % m == 0, f"its {before} input channels are no multiple of {m}"),
