@@ -26,6 +26,10 @@ SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "fp16", "int8")
 """The precisions that a graph can be exported in; every profile says something about each one's alignment."""
 
+SPARSE_GAIN_CHANNELS = 256
+"""With fewer channels in or out, NVIDIA's 2:4 kernels seldom beat its dense ones, says a maintainer of TensorRT:
+https://github.com/NVIDIA/TensorRT/issues/3849 and 4065."""
+
 # Peak throughput knows more kinds of arithmetic: GeForce cards halve their rate when fp16 products accumulate in fp32.
 _THROUGHPUT_UNITS = {
     "fp32": "TFLOPS",

@@ -14,12 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_devices import Target
+from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
 from smart_train.structure import Pattern
-
-MIN_SPARSE_CHANNELS = 256
-"""Below so many channels in or out, NVIDIA's sparse kernels seldom beat its dense ones, says a maintainer of TensorRT:
-https://github.com/NVIDIA/TensorRT/issues/3849 and 4065."""
 
 _SPARSE_OPS = ("Conv", "Gemm", "MatMul")  # the guide names convolutions and fully connected layers
 _PATTERN_DTYPES = ("float32", "float16", "bfloat16", "int8")  # what a builder looks for zeros in
@@ -152,8 +149,8 @@ def why_no_gain(
         (op not in _SPARSE_OPS, f"no sparse kernels for {op}"),
         (groups > 1, f"{groups} groups of channels"),
         (
-            min(in_channels, out_channels) < MIN_SPARSE_CHANNELS,
-            f"too narrow: sparse kernels win from about {MIN_SPARSE_CHANNELS} channels in and out",
+            min(in_channels, out_channels) < SPARSE_GAIN_CHANNELS,
+            f"too narrow: sparse kernels win from about {SPARSE_GAIN_CHANNELS} channels in and out",
         ),
         (dtype not in _FAST_DTYPES, f"{dtype}: sparse kernels take float16, bfloat16 and int8"),
     )

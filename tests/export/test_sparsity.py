@@ -25,10 +25,11 @@ from networks import NETWORKS
 from reference import costs
 from reference import sparsity as oracle
 from smart_devices import resolve_target
+from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
 from smart_export.fold import fold, fold_dense, unmasked
 from smart_export.graph import onnx_from_module, save_graph
-from smart_export.patterns import MIN_SPARSE_CHANNELS, TWO_FOUR, parse_pattern, pattern_name, why_no_gain, zeros_of
+from smart_export.patterns import TWO_FOUR, parse_pattern, pattern_name, why_no_gain, zeros_of
 from smart_export.sparsity import FileSparsity, LayerSparsity, sparsity_of_onnx
 from smart_train.architectures import ARCHITECTURES
 from smart_train.structure import Pattern
@@ -141,7 +142,7 @@ def test_a_pattern_reads_as_it_is_named() -> None:
     ("target", "changes", "words"),
     [
         ("jetson-orin", {}, None),
-        ("jetson-orin", {"in_channels": MIN_SPARSE_CHANNELS - 1}, "too narrow"),
+        ("jetson-orin", {"in_channels": SPARSE_GAIN_CHANNELS - 1}, "too narrow"),
         ("jetson-orin", {"dtype": "float32"}, "float32"),
         ("jetson-orin", {"groups": 2}, "2 groups"),
         ("jetson-orin", {"op": "ConvTranspose"}, "ConvTranspose"),

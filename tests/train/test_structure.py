@@ -81,7 +81,8 @@ def test_the_command_line_keeps_whole_blocks_and_asks_the_target() -> None:
     assert chosen("channel") == chosen("channel+2:4") == (8, 1)
     assert chosen("channel+2:5") == (40, 1)
     assert chosen("channel", target="jetson-orin") == (8, 1)
-    assert chosen("channel+2:4", target="jetson-orin") == (16, 16), "the profile's alignment for sparse fp16"
+    assert chosen("channel+2:4", target="jetson-orin") == (16, 256), "its alignment for sparse fp16"
+    assert chosen("channel+2:4", target="cpu") == (4, 1), "no layer gains, however wide"
     assert chosen("channel+2:4", align=4) == (4, 1)
     with pytest.raises(ConfigError, match="multiple of 5"):
         chosen("channel+2:5", align=8)

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from smart_devices import resolve_target
 from smart_devices.console import cli as house
+from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_devices.version import version
 from smart_runtime.figures import check_plot
 from smart_runtime.units import duration
@@ -103,8 +104,8 @@ def _structure(
 ) -> Structure:
     """Return what masks remove, in steps of ``align`` or of what ``target`` wants of its channels.
 
-    That is the coarser of its fp32 and fp16 alignments; for ``N:M`` also of those for sparse arithmetic, and layers
-    with fewer channels than these have no ``N:M``. Whole blocks of M are kept unless ``align`` says otherwise.
+    That is the coarser of its fp32 and fp16 alignments; for ``N:M`` also of those for sparse arithmetic, and layers too
+    narrow to gain from it there have no ``N:M``. Whole blocks of M are kept unless ``align`` says otherwise.
     """
     if align is not None and target is not None:
         raise ConfigError("expected --align or --target, got both; --target sets the alignment of that device")
@@ -114,8 +115,9 @@ def _structure(
         profile = resolve_target(target).profile
         wanted = max(profile.alignment(precision) for precision in ("fp32", "fp16"))
         if pattern is not None:
-            least = max(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16"))
-            wanted = max(wanted, least)
+            wanted = max(wanted, *(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16")))
+            if profile.sparse_tensor_cores.value:
+                least = SPARSE_GAIN_CHANNELS
             if profile.sparse_tensor_cores.value is False:
                 house.note(f"note: {target} has no sparse tensor cores: zeros among weights gain no speed there")
     if pattern is not None and align is None:
@@ -246,7 +248,8 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
 @click.option(
     "--min-channels",
     type=int,
-    help="Mask no N:M in layers with fewer input or output channels.  [default: 1, or what --target wants]",
+    help="Mask no N:M in layers with fewer input or output channels.  "
+    f"[default: 1; {SPARSE_GAIN_CHANNELS} where --target has sparse tensor cores]",
 )
 @click.option("--permute", is_flag=True, help="First order channels so that N:M keeps more; pays with --init.")
 @click.option("--target", metavar="NAME", help="Take the alignment of this device (see smart-devices list).")

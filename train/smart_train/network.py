@@ -21,6 +21,7 @@ from smart_train.weight_masks import WeightLayers, find_weight_layers, kept_inpu
 
 DEFAULT_PATHS = ("clean", "robust")
 _PATH_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_SAID = 4  # layers that a refusal of a whole network gives reasons for
 _KEY = "path_"  # before a path's name in the module tree, where "half" or "type" would hide a method of nn.Module
 
 
@@ -274,10 +275,12 @@ def convert(
     if wanted.removes.weights:
         layers = find_weight_layers(network, example_input, structure=wanted, groups=found.groups)
         if not layers.masked:
-            reasons = "; ".join(f"{name}: {why}" for name, why in layers.dense.items())
+            reasons = [f"{name}: {why}" for name, why in layers.dense.items()]
+            more = f"; and {len(reasons) - _SAID} more" if len(reasons) > _SAID else ""
             raise NetworkError(
                 f"expected a network with at least one layer whose weights {structure} can mask, got "
-                f"{type(network).__name__} with none ({reasons}); use channel"
+                f"{type(network).__name__} with none ({'; '.join(reasons[:_SAID])}{more}); use channel, or a lower "
+                "min_channels where layers are too narrow"
             )
     return SmartNetwork(
         network,
