@@ -20,9 +20,8 @@ from smart_export.patterns import TWO_FOUR, parse_pattern
 from smart_export.report import (
     BUILD_COLUMNS,
     attention,
-    build_reasons,
     build_report,
-    build_rows,
+    build_tables,
     check_report_file,
     file_columns,
     file_reasons,
@@ -92,7 +91,7 @@ def _images(spec: str, checkpoint: Checkpoint, places: DataPlaces) -> Images:
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @click.option("--sign", type=_FILE, metavar="KEY", help="Sign the bundle with this private key (smart-export keygen).")
 @click.option("--report", type=_FILE, metavar="FILE", help="Write what became of each layer into this JSON file too.")
-@click.option("--verbose", is_flag=True, help="Show every layer, and on standard error what each phase took.")
+@click.option("--verbose", is_flag=True, help="Say on standard error what each phase took.")
 @house.json_option
 def build(
     *,
@@ -168,10 +167,10 @@ def build(
     house.console().print(
         house.table(title, ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"], rows)
     )
+    for names, layers, reasons in build_tables(result.paths):
+        _print_wide(house.table(names, BUILD_COLUMNS, layers, text_columns=2))
+        _print_lines(reasons)
     for graph in result.paths.values():
-        if verbose:
-            _print_wide(house.table(graph.name, BUILD_COLUMNS, build_rows(graph), text_columns=2))
-            _print_lines(build_reasons(graph))
         _print_lines(attention(graph.name, graph))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,16 @@ def build_rows(graph: ExportedGraph) -> list[list[str]]:
         ]
         for layer in graph.cost.layers
     ]
+
+
+def build_tables(paths: Mapping[str, ExportedGraph]) -> Iterator[tuple[str, list[list[str]], list[str]]]:
+    """Yield title, rows and reasons for each path; one for several paths of which all of that is the same."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    made = {name: (build_rows(graph), list(build_reasons(graph))) for name, graph in paths.items()}
+    for name, (rows, reasons) in made.items():
+        alike.setdefault((*map(tuple, rows), *reasons), []).append(name)
+    for names in alike.values():
+        yield ", ".join(names), *made[names[0]]
 
 
 def build_reasons(graph: ExportedGraph) -> Iterator[str]:

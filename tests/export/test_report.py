@@ -19,7 +19,7 @@ from smart_export.build import ExportedGraph, build_bundle
 from smart_export.cli import main
 from smart_export.fold import fold
 from smart_export.layers import network_cost
-from smart_export.report import attention, build_report, build_rows
+from smart_export.report import attention, build_report, build_rows, build_tables
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.verify import Agreement
 from smart_runtime.bundle import Bundle
@@ -103,14 +103,23 @@ def test_zeros_among_weights_are_counted_and_their_use_is_said(structure: str, w
     assert line.startswith(f"robust: {len(net.weight_layers)} layers")
 
 
-def test_verbose_shows_every_layer(checkpoint_file: Path, tmp_path: Path) -> None:
-    arguments = (checkpoint_file, "--target", "cpu", "--baseline", "none", "-o", tmp_path / "bundle")
-    short = smart_export(*arguments)
-    assert short.returncode == 0, short.stderr
-    assert "blocks.0.conv1" not in short.stdout
-    long = smart_export(*arguments, "--force", "--verbose")
-    assert "blocks.0.conv1" in long.stdout
-    assert "not 2:4, 1 input channel, no multiple of 4: conv" in long.stdout
+def test_a_build_prints_every_layer_once_where_the_paths_are_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    built = build_bundle(checkpoint, output=tmp_path / "a", target=resolve_target("cpu"), baseline=False)
+    ((title, rows, reasons),) = build_tables(built.paths)
+    assert title == "clean, robust"
+    assert rows == build_rows(built.paths["robust"])
+    assert "not 2:4, 1 input channel, no multiple of 4: conv" in reasons
+    checkpoint.net.set_mask("robust", 0, torch.ones(8, dtype=torch.bool))
+    built = build_bundle(checkpoint, output=tmp_path / "b", target=resolve_target("cpu"), baseline=False)
+    assert [title for title, _, _ in build_tables(built.paths)] == ["clean", "robust"]
+
+
+def test_the_command_prints_that_table(checkpoint_file: Path, tmp_path: Path) -> None:
+    arguments = ("--target", "cpu", "--baseline", "none", "-o", str(tmp_path / "bundle"))
+    done = CliRunner().invoke(main, ["build", str(checkpoint_file), *arguments])
+    assert done.exit_code == 0, done.output
+    assert "blocks.0.conv1" in done.stdout
+    assert "not 2:4, 1 input channel, no multiple of 4: conv" in done.stdout
 
 
 @pytest.mark.parametrize("place", ["no/such/report.json", "folder", "bundle/report.json"])
