@@ -191,7 +191,7 @@ def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     for name, module in list(traced.named_modules()):
-        if type(module) is nn.BatchNorm2d and _is_batch_norm(module):
+        if _is_batch_norm(module) and isinstance(module, nn.BatchNorm2d):
             _replace_(traced, name, ChannelAffine(module))
     traced.recompile()
     traced.float().eval()
@@ -200,6 +200,8 @@ def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
 
 def _is_batch_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm1d | nn.BatchNorm2d]:
     """Whether a batch norm is one and nothing else, with statistics of its own."""
+    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return False
     return type(module) in {nn.BatchNorm1d, nn.BatchNorm2d} and module.track_running_stats
 
 
