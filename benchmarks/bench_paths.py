@@ -3,15 +3,16 @@
     .venv/bin/python benchmarks/bench_paths.py
 
 ResNet-34 and WRN-16-8 at 3x32x32, ResNet-50 and a MobileNetV3-Small at 3x224x224, with random weights and masks, scopes
-block and all, ONNX Runtime on the CPU. Of each network the dense graph and both paths of every bundle take turns in one
-process, in blocks of calls, then each runs alone in a fresh process, which must agree. The goal: at one thread, with
-channels aligned to 4, a path's speed-up is at least 0.9 of its MAC ratio where every masked layer keeps 64 channels or
-more, else 0.6 of it; of a row that falls short the table says why. Density 0.3125 is measured with channels aligned to
-16 as well, since ONNX Runtime fills them up to blocks of 16 on AVX-512 (8 on AVX2): these rows show what is lost to
-that and are held to no goal.
+block and all, and a ResNet-34 of twice the width, which keeps 64 channels everywhere; ONNX Runtime on the CPU. Of each
+network the dense graph and both paths of every bundle take turns in one process, in blocks of calls, then each runs
+alone in a fresh process, which must agree. The goal: at one thread, with channels aligned to 4, a path's speed-up is at
+least 0.9 of its MAC ratio where every masked layer keeps 64 channels or more, else 0.6 of it; of a row that falls short
+the table says why. Density 0.3125 is measured with channels aligned to 16 as well, since ONNX Runtime fills them up to
+blocks of 16 on AVX-512 (8 on AVX2): these rows show what is lost to that and are held to no goal.
 
-Takes about 20 minutes; writes benchmarks/results/paths.json with the environment, prints the table and ends with status
-1 if a goal is missed. --quick only shows that it works, and writes nothing; --only NAME measures one network.
+Takes about 25 minutes; writes benchmarks/results/paths.json with each network's environment, prints the table and ends
+with status 1 if a goal is missed. --quick only shows that it works, and writes nothing; --only NAME measures one
+network anew and leaves the other rows of the file as they are.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from smart_runtime.bench.contenders import open_bundles
 from smart_runtime.bench.report import Report, Row
 from smart_runtime.bundle import Bundle
 from smart_runtime.manifest import DENSE, GraphInfo
+from smart_train.architectures import build_network
 from smart_train.groups import SCOPES, Scope
 
 RESULT = Path(__file__).resolve().parent / "results/paths.json"
@@ -57,6 +59,7 @@ class Network:
     input_shape: tuple[int, int, int]
     classes: int
     scopes: Sequence[Scope] = SCOPES
+    densities: Sequence[float] = (0.5, 0.3125)
     make: Callable[..., nn.Module] | None = field(default=None, repr=False)
 
 
@@ -69,8 +72,16 @@ class Sparsity:
     scope: Scope = "block"
 
 
+def wide_resnet34(*, num_classes: int, in_channels: int) -> nn.Module:
+    """Return a ResNet-34 that is twice as wide as the one of that name."""
+    return build_network(
+        "resnet34", num_classes=num_classes, in_channels=in_channels, arguments={"width": 128}, generator_seed=SEED
+    )
+
+
 FULL = (
     Network("resnet34", (3, 32, 32), 10),
+    Network("resnet34-width128", (3, 32, 32), 10, densities=(0.5,), make=wide_resnet34),
     Network("wrn16-8", (3, 32, 32), 10),
     Network("resnet50", (3, 224, 224), 1000, scopes=("block",)),
     Network("mobilenetv3-small", (3, 224, 224), 1000, make=MobileNetV3),
@@ -84,9 +95,9 @@ QUICK = (
 
 def sparsities(network: Network) -> list[Sparsity]:
     """Return what is measured of a network; other alignments at one scope only."""
-    densities = (0.5, 0.3125)
-    found = [Sparsity(density, GOAL_ALIGN, scope) for scope in network.scopes for density in densities]
-    return [*found, Sparsity(densities[-1], 16)]
+    found = [Sparsity(density, GOAL_ALIGN, scope) for scope in network.scopes for density in network.densities]
+    uneven = [density for density in network.densities if density != 0.5]  # half of the channels are blocks of 16
+    return [*found, *(Sparsity(density, 16) for density in uneven)]
 
 
 def build(network: Network, folder: Path) -> dict[str, Sparsity]:
@@ -246,18 +257,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small networks, few blocks; figures mean nothing")
     parser.add_argument("--output", type=Path, help="the file of results; --quick writes none without it")
-    parser.add_argument("--only", metavar="NAME", help="measure this network alone; needs --output")
+    parser.add_argument("--only", metavar="NAME", help="measure this network alone and keep the others' rows")
     options = parser.parse_args()
-    if options.only is not None and options.output is None:
-        parser.error("--only needs --output, so that it does not replace the results of all networks")
     output = options.output or (None if options.quick else RESULT)
+    networks = [network for network in (QUICK if options.quick else FULL) if options.only in {None, network.model}]
+    if not networks:
+        parser.error(f"expected a network that is measured, got --only {options.only}")
     started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    environment: dict[str, Any] = {}
+    before = json.loads(output.read_text()) if options.only and output is not None and output.exists() else {}
+    rows: list[dict[str, Any]] = [row for row in before.get("rows", []) if row["network"] != options.only]
+    environments: dict[str, Any] = before.get("environments", {})
     with tempfile.TemporaryDirectory() as folder:
-        for network in QUICK if options.quick else FULL:
-            if options.only not in {None, network.model}:
-                continue
+        for network in networks:
             built = build(network, Path(folder))
             bundles = open_bundles(list(built))
             dense = next(iter(bundles.values())).manifest.graph(DENSE)
@@ -266,20 +277,24 @@ def main() -> None:
                     seconds = 1.0 if options.quick else SECONDS
                     blocks = rounds(bundles, batch=batch, threads=threads, seconds=seconds)
                     report = compare(bundles, batch=batch, threads=threads, blocks=blocks, seed=SEED)
-                    environment = environment or asdict(report.environment)
+                    if (threads, batch) == (1, 1):
+                        environments[network.model] = asdict(report.environment)
                     rows += [record(row, report, network, built[str(row.bundle)], dense) for row in report.rows]
                     print(f"{network.model}, batch {batch}, threads {threads}: {blocks} blocks", flush=True)
+    place = {network.model: i for i, network in enumerate(FULL)}
+    rows.sort(key=lambda row: place.get(row["network"], 0))
     checked = goals(rows)
     command = "python benchmarks/bench_paths.py" + (" --quick" if options.quick else "")
     found = {
         "command": command,
         "method": "medians of interleaved blocks in one process, 95% bootstrap interval over the rounds; untrained "
         "weights, random masks",
-        "seconds": time.perf_counter() - started,
+        "seconds": before.get("seconds", 0) + time.perf_counter() - started,
         "seed": SEED,
         "goals": checked,
         "rows": rows,
-        "environment": environment,
+        "environment": next(iter(environments.values())),
+        "environments": environments,
     }
     if output is not None:
         output.write_text(json.dumps(found, indent=1) + "\n")
