@@ -392,6 +392,8 @@ def main(
                 f"ended, use --force to replace it"
             )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
+    if permute and not resume:
+        house.note(f"note: ordering channels so that {structure} keeps more; wide networks take a minute")
     trainer = Trainer(
         config,
         places.load(data),
