@@ -130,6 +130,33 @@ def test_counts_are_exact_at_each_of_twenty_updates_and_masks_then_never_move(
     unused_are_zero(net)
 
 
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("mode", MASK_MODES)
+@pytest.mark.parametrize("structure", ["channel+2:4", "unstructured"])
+def test_hidden_linear_layers_are_masked_like_convolutions(structure: str, mode: str, score: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 16),
+        nn.ReLU(),
+        nn.Linear(16, 16),
+        nn.ReLU(),
+        nn.Linear(16, 3),
+    )
+    net = convert(network, example_input=IMAGES[:2], structure=structure, align=4)
+    assert net.weight_layers == ("4", "6")
+    loop = Loop(net, MaskPlan(mode=mode, score=score), epochs=6, per_epoch=4)  # type: ignore[arg-type]
+    for number in range(1, loop.total + 1):
+        loop.step(number)
+    check_counts(net, progress=1.0)
+    assert any(
+        not torch.equal(net.weight_mask("clean", name), net.weight_mask("robust", name)) for name in net.weight_layers
+    )
+
+
 def unused_are_zero(net: SmartNetwork) -> None:
     for name in net.weight_layers:
         weight = net.path("clean").network.get_submodule(name).weight
