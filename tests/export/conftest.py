@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from smart_devices import resolve_target
 from smart_export import BuildResult, build_bundle
@@ -52,3 +53,12 @@ def built(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Bu
 @pytest.fixture(scope="session")
 def bundle(built: BuildResult) -> Path:
     return built.bundle
+
+
+@pytest.fixture(scope="session")
+def padded_build(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    """A build with 3 of 8 channels in its clean path's first block, which do not fit the target's multiple of 4."""
+    checkpoint = load_checkpoint(checkpoint_file)
+    checkpoint.net.set_mask("clean", 0, torch.arange(8) < 3)
+    output = tmp_path_factory.mktemp("padded") / "bundle"
+    return build_bundle(checkpoint, output=output, target=resolve_target("jetson-orin"), baseline=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from export.rtx import assert_builds
 from export.test_fold import randomise_, relative
 from smart_devices import resolve_target
 from smart_export.build import build_bundle
@@ -124,20 +125,8 @@ def test_nothing_but_plain_operators_is_left(exported: tuple[Checkpoint, Path, s
 
 @pytest.mark.trt
 def test_tensorrt_rtx_builds_it_without_a_gpu(exported: tuple[Checkpoint, Path, str]) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX library (extra tensorrt-rtx) is not installed")
     _, bundle, _ = exported
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network()
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse_from_file(str(bundle / "robust/model.onnx"))
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    profile.set_shape("image", (1, *SHAPE), (8, *SHAPE), (64, *SHAPE))
-    config.add_optimization_profile(profile)
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    assert builder.build_serialized_network(network, config) is not None
+    assert_builds(bundle / "robust/model.onnx", shape=SHAPE)
 
 
 def as_values(model: onnx.ModelProto) -> dict[str, object]:

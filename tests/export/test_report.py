@@ -15,7 +15,7 @@ from export.test_cli import refused, smart_export
 from export.test_structures import random_net
 from reference import sparsity as oracle
 from smart_devices import resolve_target
-from smart_export.build import ExportedGraph, build_bundle
+from smart_export.build import BuildResult, ExportedGraph, build_bundle
 from smart_export.cli import main
 from smart_export.fold import fold
 from smart_export.layers import network_cost
@@ -63,17 +63,14 @@ def test_a_report_says_what_the_graphs_say(checkpoint_file: Path, tmp_path: Path
         assert inside["dense_macs"] == 2 * inside["macs"]
 
 
-def test_padding_is_pointed_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    keep = torch.zeros(8, dtype=torch.bool)
-    keep[:3] = True
-    checkpoint.net.set_mask("clean", 0, keep)  # 3 of 8 channels do not fit a multiple of 4
-    built = build_bundle(checkpoint, output=tmp_path / "bundle", target=resolve_target("jetson-orin"), baseline=False)
-    layer = next(layer for layer in built.paths["clean"].cost.layers if layer.name == "blocks.0.conv1")
-    assert (layer.kept_out_channels, layer.padded_out_channels) == (3, 1)
+def test_padding_is_counted_and_pointed_out(padded_build: BuildResult) -> None:
+    graph = padded_build.paths["clean"]
+    layer = next(layer for layer in graph.cost.layers if layer.name == "blocks.0.conv1")
+    assert (layer.kept_out_channels, layer.padded_out_channels, layer.out_channels) == (3, 1, 4)
     lines = ["clean: 1 channel of zeros fills 1 layer up to the target's alignment: blocks.0.conv1"]
-    assert list(attention("clean", built.paths["clean"])) == lines
-    assert build_report(built)["paths"]["clean"]["attention"] == lines
-    row = next(row for row in build_rows(built.paths["clean"]) if row[0] == "blocks.0.conv1")
+    assert list(attention("clean", graph)) == lines
+    assert build_report(padded_build)["paths"]["clean"]["attention"] == lines
+    row = next(row for row in build_rows(graph) if row[0] == "blocks.0.conv1")
     assert row[2:4] == ["8/8", "3+1/8"]
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from export.rtx import assert_builds
 from reference import masks as oracle
 from smart_devices import resolve_target
 from smart_export import build_bundle
@@ -190,22 +191,4 @@ def test_what_smart_train_gives_is_sparse_in_the_bundle(trained: tuple[Path, Pat
 @pytest.mark.trt
 @pytest.mark.parametrize("path", PATHS)
 def test_tensorrt_rtx_builds_it_with_sparse_weights(trained: tuple[Path, Path], path: str) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX library (extra tensorrt-rtx) is not installed")
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network()
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse_from_file(str(trained[1] / path / "model.onnx")), [
-        parser.get_error(i).desc() for i in range(parser.num_errors)
-    ]
-    config = builder.create_builder_config()
-    config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    assert config.get_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    profile = builder.create_optimization_profile()
-    profile.set_shape("image", (1, 1, 8, 8), (8, 1, 8, 8), (64, 1, 8, 8))
-    config.add_optimization_profile(profile)
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    assert plan.nbytes > 0
+    assert_builds(trained[1] / path / "model.onnx", shape=(1, 8, 8), sparse_weights=True)

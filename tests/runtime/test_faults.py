@@ -79,9 +79,8 @@ def test_threads_killed_by_an_exception_leave_the_model_whole(bundle: Path, memo
     model.close()
 
 
-def test_interrupts_in_the_middle_of_calls_leave_the_model_whole(bundle: Path) -> None:
-    """What Ctrl-C does, at 300 places by chance."""
-    model = SmartModel.load(bundle, threads=1)
+def interrupt(work: Callable[[], object], *, apart_s: float, after_each: Callable[[], object] = lambda: None) -> None:
+    """Do what Ctrl-C does 300 times while ``work`` is done over and over, each time ``apart_s`` later than the last."""
     struck = 0
 
     def strike(*_: object) -> None:
@@ -93,13 +92,19 @@ def test_interrupts_in_the_middle_of_calls_leave_the_model_whole(bundle: Path) -
     try:
         for i in range(300):
             with contextlib.suppress(Stop):
-                signal.setitimer(signal.ITIMER_REAL, 0.0001 + i * 1e-6)
+                signal.setitimer(signal.ITIMER_REAL, 0.0001 + i * apart_s)
                 while struck == i:  # not for ever: Python ignores what strikes inside of a finalizer
-                    model.run(FLOATS)
+                    work()
+            after_each()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert struck == 300
+
+
+def test_interrupts_in_the_middle_of_calls_leave_the_model_whole(bundle: Path) -> None:
+    model = SmartModel.load(bundle, threads=1)
+    interrupt(lambda: model.run(FLOATS), apart_s=1e-6)
     assert all(not loaded.calls for loaded in model._loaded.values())
     for path in ("robust", "clean"):
         model.switch(path)
@@ -120,26 +125,12 @@ def test_interrupts_in_the_middle_of_switches_leave_the_model_whole(
     monkeypatch.setattr(logging.getLogger("smart_runtime.model"), "disabled", True)
     budget = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "robust"))
     model = SmartModel.load(own_bundle, threads=1, memory=budget)
-    struck = 0
 
-    def strike(*_: object) -> None:
-        nonlocal struck
-        struck += 1
-        raise Stop
+    def run_once() -> None:
+        with contextlib.suppress(EngineError):  # struck while the old path was loaded again: it says so
+            model.run(FLOATS)
 
-    before = signal.signal(signal.SIGALRM, strike)
-    try:
-        for i in range(300):
-            with contextlib.suppress(Stop):
-                signal.setitimer(signal.ITIMER_REAL, 0.0001 + i * 2e-5)
-                while struck == i:
-                    model.switch("robust" if model.path == "clean" else "clean")
-            with contextlib.suppress(EngineError):  # struck while the old path was loaded again: it says so
-                model.run(FLOATS)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert struck == 300
+    interrupt(lambda: model.switch("robust" if model.path == "clean" else "clean"), apart_s=2e-5, after_each=run_once)
     for path in ("robust", "clean", "robust"):
         model.switch(path)
         assert_scores(model, path)
