@@ -1,24 +1,22 @@
-"""A process that exports at a word, each time in a forked child, which may kill itself on the way.
+"""A process that exports at a word, each time in a forked child (tests/forks.py), which may kill itself on the way.
 
-Importing torch and a first conversion take seconds, and a forked child has both for nothing. A line on standard input
-is an order, a line on standard output the exit code of its child.
-
-    python dying.py ckpt.pt
-    {"output": "/tmp/bundle", "death": "converted", "default_path": "clean"}
+python -m export.dying ckpt.pt
+{"output": "/tmp/bundle", "death": "converted", "default_path": "clean"}
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 from unittest.mock import patch
 
+from forks import serve
 from smart_devices import resolve_target
 from smart_export import build, build_bundle, fold, graph, publish
 from smart_train import Checkpoint, load_checkpoint
@@ -91,7 +89,7 @@ def arrange(death: str | None) -> None:
             die_at("os.rename", name=".tmp")
 
 
-def export(checkpoint: Checkpoint, *, output: str, death: str | None, default_path: str) -> None:
+def export(checkpoint: Checkpoint, *, output: str, default_path: str, death: str | None = None) -> None:
     arrange(death)
     build_bundle(
         checkpoint,
@@ -109,13 +107,7 @@ def main() -> None:
     checkpoint = load_checkpoint(Path(sys.argv[1]))
     folded = fold(checkpoint.net, path="clean", keeps=checkpoint.net.masks("clean"))
     graph.onnx_from_module(folded, input_shape=checkpoint.input_shape, opset=20)  # the first conversion imports much
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            export(checkpoint, **json.loads(line))
-            os._exit(0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
-        sys.stdout.flush()
+    serve(partial(export, checkpoint))
 
 
 if __name__ == "__main__":

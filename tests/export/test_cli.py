@@ -15,12 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from forks import Command
 from smart_runtime.bundle import write_checksums
 
-
-def smart_export(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smart_export.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+smart_export = Command("export.command", name="smart-export")
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from disks import run_on_small_disk
 from export.dying import WITH_ONE, WITHOUT_A_BUNDLE
+from forks import Forker
 from smart_export import publish
 from smart_export.errors import ExportError
 from smart_runtime.bundle import Bundle
 from smart_runtime.errors import BundleError
 
-HERE = Path(__file__).resolve().parent
 
-
-class Exporter:
+@pytest.fixture(scope="module")
+def export(checkpoint_file: Path) -> Forker:
     """The process of dying.py."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def __call__(self, output: Path, *, default_path: str, death: str | None = None) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        order = {"output": str(output), "death": death, "default_path": default_path}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+    return Forker("export.dying", checkpoint_file)
 
 
 @pytest.fixture(scope="module")
-def export(checkpoint_file: Path) -> Iterator[Exporter]:
-    command = [sys.executable, str(HERE / "dying.py"), str(checkpoint_file)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Exporter(process)
-
-
-@pytest.fixture(scope="module")
-def old(export: Exporter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def old(export: Forker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle, to be told from the next ones by its default path."""
     output = tmp_path_factory.mktemp("old") / "bundle"
-    assert export(output, default_path="clean") == 0
+    assert export(output=str(output), default_path="clean") == 0
     return output
 
 
@@ -74,14 +55,14 @@ def exchanges(place: Path) -> bool:
     [(point, False) for point in WITHOUT_A_BUNDLE] + [(point, True) for point in WITH_ONE],
 )
 def test_a_killed_export_leaves_a_whole_bundle_or_none_and_the_next_one_works(
-    export: Exporter, old: Path, tmp_path: Path, death: str, replaces: bool
+    export: Forker, old: Path, tmp_path: Path, death: str, replaces: bool
 ) -> None:
     output = tmp_path / "bundle"
     if replaces:
         shutil.copytree(old, output)
     if death in {"exchanged", "removing"} and not exchanges(tmp_path):
         pytest.skip("needs a file system on which two names can change places")
-    assert export(output, default_path="robust", death=death) == -signal.SIGKILL
+    assert export(output=str(output), default_path="robust", death=death) == -signal.SIGKILL
 
     left = {path.name for path in tmp_path.iterdir()}
     if death in {"exchanged", "removing"}:
@@ -97,17 +78,17 @@ def test_a_killed_export_leaves_a_whole_bundle_or_none_and_the_next_one_works(
         with pytest.raises(BundleError):
             Bundle.open(tmp_path / ".bundle.tmp")
 
-    assert export(output, default_path="robust") == 0
+    assert export(output=str(output), default_path="robust") == 0
     assert whole(output).manifest.default_path == "robust"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"], "what the killed export left is gone"
 
 
 def test_where_names_cannot_change_places_two_renames_replace_a_bundle(
-    export: Exporter, old: Path, tmp_path: Path
+    export: Forker, old: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "bundle"
     shutil.copytree(old, output)
-    assert export(output, default_path="robust", death="plain renames") == 0
+    assert export(output=str(output), default_path="robust", death="plain renames") == 0
     assert whole(output).manifest.default_path == "robust"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

@@ -9,14 +9,12 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
 
 from export.test_cli import refused, smart_export
 from export.test_structures import random_net
 from reference import sparsity as oracle
 from smart_devices import resolve_target
 from smart_export.build import BuildResult, ExportedGraph, build_bundle
-from smart_export.cli import main
 from smart_export.fold import fold
 from smart_export.layers import network_cost
 from smart_export.report import attention, build_report, build_rows, build_tables
@@ -25,16 +23,6 @@ from smart_export.verify import Agreement
 from smart_runtime.bundle import Bundle
 from smart_train import Checkpoint
 from smart_train.accounting import structure_report
-
-
-def refusal(*arguments: str) -> str:
-    """The one sentence with which a command ends, in this process: starting one takes seconds."""
-    done = CliRunner().invoke(main, arguments)
-    assert done.exit_code == 1, done.output
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: expected")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 def test_a_report_says_what_the_graphs_say(checkpoint_file: Path, tmp_path: Path) -> None:
@@ -112,9 +100,8 @@ def test_a_build_prints_every_layer_once_where_the_paths_are_alike(checkpoint: C
 
 
 def test_the_command_prints_that_table(checkpoint_file: Path, tmp_path: Path) -> None:
-    arguments = ("--target", "cpu", "--baseline", "none", "-o", str(tmp_path / "bundle"))
-    done = CliRunner().invoke(main, ["build", str(checkpoint_file), *arguments])
-    assert done.exit_code == 0, done.output
+    done = smart_export(checkpoint_file, "--target", "cpu", "--baseline", "none", "-o", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
     assert "blocks.0.conv1" in done.stdout
     assert "not 2:4, 1 input channel, no multiple of 4: conv" in done.stdout
 
@@ -127,7 +114,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     arguments = (checkpoint_file, "--target", "cpu", "-o", tmp_path / "bundle", "--report", tmp_path / place)
     if place.startswith("bundle"):
         (tmp_path / "bundle").mkdir()
-    refusal("build", *map(str, arguments), "--force")
+    refused(smart_export("build", *arguments, "--force"))
     assert list((tmp_path / "folder").iterdir()) == []
 
 
@@ -166,7 +153,7 @@ def test_check_refuses_what_makes_no_sense(
     arguments: list[str], words: str, bundle: Path, checkpoint_file: Path
 ) -> None:
     places = {"FILE": str(bundle / "clean/model.onnx"), "BUNDLE": str(bundle), "ckpt.pt": str(checkpoint_file)}
-    assert words in refusal("check", *(places.get(a, a) for a in arguments))
+    assert words in refused(smart_export("check", *(places.get(a, a) for a in arguments)))
 
 
 def test_check_of_a_file_without_its_weights_names_them(bundle: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from export.test_cli import refused, smart_export
 from smart_devices import resolve_target
 from smart_export import ExportError, build_bundle
 from smart_export.check import check_bundle
@@ -29,19 +30,6 @@ from smart_runtime.signatures import load_public_key
 from smart_train import Checkpoint
 
 OPENSSL = shutil.which("openssl")
-
-
-def smart_export(*arguments: str | Path, umask: int = 0o022) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smart_export.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, umask=umask)
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 def test_a_pair_of_keys_is_what_the_standards_say(tmp_path: Path) -> None:
