@@ -1,10 +1,12 @@
 # Every target sets up what it needs: on a fresh machine `make demo` or `make test` is the first and only command.
 #   make test PYTHON=python3.12           another interpreter (3.10 or newer)
+#   make test JOBS=8                      so many processes share the tests; 0 is pytest without helpers
 #   make demo PIP_ARGS="--index-url URL"  options for pip install
 #   make fuzz RUNS=1000000 SEED=2         other inputs
 
 PYTHON ?= python3
 PIP_ARGS ?=
+JOBS ?= 2
 RUNS ?= 200000
 SEED ?= 1
 BIN := .venv/bin
@@ -22,7 +24,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 
 help:
 	@echo "make demo    train, evaluate, export, compare and switch on handwritten digits (demo-out/)"
-	@echo "make test    run the tests, slow ones left out"
+	@echo "make test    run the tests in two processes, slow ones left out"
 	@echo "make check   lint, format, types, imports and the Python 3.10 lint"
 	@echo "make fuzz    give 200,000 changed files to everything that reads a stranger's files (x86-64 only)"
 	@echo "make format  rewrite the sources in the house format"
@@ -56,7 +58,7 @@ demo: venv
 	$(BIN)/python examples/01_demo.py
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 check: venv
 	$(BIN)/ruff check .
