@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from smart_devices.engines import ENGINES, EngineStatus, engine_status
 from smart_devices.errors import MissingExtraError, SmartError, UnknownTargetError
+from smart_devices.facts import Fact
+from smart_devices.jetpack import JetPack, JetPackVersion
 from smart_devices.profiles import (
     PRECISIONS,
     DenseSparse,
     Dla,
-    Fact,
-    JetPack,
+    Identity,
     Memory,
     PowerMode,
     Profile,
@@ -21,6 +22,7 @@ from smart_devices.profiles import (
     load_profile,
     parse_profile,
     profile_names,
+    profile_of,
     resolve_target,
 )
 from smart_devices.version import version
@@ -32,7 +34,9 @@ __all__ = [
     "Dla",
     "EngineStatus",
     "Fact",
+    "Identity",
     "JetPack",
+    "JetPackVersion",
     "Memory",
     "MissingExtraError",
     "PowerMode",
@@ -44,6 +48,7 @@ __all__ = [
     "load_profile",
     "parse_profile",
     "profile_names",
+    "profile_of",
     "resolve_target",
     "version",
 ]

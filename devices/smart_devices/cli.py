@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from smart_devices.console.cli import Command, Group, console, json_option, print_json
+from smart_devices.facts import Fact
 from smart_devices.profiles import (
     SCHEMA_VERSION,
     DenseSparse,
-    Fact,
     PowerMode,
     Profile,
     load_profile,
@@ -43,7 +43,7 @@ def list_profiles(*, as_json: bool) -> None:
     if as_json:
         print_json({"profiles": [_document(profile) for profile in profiles]})
         return
-    table = Table(title="Device profiles", title_justify="left")
+    table = Table(title="Device profiles", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("name", "alias", "compute", "2:4", "memory", "bandwidth"):
         table.add_column(column, justify="left" if column in {"name", "alias"} else "right", no_wrap=True)
     for profile in profiles:
@@ -92,6 +92,9 @@ def _document(profile: Profile) -> dict[str, object]:
 
 
 def _rows(profile: Profile) -> Iterator[_Row]:
+    if profile.export_only is not None:
+        yield ("export only", "yes", profile.export_only)
+    yield ("identity", "\n".join(profile.identity.names), profile.identity.source)
     yield _row("compute capability", profile.compute_capability)
     yield _row("2:4 sparse tensor cores", profile.sparse_tensor_cores)
     yield _row("memory", profile.memory.size)

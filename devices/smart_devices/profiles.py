@@ -1,9 +1,9 @@
 """Device profiles: what a target can do, each number with its unit and its source.
 
-The files are ``profiles/*.json``. A number is ``{"value": 204.8, "unit": "GB/s", "source": "..."}``; a value of null
-means that nobody has verified it, and its source says why. A whole entry that is null does not apply to the device
-(a graphics card has no deep learning accelerator). Peaks are the vendor's at the highest clock, not what
-an engine reaches.
+The files are ``profiles/*.json``; what many devices share (JetPack releases, the alignment of tensor cores) stands once
+in ``profiles/shared/``. A number is ``{"value": 204.8, "unit": "GB/s", "source": "..."}``; a value of null means that
+nobody has verified it, and its source says why. A whole entry that is null does not apply to the device (a graphics
+card has no deep learning accelerator). Peaks are the vendor's at the highest clock, not what an engine reaches.
 
     target = resolve_target("jetson-orin")
     target.profile.name                                 # jetson-agx-orin-64gb
@@ -18,9 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Literal, cast
 
 from smart_devices.errors import UnknownTargetError
+from smart_devices.facts import Fact, Node, is_positive
+from smart_devices.jetpack import JetPack, is_opset, jetpack_table, parse_jetpack
 
 SCHEMA_VERSION = 1
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -39,35 +41,25 @@ _THROUGHPUT_UNITS = {
     "fp8": "TFLOPS",
     "fp4": "TFLOPS",
 }
-_ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _COMPUTE_CAPABILITY = re.compile(r"\d{1,2}\.\d")
 
 Kind = Literal["jetson", "gpu", "cpu"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Fact(Generic[T]):
-    """One value with its unit and source.
+class Identity:
+    """What the device calls itself, which no other profile's device does.
 
     Attributes:
-        value: The value, ``None`` while it is unverified.
-        unit: Its unit, ``None`` for counts and labels.
-        source: Where it was read or how it was computed; for an unverified value, what is known.
+        names: A Jetson's module part numbers (``p3701-0005``), a card's names as NVML gives them, a CPU's
+            ``platform.machine()`` in small letters.
+        source: Where they were read.
     """
 
-    value: T | None
-    unit: str | None
+    names: tuple[str, ...]
     source: str
-
-    def __str__(self) -> str:
-        """Return the value for people: ``204.8 GB/s``, ``yes``, ``unknown``."""
-        if self.value is None:
-            return "unknown"
-        if isinstance(self.value, bool):
-            return "yes" if self.value else "no"
-        return f"{self.value:g} {self.unit}" if self.unit and isinstance(self.value, (int, float)) else str(self.value)
 
 
 @dataclass(frozen=True)
@@ -125,26 +117,6 @@ class PowerMode:
 
 
 @dataclass(frozen=True)
-class JetPack:
-    """What a group of JetPack releases installs: a hint for planning, since only the board knows what it runs.
-
-    Attributes:
-        versions: JetPack releases.
-        l4t: The L4T releases they are made of.
-        onnx_opset: The newest opset that this TensorRT's ONNX parser documents, ``None`` while unverified.
-    """
-
-    versions: tuple[str, ...]
-    l4t: tuple[str, ...]
-    ubuntu: str | None
-    python: str | None
-    cuda: str | None
-    tensorrt: str | None
-    onnx_opset: int | None
-    source: str
-
-
-@dataclass(frozen=True)
 class Profile:
     """What one device can do.
 
@@ -153,6 +125,8 @@ class Profile:
         aliases: Other names for it, each naming this profile only.
         title: The device's name for people.
         kind: ``jetson``, ``gpu`` (a card with memory of its own) or ``cpu``.
+        identity: What the device calls itself.
+        export_only: Why smart-edge cannot run there itself though it exports for it; ``None`` where it can.
         compute_capability: NVIDIA's, such as ``8.7``; ``None`` on a CPU.
         sparse_tensor_cores: Whether 2:4 sparse weights can run faster than dense ones.
         memory: Size, bandwidth, sharing.
@@ -169,6 +143,8 @@ class Profile:
     aliases: tuple[str, ...]
     title: str
     kind: Kind
+    identity: Identity
+    export_only: str | None
     compute_capability: Fact[str] | None
     sparse_tensor_cores: Fact[bool]
     memory: Memory
@@ -230,6 +206,11 @@ def load_profile(name: str) -> Profile:
     return resolve_target(name).profile
 
 
+def profile_of(identity: str) -> Profile | None:
+    """Return the profile of the device that calls itself ``identity``, ``None`` when there is none."""
+    return _profiles_by_identity().get(identity)
+
+
 def profile_names() -> tuple[str, ...]:
     """Return the names of all profiles, sorted, aliases left out."""
     return tuple(sorted({profile.name for profile in _profiles_by_name().values()}))
@@ -252,6 +233,28 @@ def _profiles_by_name() -> Mapping[str, Profile]:
     return known
 
 
+@lru_cache(maxsize=1)
+def _profiles_by_identity() -> Mapping[str, Profile]:
+    known: dict[str, Profile] = {}
+    for profile in (load_profile(name) for name in profile_names()):
+        for name in profile.identity.names:
+            if name in known:
+                raise ValueError(
+                    f"profiles/{profile.name}.json: expected an identity of its own, got {name!r} of {known[name].name}"
+                )
+            known[name] = profile
+    return known
+
+
+@lru_cache(maxsize=1)
+def _shared_alignments() -> Mapping[str, Mapping[str, DenseSparse]]:
+    file = resources.files("smart_devices").joinpath("profiles", "shared", "channel-alignment.json")
+    where = "shared/channel-alignment.json"
+    return {
+        name: _alignment(Node(rows, f"{where}: {name}")) for name, rows in json.loads(file.read_text("utf-8")).items()
+    }
+
+
 def parse_profile(document: object, *, where: str) -> Profile:
     """Return the profile in a decoded JSON document, every key, type and range checked.
 
@@ -262,18 +265,20 @@ def parse_profile(document: object, *, where: str) -> Profile:
     Raises:
         ValueError: One sentence that names the place, what was expected there and what was got.
     """
-    root = _Node(document, where)
+    root = Node(document, where)
     version = root.take("schema_version")
     if version != SCHEMA_VERSION:
         raise root.wrong("schema_version", str(SCHEMA_VERSION), version)
     kind = cast("Kind", root.choice("kind", ("jetson", "gpu", "cpu")))
     sparse_tensor_cores = root.child("sparse_tensor_cores").fact(_is_bool, "true, false or null", None)
-    memory, dla = root.child("memory"), root.optional("dla")
+    identity, memory, dla = root.child("identity"), root.child("memory"), root.optional("dla")
     profile = Profile(
         name=root.text("name", _NAME),
         aliases=root.texts("aliases", _NAME),
         title=root.text("title"),
         kind=kind,
+        identity=identity.close(Identity(names=identity.texts("names"), source=identity.text("source"))),
+        export_only=root.text_or_none("export_only"),
         compute_capability=root.fact_or_none(
             "compute_capability", _is_compute_capability, 'text like "8.7" or null', None
         ),
@@ -287,18 +292,18 @@ def parse_profile(document: object, *, where: str) -> Profile:
         ),
         throughput=_throughput(root.child("throughput")),
         dla=None if dla is None else _dla(dla),
-        channel_alignment=_alignment(root.child("channel_alignment")),
-        onnx_opset=root.child("onnx_opset").fact(_is_opset, "an opset between 9 and 30", None),
+        channel_alignment=_own_or_shared_alignment(root),
+        onnx_opset=root.child("onnx_opset").fact(is_opset, "an opset between 9 and 30", None),
         engines=root.texts("engines", _NAME),
         power_modes=tuple(_power_mode(node) for node in root.children("power_modes")),
-        jetpack=tuple(_jetpack(node) for node in root.children("jetpack")),
+        jetpack=_own_or_shared_jetpack(root),
     )
     root.close(profile)
     _check_whole(profile, root)
     return profile
 
 
-def _check_whole(profile: Profile, root: _Node) -> None:
+def _check_whole(profile: Profile, root: Node) -> None:
     """Check what only the fields together can show."""
     if (profile.compute_capability is None) != (profile.kind == "cpu"):
         raise root.wrong(
@@ -315,24 +320,46 @@ def _check_whole(profile: Profile, root: _Node) -> None:
     names = [mode.name for mode in profile.power_modes]
     if len(set(names)) != len(names) or sum(mode.default for mode in profile.power_modes) != min(1, len(names)):
         raise root.wrong("power_modes", "names that differ and one default", names)
+    if not profile.identity.names:
+        raise root.wrong("identity", "at least one name", profile.identity.names)
     if profile.sparse_tensor_cores.value is False:
-        for precision, pair in profile.throughput.items():
-            if pair.sparse is not None:
-                raise root.wrong(f"throughput.{precision}.sparse", "null without sparse tensor cores", pair.sparse)
+        for key, pairs in (("throughput", profile.throughput), ("channel_alignment", profile.channel_alignment)):
+            for precision, pair in pairs.items():
+                if pair.sparse is not None:
+                    raise root.wrong(f"{key}.{precision}.sparse", "null without sparse tensor cores", pair.sparse)
 
 
-def _throughput(node: _Node) -> dict[str, DenseSparse]:
+def _own_or_shared_alignment(root: Node) -> Mapping[str, DenseSparse]:
+    value, shared = root.take("channel_alignment"), _shared_alignments()
+    if not isinstance(value, str):
+        return _alignment(root.child("channel_alignment"))
+    if value not in shared:
+        raise root.wrong("channel_alignment", f"entries or one of {', '.join(shared)}", value)
+    return shared[value]
+
+
+def _own_or_shared_jetpack(root: Node) -> tuple[JetPack, ...]:
+    value = root.take("jetpack")
+    if not isinstance(value, str):
+        return tuple(parse_jetpack(node) for node in root.children("jetpack"))
+    rows = tuple(row for row in jetpack_table() if value in row.socs)
+    if not rows:
+        raise root.wrong("jetpack", "rows or a system on chip that shared/jetpack.json has rows for", value)
+    return rows
+
+
+def _throughput(node: Node) -> dict[str, DenseSparse]:
     for precision in node.keys:
         if precision not in _THROUGHPUT_UNITS:
             raise node.wrong(precision, f"one of {', '.join(_THROUGHPUT_UNITS)}", precision)
-    return node.close({key: _dense_sparse(node.child(key), _THROUGHPUT_UNITS[key], _is_positive) for key in node.keys})
+    return node.close({key: _dense_sparse(node.child(key), _THROUGHPUT_UNITS[key], is_positive) for key in node.keys})
 
 
-def _alignment(node: _Node) -> dict[str, DenseSparse]:
+def _alignment(node: Node) -> dict[str, DenseSparse]:
     return node.close({key: _dense_sparse(node.child(key), "channels", _is_power_of_two) for key in node.keys})
 
 
-def _dense_sparse(node: _Node, unit: str, valid: Callable[[object], bool]) -> DenseSparse:
+def _dense_sparse(node: Node, unit: str, valid: Callable[[object], bool]) -> DenseSparse:
     expected = "a power of two or null" if valid is _is_power_of_two else "a positive number or null"
     sparse = node.optional("sparse")
     return node.close(
@@ -343,16 +370,16 @@ def _dense_sparse(node: _Node, unit: str, valid: Callable[[object], bool]) -> De
     )
 
 
-def _dla(node: _Node) -> Dla:
+def _dla(node: Node) -> Dla:
     return node.close(
         Dla(
             engines=node.child("engines").fact(_is_count, "a positive whole number or null", None),
-            int8=_dense_sparse(node.child("int8"), "TOPS", _is_positive),
+            int8=_dense_sparse(node.child("int8"), "TOPS", is_positive),
         )
     )
 
 
-def _power_mode(node: _Node) -> PowerMode:
+def _power_mode(node: Node) -> PowerMode:
     dla, bandwidth = node.optional("dla_int8"), node.optional("bandwidth")
     return node.close(
         PowerMode(
@@ -360,27 +387,9 @@ def _power_mode(node: _Node) -> PowerMode:
             default=bool(node.choice("default", (True, False))),
             power=node.child("power").number("W"),
             throughput=_throughput(node.child("throughput")),
-            dla_int8=None if dla is None else _dense_sparse(dla, "TOPS", _is_positive),
+            dla_int8=None if dla is None else _dense_sparse(dla, "TOPS", is_positive),
             bandwidth=None if bandwidth is None else bandwidth.number("GB/s"),
             requires_l4t=node.text_or_none("requires_l4t"),
-        )
-    )
-
-
-def _jetpack(node: _Node) -> JetPack:
-    opset = node.take("onnx_opset")
-    if opset is not None and not _is_opset(opset):
-        raise node.wrong("onnx_opset", "an opset between 9 and 30 or null", opset)
-    return node.close(
-        JetPack(
-            versions=node.texts("versions"),
-            l4t=node.texts("l4t"),
-            ubuntu=node.text_or_none("ubuntu"),
-            python=node.text_or_none("python"),
-            cuda=node.text_or_none("cuda"),
-            tensorrt=node.text_or_none("tensorrt"),
-            onnx_opset=cast("int | None", opset),
-            source=node.text("source"),
         )
     )
 
@@ -389,101 +398,13 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and _is_positive(value)
+    return isinstance(value, int) and is_positive(value)
 
 
 def _is_power_of_two(value: object) -> bool:
     return isinstance(value, int) and _is_count(value) and value & (value - 1) == 0
 
 
-def _is_opset(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 9 <= value <= 30
-
-
 def _is_compute_capability(value: object) -> bool:
     return isinstance(value, str) and _COMPUTE_CAPABILITY.fullmatch(value) is not None
-
-
-class _Node:
-    """A JSON object on its way into a dataclass: typed access by key, errors that name the place, no key left over."""
-
-    def __init__(self, data: object, where: str) -> None:
-        if not isinstance(data, dict):
-            raise ValueError(f"{where}: expected an object, got {data!r}")  # noqa: TRY004  # as every other fault in a file
-        self._data: dict[str, Any] = data
-        self._where = where
-        self._left = set(data)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self._data)
-
-    def wrong(self, key: str, expected: str, got: object) -> ValueError:
-        return ValueError(f"{self._where}: {key}: expected {expected}, got {got!r}")
-
-    def take(self, key: str) -> object:
-        if key not in self._data:
-            raise ValueError(f"{self._where}: expected the key {key!r}, got {', '.join(self._data) or 'none'}")
-        self._left.discard(key)
-        return self._data[key]
-
-    def close(self, made: T) -> T:
-        """Return ``made``; refuse keys that nothing took, which are misspelt as a rule."""
-        if self._left:
-            raise ValueError(f"{self._where}: expected no other keys, got {', '.join(sorted(self._left))}")
-        return made
-
-    def child(self, key: str) -> _Node:
-        return _Node(self.take(key), f"{self._where}: {key}")
-
-    def optional(self, key: str) -> _Node | None:
-        return None if self.take(key) is None else self.child(key)
-
-    def children(self, key: str) -> tuple[_Node, ...]:
-        value = self.take(key)
-        if not isinstance(value, (list, tuple)):
-            raise self.wrong(key, "a list", value)
-        return tuple(_Node(item, f"{self._where}: {key}[{i}]") for i, item in enumerate(value))
-
-    def choice(self, key: str, choices: tuple[object, ...]) -> object:
-        value = self.take(key)
-        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
-            raise self.wrong(key, f"one of {', '.join(map(str, choices))}", value)
-        return value
-
-    def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
-        value = self.take(key)
-        if not isinstance(value, str) or not value.strip() or (pattern and not pattern.fullmatch(value)):
-            raise self.wrong(key, f"text like {pattern.pattern}" if pattern else "text", value)
-        return value
-
-    def text_or_none(self, key: str) -> str | None:
-        return None if self.take(key) is None else self.text(key)
-
-    def texts(self, key: str, pattern: re.Pattern[str] | None = None) -> tuple[str, ...]:
-        value = self.take(key)
-        if not isinstance(value, (list, tuple)) or len(set(map(str, value))) != len(value):
-            raise self.wrong(key, "a list without repetitions", value)
-        return tuple(_Node({key: item}, self._where).text(key, pattern) for item in value)
-
-    def number(self, unit: str) -> Fact[float]:
-        return self.fact(_is_positive, "a positive number or null", unit)
-
-    def fact(self, valid: Callable[[object], bool], expected: str, unit: str | None) -> Fact[Any]:
-        value = self.take("value")
-        if value is not None and not valid(value):
-            raise self.wrong("value", expected, value)
-        if self.take("unit") != unit:
-            raise self.wrong("unit", repr(unit), self._data["unit"])
-        return self.close(Fact(value=value, unit=unit, source=self.text("source")))
-
-    def fact_or_none(
-        self, key: str, valid: Callable[[object], bool], expected: str, unit: str | None
-    ) -> Fact[Any] | None:
-        node = self.optional(key)
-        return None if node is None else node.fact(valid, expected, unit)

@@ -64,7 +64,7 @@ def test_show_as_json_reports_the_alias_and_the_profile() -> None:
 def test_an_unknown_name_is_one_sentence_and_status_1() -> None:
     done = smart_devices("show", "toaster", "--json")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: expected one of cpu, ")
+    assert done.stderr.startswith("error: expected one of a100, ")
     assert "got 'toaster'" in done.stderr
     assert done.stderr.count("\n") == 1
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -18,6 +19,7 @@ from smart_devices import (
     load_profile,
     parse_profile,
     profile_names,
+    profile_of,
     resolve_target,
 )
 from smart_devices.profiles import SCHEMA_VERSION
@@ -27,6 +29,20 @@ FILES = sorted(
     key=lambda file: file.name,
 )
 Document = dict[str, Any]
+ROW: Document = {
+    "releases": {"5.1": ["35.2.1"]},
+    "socs": ["tegra234"],
+    "ubuntu": None,
+    "python": "3.8",
+    "cuda": None,
+    "tensorrt": None,
+    "onnx_opset": 17,
+    "source": "a test",
+}
+ODD: Document = {
+    precision: {"dense": {"value": 12, "unit": "channels", "source": "a test"}, "sparse": None}
+    for precision in PRECISIONS
+}
 
 
 def document(name: str) -> Document:
@@ -61,8 +77,8 @@ class TestEveryProfile:
                     walk(child, f"{where}[{i}]")
             else:
                 number = isinstance(node, (int, float)) and not isinstance(node, bool)
-                # The schema's own version is ours; a JetPack row has one source for all its columns.
-                assert not number or where.endswith(("schema_version", "onnx_opset")), f"{where} is a bare number"
+                # The schema's own version is ours.
+                assert not number or where.endswith("schema_version"), f"{where} is a bare number"
 
         walk(document(name), name)
 
@@ -87,7 +103,7 @@ class TestEveryProfile:
                 multiple = profile.alignment(precision, sparse=sparse)
                 assert 1 <= multiple <= 64
                 assert multiple & (multiple - 1) == 0
-        assert profile.opset >= 18, "torch.onnx.export(dynamo=True) writes 18 and newer"
+        assert profile.opset == (17 if profile.export_only else 20), "TensorRT 8.5 reads 17, 10.0 and later read 20"
         assert profile.engines[-1] == "onnxruntime-cpu", "every device can fall back to its CPU"
 
     def test_a_jetson_shares_its_memory_and_says_what_its_releases_install(self, name: str) -> None:
@@ -98,6 +114,19 @@ class TestEveryProfile:
             releases = [version for row in profile.jetpack for version in row.versions]
             assert len(set(releases)) == len(releases)
             assert any((row.onnx_opset or 0) >= profile.opset for row in profile.jetpack)
+            pythons = [tuple(map(int, row.python.split("."))) for row in profile.jetpack if row.python]
+            assert (max(pythons) < (3, 10)) == (profile.export_only is not None), "smart-edge needs Python 3.10"
+            assert profile.power_modes
+            assert all((mode.dla_int8 is None) == (profile.dla is None) for mode in profile.power_modes)
+
+
+def test_every_device_that_is_promised_has_a_profile() -> None:
+    assert set(profile_names()) == {
+        *("jetson-agx-orin-64gb", "jetson-agx-orin-32gb", "jetson-orin-nx-16gb", "jetson-orin-nx-8gb"),
+        *("jetson-orin-nano-8gb", "jetson-orin-nano-4gb", "jetson-agx-thor", "jetson-agx-xavier", "jetson-xavier-nx"),
+        *("rtx-3060", "rtx-3090", "rtx-4070", "rtx-4090", "rtx-5090"),
+        *("l4", "t4", "a100-40gb", "a100-80gb", "h100-sxm", "h100-pcie", "x86-cpu", "arm-cpu"),
+    }
 
 
 def test_names_and_aliases_each_name_one_profile() -> None:
@@ -105,9 +134,93 @@ def test_names_and_aliases_each_name_one_profile() -> None:
     assert sorted(names) == sorted(set(names))
 
 
+def test_an_identity_is_that_of_one_profile() -> None:
+    for profile in map(load_profile, profile_names()):
+        for name in profile.identity.names:
+            assert profile_of(name) == profile
+            if profile.kind == "jetson":
+                assert re.fullmatch(r"p\d{4}-\d{4}", name)
+    assert profile_of("p0000-0000") is None
+
+
+# Module totals as printed (devices are advertised with GPU and DLA together, sparse): 5% for what vendors round.
+@pytest.mark.parametrize(
+    ("name", "total_tops"),
+    [
+        ("jetson-agx-orin-64gb", 275),
+        ("jetson-agx-orin-32gb", 200),
+        ("jetson-orin-nx-16gb", 100),
+        ("jetson-orin-nx-8gb", 70),
+        ("jetson-orin-nano-8gb", 40),
+        ("jetson-orin-nano-4gb", 20),
+    ],
+)
+def test_gpu_and_dla_add_up_to_what_the_module_is_sold_with(name: str, total_tops: int) -> None:
+    profile = load_profile(name)
+    gpu = profile.throughput["int8"].sparse
+    assert gpu is not None
+    assert gpu.value is not None
+    dla = 0.0
+    if profile.dla is not None:
+        assert profile.dla.int8.sparse is not None
+        dla = profile.dla.int8.sparse.value or 0
+    assert gpu.value + dla == pytest.approx(total_tops, rel=0.05)
+
+
+# fp16 peak in TFLOPS that follows from multiprocessors x clock in GHz x operations a clock, by architecture: NVIDIA's
+# A100 whitepaper (Turing 1024, GA100 2048), GA102 and Ada whitepapers (1024 with fp16 accumulation), Hopper 4096.
+@pytest.mark.parametrize(
+    ("name", "multiprocessors", "ghz", "operations"),
+    [
+        ("t4", 40, 1.59, 1024),
+        ("a100-40gb", 108, 1.41, 2048),
+        ("a100-80gb", 108, 1.41, 2048),
+        ("rtx-3060", 28, 1.777, 1024),
+        ("rtx-3090", 82, 1.695, 1024),
+        ("rtx-4070", 46, 2.475, 1024),
+        ("rtx-4090", 128, 2.52, 1024),
+        ("rtx-5090", 170, 2.407, 1024),
+        ("l4", 58, 2.04, 1024),
+        ("h100-sxm", 132, 1.83, 4096),
+    ],
+)
+def test_peaks_follow_from_the_architecture(name: str, multiprocessors: int, ghz: float, operations: int) -> None:
+    throughput = load_profile(name).throughput
+    expected = multiprocessors * ghz * operations / 1000
+    assert throughput["fp16"].dense.value == pytest.approx(expected, rel=0.01)
+    assert throughput["int8"].dense.value == pytest.approx(2 * expected, rel=0.01)
+    if "fp16_acc32" in throughput:
+        assert throughput["fp16_acc32"].dense.value == pytest.approx(expected / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["x86-cpu", "arm-cpu"])
+def test_no_peak_is_claimed_for_a_cpu(name: str) -> None:
+    profile = load_profile(name)
+    assert all(pair.dense.value is None for pair in profile.throughput.values())
+    assert profile.memory.bandwidth.value is None
+
+
+def test_super_modes_name_the_release_that_has_them() -> None:
+    nano = {mode.name: mode for mode in load_profile("jetson-orin-nano").power_modes}
+    assert (nano["15W"].default, nano["15W"].requires_l4t) == (True, None)
+    fastest = nano["MAXN_SUPER"]
+    assert fastest.requires_l4t == "36.4.3"
+    assert str(fastest.bandwidth) == "102 GB/s"
+    assert str(fastest.throughput["int8"].sparse) == "67 TOPS"
+
+
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [("cpu", "x86-cpu"), ("jetson-orin", "jetson-agx-orin-64gb"), ("desktop-gpu", "rtx-4070")],
+    [
+        ("cpu", "x86-cpu"),
+        ("jetson-orin", "jetson-agx-orin-64gb"),
+        ("jetson-orin-nx", "jetson-orin-nx-16gb"),
+        ("jetson-orin-nano", "jetson-orin-nano-8gb"),
+        ("jetson-thor", "jetson-agx-thor"),
+        ("desktop-gpu", "rtx-4070"),
+        ("a100", "a100-80gb"),
+        ("h100", "h100-sxm"),
+    ],
 )
 def test_an_alias_resolves_to_its_profile_and_both_names_are_reported(alias: str, name: str) -> None:
     target = resolve_target(alias)
@@ -202,16 +315,29 @@ def drop(*path: str | int) -> Callable[[Document], None]:
         pytest.param(set_at("extra", to=1), "extra", id="unknown key at the top"),
         pytest.param(set_at("throughput", "fp12", to={}), "fp12", id="unknown precision"),
         pytest.param(set_at("sparse_tensor_cores", "value", to=False), "sparse", id="sparse peak without sparse cores"),
-        pytest.param(set_at("channel_alignment", "fp16", "dense", "value", to=12), "fp16", id="not a power of two"),
-        pytest.param(drop("channel_alignment", "int8"), "channel_alignment", id="precision without alignment"),
+        pytest.param(set_at("channel_alignment", to=ODD), "fp32", id="not a power of two"),
+        pytest.param(
+            set_at("channel_alignment", to={"fp32": ODD["fp32"]}), "channel_alignment", id="precision without"
+        ),
         pytest.param(set_at("onnx_opset", "value", to=None), "onnx_opset", id="unverified opset"),
         pytest.param(set_at("onnx_opset", "value", to=8), "onnx_opset", id="opset out of range"),
         pytest.param(set_at("engines", to=[]), "engines", id="no engine"),
         pytest.param(set_at("engines", to=["openvino"]), "engines", id="unknown engine"),
         pytest.param(set_at("power_modes", 0, "default", to=True), "power_modes", id="two default modes"),
         pytest.param(set_at("power_modes", 0, "name", to="MODE_15W"), "power_modes", id="mode twice"),
-        pytest.param(set_at("jetpack", 0, "onnx_opset", to=20.0), "jetpack[0]", id="float for opset"),
-        pytest.param(set_at("jetpack", 0, "versions", to=[5.1]), "jetpack[0]", id="number for version"),
+        pytest.param(set_at("jetpack", to="tegra999"), "jetpack", id="system without releases"),
+        pytest.param(set_at("jetpack", to=[{**ROW, "onnx_opset": 20.0}]), "jetpack[0]", id="float for opset"),
+        pytest.param(set_at("jetpack", to=[{**ROW, "releases": {}}]), "jetpack[0]", id="no release"),
+        pytest.param(set_at("jetpack", to=[{**ROW, "releases": {"5.1": "35.2.1"}}]), "jetpack[0]", id="text for list"),
+        pytest.param(set_at("jetpack", to=[{**ROW, "releases": {"5.1": ["35.2"]}}]), "jetpack[0]", id="short release"),
+        pytest.param(set_at("jetpack", to=[{**ROW, "extra": 1}]), "jetpack[0]", id="unknown key in a row"),
+        pytest.param(set_at("channel_alignment", to="toes"), "channel_alignment", id="unknown shared alignment"),
+        pytest.param(
+            set_at("channel_alignment", to={"fp32": None}), "channel_alignment", id="alignment without figures"
+        ),
+        pytest.param(set_at("identity", "names", to=[]), "identity", id="no identity"),
+        pytest.param(set_at("identity", "source", to=None), "identity", id="identity without source"),
+        pytest.param(set_at("export_only", to=""), "export_only", id="blank reason"),
     ],
 )
 def test_a_damaged_profile_is_refused_with_the_place(damage: Callable[[Document], None], place: str) -> None:
