@@ -1,16 +1,22 @@
-"""``smart-devices``: what the known target devices can do."""
+"""``smart-devices``: what the known target devices can do, which one this is, and what can run on it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from smart_devices.console.cli import Command, Group, console, json_option, print_json
+from smart_devices.detection import Machine, detect
+from smart_devices.doctor import diagnose
+from smart_devices.engines import BUILDERS, ENGINES, EngineStatus
 from smart_devices.facts import Fact
 from smart_devices.profiles import (
     SCHEMA_VERSION,
@@ -29,7 +35,7 @@ _Row = tuple[str, str, str]
 @click.group(cls=Group, epilog="Example: smart-devices show jetson-orin")
 @click.version_option(version(), prog_name="smart-devices")
 def main() -> None:
-    """Show what the devices that smart-export knows can do, and where each figure comes from."""
+    """Show what the devices that smart-export knows can do, and what this one is and can run."""
 
 
 @main.command("list", cls=Command, epilog="Example: smart-devices list --json")
@@ -84,6 +90,112 @@ def show(name: str, *, as_json: bool) -> None:
         screen.print(_power_modes(profile.power_modes))
     if profile.jetpack:
         screen.print(_jetpack(profile))
+
+
+@main.command("detect", cls=Command, epilog="Example: smart-devices detect --json")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("/"),
+    show_default=True,
+    help="Read the files of another machine, whose disc is mounted here; no command is run for it.",
+)
+@json_option
+def detect_machine(root: Path, *, as_json: bool) -> None:
+    """Say what this machine is.
+
+    A Jetson is known by its module's part number, a card by its name and memory; what is not known is not guessed.
+    """
+    machine = detect(root)
+    if as_json:
+        print_json(dataclasses.asdict(machine))
+        return
+    _lines(_machine(machine))
+
+
+@main.command(cls=Command, epilog="Example: smart-devices doctor --json")
+@json_option
+@click.pass_context
+def doctor(context: click.Context, *, as_json: bool) -> None:
+    """Say which engines can run here, what is missing and how to get it.
+
+    The exit status is 0 when smart-edge can drive at least one of them here, else 1.
+    """
+    diagnosis = diagnose()
+    if as_json:
+        engines = [{**dataclasses.asdict(status), "driven": _driven(status)} for status in diagnosis.engines]
+        print_json({**dataclasses.asdict(diagnosis), "engines": engines, "can_run": diagnosis.can_run})
+    else:
+        _lines(
+            [
+                *_machine(diagnosis.machine),
+                ("Python", f"{diagnosis.python} ({diagnosis.prefix})"),
+                *([] if diagnosis.cuda_driver is None else [("newest CUDA of the driver", diagnosis.cuda_driver)]),
+            ]
+        )
+        screen = console()
+        for status in diagnosis.engines:
+            screen.print()
+            screen.print(f"{status.name}: {_answer(status)}", style="bold", markup=False)
+            if status.reason is not None:
+                screen.print(Padding(Text(status.reason), (0, 0, 0, 2)))
+            if status.install is not None:
+                screen.print(f"  {status.install}", markup=False, soft_wrap=True)  # in one piece, to be copied
+        for warning in diagnosis.warnings:
+            screen.print()
+            screen.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    context.exit(0 if diagnosis.can_run else 1)
+
+
+def _machine(machine: Machine) -> Iterator[tuple[str, str | None]]:
+    """Yield what `detect` found, for people; None is unknown."""
+    yield ("machine", machine.verdict)
+    yield ("profile", machine.profile or f"none: {machine.reason}")
+    if machine.jetson is not None:
+        yield ("model text", machine.jetson.model)
+        yield ("L4T", machine.jetson.l4t)
+        yield ("JetPack", _text_or_none(machine.jetson.jetpack))
+        mode = machine.jetson.power_mode
+        yield ("power mode", None if mode is None else mode.name)
+    elif machine.cards.cards:
+        for card in machine.cards.cards:
+            memory = "memory unknown" if card.memory_gib is None else f"{card.memory_gib:g} GiB"
+            yield ("card", f"{card.name}, compute capability {card.compute_capability or 'unknown'}, {memory}")
+        yield ("NVIDIA driver", machine.cards.driver)
+    else:
+        yield ("graphics cards", machine.cards.reason)
+    if machine.cpu.features or machine.cpu.lacks:
+        has, lacks = ", ".join(machine.cpu.features) or "none", ", ".join(machine.cpu.lacks) or "none"
+        yield ("CPU features", f"has {has}; lacks {lacks}")
+    yield ("system's Python", machine.software.python)
+    yield ("CUDA toolkit", machine.software.cuda or "none found")
+    yield ("TensorRT package", machine.software.tensorrt or "none found")
+    yield from (("note", note) for note in machine.notes)
+
+
+def _lines(rows: Iterable[tuple[str, str | None]]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in rows:
+        table.add_row(what, escape(value or "unknown"))
+    console().print(table)
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _driven(status: EngineStatus) -> bool:
+    return status.name in ENGINES
+
+
+def _answer(status: EngineStatus) -> str:
+    version = f", {status.version}" if status.version else ""
+    if status.name in BUILDERS:
+        return f"{'yes' if status.available else 'no'}{version} (builds engines, runs none)"
+    driven = "" if _driven(status) else " (smart-edge cannot drive it yet)"
+    return f"{'yes' if status.available else 'no'}{version}{driven}"
 
 
 def _document(profile: Profile) -> dict[str, object]:

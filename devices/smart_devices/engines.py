@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import util
+from typing import TYPE_CHECKING
+
+from smart_devices.python_environment import find_module, version_of
+
+if TYPE_CHECKING:
+    from smart_devices.gpu_engines import Surroundings
 
 ENGINES = ("onnxruntime-cpu",)
 """The engines that smart-edge can drive today, best first. A profile's list may name more: those come later."""
+
+KNOWN_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
+"""The engines that can run graphs on some device, those that smart-edge cannot drive yet included, best first."""
+
+BUILDERS = ("tensorrt-rtx-builder",)
+"""What makes engines for devices without running them; it needs no GPU."""
 
 # 1.23 is the oldest that smart-edge was tested with: the newest for the Python 3.10 of JetPack 6.
 _ONNXRUNTIME_AT_LEAST = (1, 23)
@@ -22,11 +32,11 @@ class EngineStatus:
     """Whether an engine can run on this machine.
 
     Attributes:
-        name: The engine, one of ``ENGINES``.
+        name: The engine or builder.
         available: Whether it can run here.
         version: The version found, ``None`` when it is absent or does not say.
         reason: Why it cannot run here, as part of a sentence; ``None`` when it can.
-        install: The command that mends that; ``None`` when there is nothing to mend.
+        install: The command to mend that with first; ``None`` when there is none.
     """
 
     name: str
@@ -36,21 +46,33 @@ class EngineStatus:
     install: str | None = None
 
 
-def engine_status(name: str) -> EngineStatus:
-    """Say whether the engine ``name`` can run here; nothing is imported, so the answer takes well under a millisecond.
+def engine_status(name: str, *, around: Surroundings | None = None) -> EngineStatus:
+    """Say whether the engine or builder ``name`` can run here; none of them is imported.
+
+    For ``onnxruntime-cpu`` the answer takes well under a millisecond; the others need a look at the machine.
+
+    Args:
+        name: One of ``KNOWN_ENGINES`` and ``BUILDERS``.
+        around: What decides about those that need a GPU; None to look.
 
     Raises:
-        ValueError: ``name`` is not one of ``ENGINES``.
+        ValueError: ``name`` is none of them.
     """
-    if name not in ENGINES:
-        raise ValueError(f"expected one of {', '.join(ENGINES)}, got {name!r}")
-    spec = util.find_spec("onnxruntime")
-    # A folder that merely has the name (what an interrupted uninstall leaves) is found too, but has no origin.
-    if spec is None or spec.origin is None:
+    if name not in (*KNOWN_ENGINES, *BUILDERS):
+        raise ValueError(f"expected one of {', '.join((*KNOWN_ENGINES, *BUILDERS))}, got {name!r}")
+    if name == "onnxruntime-cpu":
+        return _onnxruntime_cpu(name)
+    from smart_devices import gpu_engines  # noqa: PLC0415  # what only a CPU needs must not wait for this
+
+    return gpu_engines.JUDGES[name](around or gpu_engines.survey())
+
+
+def _onnxruntime_cpu(name: str) -> EngineStatus:
+    if find_module("onnxruntime") is None:
         return EngineStatus(
             name, available=False, reason="the Python module onnxruntime is not installed", install=_INSTALL_ONNXRUNTIME
         )
-    found = _version_of(_ONNXRUNTIME_BUILDS)
+    found = next((version for build in _ONNXRUNTIME_BUILDS if (version := version_of(build))), None)
     if found is not None and _major_minor(found) < _ONNXRUNTIME_AT_LEAST:
         wanted = ".".join(str(part) for part in _ONNXRUNTIME_AT_LEAST)
         return EngineStatus(
@@ -61,15 +83,6 @@ def engine_status(name: str) -> EngineStatus:
             install=f"{_INSTALL_ONNXRUNTIME} --upgrade",
         )
     return EngineStatus(name, available=True, version=found)
-
-
-def _version_of(distributions: tuple[str, ...]) -> str | None:
-    from importlib import metadata  # noqa: PLC0415  # a fifth of the time that importing smart_runtime takes
-
-    for distribution in distributions:
-        with suppress(metadata.PackageNotFoundError):
-            return metadata.version(distribution)
-    return None
 
 
 def _major_minor(version: str) -> tuple[int, int]:

@@ -105,7 +105,7 @@ def is_opset(value: object) -> bool:
 @lru_cache(maxsize=1)
 def jetpack_table() -> tuple[JetPack, ...]:
     """Return every row of the table, oldest first."""
-    file = resources.files("smart_devices").joinpath("profiles", "shared", "jetpack.json")
+    file = resources.files("smart_devices").joinpath("profiles").joinpath("shared").joinpath("jetpack.json")
     rows = json.loads(file.read_text(encoding="utf-8"))
     return tuple(parse_jetpack(Node(row, f"shared/jetpack.json[{i}]")) for i, row in enumerate(rows))
 

@@ -248,7 +248,7 @@ def _profiles_by_identity() -> Mapping[str, Profile]:
 
 @lru_cache(maxsize=1)
 def _shared_alignments() -> Mapping[str, Mapping[str, DenseSparse]]:
-    file = resources.files("smart_devices").joinpath("profiles", "shared", "channel-alignment.json")
+    file = resources.files("smart_devices").joinpath("profiles").joinpath("shared").joinpath("channel-alignment.json")
     where = "shared/channel-alignment.json"
     return {
         name: _alignment(Node(rows, f"{where}: {name}")) for name, rows in json.loads(file.read_text("utf-8")).items()

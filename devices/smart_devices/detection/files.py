@@ -1,0 +1,90 @@
+"""Read the files that tell what a machine is, whatever state they are in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_LIMIT = 64 * 1024  # bytes; what a kernel or a package writes about itself is shorter by far
+_LINKS = 40  # as the kernel allows
+
+
+class Files:
+    """The files of one machine, named by absolute path and read under ``root``: ``/``, or where its disc is mounted.
+
+    What is absent, unreadable or no file counts as not there; nothing raises.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, path: str, *, limit: int = _LIMIT) -> bytes | None:
+        """Return the first ``limit`` bytes of a file, None when there are none to be had.
+
+        Python's own file objects turn the EAGAIN of a switched-off sensor into a TypeError, so the file is read without
+        them; it is opened without waiting, since a pipe may have no writer.
+        """
+        try:
+            descriptor = os.open(self._host(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            return None
+        parts, size = [], 0
+        try:
+            while size < limit and (part := os.read(descriptor, min(limit - size, 1 << 20))):
+                parts.append(part)
+                size += len(part)
+        except (OSError, TypeError):
+            return None
+        finally:
+            os.close(descriptor)
+        return b"".join(parts)
+
+    def text(self, path: str, *, limit: int = _LIMIT) -> str | None:
+        """Return what `read` does as text, whatever is no UTF-8 replaced; None for an empty or blank file too."""
+        data = self.read(path, limit=limit)
+        return (data.decode("utf-8", errors="replace").strip("\0 \t\r\n") or None) if data else None
+
+    def exists(self, path: str) -> bool:
+        """Say whether there is anything at ``path``."""
+        try:
+            return self._host(path).exists()
+        except (OSError, ValueError):
+            return False
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """Return the names in a folder, sorted; none when it cannot be listed."""
+        try:
+            return tuple(sorted(os.listdir(self._host(folder))))  # noqa: PTH208  # bare names are what is wanted
+        except (OSError, ValueError):
+            return ()
+
+    def link(self, path: str) -> str | None:
+        """Return what the link at ``path`` says, None when it is no link."""
+        folder, _, name = path.rpartition("/")
+        try:
+            return os.readlink(self._host(folder) / name)  # noqa: PTH115  # as written, not as a path of this machine
+        except (OSError, ValueError):
+            return None
+
+    def _host(self, path: str) -> Path:
+        """Return where ``path`` is on this machine: links of a mounted disc lead to files of that disc."""
+        if self.root == Path("/"):
+            return Path(path)
+        here, parts, links = self.root, _parts(path), 0
+        while parts:
+            part = parts.pop()
+            if part == "..":
+                here = self.root if here == self.root else here.parent
+                continue
+            here = here / part
+            target = os.readlink(here) if links < _LINKS and here.is_symlink() else None  # noqa: PTH115  # as written
+            if target is not None:
+                links += 1
+                here = self.root if target.startswith("/") else here.parent
+                parts += _parts(target)
+        return here
+
+
+def _parts(path: str) -> list[str]:
+    """Return the parts of ``path``, the first one last."""
+    return [part for part in reversed(path.split("/")) if part not in {"", "."}]

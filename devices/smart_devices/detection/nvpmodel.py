@@ -1,0 +1,60 @@
+"""Which power mode a Jetson is in, by name: the same number means different modes on different images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from smart_devices.detection.files import Files
+
+Run = Callable[[Sequence[str]], "str | None"]
+"""Runs a command and returns what it printed, None when it cannot be run."""
+
+_CONFIGURATION = "/etc/nvpmodel.conf"  # a link to the module's own
+_STATUS = "/var/lib/nvpmodel/status"
+# Errors for want of root may stand before it; an unset mode reads "NV Power Mode: NVPM - Type: WARN:".
+_NAME = re.compile(r"^NV Power Mode(?:\[\d+\])?:[ \t]*(\w+)[ \t]*\r?$", re.MULTILINE)
+_MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d{1,6})\s+NAME=(\w+)\s*>")
+_LIVE = re.compile(r"\bpmode:(\d{1,6})\b")
+
+
+@dataclass(frozen=True)
+class LiveMode:
+    """The power mode that a board is in.
+
+    Attributes:
+        name: Its name, as in ``MAXN_SUPER``.
+        source: ``nvpmodel`` when the tool said so, ``files`` when its status file and its table of modes did.
+    """
+
+    name: str
+    source: Literal["nvpmodel", "files"]
+
+
+def live_mode(files: Files, run: Run) -> LiveMode | None:
+    """Return the mode that the board is in, None when nothing says so; the table's default is only that of boot."""
+    name = parse_query(run(("nvpmodel", "-q")) or "")
+    if name is not None:
+        return LiveMode(name=name, source="nvpmodel")
+    number = parse_status(files.text(_STATUS) or "")
+    name = None if number is None else parse_configuration(files.text(_CONFIGURATION) or "").get(number)
+    return None if name is None else LiveMode(name=name, source="files")
+
+
+def parse_query(text: str) -> str | None:
+    """Return the name in what ``nvpmodel -q`` prints, None when it does not tell."""
+    match = _NAME.search(text)
+    return None if match is None else match[1]
+
+
+def parse_configuration(text: str) -> dict[int, str]:
+    """Return the names of the modes in ``nvpmodel.conf`` by number; numbers may have gaps."""
+    return {int(number): name for number, name in _MODE.findall(text)}
+
+
+def parse_status(text: str) -> int | None:
+    """Return the number of the live mode in nvpmodel's status file: ``pmode:0002``, maybe with a fan mode after it."""
+    match = _LIVE.search(text)
+    return None if match is None else int(match[1])

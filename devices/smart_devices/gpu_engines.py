@@ -1,0 +1,163 @@
+"""Which of the engines that need an NVIDIA GPU can run here; nothing of them is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from smart_devices.detection import Machine, detect
+from smart_devices.detection.files import Files
+from smart_devices.driver import Driver, find_driver
+from smart_devices.engines import EngineStatus
+from smart_devices.python_environment import PythonEnvironment, this_python
+
+_RTX_NEEDS = (7, 5)  # TensorRT-RTX documentation, support matrix: Turing and later
+_TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
+_TENSORRT_RTX = ("tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What decides whether a GPU engine can run."""
+
+    machine: Machine
+    driver: Driver
+    python: PythonEnvironment
+
+
+def survey() -> Surroundings:
+    """Return this machine, its driver and this Python."""
+    machine = detect()
+    return Surroundings(machine=machine, driver=find_driver(machine, Files(Path("/"))), python=this_python())
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """One thing that is missing, and the command that mends it, if any."""
+
+    reason: str
+    install: str | None = None
+
+
+def _status(name: str, version: str | None, *faults: _Fault | None) -> EngineStatus:
+    found = [fault for fault in faults if fault is not None]
+    if not found:
+        return EngineStatus(name, available=True, version=version)
+    first, *others = found
+    also = [fault.reason if fault.install is None else f"{fault.reason} ({fault.install})" for fault in others]
+    # What a driver is missing for, no package brings: only the first fault's command is worth running.
+    return EngineStatus(
+        name, available=False, version=version, reason="; ".join([first.reason, *also]), install=first.install
+    )
+
+
+def _no_driver(around: Surroundings) -> _Fault | None:
+    driver = around.driver
+    return None if driver.reason is None else _Fault(driver.reason, driver.install)
+
+
+def _tensorrt(around: Surroundings) -> EngineStatus:
+    here = around.python.find("tensorrt") is not None
+    version = (around.python.first_version_of(*_TENSORRT) or around.machine.software.tensorrt) if here else None
+    return _status("tensorrt", version, _no_driver(around), None if here else _tensorrt_module(around))
+
+
+def _tensorrt_module(around: Surroundings) -> _Fault:
+    """Say why this Python has no TensorRT; on a Jetson it comes with JetPack, for the system's Python alone."""
+    python, software = around.python, around.machine.software
+    if around.machine.jetson is None:
+        return _Fault("the Python module tensorrt is not installed", "pip install tensorrt 'smart-edge[tensorrt]'")
+    made_for = {path.split("/")[3].removeprefix("python"): path for path in software.tensorrt_modules}
+    if not made_for:
+        return _Fault("JetPack's Python module tensorrt is not installed", "sudo apt install python3-libnvinfer")
+    if python.version not in made_for:
+        wanted, path = next(reversed(made_for.items()))
+        return _Fault(
+            f"JetPack's TensorRT ({path}) is made for Python {wanted}, and this is {python.version}",
+            f"/usr/bin/python{wanted} -m venv --system-site-packages .venv && .venv/bin/pip install 'smart-edge[cpu]'",
+        )
+    path = made_for[python.version]
+    if python.system_packages:
+        remedy = "sudo apt install --reinstall python3-libnvinfer"
+        return _Fault(f"JetPack's TensorRT ({path}) cannot be imported", remedy)
+    if python.virtual:
+        return _Fault(
+            f"this virtual environment does not see the system's packages, where JetPack's TensorRT is ({path})",
+            f"/usr/bin/python{python.version} -m venv --system-site-packages {python.prefix}",
+        )
+    return _Fault(
+        f"this Python ({python.prefix}) is not the system's, for which JetPack's TensorRT is installed ({path})",
+        f"/usr/bin/python{python.version} -m venv --system-site-packages .venv && "
+        ".venv/bin/pip install 'smart-edge[cpu]'",
+    )
+
+
+def _tensorrt_rtx_module(around: Surroundings) -> _Fault | None:
+    if around.python.find("tensorrt_rtx") is not None:
+        return None
+    return _Fault("the Python module tensorrt_rtx is not installed", "pip install 'smart-edge[tensorrt-rtx]'")
+
+
+def _tensorrt_rtx(around: Surroundings) -> EngineStatus:
+    if around.machine.jetson is not None:
+        return _status("tensorrt-rtx", None, _Fault("TensorRT-RTX is for GeForce and RTX cards, not for a Jetson"))
+    too_old = None
+    for card in around.machine.cards.cards[:1]:
+        capability = card.compute_capability
+        if capability is not None and tuple(map(int, capability.split("."))) < _RTX_NEEDS:
+            needed = ".".join(map(str, _RTX_NEEDS))
+            too_old = _Fault(f"{card.name} has compute capability {capability}, TensorRT-RTX needs {needed}")
+    version = around.python.first_version_of(*_TENSORRT_RTX)
+    return _status("tensorrt-rtx", version, _no_driver(around), too_old, _tensorrt_rtx_module(around))
+
+
+def _tensorrt_rtx_builder(around: Surroundings) -> EngineStatus:
+    version = around.python.first_version_of(*_TENSORRT_RTX)
+    return _status("tensorrt-rtx-builder", version, _tensorrt_rtx_module(around))
+
+
+def _onnxruntime_cuda(around: Surroundings) -> EngineStatus:
+    module = around.python.find("onnxruntime")
+    # The provider's own library says it best: Jetson builds carry other names and versions.
+    has_cuda = module is not None and (Path(module).parent / "capi" / "libonnxruntime_providers_cuda.so").exists()
+    version = around.python.first_version_of("onnxruntime-gpu", "onnxruntime") if has_cuda else None
+    return _status("onnxruntime-cuda", version, _no_driver(around), None if has_cuda else _onnxruntime_gpu(around))
+
+
+def _onnxruntime_gpu(around: Surroundings) -> _Fault:
+    reason = "no onnxruntime with CUDA is installed"
+    if around.machine.jetson is not None and not (around.machine.software.cuda or "").startswith("13."):
+        return _Fault(f"{reason}, and the registry's onnxruntime-gpu is built for CUDA 13: it takes a build for Jetson")
+    # Both install the module onnxruntime: one over the other leaves neither whole.
+    remove = "pip uninstall -y onnxruntime && " if around.python.version_of("onnxruntime") else ""
+    return _Fault(reason, f"{remove}pip install 'smart-edge[gpu]'")
+
+
+JUDGES: Mapping[str, Callable[[Surroundings], EngineStatus]] = MappingProxyType(
+    {
+        "tensorrt": _tensorrt,
+        "tensorrt-rtx": _tensorrt_rtx,
+        "onnxruntime-cuda": _onnxruntime_cuda,
+        "tensorrt-rtx-builder": _tensorrt_rtx_builder,
+    }
+)
+"""What judges each of them."""
+
+
+def warnings(around: Surroundings) -> tuple[str, ...]:
+    """Return what works less well than it could, each a sentence with its remedy."""
+    python, machine = around.python, around.machine
+    found = []
+    if python.version_of("onnxruntime") and python.version_of("onnxruntime-gpu"):
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'smart-edge[gpu]'"
+        )
+    module, own = python.find("tensorrt"), machine.software.tensorrt_modules
+    if machine.jetson is not None and module and own and not any(module.startswith(f"{path}/") for path in own):
+        found.append(f"{module} hides JetPack's TensorRT, the one for this board: pip uninstall -y tensorrt")
+    if machine.jetson is None and around.driver.reason is None and not machine.cards.cards:
+        found.append(f"the NVIDIA driver is there, but which card this is is unknown: {machine.cards.reason}")
+    return tuple(found)
