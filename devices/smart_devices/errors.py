@@ -16,3 +16,7 @@ class UnknownTargetError(SmartError):
 
 class MissingExtraError(SmartError):
     """An optional library that the call needs is not installed; the message names the pip command."""
+
+
+class SensorError(SmartError):
+    """A sensor of this machine gave no reading, or one that cannot be right; the message is a part of a sentence."""

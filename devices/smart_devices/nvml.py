@@ -1,0 +1,78 @@
+"""NVIDIA's management library, through nvidia-ml-py (the module ``pynvml``), where it and a driver are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+_SM_CLOCK = 1  # NVML_CLOCK_SM
+
+
+class Gpu:
+    """One graphics card; what it does not tell is None, whatever the reason.
+
+    Made by `open_gpu`.
+    """
+
+    def __init__(self, library: ModuleType, handle: Any) -> None:
+        self._library = library
+        self._handle = handle
+
+    @property
+    def name(self) -> str:
+        """Its name, as in ``NVIDIA GeForce RTX 4090``."""
+        name = self._ask("nvmlDeviceGetName")
+        return name.decode(errors="replace") if isinstance(name, bytes) else str(name or "NVIDIA GPU")
+
+    def energy_mj(self) -> int | None:
+        """Return the energy since the driver was loaded, in mJ (Volta and later)."""
+        return self._number("nvmlDeviceGetTotalEnergyConsumption")
+
+    def power_mw(self) -> int | None:
+        """Return the power in mW."""
+        return self._number("nvmlDeviceGetPowerUsage")
+
+    def sm_clock_mhz(self) -> int | None:
+        """Return the clock of the multiprocessors in MHz."""
+        return self._number("nvmlDeviceGetClockInfo", _SM_CLOCK)
+
+    def max_sm_clock_mhz(self) -> int | None:
+        """Return the highest clock of the multiprocessors in MHz."""
+        return self._number("nvmlDeviceGetMaxClockInfo", _SM_CLOCK)
+
+    def clock_event_reasons(self) -> int | None:
+        """Return why the clock is not higher, a sum of bits (``NVML_CLOCKS_EVENT_REASONS``)."""
+        reasons = self._number("nvmlDeviceGetCurrentClocksEventReasons")
+        return reasons if reasons is not None else self._number("nvmlDeviceGetCurrentClocksThrottleReasons")
+
+    def _number(self, function: str, *arguments: int) -> int | None:
+        value = self._ask(function, *arguments)
+        return value if isinstance(value, int) else None
+
+    def _ask(self, function: str, *arguments: int) -> Any:
+        try:
+            return getattr(self._library, function)(self._handle, *arguments)
+        except (self._library.NVMLError, AttributeError):  # not supported, driver gone; a library too old to know it
+            return None
+
+
+def open_gpu(index: int = 0, *, load: Callable[[str], ModuleType] = import_module) -> Gpu | str:
+    """Return the graphics card number ``index``, or in words why there is none to ask.
+
+    The library stays loaded until the process ends, as CUDA does.
+
+    Args:
+        index: As the library counts.
+        load: Imports a module by name.
+    """
+    try:
+        library = load("pynvml")
+    except ImportError:
+        return "no nvidia-ml-py to ask a graphics card with: pip install 'smart-edge[nvml]'"
+    try:
+        library.nvmlInit()
+        return Gpu(library, library.nvmlDeviceGetHandleByIndex(index))
+    except library.NVMLError as error:
+        return f"no NVIDIA graphics card that answers (NVML: {error})"

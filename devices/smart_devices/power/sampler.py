@@ -1,0 +1,141 @@
+"""How much energy a stretch of work takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from smart_devices.errors import SensorError
+from smart_devices.power.find import find_power
+from smart_devices.power.meters import Meter
+from smart_devices.power.source import NoPower, Part, PowerSource
+
+
+class PowerSampler:
+    """Measures the energy of what happens between entering and leaving it, as far as the machine tells.
+
+    A thread reads the sensor meanwhile. Whatever goes wrong with the sensor never disturbs the work: the energy is then
+    unknown (None) and `unknown` says why. The figures are there once it was left; entering again starts anew.
+
+        with PowerSampler.open() as power:
+            work()
+        print(power.joules, power.mean_watts, power.source, power.unknown)
+
+    Args:
+        source: The sensor, from `find_power`.
+        period_s: How often to read it; by default as its kind needs it.
+        clock: Gives the time in seconds and never goes back.
+    """
+
+    def __init__(
+        self,
+        source: PowerSource | NoPower,
+        *,
+        period_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._period_s = period_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._meter: Meter | None = None
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._samples = 0
+        self._joules: float | None = None
+        self._unknown: str | None = source.reason if isinstance(source, NoPower) else "nothing was measured yet"
+
+    @classmethod
+    def open(cls, *, part: Part = "cpu", root: Path = Path("/")) -> PowerSampler:
+        """Return a sampler of the best sensor that `find_power` finds."""
+        return cls(find_power(part=part, root=root))
+
+    @property
+    def source(self) -> str | None:
+        """What kind of sensor is read, None without one."""
+        return self._source.name if isinstance(self._source, PowerSource) else None
+
+    @property
+    def samples(self) -> int:
+        """How often it was read."""
+        return self._samples
+
+    @property
+    def seconds(self) -> float:
+        """The time between the first and the last reading."""
+        return 0.0 if self._first_s is None else self._last_s - self._first_s
+
+    @property
+    def joules(self) -> float | None:
+        """The energy, None where it is unknown."""
+        return self._joules
+
+    @property
+    def mean_watts(self) -> float | None:
+        """The energy over the time, None where it is unknown."""
+        return None if self._joules is None or self.seconds <= 0 else self._joules / self.seconds
+
+    @property
+    def unknown(self) -> str | None:
+        """Why the energy is unknown, as part of a sentence; None where it is known."""
+        return self._unknown
+
+    def __enter__(self) -> PowerSampler:
+        if isinstance(self._source, NoPower):
+            return self
+        self._meter, self._first_s, self._samples = self._source.new_meter(), None, 0
+        self._joules, self._unknown = None, "the work is not over"
+        self.sample()
+        self._stop = threading.Event()
+        period_s = self._source.period_s if self._period_s is None else self._period_s
+        self._thread = threading.Thread(
+            target=self._run, args=(self._stop, period_s), name="smart-edge power", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        self._stop.set()
+        self._thread.join()
+        self._thread = None
+        self.sample()
+        if self._meter is None:
+            return
+        try:
+            self._joules = self._meter.joules
+        except SensorError as failure:
+            self._give_up(failure)
+        else:
+            self._unknown = None
+
+    def sample(self) -> None:
+        """Read the sensor now, beside the thread's own readings."""
+        with self._lock:
+            if self._meter is None:
+                return
+            at_s = self._clock()
+            try:
+                self._meter.read(at_s)
+            except SensorError as failure:
+                self._give_up(failure)
+                return
+            self._first_s = at_s if self._first_s is None else self._first_s
+            self._last_s = at_s
+            self._samples += 1
+
+    def _run(self, stop: threading.Event, period_s: float) -> None:
+        while not stop.wait(period_s):
+            self.sample()
+
+    def _give_up(self, failure: SensorError) -> None:
+        self._meter = None
+        self._unknown = str(failure)

@@ -1,0 +1,52 @@
+"""Read the small files in which the kernel tells of the machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+_PAGE = 4096  # bytes: no attribute of sysfs is longer (kernel, Documentation/filesystems/sysfs.rst)
+
+
+def read_text(path: Path) -> str:
+    """Return the stripped text of an attribute, of at most a page.
+
+    A sensor whose device is switched off fails with EAGAIN, which Python's own file objects turn into a TypeError or an
+    empty text; so it is read without them, twice if need be.
+
+    Raises:
+        OSError: It is absent (FileNotFoundError), for root only (PermissionError), or does not answer now.
+    """
+    try:
+        return _read(path)
+    except BlockingIOError:
+        return _read(path)
+
+
+def read_text_or_none(path: Path) -> str | None:
+    """Return what `read_text` does; None where it raises, and for an empty text."""
+    try:
+        return read_text(path) or None
+    except OSError:
+        return None
+
+
+def read_number_or_none(path: Path) -> int | None:
+    """Return the whole number in an attribute; None where there is none to be had."""
+    text = read_text_or_none(path)
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None
+
+
+def _read(path: Path) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        data = os.read(descriptor, _PAGE)
+    except TypeError as error:  # as some versions of Python have it
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), os.fspath(path)) from error
+    finally:
+        os.close(descriptor)
+    return data.decode("utf-8", errors="replace").strip("\0 \t\r\n")
