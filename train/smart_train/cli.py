@@ -131,6 +131,12 @@ def _structure(
     )
 
 
+def _say_ordering(config: TrainConfig) -> None:
+    """Say before the network is built that this may take long."""
+    if config.permute:
+        house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
+
+
 def _say_weights(trainer: Trainer) -> None:
     """Say which layers keep all of their weights and why, where single weights are masked; and what permuting gains."""
     net, gains = trainer.net, trainer.gains.values()
@@ -392,8 +398,7 @@ def main(
                 f"ended, use --force to replace it"
             )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
-    if permute and not resume:
-        house.note(f"note: ordering channels so that {structure} keeps more; wide networks take a minute")
+    _say_ordering(config)
     trainer = Trainer(
         config,
         places.load(data),

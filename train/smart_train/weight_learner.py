@@ -45,7 +45,8 @@ class WeightMaskLearner:
         # Running means: of |dL/dm|, of dL/dm, and of the square of each input channel.
         self._absolute = self._means(lambda w: w, wanted=moves and plan.score == "gradient")
         self._signed = self._means(lambda w: w, wanted=plan.mode == "regrow")
-        self._power = self._means(lambda w: w.movedim(1, 0).flatten(1)[:, 0], wanted=moves and plan.score == "magnitude")
+        by_size = moves and plan.score == "magnitude"
+        self._power = self._means(lambda w: w.movedim(1, 0).flatten(1)[:, 0], wanted=by_size)
         if plan.mode != "gradual":
             self._start(generator, from_weights=from_weights)
 
