@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,22 @@ from torch import Tensor, fx, nn
 from smart_devices import Target
 from smart_devices.version import version
 from smart_export.errors import ExportError
+from smart_export.evidence import SAMPLES, Evidence, divide
 from smart_export.fold import affines_to_convolutions_, fold, fold_dense, padded_masks, unmasked
+from smart_export.gate import MAX_DROP, PathGate, check_max_drop, path_gate, require_gate
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
 from smart_export.layers import NetworkCost, network_cost
+from smart_export.precision import FP16, FP32, TOLERANCES, Precision, check_precision, to_half_
 from smart_export.publish import publish, staged
+from smart_export.quantise import quantisation_record, quantised, recipe_for
 from smart_export.signing import public_half, sign_bundle_
 from smart_export.timings import Stopwatch
 from smart_export.verify import (
+    DENSE_IMAGES,
     RANDOM_IMAGES,
     Agreement,
     Images,
+    Scores,
     agreement,
     engine_scores,
     reference_scores,
@@ -43,14 +49,15 @@ from smart_train.accounting import Densities, LayerStructure, densities, structu
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-PRECISION = "fp32"
 BASELINES = (DENSE, "none")
-_DENSE_IMAGES = 16  # of each kind: it is there for its latency, and costs the most to run
 
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """One graph as it stands in the bundle; file names are relative to it, ``bytes`` counts both files."""
+    """One graph as it stands in the bundle; file names are relative to it, ``bytes`` counts both files.
+
+    ``gate`` is what its path's accuracies lost; the baseline, which is no classifier, has none.
+    """
 
     name: str
     file: str
@@ -58,6 +65,7 @@ class ExportedGraph:
     bytes: int
     cost: NetworkCost
     agreement: Agreement
+    gate: PathGate | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,10 @@ class BuildResult:
     Attributes:
         bundle: its directory.
         target: the device it is for.
+        precision: of every graph.
+        judged: which images the accuracy gate judged by.
+        max_drop: what it let an accuracy drop by, as a fraction.
+        quantisation: how graphs became int8, None for other precisions.
         paths: one graph a path.
         baseline: the unmasked network, or None.
         densities: how much each path uses.
@@ -76,6 +88,10 @@ class BuildResult:
 
     bundle: Path
     target: Target
+    precision: Precision
+    judged: dict[str, Any]
+    max_drop: float
+    quantisation: dict[str, Any] | None
     paths: dict[str, ExportedGraph]
     baseline: ExportedGraph | None
     densities: Densities
@@ -92,9 +108,12 @@ def build_bundle(
     *,
     output: Path,
     target: Target,
+    precision: str = FP32,
     baseline: bool = True,
     default_path: str | None = None,
-    extra_images: Images | None = None,
+    judge: Evidence | None = None,
+    calibrate: Evidence | None = None,
+    max_drop: float = MAX_DROP,
     random_images: int = RANDOM_IMAGES,
     force: bool = False,
     sign: Ed25519PrivateKey | None = None,
@@ -103,34 +122,51 @@ def build_bundle(
 ) -> BuildResult:
     """Write the bundle of ``checkpoint`` for ``target``.
 
-    Every graph runs in ONNX Runtime against its masked path before the bundle appears under its name.
+    Every graph runs in ONNX Runtime against its masked path before the bundle appears under its name: scores within the
+    precision's tolerance, accuracies above the gate.
 
     Args:
         checkpoint: what to export.
         output: the bundle's directory.
-        target: decides alignment and opset.
+        target: decides alignment, opset, and how int8 graphs are quantised.
+        precision: ``fp32``, ``fp16`` or ``int8``, of all graphs; input and output are float32 in each.
         baseline: add the unmasked network for comparison.
         default_path: the path a model starts on; the first one (clean) by default.
-        extra_images: float32 (N, C, H, W) in [0, 1] to verify on beside the checkpoint's samples.
-        random_images: how many images of noise to verify on beside them.
+        judge: labelled images to judge by (`smart_export.evidence`); the checkpoint's samples by default, for int8
+            without ``calibrate`` one half of them.
+        calibrate: those that int8 graphs are calibrated on; by default the checkpoint's samples, without ``judge`` the
+            other half of them. No other precision uses them.
+        max_drop: what any accuracy of a path may lose against its masked path, as a fraction in [0, 1].
+        random_images: how many images of noise to verify on beside those that judge.
         force: replace a bundle that exists.
         sign: the key to sign it with, from `smart_export.signing.load_private_key`.
         on_step: called after each graph, with its name.
         stopwatch: told what each phase took.
 
     Raises:
-        ExportError: if ``output`` cannot be used or has no room, or ``default_path`` is no path.
-        VerificationError: if a graph does not agree with its path; nothing is left behind.
+        ExportError: if ``output`` cannot be used or has no room, or an argument is none of those above.
+        VerificationError: if a graph does not agree with its path, or as GateError, if it classifies worse; nothing is
+            left behind.
     """
     started = time.perf_counter()
     names = checkpoint.net.path_names
     default_path = default_path or names[0]
     if default_path not in names:
         raise ExportError(f"expected a default path out of {', '.join(names)}, got {default_path!r}; use one of them")
+    check_max_drop(max_drop)
+    known = check_precision(precision)
     check_output(output, force=force)
     stopwatch = stopwatch or Stopwatch()
+    judging, calibrating = divide(checkpoint, precision=known, judge=judge, calibrate=calibrate)
     builder = _Builder(
-        checkpoint, target=target, extra_images=extra_images, random_images=random_images, stopwatch=stopwatch
+        checkpoint,
+        target=target,
+        precision=known,
+        judging=judging,
+        calibrating=calibrating,
+        max_drop=max_drop,
+        random_images=random_images,
+        stopwatch=stopwatch,
     )
     place = Path(os.path.abspath(output))  # noqa: PTH100  # unlike resolve, it leaves links alone; "." gets a name
     with staged(place) as staging:
@@ -156,6 +192,10 @@ def build_bundle(
     return BuildResult(
         bundle=output,
         target=target,
+        precision=known,
+        judged=judging.record(),
+        max_drop=max_drop,
+        quantisation=builder.quantisation,
         paths=paths,
         baseline=dense,
         densities=builder.densities,
@@ -202,16 +242,24 @@ class _Builder:
         checkpoint: Checkpoint,
         *,
         target: Target,
-        extra_images: Images | None,
+        precision: Precision,
+        judging: Evidence,
+        calibrating: Evidence | None,
+        max_drop: float,
         random_images: int,
         stopwatch: Stopwatch,
     ) -> None:
         self._checkpoint = checkpoint
         self._target = target
-        self._extra = extra_images
+        self._precision: Precision = precision
+        self._judging = judging
+        self._calibrating = calibrating
+        self._max_drop = max_drop
         self._random_images = random_images
         self._stopwatch = stopwatch
-        self._align = target.profile.alignment(PRECISION)
+        self._align = target.profile.alignment(precision)
+        self._recipe = recipe_for(target)
+        self.quantisation = None if calibrating is None else quantisation_record(self._recipe, calibrating.record())
         self._onnx = Converter(input_shape=checkpoint.input_shape, opset=target.profile.opset)
         with stopwatch.phase("count parameters"):
             self.densities = densities(checkpoint.net)
@@ -222,32 +270,41 @@ class _Builder:
         keeps = padded_masks(net, path=name, align=self._align)
         with self._stopwatch.phase(f"{name}: fold"):
             folded = fold(net, path=name, keeps=keeps)
-        return self._graph(
+        images = self._images(name)
+        graph, expected, got = self._graph(
             name,
             folded,
             staging,
             reference=net.path(name),
-            images=self._images(name),
+            images=images,
             padding=self._padding(masks, keeps),
             structures={layer.name: layer for layer in structure_report(net, path=name)},
         )
+        count = len(images[0])
+        gate = path_gate(
+            self._judging.samples.labels.numpy(),
+            clean=(expected[:count], got[:count]),
+            adversarial=(expected[count : 2 * count], got[count : 2 * count]),
+        )
+        require_gate(gate, name=name, max_drop=self._max_drop)
+        return replace(graph, gate=gate)
 
     def dense(self, staging: Path) -> ExportedGraph:
         name = self._checkpoint.net.path_names[0]
         with self._stopwatch.phase(f"{DENSE}: fold"):
             reference = unmasked(self._checkpoint.net, path=name)
             folded = fold_dense(reference)
-        images = [batch[:_DENSE_IMAGES] for batch in self._images(name)]
-        return self._graph(DENSE, folded, staging, reference=reference, images=images, padding={}, structures={})
+        images = self._images(name, most=DENSE_IMAGES)
+        graph, _, _ = self._graph(DENSE, folded, staging, reference=reference, images=images, padding={}, structures={})
+        return graph
 
-    def _images(self, path: str) -> list[Images]:
-        batches = verification_images(
-            self._checkpoint.samples,
-            path=path,
-            shape=self._checkpoint.input_shape,
-            random_images=self._random_images,
-        )
-        return batches if self._extra is None else [*batches, self._extra]
+    def _images(self, path: str, *, most: int | None = None) -> list[Images]:
+        """Return batches to verify on: first those that judge, clean and attacked, then noise."""
+        batches = verification_images(self._judging.samples, path=path, random_images=self._random_images, most=most)
+        if self._judging.source == SAMPLES:
+            return batches
+        own = verification_images(self._checkpoint.samples, path=path, random_images=0, most=most)
+        return [*batches, *own]
 
     def _padding(self, masks: Sequence[Tensor], keeps: Sequence[Tensor]) -> dict[str, int]:
         padding: dict[str, int] = {}
@@ -268,21 +325,28 @@ class _Builder:
         images: Sequence[Images],
         padding: dict[str, int],
         structures: dict[str, LayerStructure],
-    ) -> ExportedGraph:
+    ) -> tuple[ExportedGraph, Scores, Scores]:
+        """Write one graph and verify it; return it with the scores of ``reference`` and its own for ``images``."""
         phase = self._stopwatch.phase
         with phase(f"{name}: count MACs"):
             cost = network_cost(
                 folded,
                 dense=self._checkpoint.net.path(self._checkpoint.net.path_names[0]),
                 input_shape=self._checkpoint.input_shape,
+                precision=self._precision,
                 target=self._target,
                 padding=padding,
                 structures=structures,
             )
         if self._target.profile.kind == "cpu":
             affines_to_convolutions_(folded)
+        if self._precision == FP16:
+            to_half_(folded)
         with phase(f"{name}: convert to ONNX"):
             model = self._onnx(folded)
+        if self._calibrating is not None:
+            with phase(f"{name}: quantise"):
+                model = quantised(model, self._calibrating.calibrating(name), recipe=self._recipe)
         directory = staging / name
         directory.mkdir()
         with phase(f"{name}: write"):
@@ -304,16 +368,18 @@ class _Builder:
             )
             got = engine_scores(engine, images)
             engine.close()
-        found = agreement(expected, got)
+        found = agreement(expected, got, tolerance=TOLERANCES[self._precision])
         require(found, name=name)
-        return ExportedGraph(
+        graph = ExportedGraph(
             name=name,
             file=f"{name}/{GRAPH}",
             weights=f"{name}/{WEIGHTS}" if external else None,
             bytes=sum(file.stat().st_size for file in directory.iterdir()),
             cost=cost,
             agreement=found,
+            gate=None,
         )
+        return graph, expected, got
 
     @property
     def input_spec(self) -> InputSpec:
@@ -334,7 +400,9 @@ class _Builder:
             "format_version": FORMAT_VERSION,
             "created_by": f"smart-edge {version()}",
             "target": {"name": self._target.name, "profile": self._target.profile.name},
-            "precision": PRECISION,
+            "precision": self._precision,
+            "quantization": self.quantisation,
+            "gate": {**self._judging.record(), "max_drop": self._max_drop},
             "default_path": default_path,
             "input": {
                 "name": INPUT,
@@ -372,6 +440,7 @@ class _Builder:
             "parameter_density": self.densities.parameters[graph.name],
             **_graph_record(graph),
             "metrics": self._checkpoint.metrics[graph.name],
+            "gate": None if graph.gate is None else graph.gate.record(),
         }
 
 
@@ -402,7 +471,13 @@ def summary(result: BuildResult) -> dict[str, Any]:
         "bundle": str(result.bundle),
         "target": result.target.name,
         "profile": result.target.profile.name,
-        "precision": PRECISION,
+        "precision": result.precision,
+        "quantization": result.quantisation,
+        "gate": {
+            **{name: graph.gate.record() for name, graph in result.paths.items() if graph.gate is not None},
+            "judged_by": result.judged,
+            "max_drop": result.max_drop,
+        },
         "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,

@@ -10,8 +10,11 @@ import numpy as np
 import onnx
 
 from smart_export.errors import ExportError
+from smart_export.evidence import divide
 from smart_export.fold import unmasked
+from smart_export.precision import TOLERANCES, check_precision
 from smart_export.verify import (
+    DENSE_IMAGES,
     Agreement,
     agreement,
     engine_scores,
@@ -110,8 +113,15 @@ def _check_run(
         first = source.net.path_names[0]
         name = first if graph.name == DENSE else graph.name
         reference = unmasked(source.net, path=first) if graph.name == DENSE else source.net.path(name)
-        batches = verification_images(source.samples, path=name, shape=source.input_shape)
-        found = agreement(reference_scores(reference, batches), engine_scores(engine, batches))
+        precision = check_precision(manifest.precision)
+        tolerance = TOLERANCES[precision] or graph.tolerance
+        if tolerance is None:
+            raise ExportError(
+                f"expected a tolerance of the {precision} graph {graph.file} in the manifest, got none; export it again"
+            )
+        judging, _ = divide(source, precision=precision)  # part of what the export looked at, whatever judged there
+        batches = verification_images(judging.samples, path=name, most=DENSE_IMAGES if graph.name == DENSE else None)
+        found = agreement(reference_scores(reference, batches), engine_scores(engine, batches), tolerance=tolerance)
     finally:
         engine.close()
     require(found, name=graph.name)

@@ -10,13 +10,16 @@ from typing import Any
 import click
 from rich.table import Table
 
-from smart_devices import resolve_target
+from smart_devices import PRECISIONS, resolve_target
 from smart_devices.console import cli as house
 from smart_devices.version import version
 from smart_export.build import BASELINES, build_bundle, check_output, summary
 from smart_export.check import check_bundle
 from smart_export.errors import ExportError
+from smart_export.evidence import CALIBRATION_IMAGES, evidence_from_data
+from smart_export.gate import MAX_DROP, check_max_drop
 from smart_export.patterns import TWO_FOUR, parse_pattern
+from smart_export.precision import FP32, INT8
 from smart_export.report import (
     BUILD_COLUMNS,
     attention,
@@ -27,23 +30,20 @@ from smart_export.report import (
     file_reasons,
     file_report,
     file_rows,
+    gate_lines,
     write_report,
 )
 from smart_export.signing import load_private_key, write_key_pair
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
-from smart_export.verify import Images
 from smart_runtime.bundle import Bundle
 from smart_runtime.cli import trust_option
 from smart_runtime.manifest import DENSE
 from smart_runtime.units import si
 from smart_train.architectures.cli import OwnNetwork, own_network_options
-from smart_train.checkpoint import Checkpoint, describe
+from smart_train.checkpoint import describe
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS
-from smart_train.evaluation.accuracy import to_tensor
-
-MAX_DATA_IMAGES = 1024  # of --data: enough to see a wrong fold, little enough to wait for
 
 _WIDE = 200  # columns of a table in a file: as many as any of ours takes
 
@@ -59,20 +59,6 @@ def main() -> None:
     """
 
 
-def _images(spec: str, checkpoint: Checkpoint, places: DataPlaces) -> Images:
-    """Return up to 1,024 test images of ``spec`` as float32 (N, C, H, W)."""
-    import torch  # noqa: PLC0415  # already loaded by the checkpoint; named here only for from_numpy
-
-    data = places.load(spec)
-    if data.shape != checkpoint.input_shape:
-        raise ExportError(
-            f"expected images {checkpoint.input_shape} as the network takes, got {data.shape} from {spec}; "
-            f"give the data it was trained on"
-        )
-    images: Images = to_tensor(torch.from_numpy(data.test.images[:MAX_DATA_IMAGES])).numpy()
-    return images
-
-
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
 @click.argument("checkpoint", type=_FILE)
 @click.option("--target", required=True, metavar="NAME", help="The device (see smart-devices list).")
@@ -84,7 +70,40 @@ def _images(spec: str, checkpoint: Checkpoint, places: DataPlaces) -> Images:
     type=click.Choice(BASELINES),
     help="Add the unmasked network for smart-bench.",
 )
-@click.option("--data", metavar="SPEC", help=f"Verify on these images too: {DATA_SPECS}.")
+@click.option(
+    "--precision",
+    default=FP32,
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help="Of weights and arithmetic; images and scores are fp32 in each.",
+)
+@click.option(
+    "--max-drop",
+    default=100 * MAX_DROP,
+    show_default=True,
+    type=float,
+    metavar="POINTS",
+    help="Fail if an accuracy of a path, clean or under attack, drops by more points (hundredths) than this.",
+)
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help=f"Judge by test images of {DATA_SPECS}, attacked with PGD on each path, instead of the checkpoint's samples.",
+)
+@click.option(
+    "--data-images",
+    default=512,
+    show_default=True,
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Judge by at most N of them.",
+)
+@click.option(
+    "--calibration",
+    metavar="SPEC",
+    help="For int8: find ranges on training images of this data, clean or attacked as each path is meant for, instead "
+    "of on one half of the samples (on all with --data).",
+)
 @data_options
 @own_network_options
 @click.option("--default-path", metavar="PATH", help="The path a model starts on.  [default: clean]")
@@ -99,7 +118,11 @@ def build(
     target: str,
     output: Path | None,
     baseline: str,
+    precision: str,
+    max_drop: float,
     data: str | None,
+    data_images: int,
+    calibration: str | None,
     places: DataPlaces,
     own: OwnNetwork,
     default_path: str | None,
@@ -109,11 +132,18 @@ def build(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle."""
+    """Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle.
+
+    The accuracies of each graph, clean and on adversarial images, are compared with those of its masked path on the
+    same images; a bundle that loses more than --max-drop is not written.
+    """
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
     device = resolve_target(target)
     output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
     check_output(output, force=force)
+    check_max_drop(max_drop / 100)
+    if calibration is not None and precision != INT8:
+        raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
     if report is not None:
         check_report_file(report, bundle=output)
     key = None if sign is None else load_private_key(sign)
@@ -121,19 +151,27 @@ def build(
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = own.load(checkpoint)
-    extra = None
+    judge = calibrate = None
     if data is not None:
-        with stopwatch.phase("load data"):
-            extra = _images(data, loaded, places)
+        with stopwatch.phase("load and attack --data"):
+            found_data = places.load(data)
+            judge = evidence_from_data(found_data, loaded, split=found_data.test, images=data_images)
+    if calibration is not None:
+        with stopwatch.phase("load and attack --calibration"):
+            found_data = places.load(calibration)
+            calibrate = evidence_from_data(found_data, loaded, split=found_data.train, images=CALIBRATION_IMAGES)
     with_dense = baseline == DENSE
     with house.progress("exporting", total=len(loaded.net.path_names) + int(with_dense)) as advance:
         result = build_bundle(
             loaded,
             output=output,
             target=device,
+            precision=precision,
             baseline=with_dense,
             default_path=default_path,
-            extra_images=extra,
+            judge=judge,
+            calibrate=calibrate,
+            max_drop=max_drop / 100,
             force=force,
             sign=key,
             on_step=advance,
@@ -167,6 +205,7 @@ def build(
     house.console().print(
         house.table(title, ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"], rows)
     )
+    _print_lines(gate_lines(result))
     for names, layers, reasons in build_tables(result.paths):
         _print_wide(house.table(names, BUILD_COLUMNS, layers, text_columns=2))
         _print_lines(reasons)

@@ -11,3 +11,7 @@ class ExportError(SmartError):
 
 class VerificationError(SmartError):
     """A graph that does not compute what its masked path computes."""
+
+
+class GateError(VerificationError):
+    """A graph that classifies worse than its masked path by more than is allowed."""

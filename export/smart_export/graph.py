@@ -68,7 +68,7 @@ class Converter:
 
 
 # Nothing in these depends on how many channels there are, as it does in a Reshape or a grouped Conv.
-_FREE_OF_CHANNELS = {"Add", "Conv", "Div", "Gemm", "MaxPool", "Mul", "ReduceMean", "Relu", "Sub"}
+_FREE_OF_CHANNELS = {"Add", "Cast", "Conv", "Div", "Gemm", "MaxPool", "Mul", "ReduceMean", "Relu", "Sub"}
 
 
 def _has_hidden_code(module: fx.GraphModule) -> bool:
@@ -170,11 +170,11 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
     assert program is not None  # it returns None only when it is told to write a file
     model = program.model
     assert isinstance(model, ir.Model)
-    _strip(model)
+    strip_(model)
     return model
 
 
-def _strip(model: ir.Model) -> None:
+def strip_(model: ir.Model) -> None:
     """Remove metadata: the exporter writes stack traces, with this machine's paths, into every node."""
     model.metadata_props.clear()
     model.doc_string = None

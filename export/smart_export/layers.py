@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smart_devices import Target
 from smart_export.patterns import why_no_gain, zeros_of
+from smart_export.precision import BIAS_BYTES, FP32, WEIGHT_DTYPES, Precision
 from smart_train.accounting import LayerStructure
 from smart_train.slicing import axis_length
 
@@ -29,11 +30,11 @@ class LayerCost:
         dense_in_channels, dense_out_channels: before.
         padded_out_channels: how many of ``out_channels`` are zeros kept for alignment.
         macs, dense_macs: multiply-accumulates after folding and before.
-        bytes: of weights and bias in float32.
+        bytes: of weights and bias in the graph's precision; scales of int8 weights are not counted.
         structure: what masks remove in this layer: ``channel``, ``2:4`` or another n:m, ``unstructured``, or ``dense``.
         why_dense: why masks remove no more of it; None where there is nothing to say.
         weights: numbers in the weight, without the bias.
-        zeros: how many of them are zero.
+        zeros: how many of them are zero, before int8 rounds small ones to zero too.
         two_four: whether at most 2 of every 4 consecutive input channels are not zero, in each filter and kernel place.
         why_not_two_four: why no engine takes the layer for sparse; None where one does.
         why_no_gain: why the target would not run it faster with 2:4; None where it is expected to, or there is
@@ -103,6 +104,7 @@ def network_cost(
     *,
     dense: nn.Module,
     input_shape: tuple[int, int, int],
+    precision: Precision = FP32,
     target: Target | None = None,
     padding: Mapping[str, int] | None = None,
     structures: Mapping[str, LayerStructure] | None = None,
@@ -113,6 +115,7 @@ def network_cost(
         folded: what :func:`smart_export.fold.fold` returned.
         dense: the path it came from, whose module names it keeps.
         input_shape: channels, height, width.
+        precision: of the graph that ``folded``, which is still in float32, will become.
         target: the device whose gain from zeros is to be judged; None says nothing of it.
         padding: zero channels kept for alignment, by module name.
         structures: what masks remove of each layer, by module name; nothing by default.
@@ -136,7 +139,7 @@ def network_cost(
                 return
             op = "Conv" if isinstance(module, nn.Conv2d) else "Gemm"
             groups = module.groups if isinstance(module, nn.Conv2d) else 1
-            dtype = str(module.weight.dtype).removeprefix("torch.")
+            dtype = WEIGHT_DTYPES[precision]
             channels = axis_length(module, "in"), axis_length(module, "out")
             dense_channels = axis_length(before, "in"), axis_length(before, "out")
             zeros = zeros_of(_values(module.weight), op=op, axis=1, groups=groups, dtype=dtype)
@@ -151,7 +154,8 @@ def network_cost(
                 padded_out_channels=(padding or {}).get(short, 0),
                 macs=_places(module, output) * module.weight.numel(),
                 dense_macs=_places(module, output) * before.weight.numel(),
-                bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
+                bytes=module.weight.numel() * np.dtype(dtype).itemsize
+                + (0 if module.bias is None else module.bias.numel() * BIAS_BYTES[precision]),
                 structure="dense" if masked is None else masked.structure,
                 why_dense=(masked.reason or None) if masked is not None else None,
                 weights=zeros.weights,

@@ -34,6 +34,23 @@ def _layers(name: str, graph: ExportedGraph) -> dict[str, Any]:
     return {"attention": list(attention(name, graph)), "layers": [asdict(layer) for layer in graph.cost.layers]}
 
 
+def gate_lines(result: BuildResult) -> Iterator[str]:
+    """Yield a line for each path on what its accuracies lost, and by which images."""
+    for name, graph in result.paths.items():
+        if graph.gate is not None:
+            drops = (
+                f"{what} {found.before:.3f} -> {found.after:.3f} "
+                f"(drop {100 * found.low:.1f} to {100 * found.high:.1f} points)"
+                for what, found in graph.gate.drops.items()
+            )
+            yield f"{name}: {', '.join(drops)}"
+    judged = result.judged
+    yield (
+        f"judged by {judged['images']} images of {judged['source']}, {judged['attack']} at eps {judged['eps']:.4g}; "
+        f"95% intervals; at most {100 * result.max_drop:g} points may be lost"
+    )
+
+
 def check_report_file(file: Path, *, bundle: Path) -> None:
     """Raise ExportError if a report cannot be written to ``file``, or would change the bundle that it is about."""
     if not file.parent.is_dir():

@@ -72,7 +72,7 @@ def exchange_and(then: Callable[[], None]) -> None:
 def arrange(death: str | None) -> None:
     """Make this process die at the point that ``death`` names; "plain renames" only forces them."""
     if death == "converting":
-        replace(graph, "_strip", die)  # the first graph is half made
+        replace(graph, "strip_", die)  # the first graph is half made
     elif death == "writing":
         die_at("open", name="clean/model.onnx")  # its weights are written
     elif death == "described":

@@ -41,9 +41,9 @@ from smart_train.mask_plan import MaskPlan
 from smart_train.masks import MaskLearner
 from smart_train.methods import METHODS
 from smart_train.methods.smart import CLEAN, ROBUST
-from smart_train.methods.step import fixed
 from smart_train.network import DEFAULT_PATHS, SmartNetwork, convert
 from smart_train.permutation import Gain, permute_channels_
+from smart_train.samples import make_samples
 from smart_train.structure import Structure
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -182,8 +182,11 @@ def _tensorboard(folder: Path, *, resume: bool) -> list[Any]:
 
 
 def _generator(seed: int, stream: int, *, device: torch.device | str = "cpu") -> torch.Generator:
-    number = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device=device).manual_seed(int(number) >> 1)
+    return torch.Generator(device=device).manual_seed(_stream_seed(seed, stream))
+
+
+def _stream_seed(seed: int, stream: int) -> int:
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _ignore(_: object) -> None:
@@ -519,30 +522,14 @@ class Trainer:
 
     def _samples(self, attack: Attack) -> Samples:
         split = self.data.validation
-        images = torch.from_numpy(split.images[:VALIDATION_SAMPLES])
-        labels = torch.from_numpy(split.labels[:VALIDATION_SAMPLES])
-        return Samples(
-            images=images,
-            labels=labels,
-            adversarial={path: self._adversarial(path, images, labels, attack) for path in self._net.path_names},
-            eps=attack.eps,
-            attack=attack.label,
+        return make_samples(
+            self._net,
+            torch.from_numpy(split.images[:VALIDATION_SAMPLES]),
+            torch.from_numpy(split.labels[:VALIDATION_SAMPLES]),
+            attack=attack,
+            seed=_stream_seed(self.config.seed, _SAMPLES),
+            device=self._fabric.device,
         )
-
-    def _adversarial(self, path: str, images: Tensor, labels: Tensor, attack: Attack) -> Tensor:
-        """Return uint8 adversarial images, rounded towards the originals so that eps still holds."""
-        device = self._fabric.device
-        model = self._net.path(path)
-        with fixed(model):
-            floats = attack.perturb(
-                model,
-                to_tensor(images.to(device)),
-                labels.to(device),
-                generator=_generator(self.config.seed, _SAMPLES, device=device),
-            )
-        original = images.permute(0, 3, 1, 2).double()
-        change = (floats.cpu().double() * 255 - original).trunc()
-        return (original + change).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def _report(self) -> TrainResult:
         """Measure the best epoch on the test split; its checkpoint gets the figures and samples of full strength."""

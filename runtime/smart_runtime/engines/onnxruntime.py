@@ -59,7 +59,7 @@ def create_cpu_engine(
     graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, threads: int | None
 ) -> OnnxRuntimeEngine:
     """Return a CPU session made from the very bytes of ``graph``; see `create_engine`."""
-    onnxruntime = _import()
+    onnxruntime = import_onnxruntime()
     options = _options(threads)
     tensors = external_tensors(graph)
     try:
@@ -77,7 +77,7 @@ def create_cpu_engine(
 def open_cpu_engine(path: Path, *, shape: tuple[int, int, int], batch: int, threads: int | None) -> OnnxRuntimeEngine:
     """Return a CPU session of an ONNX file of the user's own, warm; see `open_engine`."""
     remedy = f"check the file {str(path)!r}"
-    onnxruntime = _import()
+    onnxruntime = import_onnxruntime()
     try:
         session = onnxruntime.InferenceSession(
             os.fspath(path), _options(threads), providers=_PROVIDERS, enable_fallback=0
@@ -103,7 +103,7 @@ def open_cpu_engine(path: Path, *, shape: tuple[int, int, int], batch: int, thre
     return OnnxRuntimeEngine(session, input_name=inputs[0].name, output_name=outputs[0].name)
 
 
-def _import() -> Any:
+def import_onnxruntime() -> Any:
     """Return the module ``onnxruntime``, imported with its telemetry off."""
     # ONNX Runtime 1.32 writes an identifier and a database of events into the user's cache directory when it is
     # imported, and may send them; to switch that off afterwards is too late. Who sets the variable to 0 keeps that.
@@ -118,7 +118,7 @@ def _import() -> Any:
 
 
 def _options(threads: int | None) -> onnxruntime.SessionOptions:
-    options = _import().SessionOptions()
+    options = import_onnxruntime().SessionOptions()
     # Both paths stay loaded, and by default the idle one's threads spin and steal the cores of the other: 3 to 4 times
     # the latency on two cores. This stops a session's threads as soon as its last run returns.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -1,0 +1,116 @@
+"""The labelled images that an export calibrates on, and those that judge it: never the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from smart_export.errors import ExportError
+from smart_export.precision import INT8, Precision
+from smart_export.verify import Images
+from smart_runtime.manifest import DENSE
+from smart_train import Attack, Checkpoint
+from smart_train.checkpoint import Samples
+from smart_train.data.images import ImageSet, Split
+from smart_train.evaluation.accuracy import some_examples, to_tensor
+from smart_train.methods.smart import CLEAN
+from smart_train.samples import halves, make_samples
+
+SAMPLES = "samples"
+"""The source of a checkpoint's own images."""
+
+ATTACK_STEPS = 10
+"""Of PGD on images of the user's: half of what a checkpoint's own samples had, since it is what takes the time."""
+
+CALIBRATION_IMAGES = 256  # of the user's: as many as a checkpoint carries
+_SEED = 0  # of which images are taken, how they are divided, and the attack's random starts
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Labelled images with an adversarial version for each path.
+
+    Attributes:
+        samples: the images.
+        source: ``samples`` for those of the checkpoint, else the kind of data.
+        digest: of that data, None for the checkpoint's.
+    """
+
+    samples: Samples
+    source: str
+    digest: str | None
+
+    def calibrating(self, path: str) -> Images:
+        """Return what ``path`` (or ``dense``) is calibrated on, float32 (N, C, H, W): the kind of images it is for."""
+        own = self.samples.images if path in {CLEAN, DENSE} else self.samples.adversarial[path]
+        images: Images = to_tensor(own).numpy()
+        return images
+
+    def record(self) -> dict[str, Any]:
+        """Return what a manifest says of it."""
+        return {
+            "source": self.source,
+            "digest": self.digest,
+            "images": len(self.samples.labels),
+            "attack": self.samples.attack,
+            "eps": self.samples.eps,
+        }
+
+
+def own_evidence(checkpoint: Checkpoint) -> Evidence:
+    """Return the checkpoint's own images."""
+    return Evidence(checkpoint.samples, SAMPLES, None)
+
+
+def divide(
+    checkpoint: Checkpoint, *, precision: Precision, judge: Evidence | None = None, calibrate: Evidence | None = None
+) -> tuple[Evidence, Evidence | None]:
+    """Return what judges, and for int8 what is calibrated on, where the user gave neither, one or both.
+
+    The checkpoint's own images stand in for what was not given; if they must do both, each half does one.
+
+    Raises:
+        ExportError: there are too few of them to halve.
+    """
+    own = own_evidence(checkpoint)
+    if precision != INT8:
+        return judge or own, None
+    if judge is not None or calibrate is not None:
+        return judge or own, calibrate or own
+    if len(own.samples.labels) < 2:
+        raise ExportError(
+            f"expected 2 or more samples in the checkpoint, to calibrate on and to judge by, got "
+            f"{len(own.samples.labels)}; give others with --calibration"
+        )
+    first, second = halves(own.samples, seed=_SEED)
+    return Evidence(second, SAMPLES, None), Evidence(first, SAMPLES, None)
+
+
+def evidence_from_data(data: ImageSet, checkpoint: Checkpoint, *, split: Split, images: int) -> Evidence:
+    """Return up to ``images`` images of ``split``, a part of ``data``, attacked on each path with PGD-10.
+
+    Raises:
+        ExportError: ``data`` has images of another size, or more classes than the network.
+    """
+    if data.shape != checkpoint.input_shape:
+        raise ExportError(
+            f"expected images {checkpoint.input_shape} as the network takes, got {data.shape}; "
+            f"give the data it was trained on"
+        )
+    classes = len(checkpoint.class_names)
+    if len(data.class_names) != classes:
+        raise ExportError(
+            f"expected {classes} classes as the network has, got {len(data.class_names)}; "
+            f"give the data it was trained on"
+        )
+    chosen = some_examples(split, min(images, len(split)), seed=_SEED)
+    samples = make_samples(
+        checkpoint.net,
+        torch.from_numpy(chosen.images),
+        torch.from_numpy(chosen.labels),
+        attack=Attack(eps=checkpoint.samples.eps, steps=ATTACK_STEPS),
+        seed=_SEED,
+    )
+    return Evidence(samples, data.kind, data.digest)

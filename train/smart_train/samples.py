@@ -1,0 +1,87 @@
+"""Make, select and divide the labelled images that a checkpoint carries, or others of the same form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smart_train.attacks import Attack
+from smart_train.checkpoint import Samples
+from smart_train.evaluation.accuracy import CHUNK, to_tensor
+from smart_train.methods.step import fixed
+from smart_train.network import PathNetwork, SmartNetwork
+
+
+def make_samples(
+    net: SmartNetwork,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    attack: Attack,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Samples:
+    """Return ``images`` with an adversarial version of each for every path of ``net``, made on that path.
+
+    Args:
+        net: the network, on ``device``; its train/eval flags are as before afterwards.
+        images: uint8 (N, H, W, C), as the network takes them.
+        labels: int64 (N,).
+        attack: its eps holds in uint8 too, since the versions are rounded towards the originals.
+        seed: of the attack's random starts, the same ones for each path.
+        device: where to compute.
+    """
+    return Samples(
+        images=images,
+        labels=labels,
+        adversarial={
+            path: _adversarial(
+                net.path(path),
+                images,
+                labels,
+                attack=attack,
+                generator=torch.Generator(device=device).manual_seed(seed),
+            )
+            for path in net.path_names
+        },
+        eps=attack.eps,
+        attack=attack.label,
+    )
+
+
+def _adversarial(
+    model: PathNetwork, images: Tensor, labels: Tensor, *, attack: Attack, generator: torch.Generator
+) -> Tensor:
+    device = generator.device
+    parts = []
+    with fixed(model):
+        for start in range(0, len(labels), CHUNK):
+            part = images[start : start + CHUNK]
+            floats = attack.perturb(
+                model,
+                to_tensor(part.to(device)),
+                labels[start : start + CHUNK].to(device),
+                generator=generator,
+            )
+            original = part.permute(0, 3, 1, 2).double()
+            change = (floats.cpu().double() * 255 - original).trunc()
+            parts.append((original + change).to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+    return torch.cat(parts)
+
+
+def select(samples: Samples, index: Tensor) -> Samples:
+    """Return the images with the numbers ``index``, int64 (K,), in that order."""
+    return Samples(
+        images=samples.images[index],
+        labels=samples.labels[index],
+        adversarial={path: images[index] for path, images in samples.adversarial.items()},
+        eps=samples.eps,
+        attack=samples.attack,
+    )
+
+
+def halves(samples: Samples, *, seed: int) -> tuple[Samples, Samples]:
+    """Return two parts without a common image, drawn by ``seed``; of an odd number the second one has one more."""
+    order = torch.randperm(len(samples.labels), generator=torch.Generator().manual_seed(seed))
+    middle = len(order) // 2
+    return select(samples, order[:middle]), select(samples, order[middle:])
