@@ -104,7 +104,7 @@ def _run_chunks(run: Callable[[Images], Scores], batches: Sequence[Images]) -> S
         return np.concatenate(list(pool.map(run, chunks)))
 
 
-def agreement(expected: Scores, got: Scores, *, tolerance: float | None) -> Agreement:
+def agreement(expected: Scores, got: Scores, *, tolerance: float | None = TOLERANCE_FP32) -> Agreement:
     """Compare the scores (N, classes) of a network and of its graph.
 
     Args:
