@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from outcome import finish
 from synthetic import synthetic_checkpoint
 
 from smart_runtime.bench.environment import read_environment
@@ -122,12 +123,7 @@ def main() -> None:
         "runs": runs,
         "environment": environment,
     }
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(runs))
-    print(f"\npeak memory {peak / 1e9:.2f} GB")
-    missed = [f"{goal['goal']}: {goal['value']:.4g}" for goal in goals if not goal["reached"]]
-    print("missed: " + "; ".join(missed) if missed else "all goals reached")
-    sys.exit(1 if missed else 0)
+    finish(found, output=options.output, lines=[table(runs), f"\npeak memory {peak / 1e9:.2f} GB"])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 from mobilenet import MobileNetV3
+from outcome import finish
 from synthetic import synthetic_bundle
 from torch import nn
 
@@ -283,7 +283,6 @@ def main() -> None:
                     print(f"{network.model}, batch {batch}, threads {threads}: {blocks} blocks", flush=True)
     place = {network.model: i for i, network in enumerate(FULL)}
     rows.sort(key=lambda row: place.get(row["network"], 0))
-    checked = goals(rows)
     command = "python benchmarks/bench_paths.py" + (" --quick" if options.quick else "")
     found = {
         "command": command,
@@ -291,17 +290,12 @@ def main() -> None:
         "weights, random masks",
         "seconds": before.get("seconds", 0) + time.perf_counter() - started,
         "seed": SEED,
-        "goals": checked,
+        "goals": goals(rows),
         "rows": rows,
         "environment": next(iter(environments.values())),
         "environments": environments,
     }
-    if output is not None:
-        output.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(rows))
-    missed = [f"{goal['goal']}: {goal['value']:.2f}" for goal in checked if not goal["reached"]]
-    print("missed:\n" + "\n".join(missed) if missed else "all goals reached")
-    sys.exit(1 if missed else 0)
+    finish(found, output=output, lines=[table(rows)])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as the runtime does, and 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from outcome import finish
 
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
@@ -480,11 +481,7 @@ def main() -> None:
         "goals": [asdict(goal) | {"reached": goal.reached} for goal in reached],
         "environment": asdict(environment),
     }
-    options.output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    print(table(results))
-    missed = [f"{goal.goal}: {goal.value:.3g}" for goal in reached if not goal.reached]
-    print("missed: " + "; ".join(missed) if missed else "all goals reached")
-    sys.exit(1 if missed else 0)
+    finish(record, output=options.output, lines=[table(results)])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ shows that it works, and writes nothing without --output. Status 1 if the goal i
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
+from outcome import finish
 from synthetic import synthetic_bundle
 
 from smart_export.sparsity import FileSparsity, sparsity_of_onnx
@@ -203,7 +203,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         check = measure_check(Path(folder), quick=options.quick)
         rows = measure_zeros(Path(folder), quick=options.quick)
-    checked = goals(check)
     found = {
         "command": "python benchmarks/bench_sparsity.py" + (" --quick" if options.quick else ""),
         "method": "zeros: medians of interleaved blocks in one process, 95% bootstrap interval over the rounds; check: "
@@ -211,18 +210,13 @@ def main() -> None:
         "seconds": time.perf_counter() - started,
         "seed": SEED,
         "threads": 1,
-        "goals": checked,
+        "goals": goals(check),
         "check": check,
         "rows": rows,
         "environment": environment,
     }
-    if output is not None:
-        output.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(rows))
-    print(f"{check['network']}: reported in {check['seconds']:.2f} s, as a command in {check['command_seconds']:.2f} s")
-    missed = [goal["goal"] for goal in checked if not goal["reached"]]
-    print("missed: " + ", ".join(missed) if missed else "all goals reached")
-    sys.exit(1 if missed else 0)
+    took = f"reported in {check['seconds']:.2f} s, as a command in {check['command_seconds']:.2f} s"
+    finish(found, output=output, lines=[table(rows), f"{check['network']}: {took}"])
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast, get_args
 
 import numpy as np
+from outcome import finish
 
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
@@ -165,6 +166,8 @@ def under_fire(folder: Path, *, seconds: float) -> dict[str, Any]:
             lambda rounds: float(np.median(ratios[rounds])), rounds=len(ratios), resamples=RESAMPLES, rng=rng
         )
         loaded = first_results_under_load(model, bundle, inputs, known)
+    idle = measure_switch(bundle, inputs[0], engine=AUTO, threads=1)
+    assert idle is not None  # only a bundle with one path has nothing to switch to
     fire = phases[None]
     every = [phase for part in phases.values() for phase in part]
     return {
@@ -178,14 +181,9 @@ def under_fire(folder: Path, *, seconds: float) -> dict[str, Any]:
             for path, part in phases.items()
         },
         "throughput_ratio": asdict(interval(float(np.median(ratios)), drawn)),
-        "idle": asdict_or_none(measure_switch(bundle, inputs[0], engine=AUTO, threads=1)),
+        "idle": asdict(idle),
         "under_load": loaded,
     }
-
-
-def asdict_or_none(times: Any) -> dict[str, float] | None:
-    """Return the fields of ``times``, None for None."""
-    return None if times is None else asdict(times)
 
 
 def first_results_under_load(
@@ -478,11 +476,7 @@ def main() -> None:
         "goals": [asdict(goal) for goal in reached],
         "environment": asdict(environment),
     }
-    options.output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    print(table(results))
-    missed = [f"{goal.goal}: {goal.value:.3g}" for goal in reached if not goal.reached]
-    print("missed: " + "; ".join(missed) if missed else "all goals reached")
-    sys.exit(1 if missed else 0)
+    finish(record, output=options.output, lines=[table(results)])
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ benchmarks/results/train.json.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
+from outcome import finish
 from torch import Tensor, nn
 
 from smart_runtime.bench.environment import read_environment
@@ -198,24 +197,15 @@ def main() -> None:
         }
         for row in rows
     ]
-    missed = [f"{goal['goal']}: {goal['value']:.2f}" for goal in goals if not goal["reached"]]
-    options.output.write_text(
-        json.dumps(
-            {
-                "command": f"python benchmarks/bench_train.py --rounds {options.rounds} --steps {options.steps} "
-                f"--device {options.device} --threads {options.threads}",
-                "environment": asdict(environment),
-                "threads": options.threads,
-                "goals": goals,
-                "rows": rows,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
-    print(table(rows))
-    print("missed: " + "; ".join(missed) if missed else "all goals reached")
-    sys.exit(1 if missed else 0)
+    found = {
+        "command": f"python benchmarks/bench_train.py --rounds {options.rounds} --steps {options.steps} "
+        f"--device {options.device} --threads {options.threads}",
+        "environment": asdict(environment),
+        "threads": options.threads,
+        "goals": goals,
+        "rows": rows,
+    }
+    finish(found, output=options.output, lines=[table(rows)])
 
 
 if __name__ == "__main__":
