@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from smart_export.errors import ExportError
 from smart_export.fold import ChannelAffine
+from smart_export.opset import OLDEST_WRITTEN, lower_opset_
 
 GRAPH, WEIGHTS = "model.onnx", "weights.bin"
 INPUT, OUTPUT = "image", "scores"
@@ -141,7 +142,8 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
     """Convert one folded module; see :class:`Converter`.
 
     Raises:
-        ExportError: if torch cannot export it, as when it looks at values to choose its way.
+        ExportError: if torch cannot export it, as when it looks at values to choose its way, or only with operators
+            that ``opset`` does not have.
         FileNotFoundError: if no folder for temporary files can be written, as when every disk is full.
     """
     tempfile.gettempdir()  # torch needs one too, and what it says without is a traceback about something else
@@ -155,7 +157,7 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=opset,
+                opset_version=max(opset, OLDEST_WRITTEN),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -171,6 +173,8 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
     model = program.model
     assert isinstance(model, ir.Model)
     strip_(model)
+    if opset < OLDEST_WRITTEN:
+        lower_opset_(model, opset=opset)
     return model
 
 
