@@ -394,12 +394,12 @@ class _Builder:
         self, paths: dict[str, ExportedGraph], dense: ExportedGraph | None, *, default_path: str
     ) -> dict[str, Any]:
         """Return the package description that docs/formats.md lays down."""
-        checkpoint = self._checkpoint
+        checkpoint, profile = self._checkpoint, self._target.profile
         channels, height, width = checkpoint.input_shape
         ours = {
             "format_version": FORMAT_VERSION,
             "created_by": f"smart-edge {version()}",
-            "target": {"name": self._target.name, "profile": self._target.profile.name},
+            "target": {"name": self._target.name, "profile": profile.name, "kind": profile.kind},
             "precision": self._precision,
             "quantization": self.quantisation,
             "gate": {**self._judging.record(), "max_drop": self._max_drop},

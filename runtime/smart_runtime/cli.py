@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
-from smart_devices.console.cli import Group, console, json_option, print_json, table
+from smart_devices.console.cli import Group, console, json_option, note, print_json, table, warnings_as_notes
 from smart_devices.version import version
 from smart_runtime.bundle import Bundle
 from smart_runtime.engines import Scores
@@ -18,6 +18,7 @@ from smart_runtime.errors import shortened
 from smart_runtime.manifest import GraphInfo
 from smart_runtime.memory import ON_DEMAND
 from smart_runtime.model import SmartModel
+from smart_runtime.notes import notes_here
 from smart_runtime.pictures import read_picture
 from smart_runtime.signatures import short_fingerprint
 from smart_runtime.units import si
@@ -38,8 +39,10 @@ def trust_option(function: _F) -> _F:
 
 @click.group(cls=Group, epilog="Example: smart-run infer bundle/ picture.png --path robust --top 3")
 @click.version_option(version(), prog_name="smart-run")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Run a bundle on this device."""
+    context.with_resource(warnings_as_notes("smart_runtime"))
 
 
 @main.command(epilog="Example: smart-run infer bundle/ cat.jpg dog.jpg --path robust --top 3")
@@ -67,7 +70,7 @@ def infer(
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
     with SmartModel.load(bundle, path=path, threads=threads, memory=ON_DEMAND, trust=trust) as model:
         answers = [_classify(model, picture, top=top) for picture in pictures]
-        used, signer = model.path, model.bundle.signer
+        used, signer, notes = model.path, model.bundle.signer, model.notes
     if as_json:
         results = [
             {
@@ -77,7 +80,7 @@ def infer(
             }
             for answer in answers
         ]
-        print_json({"bundle": str(bundle), "signed_by": signer, "path": used, "results": results})
+        print_json({"bundle": str(bundle), "signed_by": signer, "notes": list(notes), "path": used, "results": results})
         return
     rows = []
     for answer in answers:
@@ -100,6 +103,9 @@ def info(*, bundle: Path, trust: Path | None, as_json: bool) -> None:
     opened.verify()
     manifest = opened.manifest
     spec = manifest.input
+    notes = notes_here(manifest)
+    for sentence in notes:
+        note(sentence)
     if as_json:
         print_json(
             {
@@ -112,6 +118,9 @@ def info(*, bundle: Path, trust: Path | None, as_json: bool) -> None:
                 "created_by": manifest.created_by,
                 "target": manifest.target.name,
                 "precision": manifest.precision,
+                "quantization": None if manifest.quantization is None else dict(manifest.quantization),
+                "gate": None if manifest.gate is None else dict(manifest.gate),
+                "notes": list(notes),
                 "default_path": manifest.default_path,
                 "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
                 "class_names": list(manifest.class_names),
@@ -206,6 +215,7 @@ def _graph_json(graph: GraphInfo) -> dict[str, Any]:
         "parameters": graph.parameters,
         "bytes": graph.bytes,
         "metrics": None if graph.metrics is None else dict(graph.metrics),
+        "gate": None if graph.gate is None else dict(graph.gate),
     }
 
 

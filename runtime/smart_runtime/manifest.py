@@ -39,10 +39,11 @@ Colour: TypeAlias = Literal["RGB", "L"]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The device that the bundle was made for."""
+    """The device that a bundle was made for; ``kind`` is ``jetson``, ``gpu`` or ``cpu``, None where it is not said."""
 
     name: str
     profile: str
+    kind: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,8 @@ class GraphInfo:
 
     ``macs`` and ``parameters`` are of one image and of the folded network; ``bytes`` is the size of the graph and
     weights files together. ``tolerance``, ``max_rel_diff`` and ``argmax_agreement`` say how it was verified at export;
-    these and the densities are None where the manifest has none. ``layers`` and ``metrics`` are the manifest's own JSON
-    objects.
+    these and the densities are None where the manifest has none. ``layers``, ``metrics`` and ``gate`` (what the path's
+    accuracies lost in the export) are the manifest's own JSON objects.
     """
 
     name: str
@@ -101,6 +102,7 @@ class GraphInfo:
     argmax_agreement: float | None
     layers: tuple[JsonObject, ...]
     metrics: JsonObject | None
+    gate: JsonObject | None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -115,7 +117,11 @@ class GraphInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a bundle says about itself; ``paths`` keeps the manifest's order, ``training`` is its own JSON object."""
+    """What a bundle says about itself.
+
+    ``recipe`` is the one that its int8 graphs were quantised by, None for other precisions. ``paths`` keeps the
+    manifest's order; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
+    """
 
     package_name: str
     package_version: str
@@ -123,6 +129,9 @@ class Manifest:
     created_by: str
     target: Target
     precision: str
+    recipe: str | None
+    quantization: JsonObject | None
+    gate: JsonObject | None
     default_path: str
     input: InputSpec
     output: OutputSpec
@@ -179,6 +188,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
     target, image, scores = ours.object("target"), ours.object("input"), ours.object("output")
     pictures, paths = ours.object("preprocessing"), ours.object("paths")
     baseline = None if ours.value("baseline") is None else ours.object("baseline")
+    quantization = None if ours.value("quantization") is None else ours.object("quantization")
 
     # Format 1 has one kind of input; the words are in the manifest so that a reader need not know that.
     image.choice("dtype", ["float32"])
@@ -208,8 +218,13 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         package_version=root.string("package_version"),
         format_version=version,
         created_by=ours.string("created_by"),
-        target=Target(name=target.string("name"), profile=target.string("profile")),
+        target=Target(
+            name=target.string("name"), profile=target.string("profile"), kind=target.optional_string("kind")
+        ),
         precision=ours.string("precision"),
+        recipe=None if quantization is None else quantization.string("recipe"),
+        quantization=None if quantization is None else quantization.raw,
+        gate=ours.optional_object("gate"),
         default_path=default_path,
         input=InputSpec(
             name=image.string("name"),
@@ -250,6 +265,7 @@ def _parse_graph(graph: Reader, name: str) -> GraphInfo:
         argmax_agreement=graph.fraction("argmax_agreement"),
         layers=tuple(layer.raw for layer in graph.objects("layers")),
         metrics=graph.optional_object("metrics"),
+        gate=graph.optional_object("gate"),
     )
 
 

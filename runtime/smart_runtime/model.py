@@ -33,6 +33,7 @@ from smart_runtime.memory import (
     release_frames,
     resident_bytes,
 )
+from smart_runtime.notes import log_notes, notes_on
 from smart_runtime.serving import Call, LoadedPath, Loader
 from smart_runtime.stats import Recorder, Stats
 
@@ -112,6 +113,7 @@ class SmartModel:
         self._lost = ""  # why no path is loaded, where one should be
         self._new_locks()
         forks.guard(self)
+        log_notes(loader.bundle.manifest, engine_name=engine_name)
 
     def _new_locks(self) -> None:
         # Both are re-entrant for the sake of signal handlers, which interrupt a thread that may hold them.
@@ -319,6 +321,7 @@ class SmartModel:
                 _log.warning("reload failed; the bundle %.12s goes on serving", self.bundle.digest)
                 raise
         _log.info("the bundle %.12s serves from now on", self.bundle.digest)
+        log_notes(self.manifest, engine_name=self.engine_name)
 
     def memory(self) -> MemoryReport:
         """Return what each path costs, and whether it is loaded."""
@@ -349,6 +352,11 @@ class SmartModel:
     def manifest(self) -> Manifest:
         """What the bundle says about itself."""
         return self.bundle.manifest
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about the bundle on this engine, a sentence each; logged as warnings when it is loaded."""
+        return notes_on(self.manifest, engine_name=self.engine_name)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def test_zeros_among_weights_are_counted_and_their_use_is_said(structure: str, w
         violations = oracle.violations(weight.detach().numpy(), axis=1, n=2, m=4)
         assert layer.two_four == (violations == 0 and weight.shape[1] % 4 == 0)
     assert {layer.name: layer.why_dense for layer in found.layers if layer.why_dense} == net.dense_layers
-    graph = ExportedGraph("robust", "", None, 0, found, Agreement(0, 1, 1, 1))
+    graph = ExportedGraph("robust", "", None, 0, found, Agreement(0, 1, 1, 1), None)
     (line,) = attention("robust", graph)
     assert words in line
     assert line.startswith(f"robust: {len(net.weight_layers)} layers")

@@ -136,7 +136,7 @@ def manifest_document(*, baseline: bool = True, channels: int = CHANNELS) -> dic
             "smart_edge": {
                 "format_version": 1,
                 "created_by": "smart-edge 0.1.0",
-                "target": {"name": "jetson-orin", "profile": "jetson-agx-orin-64gb"},
+                "target": {"name": "cpu", "profile": "x86-cpu", "kind": "cpu"},
                 "precision": "fp32",
                 "default_path": "clean",
                 "input": {

@@ -172,9 +172,10 @@ def test_the_json_is_what_the_issue_says(report: Report) -> None:
             "bundle": "tiny/",
             "digest": document["bundle_digest"],
             "signed_by": None,
-            "target": "jetson-orin",
-            "profile": "jetson-agx-orin-64gb",
+            "target": "cpu",
+            "profile": "x86-cpu",
             "precision": "fp32",
+            "notes": [],
         }
     ]
     assert document["baseline"] is None

@@ -94,9 +94,9 @@ def test_several_bundles_against_the_first_ones_dense(bundle: Path, int8: Path, 
         assert row["speedup"] == pytest.approx(rows[0]["median_ms"] / row["median_ms"])
         assert row["mac_ratio"] == rows[0]["macs"] / row["macs"]
     drawn = plot.read_text(encoding="utf-8")
-    assert "<!-- tiny: clean -->" in drawn
-    assert "<!-- int8: dense -->" in drawn
-    assert "<!-- times as fast as tiny: dense (whisker: 95% interval) -->" in drawn
+    assert "<!-- tiny: clean fp32 -->" in drawn
+    assert "<!-- int8: dense int8 -->" in drawn
+    assert "<!-- times as fast as tiny: dense fp32 (whisker: 95% interval) -->" in drawn
 
 
 def test_the_first_bundle_decides_whether_there_is_a_reference(bundle: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_info_json(bundle: Path) -> None:
 
 def test_info_table(bundle: Path) -> None:
     output = invoke("info", str(bundle))
-    for words in ("tiny, fp32, for jetson-orin", "default path clean", "robust", "0.460", "every byte is as exported"):
+    for words in ("tiny, fp32, for cpu", "default path clean", "robust", "0.460", "every byte is as exported"):
         assert words in output
 
 

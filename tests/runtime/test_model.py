@@ -60,7 +60,6 @@ def test_what_a_model_says_about_itself(model: SmartModel) -> None:
     assert model.paths == ("clean", "robust")
     assert model.path == "clean"
     assert list(model.class_names) == CLASS_NAMES
-    assert model.manifest.target.name == "jetson-orin"  # a bundle for a Jetson runs on any CPU
     assert model.engine_name == "onnxruntime-cpu"
     assert len(model.bundle.digest) == 64
 

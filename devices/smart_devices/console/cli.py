@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -98,6 +99,29 @@ def console(*, stderr: bool = False) -> Console:
 def note(message: str) -> None:
     """Print a line for people on standard error, above a progress bar if there is one."""
     (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def warnings_as_notes(package: str) -> Iterator[None]:
+    """Show what the logger ``package`` warns of as lines for people, each once, not in the logging module's own way."""
+    logger, handler = logging.getLogger(package), _NoteHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _NoteHandler(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._shown:
+            self._shown.add(message)
+            note(message)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:

@@ -8,7 +8,16 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from smart_devices.console.cli import Command, console, json_option, note, print_json, progress, table
+from smart_devices.console.cli import (
+    Command,
+    console,
+    json_option,
+    note,
+    print_json,
+    progress,
+    table,
+    warnings_as_notes,
+)
 from smart_devices.version import version
 from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, compare_saved
 from smart_runtime.bench.compare import compare, steps
@@ -85,6 +94,7 @@ def main(
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after
     bundles = open_bundles(bundle, trust=trust)
+    context.with_resource(warnings_as_notes("smart_runtime"))
     with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks)) as advance:
         report = compare(
             bundles, baseline=baseline, batch=batch, threads=threads, blocks=blocks, seed=seed, advance=advance
@@ -105,13 +115,13 @@ def _print_report(report: Report) -> None:
     state = f"governor {environment.governor or 'unknown'}, load {environment.load_average[0]:.2f} before"
     out.print(f"{title} ({environment.usable_cores} cores, {state})", markup=False, soft_wrap=True)
     scale, unit = (1000, "us") if max(row.p90_ms for row in report.rows) < 1 else (1, "ms")
-    names = ["bundle", "graph"] if several else ["graph"]
+    names = ["bundle", "graph", "precision"] if several else ["graph"]
     latency = [*(f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone")), "speed-up (95% interval)"]
     cells = [_name_cells(row, several=several) + _latency_cells(row, report, scale=scale) for row in report.rows]
     out.print(table("", names + latency, cells, text_columns=len(names)))
-    size = [*(["precision"] if several else []), "MACs", "MAC ratio", "parameters", "size"]
-    cells = [_name_cells(row, several=several) + _size_cells(row, several=several) for row in report.rows]
-    out.print(table("", names + size, cells, text_columns=len(names) + several))
+    size = ["MACs", "MAC ratio", "parameters", "size"]
+    cells = [_name_cells(row, several=several) + _size_cells(row) for row in report.rows]
+    out.print(table("", names + size, cells, text_columns=len(names)))
     out.print(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process", soft_wrap=True)
     if report.reference is not None:
         against = report.label(report.rows[report.reference])
@@ -135,7 +145,7 @@ def _print_report(report: Report) -> None:
 
 
 def _name_cells(row: Row, *, several: bool) -> list[str]:
-    return [row.bundle or "", row.name] if several else [row.name]
+    return [row.bundle or "", row.name, row.precision or ""] if several else [row.name]
 
 
 def _latency_cells(row: Row, report: Report, *, scale: float) -> list[str]:
@@ -148,10 +158,10 @@ def _latency_cells(row: Row, report: Report, *, scale: float) -> list[str]:
     return [*latencies[:3], latencies[3] + ("" if row.solo_agrees else " (!)"), speed_up]
 
 
-def _size_cells(row: Row, *, several: bool) -> list[str]:
+def _size_cells(row: Row) -> list[str]:
     ratio = "" if row.mac_ratio is None else f"{row.mac_ratio:.2f}x"
     macs, parameters = ("" if value is None else si(value) for value in (row.macs, row.parameters))
-    return [*([row.precision or ""] if several else []), macs, ratio, parameters, si(row.bytes, "B")]
+    return [macs, ratio, parameters, si(row.bytes, "B")]
 
 
 def _warning(apart: Sequence[str]) -> str:

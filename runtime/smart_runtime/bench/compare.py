@@ -17,6 +17,7 @@ from smart_runtime.bench.switching import measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
 from smart_runtime.bundle import Bundle
 from smart_runtime.engines import AUTO, Batch, resolve_engine
+from smart_runtime.notes import log_notes
 
 
 def steps(bundles: Mapping[str, Bundle], *, baseline: Path | None = None, blocks: int) -> int:
@@ -60,6 +61,7 @@ def compare(
     given = None if baseline is None else read_baseline(baseline)
     for bundle in bundles.values():
         bundle.verify()
+        log_notes(bundle.manifest, engine_name=name)
     graphs = contenders(bundles, baseline=given)
     images = random_batch(graphs[0].source.shape, size=batch, rng=np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 1])  # a stream of its own: the order must not depend on the input's size

@@ -13,6 +13,7 @@ from smart_runtime.bench.environment import Environment
 from smart_runtime.bench.statistics import Block, agrees
 from smart_runtime.bench.switching import SwitchTimes
 from smart_runtime.bundle import Bundle
+from smart_runtime.notes import notes_on
 
 MEASURED = "engine.run on prepared float32 input"
 
@@ -97,7 +98,12 @@ class Report:
         """Return what tells ``row`` from the others; ``bundle`` is a shorter word for its bundle."""
         if row.bundle is None or len(self.bundles) == 1:
             return row.name
-        return f"{row.bundle if bundle is None else bundle}: {row.name}"
+        differ = len({opened.manifest.precision for opened in self.bundles.values()}) > 1
+        return f"{row.bundle if bundle is None else bundle}: {row.name}{f' {row.precision}' if differ else ''}"
+
+    def notes(self, bundle: Bundle) -> tuple[str, ...]:
+        """Return what to know about ``bundle`` on the engine that was measured."""
+        return notes_on(bundle.manifest, engine_name=self.engine)
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``smart-bench --json`` prints."""
@@ -112,6 +118,7 @@ class Report:
                     "target": bundle.manifest.target.name,
                     "profile": bundle.manifest.target.profile,
                     "precision": bundle.manifest.precision,
+                    "notes": list(self.notes(bundle)),
                 }
                 for path, bundle in self.bundles.items()
             ],
