@@ -31,7 +31,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 def test_the_demo_goes_from_training_to_the_table(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "01_demo.py"), "--out", str(out), "--epochs", "2", "--blocks", "4"],
+        [sys.executable, str(EXAMPLES / "01_demo.py"), "--out", str(out), "--epochs", "1", "--blocks", "4"],
         capture_output=True,
         text=True,
         timeout=300,
