@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.test_networks import smart
+from export.test_networks import SHAPE, smart
 from networks import NETWORKS
 from reference import costs
 from reference import sparsity as oracle
@@ -28,7 +30,7 @@ from smart_devices import resolve_target
 from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
 from smart_export.fold import fold, fold_dense, unmasked
-from smart_export.graph import onnx_from_module, save_graph
+from smart_export.graph import Converter, onnx_from_module, save_graph
 from smart_export.patterns import TWO_FOUR, parse_pattern, pattern_name, why_no_gain, zeros_of
 from smart_export.sparsity import FileSparsity, LayerSparsity, sparsity_of_onnx
 from smart_train.architectures import ARCHITECTURES
@@ -403,10 +405,18 @@ def torch_macs(network: nn.Module, images: torch.Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def report_of(module: nn.Module, folder: Path, *, shape: tuple[int, int, int]) -> FileSparsity:
-    folder.mkdir()
-    save_graph(onnx_from_module(module, input_shape=shape, opset=20), folder)
-    return sparsity_of_onnx(folder / "model.onnx")
+@functools.cache
+def counted(name: str, width: int) -> dict[str, tuple[nn.Module, FileSparsity]]:
+    """A named network's folded clean path and dense baseline, and what is said of their files, made as a build does."""
+    net = smart(name, width=width)
+    converter = Converter(input_shape=SHAPE, opset=20)
+    modules = {"clean": fold(net, path="clean"), "dense": fold_dense(unmasked(net, path="clean"))}
+    found: dict[str, tuple[nn.Module, FileSparsity]] = {}
+    for graph, module in modules.items():
+        with tempfile.TemporaryDirectory() as folder:
+            save_graph(converter(module), Path(folder))
+            found[graph] = (module, sparsity_of_onnx(Path(folder, "model.onnx")))
+    return found
 
 
 # Converting one of these takes seconds; those of tests/networks are all counted in every run.
@@ -417,13 +427,10 @@ LARGE = {"resnet34", "resnet50", "wrn16-8", "wrn40-2"}
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in sorted(ARCHITECTURES)]
 )
-def test_every_network_costs_what_torch_counts(name: str, tmp_path: Path) -> None:
-    net = smart(name)
-    shape = (3, 16, 16)
-    for graph, module in (("clean", fold(net, path="clean")), ("dense", fold_dense(unmasked(net, path="clean")))):
-        found = report_of(module, tmp_path / graph, shape=shape)
+def test_every_network_costs_what_torch_counts(name: str) -> None:
+    for module, found in counted(name, 8).values():
         assert found.notes == ()
-        assert found.macs == torch_macs(module, torch.zeros(1, *shape))
+        assert found.macs == torch_macs(module, torch.zeros(1, *SHAPE))
         layers_ = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         assert found.parameters == sum(p.numel() for m in layers_ for p in m.parameters())
         assert found.parameters + found.other_parameters == sum(
@@ -437,10 +444,10 @@ def test_every_family_costs_what_torch_counts(name: str, tmp_path: Path) -> None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = NETWORKS[name](num_classes=4, in_channels=3).eval()
-    shape = (3, 16, 16)
-    found = report_of(module, tmp_path / "network", shape=shape)
+    save_graph(onnx_from_module(module, input_shape=SHAPE, opset=20), tmp_path)
+    found = sparsity_of_onnx(tmp_path / "model.onnx")
     assert found.notes == ()
-    assert found.macs == torch_macs(module, torch.zeros(1, *shape))
+    assert found.macs == torch_macs(module, torch.zeros(1, *SHAPE))
     weights = [m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert sum(layer.zeros.weights for layer in found.layers if layer.zeros is not None) == sum(weights)
 
@@ -455,16 +462,16 @@ def test_every_family_costs_what_torch_counts(name: str, tmp_path: Path) -> None
     ],
 )
 def test_networks_cost_what_their_papers_say(
-    name: str, count: Callable[..., costs.Count], options: dict[str, Any], tmp_path: Path
+    name: str, count: Callable[..., costs.Count], options: dict[str, Any]
 ) -> None:
     width = 12 if name == "wrn40-2" else 8  # with 8 its masked stem would have as many channels as the first stage
-    net = smart(name, width=width)
     size: dict[str, Any] = {"width": width, "side": 16, "classes": 4, **options}
-    for graph, module, kept in (
-        ("clean", fold(net, path="clean"), lambda channels: -(-channels // 2)),
-        ("dense", fold_dense(unmasked(net, path="clean")), lambda channels: channels),
-    ):
-        found, expected = report_of(module, tmp_path / graph, shape=(3, 16, 16)), count(**size, kept=kept)
+    kept: dict[str, Callable[[int], int]] = {
+        "clean": lambda channels: -(-channels // 2),
+        "dense": lambda channels: channels,
+    }
+    for graph, (_, found) in counted(name, width).items():
+        expected = count(**size, kept=kept[graph])
         assert found.macs == expected.macs
         if name != "wrn40-2":  # its batch norms stand before convolutions and stay beside them
             assert found.parameters == expected.folded_parameters
