@@ -1,4 +1,4 @@
-"""What a target device can do: its profile, and which engines can run on this machine.
+"""What a target device can do: its profile, what this machine is (`detection`) and which engines it runs (`doctor`).
 
 Boundary: standard library only (``cli.py`` modules excepted), so that a bare device can import it; this package
 imports none of the other three.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,7 @@ _SM_CLOCK = 1  # NVML_CLOCK_SM
 class Gpu:
     """One graphics card; what it does not tell is None, whatever the reason.
 
-    Made by `open_gpu`.
+    Made by `open_gpu` and `open_gpus`.
     """
 
     def __init__(self, library: ModuleType, handle: Any) -> None:
@@ -23,8 +23,27 @@ class Gpu:
     @property
     def name(self) -> str:
         """Its name, as in ``NVIDIA GeForce RTX 4090``."""
-        name = self._ask("nvmlDeviceGetName")
-        return name.decode(errors="replace") if isinstance(name, bytes) else str(name or "NVIDIA GPU")
+        return _text(self._ask("nvmlDeviceGetName")) or "NVIDIA GPU"
+
+    @property
+    def compute_capability(self) -> str | None:
+        """Its compute capability, as in ``8.9``."""
+        numbers = self._ask("nvmlDeviceGetCudaComputeCapability")
+        return None if numbers is None else ".".join(map(str, numbers))
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Its memory, a little less than it is sold with; machines that share theirs with the host do not tell."""
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
+        return None if memory is None else int(memory.total)
+
+    @property
+    def driver(self) -> str | None:
+        """The version of the driver that all cards share, as in ``580.65.06``."""
+        try:
+            return _text(self._library.nvmlSystemGetDriverVersion())
+        except self._library.NVMLError:
+            return None
 
     def energy_mj(self) -> int | None:
         """Return the energy since the driver was loaded, in mJ (Volta and later)."""
@@ -67,12 +86,28 @@ def open_gpu(index: int = 0, *, load: Callable[[str], ModuleType] = import_modul
         index: As the library counts.
         load: Imports a module by name.
     """
+    found = _open(load, lambda _: [index])
+    return found if isinstance(found, str) else found[0]
+
+
+def open_gpus(*, load: Callable[[str], ModuleType] = import_module) -> tuple[Gpu, ...] | str:
+    """Return every graphics card, at least one, or in words why there is none to ask; see `open_gpu`."""
+    found = _open(load, lambda library: range(library.nvmlDeviceGetCount()))
+    return found or "no NVIDIA graphics card that the driver knows"
+
+
+def _open(load: Callable[[str], ModuleType], indices: Callable[[ModuleType], Iterable[int]]) -> tuple[Gpu, ...] | str:
     try:
         library = load("pynvml")
     except ImportError:
         return "no nvidia-ml-py to ask a graphics card with: pip install 'smart-edge[nvml]'"
     try:
         library.nvmlInit()
-        return Gpu(library, library.nvmlDeviceGetHandleByIndex(index))
+        return tuple(Gpu(library, library.nvmlDeviceGetHandleByIndex(index)) for index in indices(library))
     except library.NVMLError as error:
         return f"no NVIDIA graphics card that answers (NVML: {error})"
+
+
+def _text(value: object) -> str | None:
+    """Return a string of the library's, which its older versions give as bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else None if value is None else str(value)

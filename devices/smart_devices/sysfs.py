@@ -19,9 +19,9 @@ def read_text(path: Path) -> str:
         OSError: It is absent (FileNotFoundError), for root only (PermissionError), or does not answer now.
     """
     try:
-        return _read(path)
+        return stripped(read_bytes(path))
     except BlockingIOError:
-        return _read(path)
+        return stripped(read_bytes(path))
 
 
 def read_text_or_none(path: Path) -> str | None:
@@ -41,12 +41,25 @@ def read_number_or_none(path: Path) -> int | None:
         return None
 
 
-def _read(path: Path) -> str:
+def read_bytes(path: Path, *, limit: int = _PAGE) -> bytes:
+    """Return the first ``limit`` bytes of a file, without waiting for a writer where it is a pipe.
+
+    Raises:
+        OSError: As `read_text`, and for what is no file.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    parts, left = [], limit
     try:
-        data = os.read(descriptor, _PAGE)
+        while left and (part := os.read(descriptor, min(left, 1 << 20))):
+            parts.append(part)
+            left -= len(part)
     except TypeError as error:  # as some versions of Python have it
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), os.fspath(path)) from error
     finally:
         os.close(descriptor)
+    return b"".join(parts)
+
+
+def stripped(data: bytes) -> str:
+    """Return a file's bytes as text, whatever is no UTF-8 replaced, without blanks and NULs around it."""
     return data.decode("utf-8", errors="replace").strip("\0 \t\r\n")

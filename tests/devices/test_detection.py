@@ -32,6 +32,7 @@ from smart_devices.detection import (
 )
 from smart_devices.detection.cards import read_cards
 from smart_devices.detection.files import Files
+from smart_devices.nvml import open_gpus
 
 ORIN = "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0"
 
@@ -292,7 +293,8 @@ class TestCards:
         assert "2 graphics cards" in found.notes[0]
 
     def test_recorded_answers_of_the_library(self) -> None:
-        cards = read_cards(load=lambda name: recorded_nvml(name, names=[b"NVIDIA GeForce RTX 4090", "NVIDIA GB10"]))
+        names = [b"NVIDIA GeForce RTX 4090", "NVIDIA GB10"]
+        cards = read_cards(open_all=lambda: open_gpus(load=lambda name: recorded_nvml(name, names=names)))
         assert cards.driver == "580.65.06"
         assert cards.cards == (
             Card(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory_gib=23.99),
@@ -300,19 +302,12 @@ class TestCards:
         )
 
     def test_a_driver_without_cards(self) -> None:
-        assert read_cards(load=lambda name: recorded_nvml(name, names=[])).reason == "the NVIDIA driver knows no card"
-
-    def test_without_the_library_it_names_the_command(self) -> None:
-        def load(name: str) -> Any:
-            raise ImportError(name)
-
-        assert "pip install 'smart-edge[nvml]'" in str(read_cards(load=load).reason)
+        cards = read_cards(open_all=lambda: open_gpus(load=lambda name: recorded_nvml(name, names=[])))
+        assert cards == Cards(reason="no NVIDIA graphics card that the driver knows")
 
     @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="needs a machine without NVIDIA driver")
     def test_the_real_library_says_that_there_is_no_driver(self) -> None:
-        cards = read_cards()
-        assert cards.cards == ()
-        assert str(cards.reason).startswith("no NVIDIA driver that answers (")
+        assert str(read_cards().reason).startswith("no NVIDIA graphics card that answers (NVML: ")
 
 
 def recorded_nvml(module: str, *, names: list[Any]) -> Any:
@@ -330,7 +325,6 @@ def recorded_nvml(module: str, *, names: list[Any]) -> Any:
     return SimpleNamespace(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
         nvmlSystemGetDriverVersion=lambda: b"580.65.06",
         nvmlDeviceGetCount=lambda: len(names),
         nvmlDeviceGetHandleByIndex=lambda i: i,
@@ -420,6 +414,17 @@ class TestPowerMode:
             found = jetson(root, files={"/var/lib/nvpmodel/status": status, "/etc/nvpmodel.conf": table}).jetson
             assert found is not None
             assert (found.power_mode and (found.power_mode.name, found.power_mode.source)) == (name and (name, "files"))
+
+    def test_the_tool_is_run_as_it_is_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        tool = tmp_path / "nvpmodel"
+        tool.write_text("#!/bin/sh\nprintf 'NVPM ERROR: \\377\\nNV Power Mode: MAXN\\n0\\n'\nexit 3\n")
+        tool.chmod(0o755)
+        assert nvpmodel.live_mode(Files(tmp_path), nvpmodel.run_command) == LiveMode("MAXN", "nvpmodel")
+        tool.write_text("no program")
+        assert nvpmodel.run_command(["nvpmodel", "-q"]) is None
+        tool.unlink()
+        assert nvpmodel.run_command(["nvpmodel", "-q"]) is None
 
 
 class TestFiles:

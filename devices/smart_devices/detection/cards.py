@@ -1,15 +1,14 @@
-"""Which NVIDIA graphics cards there are, through nvidia-ml-py (the module ``pynvml``) where it is installed.
+"""Which NVIDIA graphics cards a PC has.
 
-For PCs: a Jetson's library knows neither memory nor clocks, and answering it does not make a machine a PC.
+Not for Jetsons: a Jetson's library knows neither memory nor clocks, and answering it does not make a machine a PC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
-from typing import Any
+
+from smart_devices.nvml import Gpu, open_gpus
 
 _MEMORY_TOLERANCE = 0.125  # a 16 GB card was seen to report 15 GiB: the driver keeps some
 
@@ -50,49 +49,22 @@ class Cards:
     reason: str | None = None
 
 
-def read_cards(*, load: Callable[[str], ModuleType] = import_module) -> Cards:
-    """Return the cards that NVIDIA's management library knows.
+def read_cards(*, open_all: Callable[[], tuple[Gpu, ...] | str] = open_gpus) -> Cards:
+    """Return the graphics cards that NVIDIA's management library knows.
 
     Args:
-        load: Imports a module by name.
+        open_all: Opens them, or says in words why there is none.
     """
-    try:
-        nvml: Any = load("pynvml")
-    except ImportError:
-        return Cards(reason="no nvidia-ml-py to ask for graphics cards with: pip install 'smart-edge[nvml]'")
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return Cards(reason=f"no NVIDIA driver that answers ({error})")
-    try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        cards = tuple(_card(nvml, handle) for handle in handles)
-        driver = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
-        return Cards(cards=cards, driver=_text(driver), reason=None if cards else "the NVIDIA driver knows no card")
-    except nvml.NVMLError as error:
-        return Cards(reason=f"the NVIDIA driver does not tell of its cards ({error})")
-    finally:
-        _ask(nvml, nvml.nvmlShutdown)
+    gpus = open_all()
+    if isinstance(gpus, str):
+        return Cards(reason=gpus)
+    return Cards(cards=tuple(map(_card, gpus)), driver=gpus[0].driver)
 
 
-def _card(nvml: Any, handle: Any) -> Card:
-    capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+def _card(gpu: Gpu) -> Card:
+    memory = gpu.memory_bytes
     return Card(
-        name=_text(_ask(nvml, nvml.nvmlDeviceGetName, handle)) or "NVIDIA GPU",
-        compute_capability=None if capability is None else "{}.{}".format(*capability),
-        memory_gib=None if memory is None else round(memory.total / 2**30, 2),
+        name=gpu.name,
+        compute_capability=gpu.compute_capability,
+        memory_gib=None if memory is None else round(memory / 2**30, 2),
     )
-
-
-def _ask(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the answer, None for what this card or driver does not tell (memory, on machines that share theirs)."""
-    try:
-        return function(*arguments)
-    except nvml.NVMLError:
-        return None
-
-
-def _text(value: object) -> str | None:
-    """Return a string of the library's, which older versions give as bytes."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else None if value is None else str(value)

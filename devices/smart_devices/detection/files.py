@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from smart_devices.sysfs import read_bytes, stripped
+
 _LIMIT = 64 * 1024  # bytes; what a kernel or a package writes about itself is shorter by far
 _LINKS = 40  # as the kernel allows
 
@@ -19,30 +21,15 @@ class Files:
         self.root = root
 
     def read(self, path: str, *, limit: int = _LIMIT) -> bytes | None:
-        """Return the first ``limit`` bytes of a file, None when there are none to be had.
-
-        Python's own file objects turn the EAGAIN of a switched-off sensor into a TypeError, so the file is read without
-        them; it is opened without waiting, since a pipe may have no writer.
-        """
+        """Return the first ``limit`` bytes of a file, None when there are none to be had."""
         try:
-            descriptor = os.open(self._host(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return read_bytes(self._host(path), limit=limit)
         except (OSError, ValueError):  # ValueError: a name that no file can have
             return None
-        parts, size = [], 0
-        try:
-            while size < limit and (part := os.read(descriptor, min(limit - size, 1 << 20))):
-                parts.append(part)
-                size += len(part)
-        except (OSError, TypeError):
-            return None
-        finally:
-            os.close(descriptor)
-        return b"".join(parts)
 
-    def text(self, path: str, *, limit: int = _LIMIT) -> str | None:
-        """Return what `read` does as text, whatever is no UTF-8 replaced; None for an empty or blank file too."""
-        data = self.read(path, limit=limit)
-        return (data.decode("utf-8", errors="replace").strip("\0 \t\r\n") or None) if data else None
+    def text(self, path: str) -> str | None:
+        """Return what `read` does as text without blanks and NULs around it; None for an empty file too."""
+        return stripped(self.read(path) or b"") or None
 
     def exists(self, path: str) -> bool:
         """Say whether there is anything at ``path``."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from smart_devices.jetpack import JetPackVersion
 from smart_devices.profiles import Kind, profile_of
 
 _HERE = Path("/")
-_COMMAND_TIMEOUT_S = 10
 # What the kernel of a Jetson shows in a container too, where the device tree is masked.
 _DEVICES = ("/dev/nvhost-ctrl-gpu", "/dev/nvmap")
 CONTAINERS = ("/.dockerenv", "/run/.containerenv")
@@ -120,7 +117,7 @@ def detect(
         container=not tree and (kernel or any(map(files.exists, CONTAINERS))),
         l4t=l4t,
         jetpack=releases.jetpack_version(l4t, packages),
-        power_mode=nvpmodel.live_mode(files, run or (_run if here else _no_command)),
+        power_mode=nvpmodel.live_mode(files, run or (nvpmodel.run_command if here else nvpmodel.run_nothing)),
     )
     return _jetson(cpu, software, jetson, notes)
 
@@ -210,24 +207,3 @@ def _pc(cpu: Cpu, software: Software, cards: Cards) -> Machine:
 def _described(name: str, cards: Cards) -> str:
     memory = cards.cards[0].memory_gib if cards.cards else None
     return name if memory is None else f"{name} with {memory:.0f} GB"
-
-
-def _run(command: Sequence[str]) -> str | None:
-    program = shutil.which(command[0])
-    if program is None:
-        return None
-    try:
-        done = subprocess.run(
-            [program, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_COMMAND_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode("utf-8", "replace")
-
-
-def _no_command(_: Sequence[str]) -> None:
-    return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +20,7 @@ _STATUS = "/var/lib/nvpmodel/status"
 _NAME = re.compile(r"^NV Power Mode(?:\[\d+\])?:[ \t]*(\w+)[ \t]*\r?$", re.MULTILINE)
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d{1,6})\s+NAME=(\w+)\s*>")
 _LIVE = re.compile(r"\bpmode:(\d{1,6})\b")
+_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,24 @@ class LiveMode:
 
     name: str
     source: Literal["nvpmodel", "files"]
+
+
+def run_command(command: Sequence[str]) -> str | None:
+    """Run a command of this machine and return what it printed; None when it is not there or takes too long."""
+    program = shutil.which(command[0])
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", "replace")
+
+
+def run_nothing(command: Sequence[str]) -> None:  # takes what `run_command` takes
+    """Run nothing: the commands of another machine cannot be run here."""
 
 
 def live_mode(files: Files, run: Run) -> LiveMode | None:
