@@ -62,6 +62,7 @@ def list_profiles(*, as_json: bool) -> None:
             str(profile.memory.bandwidth),
         )
     console().print(table)
+    console().print(f"export only: {', '.join(profile.name for profile in profiles if profile.export_only)}")
 
 
 @main.command(cls=Command, epilog="Example: smart-devices show jetson-orin")

@@ -49,7 +49,7 @@ def find_driver(machine: Machine, files: Files, *, load: Callable[[str], Any] = 
             load(_MANAGEMENT)
         except OSError:
             missing.append(_MANAGEMENT)
-        if not any(name.startswith("nvidia") for name in devices):
+        if not any(name.startswith("nvidia") or name == "dxg" for name in devices):  # dxg: under Windows (WSL 2)
             missing.append("/dev/nvidia*")
     elif not any(name.startswith(("nvhost-ctrl-gpu", "nvidia")) for name in devices):
         missing.append("/dev/nvhost-ctrl-gpu")

@@ -33,6 +33,7 @@ def test_list_as_a_table() -> None:
         assert all(alias in line for alias in load_profile(name).aliases)
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout, "a cell was cut off"
+    assert done.stdout.splitlines()[-1] == "export only: jetson-agx-xavier, jetson-xavier-nx"
 
 
 def test_list_as_json_holds_every_profile_in_full() -> None:

@@ -237,14 +237,19 @@ class TestIdentity:
         assert not found.jetson.container
 
     def test_a_container_that_got_the_hosts_release_file(self, tmp_path: Path) -> None:
-        board = dataclasses.replace(
-            BOARDS["container on a Jetson"],
-            files={"/.dockerenv": "", "/etc/nv_tegra_release": release("36.4.3", "Wed Jan  8 01:49:37 UTC 2025")},
-        )
-        found = look(board, tmp_path)
+        host = {"/.dockerenv": "", "/etc/nv_tegra_release": release("36.4.3", "Wed Jan  8 01:49:37 UTC 2025")}
+        board = BOARDS["container on a Jetson"]
+        found = look(dataclasses.replace(board, files={**board.files, **host}), tmp_path)
         assert found.verdict == "Jetson, module unknown (container)"
         assert found.jetson is not None
         assert (found.jetson.l4t, found.profile) == ("36.4.3", None)
+
+    def test_an_image_made_for_jetsons_makes_none_of_another_machine(self, tmp_path: Path) -> None:
+        image = {"/.dockerenv": "", "/etc/nv_tegra_release": release("36.4.3", "Wed Jan  8 01:49:37 UTC 2025")}
+        server = {**image, "/proc/sys/kernel/osrelease": "6.8.0-1021-aws\n"}
+        assert look(Board(files=server), tmp_path / "arm").profile == "arm-cpu"
+        root_of_a_board = {"/etc/nv_boot_control.conf": "TNSPEC 3701-500-0005-A.0-1-0-jetson-agx-orin-devkit-\n"}
+        assert look(Board(files=root_of_a_board, architecture="x86_64"), tmp_path / "pc").profile == "x86-cpu"
 
     def test_a_container_on_a_pc_is_a_pc(self, tmp_path: Path) -> None:
         assert look(Board(files={"/.dockerenv": ""}, architecture="x86_64"), tmp_path).profile == "x86-cpu"

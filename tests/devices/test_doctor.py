@@ -292,7 +292,10 @@ class TestDriver:
         assert "libcuda.so.1 and /dev/nvhost-ctrl-gpu are missing" in str(driver.reason)
         assert "docker run --runtime nvidia" in str(driver.reason)
 
-    @pytest.mark.parametrize(("name", "device"), [("AGX Orin 64GB", "nvhost-ctrl-gpu"), ("PC with a card", "nvidia0")])
+    @pytest.mark.parametrize(
+        ("name", "device"),
+        [("AGX Orin 64GB", "nvhost-ctrl-gpu"), ("PC with a card", "nvidia0"), ("PC with a card", "dxg")],
+    )
     def test_a_whole_one_says_which_cuda_it_runs(self, tmp_path: Path, name: str, device: str) -> None:
         board = dataclasses.replace(BOARDS[name], files={**BOARDS[name].files, f"/dev/{device}": ""})
         assert self.find(board, tmp_path, self.newest) == Driver(cuda="13.2")

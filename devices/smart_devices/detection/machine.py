@@ -19,6 +19,7 @@ from smart_devices.profiles import Kind, profile_of
 _HERE = Path("/")
 # What the kernel of a Jetson shows in a container too, where the device tree is masked.
 _DEVICES = ("/dev/nvhost-ctrl-gpu", "/dev/nvmap")
+_NO_JETSONS = ("x86_64", "amd64")
 CONTAINERS = ("/.dockerenv", "/run/.containerenv")
 """What Docker and Podman leave in a container."""
 
@@ -104,8 +105,10 @@ def detect(
     tree = device_tree.read_compatible(files)
     flashed = device_tree.parse_boot_control(files.text("/etc/nv_boot_control.conf") or "")
     live = device_tree.parse_compatible(tree)
-    kernel = _kernel_of_a_jetson(files)
-    if live is None and (tree or not (flashed or l4t or kernel)):
+    kernel, contained = _kernel_of_a_jetson(files), any(map(files.exists, CONTAINERS))
+    # An image made for Jetsons has their release file or package on any Arm server that runs it.
+    evidence = flashed is not None or kernel or (l4t is not None and not contained)
+    if live is None and (tree or not evidence or cpu.machine in _NO_JETSONS):
         return _pc(cpu, software, (cards or (read_cards if here else Cards))())
     module, notes = _module(live, flashed)
     jetson = Jetson(
@@ -114,7 +117,7 @@ def detect(
         soc=module.soc,
         super_modes=module.super_modes,
         model=device_tree.read_model(files),
-        container=not tree and (kernel or any(map(files.exists, CONTAINERS))),
+        container=not tree and (kernel or contained),
         l4t=l4t,
         jetpack=releases.jetpack_version(l4t, packages),
         power_mode=nvpmodel.live_mode(files, run or (nvpmodel.run_command if here else nvpmodel.run_nothing)),
