@@ -503,40 +503,12 @@ def test_no_bytes_break_a_parser(data: bytes) -> None:
 
 
 # Pieces of the real files, joined at random, get further into the parsers than bytes alone.
-_PIECES = st.sampled_from(
-    [
-        *(
-            "nvidia,p3737-0000+p3701-0005",
-            "-super",
-            "\0",
-            "\n",
-            "nvidia,tegra234",
-            "oe4t,",
-            "p3767-0000",
-            ",",
-            "+",
-            " ",
-        ),
-        *(
-            "# R36 (release), REVISION: 4.3,",
-            "R",
-            "Package: nvidia-jetpack",
-            "Status: install ok installed",
-            "Version: ",
-        ),
-        *(
-            "6.2.1+b38",
-            "TNSPEC 3767-300-0005-S.1-1-1-",
-            "NV Power Mode: MAXN",
-            "pmode:0002",
-            "é",
-            "\ud7ff",
-            "\x7f",
-            "\t",
-        ),
-        *("< POWER_MODEL ID=0 NAME=MAXN >", "flags : avx2", '{"cuda": {"version": "12.6"}}'),
-    ]
-)
+_PIECES = st.sampled_from([
+    "nvidia,p3737-0000+p3701-0005", "-super", "\0", "\n", "nvidia,tegra234", "oe4t,", "p3767-0000", ",", "+", " ",
+    "# R36 (release), REVISION: 4.3,", "R", "Package: nvidia-jetpack", "Status: install ok installed", "Version: ",
+    "6.2.1+b38", "TNSPEC 3767-300-0005-S.1-1-1-", "NV Power Mode: MAXN", "pmode:0002", "é", "\x7f", "\t", "\x1b[2J",
+    "model name : ", "x" * 300, "< POWER_MODEL ID=0 NAME=MAXN >", "flags : avx2", '{"cuda": {"version": "12.6"}}',
+])  # fmt: skip
 
 
 @given(st.lists(_PIECES, max_size=12).map("".join))
@@ -553,6 +525,9 @@ def test_no_machine_breaks_detection(tmp_path_factory: pytest.TempPathFactory, t
     )
     found = look(Board(files=dict.fromkeys(paths, text)), tmp_path_factory.mktemp("machine"))
     assert found.verdict
+    assert found.verdict.isprintable()
+    assert found.jetson is None or (found.jetson.model or "").isprintable()
+    assert all(note.isprintable() for note in found.notes)
     assert (found.profile is None) == (found.reason is not None)
     assert found.profile is None or found.profile in profile_names()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from smart_devices.detection.files import Files
+from smart_devices.detection.files import Files, printable
 
 # As /proc/cpuinfo spells them. x86: vector widths, int8 dot products, bfloat16, matrix units. Arm: half precision,
 # int8 dot products, int8 and bfloat16 matrix products, scalable vectors.
@@ -53,7 +53,7 @@ def read_cpu(files: Files, *, machine: str | None) -> Cpu:
     known = _FEATURES.get(_OTHER_NAMES.get(machine, machine), ()) if has else ()
     return Cpu(
         machine=machine or None,
-        name=fields.get("model name"),
+        name=printable(fields.get("model name", "")) or None,
         features=tuple(feature for feature in known if feature in has),
         lacks=tuple(feature for feature in known if feature not in has),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from smart_devices.detection.files import Files
+from smart_devices.detection.files import Files, printable
 
 # /proc/device-tree is a link to the other, which a mounted disc and some containers have alone.
 _TREES = ("/proc/device-tree", "/sys/firmware/devicetree/base")
@@ -72,7 +72,7 @@ def read_compatible(files: Files) -> bytes:
 
 def read_model(files: Files) -> str | None:
     """Return the device tree's ``model``: text for people, never to be decided by."""
-    return next((text for tree in _TREES if (text := files.text(f"{tree}/model"))), None)
+    return next((printable(text) for tree in _TREES if (text := files.text(f"{tree}/model"))), None)
 
 
 def parse_compatible(data: bytes) -> Module | None:
