@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smart_train.data import cache, default_cache_dir, load_data
+from smart_train.data import cache, load_data
 from smart_train.data.images import ImageSet
 from smart_train.data.pictures import read_pictures
 from smart_train.errors import DataError
@@ -298,16 +298,3 @@ def test_threads_and_processes_that_race_all_get_the_set(places: Places) -> None
     assert [process.communicate(timeout=120)[0].strip() for process in racing] == [whole.digest] * 2
     assert [process.returncode for process in racing] == [0, 0]
     assert places.entry.is_dir()
-
-
-def test_the_default_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache_dir() == tmp_path / "xdg" / "smart-edge"
-    for ignored in ("", "relative/path"):
-        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert default_cache_dir() == tmp_path / ".cache" / "smart-edge"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_dir() == tmp_path / ".cache" / "smart-edge"
-    monkeypatch.setenv("HOME", "~")  # as unknown as where neither the environment nor the passwd file has one
-    assert default_cache_dir() is None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from smart_devices.cpu import cpu_model
 from smart_devices.version import version
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu")
@@ -42,7 +43,7 @@ def read_environment(*, packages: Sequence[str] = (), root: Path = Path("/")) ->
     """
     cores = sorted(os.sched_getaffinity(0))
     return Environment(
-        cpu=_cpu_model(root / "proc/cpuinfo"),
+        cpu=cpu_model(root),
         cores=os.cpu_count() or 1,
         usable_cores=len(cores),
         governor=_read(root / f"sys/devices/system/cpu/cpu{cores[0]}/cpufreq/scaling_governor").strip() or None,
@@ -52,15 +53,6 @@ def read_environment(*, packages: Sequence[str] = (), root: Path = Path("/")) ->
         python=platform.python_version(),
         versions={"smart-edge": version(), **_versions((*_PACKAGES, *packages))},
     )
-
-
-def _cpu_model(cpuinfo: Path) -> str:
-    """Return the CPU's name; Arm boards have none in cpuinfo, there the machine type must do."""
-    for line in _read(cpuinfo).splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _read(path: Path) -> str:

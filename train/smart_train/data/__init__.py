@@ -1,7 +1,7 @@
 """Image sets in memory, always uint8 NHWC: published ones, ``npz:FILE`` and ``folder:DIR``; and their augmentation."""
 
+from smart_devices.cache import default_cache_dir
 from smart_train.data.augment import Augmentation
-from smart_train.data.cache import default_cache_dir
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import DATA_SPECS, load_data
 

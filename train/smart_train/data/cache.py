@@ -30,17 +30,6 @@ _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ABOUT = "set.json"
 
 
-def default_cache_dir() -> Path | None:
-    """Return ``$XDG_CACHE_HOME/smart-edge``, or ``~/.cache/smart-edge`` where that is not set; None without a home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # the XDG base directory specification has relative paths ignored
-        return Path(base) / "smart-edge"
-    try:
-        return Path.home() / ".cache" / "smart-edge"
-    except RuntimeError:  # a container, say, whose user no passwd file knows
-        return None
-
-
 def through_cache(
     source: Source, *, cache_dir: Path, read: Callable[[], Arrays], build: Callable[[Arrays], ImageSet]
 ) -> ImageSet:

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reference.roofline import blocked_convolution_macs, peak_seconds
+from smart_devices import load_profile
+from smart_devices.profiles import DenseSparse, Fact, Profile
+from smart_devices.roofline import (
+    Calibration,
+    CalibrationKey,
+    Estimate,
+    NoEstimate,
+    Peaks,
+    calibration_key,
+    estimate,
+    layer_work,
+    load_calibration,
+    peaks_of,
+    store_calibration,
+)
+from smart_devices.roofline.calibration import amounts
+
+KEY = CalibrationKey(cpu="Abacus 7, model 3", threads=1, engine="onnxruntime-cpu", engine_version="1.32.0")
+CALIBRATION = Calibration(
+    key=KEY,
+    convolution_mac_s=8e-12,
+    depthwise_mac_s=2e-11,
+    convolution_byte_s=4e-11,
+    again_byte_s=2e-11,
+    linear_byte_s=3e-11,
+    operator_s=3e-7,
+    call_s=5e-6,
+    channel_block=16,
+    worst_error=0.1,
+)
+
+
+def convolution(*, read: int, out: int, kernel: int = 3, side: int = 8, groups: int = 1, **more: Any) -> dict[str, Any]:
+    """A layer's record as a bundle has it; no stride."""
+    weights = out * (read // groups) * kernel**2
+    record = {"type": "Conv2d", "groups": groups, "in_channels": read, "out_channels": out, "weights": weights}
+    return {"name": "conv", **record, "macs": weights * side**2, **more}
+
+
+def linear(*, read: int, out: int, **more: Any) -> dict[str, Any]:
+    record = {"type": "Linear", "groups": 1, "in_channels": read, "out_channels": out, "weights": read * out}
+    return {"name": "fc", **record, "macs": read * out, **more}
+
+
+CONVOLUTIONS = st.builds(
+    convolution,
+    read=st.integers(1, 300),
+    out=st.integers(1, 300),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    side=st.integers(1, 56),
+)
+
+
+def known(value: float | None, unit: str) -> Fact[float]:
+    return Fact(value=value, unit=unit, source="a test")
+
+
+def with_throughput(profile: Profile, **dense: float | None) -> Profile:
+    """``profile`` whose peaks are these in TFLOPS, sparse ones twice as high."""
+    return replace(
+        profile,
+        throughput={
+            name: DenseSparse(
+                dense=known(value, "TFLOPS"), sparse=known(None if value is None else 2 * value, "TFLOPS")
+            )
+            for name, value in dense.items()
+        },
+    )
+
+
+def estimated(layers: list[dict[str, Any]], *, batch: int = 1, **options: Any) -> Estimate:
+    found = estimate(layers, batch=batch, **options)
+    assert isinstance(found, Estimate), found
+    return found
+
+
+@given(st.lists(CONVOLUTIONS, min_size=1, max_size=8), st.sampled_from([1, 8]))
+def test_a_layer_takes_the_longer_of_arithmetic_and_traffic(layers: list[dict[str, Any]], batch: int) -> None:
+    profile = load_profile("jetson-agx-orin-64gb")
+    roof = peaks_of(with_throughput(profile, fp16=40.0), precision="fp16")
+    found = estimated(layers, roof=roof, batch=batch)
+    macs = np.array([layer["macs"] for layer in layers], dtype=float)
+    weights = np.array([layer["weights"] for layer in layers], dtype=float)
+    moved = np.array(
+        [(layer["in_channels"] + layer["out_channels"]) * layer["macs"] / layer["weights"] for layer in layers]
+    )
+    seconds = peak_seconds(
+        macs * batch,
+        weights,
+        moved * batch,
+        ops_per_s=40e12,
+        bytes_per_s=204.8e9,
+        element=2,
+    )
+    assert [layer.seconds for layer in found.layers] == pytest.approx(list(seconds))
+    assert found.latency_ms == pytest.approx(1e3 * seconds.sum())
+    for layer, arithmetic in zip(found.layers, 2 * macs * batch / 40e12, strict=True):
+        assert (layer.bound == "compute") == (arithmetic >= layer.seconds)
+    assert found.share("compute") + found.share("memory") == pytest.approx(1)
+
+
+def test_what_an_estimate_says_of_itself() -> None:
+    roof = peaks_of(load_profile("jetson-orin"), precision="fp32")
+    found = estimated([convolution(read=64, out=64, side=32)], roof=roof)
+    assert str(found) == f"at least {found.latency_ms:.3g} ms (roofline estimate, not measured)"
+    assert found.assumes == (
+        "peaks of NVIDIA Jetson AGX Orin 64GB, highest clocks: fp32 at 5.3 TFLOPS, without TF32, memory at 204.8 GB/s"
+    )
+    document = found.as_json()
+    assert (document["measured"], document["lower_bound"], document["basis"]) == (False, True, "peak")
+    calibrated = estimated([convolution(read=64, out=64, side=32)], roof=CALIBRATION)
+    assert str(calibrated).startswith("about ")
+    assert str(calibrated).endswith(" ms (calibrated roofline estimate, not measured)")
+    assert calibrated.as_json()["lower_bound"] is False
+
+
+def test_half_precision_sums_in_float32_where_the_profile_tells() -> None:
+    profile = with_throughput(load_profile("rtx-4070"), fp16=116.6, fp16_acc32=58.3)
+    roof = peaks_of(profile, precision="fp16")
+    assert isinstance(roof, Peaks)
+    assert roof.dense_ops_per_s == 58.3e12
+    assert "fp16_acc32 at 58.3 TFLOPS" in roof.assumes
+
+
+def test_two_four_counts_where_the_target_gains_from_it() -> None:
+    profile = with_throughput(load_profile("jetson-orin"), fp16=40.0)
+    roof = peaks_of(profile, precision="fp16")
+    wide = convolution(read=512, out=512, side=32)
+    dense, sparse, idle = (
+        estimated([wide | {"two_four": zeros, "why_no_gain": why}], roof=roof).latency_ms
+        for zeros, why in ((False, None), (True, None), (True, "too narrow"))
+    )
+    assert sparse == pytest.approx(dense / 2)
+    assert idle == dense
+    # Bound by memory, a kept half-precision number costs 2 bytes and 2 bits.
+    flat = linear(read=4096, out=4096)
+    dense, sparse = (estimated([flat | {"two_four": zeros}], roof=roof).latency_ms for zeros in (False, True))
+    outside = 2 * 2 * 4096 / 204.8e6
+    assert (sparse - outside) / (dense - outside) == pytest.approx((2 + 0.25) / 2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse", "two_four", "reason"),
+    [
+        (None, 80.0, False, r"the peak throughput of .*, highest clocks, in fp16 is unverified \(a test\)"),
+        (40.0, None, True, r"the peak of .* in fp16 with 2:4 zeros, as in conv, is unverified"),
+    ],
+)
+def test_an_unverified_figure_makes_no_estimate(
+    dense: float | None, sparse: float | None, two_four: bool, reason: str
+) -> None:
+    pair = DenseSparse(dense=known(dense, "TFLOPS"), sparse=known(sparse, "TFLOPS"))
+    profile = replace(load_profile("jetson-orin"), throughput={"fp16": pair})
+    found = estimate([convolution(read=64, out=64, two_four=two_four)], roof=peaks_of(profile, precision="fp16"))
+    assert isinstance(found, NoEstimate)
+    assert re.fullmatch(reason, found.reason), found.reason
+    assert found.as_json() == {"latency_ms": None, "measured": False, "unknown": found.reason}
+
+
+def test_an_unverified_bandwidth_makes_no_estimate() -> None:
+    profile = load_profile("jetson-orin")
+    profile = replace(profile, memory=replace(profile.memory, bandwidth=known(None, "GB/s")))
+    found = peaks_of(profile, precision="fp32")
+    assert isinstance(found, NoEstimate)
+    assert "memory bandwidth" in found.reason
+
+
+def test_a_power_mode_has_peaks_of_its_own() -> None:
+    profile = load_profile("jetson-agx-orin-64gb")
+    (mode,) = [mode for mode in profile.power_modes if mode.name == "MODE_15W"]
+    pair = DenseSparse(dense=known(7.0, "TOPS"), sparse=known(14.0, "TOPS"))
+    low = replace(mode, throughput={"int8": pair}, bandwidth=known(68.0, "GB/s"))
+    roof = peaks_of(replace(profile, power_modes=(low,)), precision="int8", power_mode="MODE_15W")
+    assert isinstance(roof, Peaks)
+    assert (roof.dense_ops_per_s, roof.sparse_ops_per_s, roof.bytes_per_s) == (7e12, 14e12, 68e9)
+    assert "power mode MODE_15W" in roof.assumes
+    # What a mode does not say is not taken from another one.
+    assert isinstance(peaks_of(profile, precision="fp32", power_mode="MODE_15W"), NoEstimate)
+    with pytest.raises(ValueError, match=r"MODE_15W, .*, got '15W'"):
+        peaks_of(profile, precision="fp32", power_mode="15W")
+
+
+def test_a_precision_that_none_has() -> None:
+    with pytest.raises(ValueError, match="expected one of fp32, fp16, int8, got 'fp64'"):
+        peaks_of(load_profile("jetson-orin"), precision="fp64")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"type": "Conv3d"}, "type is 'Conv3d'"),
+        ({"macs": 0}, "macs is 0"),
+        ({"weights": -1}, "weights is -1"),
+        ({"weights": True}, "weights is True"),
+        ({"in_channels": None}, "in_channels is None"),
+        ({"groups": 2**80}, "groups is "),
+        ({"macs": 1.5}, "macs is 1.5"),
+    ],
+)
+def test_a_bundle_that_does_not_tell(change: dict[str, Any], said: str) -> None:
+    record = convolution(read=8, out=8) | change
+    with pytest.raises(ValueError, match=said):
+        layer_work(record)
+    found = estimate([convolution(read=8, out=8), record], roof=CALIBRATION)
+    assert isinstance(found, NoEstimate)
+    assert found.reason.startswith("the bundle does not say what layer 2 costs (")
+
+
+def test_a_bundle_without_layers() -> None:
+    assert estimate([], roof=CALIBRATION) == NoEstimate(reason="the bundle names no layers")
+
+
+@given(CONVOLUTIONS, st.sampled_from([1, 4, 8, 16]), st.sampled_from([1, 8]))
+def test_a_processor_computes_whole_blocks_of_channels(record: dict[str, Any], block: int, batch: int) -> None:
+    work = layer_work(record)
+    found = amounts(work, batch=batch, channel_block=block)
+    read, out, places = record["in_channels"], record["out_channels"], record["macs"] // record["weights"]
+    kernel = math.isqrt(record["weights"] // (read * out))
+    macs = blocked_convolution_macs((out, read, kernel, kernel), places=places, block=block)
+    assert found.convolution_macs == pytest.approx(macs * batch)
+    assert found.convolution_bytes == pytest.approx(4 * macs / places)
+    assert found.again_bytes == pytest.approx((batch - 1) * 4 * macs / places)
+
+
+def test_a_depthwise_layer_is_one_of_its_own() -> None:
+    found = amounts(layer_work(convolution(read=24, out=24, groups=24)), batch=2, channel_block=16)
+    assert found.convolution_macs == 0
+    assert found.depthwise_macs == 2 * 32 * 9 * 64
+    grouped = amounts(layer_work(convolution(read=32, out=32, groups=4)), batch=1, channel_block=16)
+    assert (grouped.depthwise_macs, grouped.convolution_macs) == (0, 32 * 8 * 9 * 64)
+
+
+def test_a_processors_layer_takes_the_sum_of_its_parts() -> None:
+    record = convolution(read=64, out=64, side=16)
+    found = estimated([record, linear(read=64, out=10)], roof=CALIBRATION, batch=8)
+    weights = 64 * 64 * 9
+    assert found.layers[0].seconds == pytest.approx(
+        weights * 256 * 8 * 8e-12 + 4 * weights * (4e-11 + 7 * 2e-11) + 3e-7
+    )
+    assert found.layers[1].seconds == pytest.approx(640 * 8 * 8e-12 + 4 * 640 * 3e-11 + 3e-7)
+    assert found.latency_ms == pytest.approx(1e3 * (5e-6 + sum(layer.seconds for layer in found.layers)))
+    assert [layer.bound for layer in found.layers] == ["compute", "overhead"]
+
+
+def test_a_calibration_comes_back_as_it_was(tmp_path: Path) -> None:
+    file = store_calibration(CALIBRATION, cache_dir=tmp_path)
+    assert load_calibration(KEY, cache_dir=tmp_path) == CALIBRATION
+    newer = replace(CALIBRATION, call_s=1e-6)
+    assert store_calibration(newer, cache_dir=tmp_path) == file
+    assert load_calibration(KEY, cache_dir=tmp_path) == newer
+    assert [entry for entry in tmp_path.rglob("*") if entry.is_file()] == [file]
+
+
+@pytest.mark.parametrize("change", [{"threads": 2}, {"cpu": "Abacus 8"}, {"engine_version": "1.33.0"}])
+def test_a_calibration_of_something_else_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = store_calibration(CALIBRATION, cache_dir=tmp_path)
+    other = replace(KEY, **change)
+    assert load_calibration(other, cache_dir=tmp_path) is None
+    file.rename(tmp_path / other.file_name)  # a file under a wrong name is not believed either
+    assert load_calibration(other, cache_dir=tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-30],
+        lambda _: "[]",
+        lambda _: "[" * 10_000,
+        lambda text: text.replace('"version": 1', '"version": 2'),
+        lambda text: text.replace('"call_s": 5e-06', '"call_s": "5"'),
+        lambda text: text.replace('"call_s": 5e-06', '"call_s": NaN'),
+        lambda text: text.replace('"call_s": 5e-06', '"call_s": -1'),
+        lambda text: text.replace('"channel_block": 16', '"channel_block": 0'),
+        lambda text: text.replace('"convolution_mac_s": 8e-12', '"convolution_mac_s": 0'),
+        lambda text: text.replace('"operator_s"', '"other"'),
+    ],
+)  # fmt: skip
+def test_a_damaged_calibration_is_none(tmp_path: Path, damage: Any) -> None:
+    file = store_calibration(CALIBRATION, cache_dir=tmp_path)
+    text = file.read_text()
+    json.loads(text)
+    assert damage(text) != text
+    file.write_text(damage(text))
+    assert load_calibration(KEY, cache_dir=tmp_path) is None
+
+
+def test_nothing_was_calibrated_yet(tmp_path: Path) -> None:
+    assert load_calibration(KEY, cache_dir=tmp_path / "nowhere") is None
+
+
+def test_this_machines_key_is_the_same_every_time() -> None:
+    one = calibration_key(threads=1)
+    assert one == calibration_key(threads=1) != calibration_key(threads=2)
+    assert one.cpu
+    assert one.engine_version != "unknown"
