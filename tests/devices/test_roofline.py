@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from reference.roofline import blocked_convolution_macs, peak_seconds
 from smart_devices import load_profile
-from smart_devices.profiles import DenseSparse, Fact, Profile
+from smart_devices.facts import Fact
+from smart_devices.profiles import DenseSparse, Profile
 from smart_devices.roofline import (
     Calibration,
     CalibrationKey,

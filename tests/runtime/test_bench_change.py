@@ -187,11 +187,17 @@ def test_bundles_that_differ_are_said(tmp_path: Path) -> None:
 def test_conditions_that_differ_are_said(tmp_path: Path) -> None:
     a, b = simple(), simple()
     b["batch"], b["threads"], b["engine"] = 4, 2, "abacus"
-    b["environment"] |= {"governor": None, "cpu": "Abacus 8", "versions": {"numpy": "2.1", "torch": "3"}}
+    b["environment"] |= {
+        "governor": None,
+        "power_mode": "MAXN",
+        "cpu": "Abacus 8",
+        "versions": {"numpy": "2.1", "torch": "3"},
+    }
     found = compared(tmp_path, a, b).differences
     assert {difference.what: (difference.a, difference.b) for difference in found} == {
         "CPU": ("Abacus 7", "Abacus 8"),
         "governor": ("performance", "unknown"),
+        "power mode": ("unknown", "MAXN"),  # A is of a smart-bench that did not record it
         "engine": ("onnxruntime-cpu", "abacus"),
         "batch": ("1", "4"),
         "threads": ("1", "2"),

@@ -1,16 +1,33 @@
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import astuple, replace
+import json
+from dataclasses import asdict, astuple, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
 
-from smart_devices.roofline import Calibration, CalibrationKey, estimate
-from smart_runtime.bench.calibrate import PROBES, Timing, fitted, open_probes, timings_of
+from runtime.bundles import ours, write_bundle
+from smart_devices.roofline import (
+    Calibration,
+    CalibrationKey,
+    NoEstimate,
+    calibration_key,
+    estimate,
+    load_calibration,
+    store_calibration,
+)
+from smart_runtime import Bundle
+from smart_runtime.bench.calibrate import PROBES, Timing, calibrate, fitted, timings_of
+from smart_runtime.bench.cli import main
+from smart_runtime.bench.compare import compare
+from smart_runtime.bench.expected import expected, roof_here, why
 from smart_runtime.bench.probes import Probe, ProbeEngine
 from smart_runtime.errors import EngineError
 
@@ -101,12 +118,121 @@ def test_a_probe_is_a_valid_graph_of_the_layers_that_it_says(probe: Probe) -> No
     assert np.abs(got - expected).max() <= 1e-5 * max(1.0, float(np.abs(expected).max()))  # float32 sums
 
 
-def test_every_probe_runs() -> None:
-    with ExitStack() as opened:
-        for engine, probe in zip(
-            open_probes(threads=1, rng=np.random.default_rng(0), opened=opened), PROBES, strict=True
-        ):
-            scores = engine.run(NO_IMAGES)
-            assert scores.shape == (probe.batch, probe.channels)
-            assert np.isfinite(scores).all()
-            assert scores.any()
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes of every kind, with less in them than tell anything."""
+    probes = tuple(
+        replace(probe, layers=1, channels=min(probe.channels, 64), batch=min(2, probe.batch)) for probe in PROBES
+    )
+    monkeypatch.setattr("smart_runtime.bench.calibrate.PROBES", probes)
+    monkeypatch.setattr("smart_runtime.bench.cli.ROUNDS", 2)
+    monkeypatch.setattr("smart_runtime.bench.cli.measure_processor", partial(calibrate, rounds=2))
+
+
+@pytest.mark.usefixtures("little")
+def test_a_processor_is_measured_once_and_remembered(tmp_path: Path, bundle: Path) -> None:
+    made = CliRunner().invoke(main, ["--calibrate", "--cache-dir", str(tmp_path), "--json"])
+    assert made.exit_code == 0, made.output
+    document = json.loads(made.stdout)
+    key = calibration_key(threads=1)
+    assert document["key"] == asdict(key)
+    kept = load_calibration(key, cache_dir=tmp_path)
+    assert kept is not None
+    assert {"file": document["file"], **asdict(kept)} == document
+    assert kept.convolution_mac_s > 0
+    roof = roof_here(engine="onnxruntime-cpu", threads=1, cache_dir=tmp_path)
+    assert roof == kept
+    found = expected(Bundle.open(bundle), "clean", roof=roof, batch=1)  # a bundle that does not say what layers cost
+    assert isinstance(found, NoEstimate)
+    assert why([found, found]).startswith("unknown: the bundle does not say what layer 1 costs")
+
+
+@pytest.mark.usefixtures("little")
+def test_a_calibration_for_people(tmp_path: Path) -> None:
+    made = CliRunner().invoke(main, ["--calibrate", "--threads", "2", "--cache-dir", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    assert "threads 2, fp32: " in made.stdout
+    assert "GMAC/s as calibrated" in made.stdout
+    assert f"kept in {tmp_path}" in made.stdout
+    assert load_calibration(calibration_key(threads=2), cache_dir=tmp_path) is not None
+    assert load_calibration(calibration_key(threads=1), cache_dir=tmp_path) is None
+
+
+def test_measured_beside_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [
+        {
+            "name": "conv",
+            "type": "Conv2d",
+            "groups": 1,
+            "in_channels": 3,
+            "out_channels": 4,
+            "weights": 12,
+            "macs": 288,
+        },
+        {"name": "head", "type": "Linear", "groups": 1, "in_channels": 4, "out_channels": 5, "weights": 20, "macs": 20},
+    ]
+    folder = write_bundle(tmp_path / "b", change=lambda document: told(document, layers))
+    truth = replace(TRUTH, key=calibration_key(threads=1))
+    store_calibration(truth, cache_dir=tmp_path / "cache")
+    opened = Bundle.open(folder)
+    report = compare({"b": opened}, blocks=2, batch=2, cache_dir=tmp_path / "cache")
+    found = estimate(layers, roof=truth, batch=2)
+    assert [row["expected_ms"] for row in report.as_json()["rows"]] == [found.as_json()["latency_ms"]] * 3
+    assert report.as_json()["expected"] == truth.assumes
+    monkeypatch.setattr("smart_runtime.bench.cli.compare", lambda *_, **__: report)
+    table = CliRunner().invoke(main, [str(folder)]).stdout
+    assert "expected" in table.partition("latency of")[0]
+    assert f"expected, not measured: {truth.assumes}" in table
+
+
+def told(document: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+    for graph in (*ours(document)["paths"].values(), ours(document)["baseline"]):
+        graph["layers"] = layers
+
+
+def test_without_a_calibration_the_remedy_is_named(tmp_path: Path) -> None:
+    assert roof_here(engine="onnxruntime-cpu", threads=2, cache_dir=tmp_path) == NoEstimate(
+        reason="this processor was not calibrated with 2 threads: smart-bench --calibrate --threads 2 does it in "
+        "seconds"
+    )
+    assert isinstance(roof_here(engine="onnxruntime-cpu", threads=1, cache_dir=None), NoEstimate)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "reason"),
+    [
+        ("tensorrt", "fp32", "only onnxruntime-cpu can be calibrated, this is tensorrt"),
+        ("onnxruntime-cpu", "int8", "a processor is calibrated for fp32, this is int8"),
+    ],
+)
+def test_what_a_calibration_does_not_hold_for(
+    tmp_path: Path, bundle: Path, engine: str, precision: str, reason: str
+) -> None:
+    store_calibration(replace(TRUTH, key=calibration_key(threads=1)), cache_dir=tmp_path)
+    opened = Bundle.open(bundle)
+    opened = replace(opened, manifest=replace(opened.manifest, precision=precision))
+    roof = roof_here(engine=engine, threads=1, cache_dir=tmp_path)
+    assert expected(opened, "clean", roof=roof, batch=1) == NoEstimate(reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["b", "--calibrate"], "takes no BUNDLE"),
+        (["--calibrate", "--batch", "8"], "takes no --batch"),
+        (["--calibrate", "--plot", "p.png"], "takes no --plot"),
+        (["--compare", "a", "b", "--calibrate"], "takes no --calibrate"),
+        (["--compare", "a", "b", "--cache-dir", "c"], "takes no --cache-dir"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_without_a_home_directory_a_place_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smart_runtime.bench.cli.default_cache_dir", lambda: None)
+    result = CliRunner().invoke(main, ["--calibrate"])
+    assert result.exit_code == 1
+    assert result.output.startswith("error: expected a place to keep the calibration, got no home directory; name one")

@@ -98,8 +98,9 @@ class Calibration:
     @property
     def assumes(self) -> str:
         """See `Roof.assumes`."""
+        key, name = self.key, self.key.cpu.partition(", ")[0]
         return (
-            f"{self.key.engine} {self.key.engine_version} on {self.key.cpu}, threads {self.key.threads}, fp32: "
+            f"{key.engine} {key.engine_version} on {name}, threads {key.threads}, fp32: "
             f"{1e-9 / self.convolution_mac_s:.3g} GMAC/s as calibrated"
         )
 

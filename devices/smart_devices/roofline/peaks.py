@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from smart_devices.profiles import PRECISIONS, DenseSparse, Fact, Profile
+from smart_devices.facts import Fact
+from smart_devices.profiles import PRECISIONS, DenseSparse, Profile
 from smart_devices.roofline.estimate import Basis, LayerEstimate, NoEstimate
 from smart_devices.roofline.work import LayerWork
 

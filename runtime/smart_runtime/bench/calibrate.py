@@ -19,6 +19,10 @@ from smart_runtime.engines import Batch, resolve_engine
 from smart_runtime.errors import EngineError
 
 ROUNDS = 12
+"""Blocks of calls of each probe."""
+
+NOISY = 0.35
+"""A worst error above this is the machine's doing: on a quiet one it is about a quarter or less."""
 
 PROBES = (
     # Convolutions that compute much and read little, over many positions and few, 3x3 and 1x1.
@@ -59,11 +63,6 @@ class Timing:
     seconds: float
 
 
-def steps(*, rounds: int = ROUNDS) -> int:
-    """Return how often `calibrate` calls ``advance``."""
-    return rounds
-
-
 def calibrate(
     *, threads: int = 1, rounds: int = ROUNDS, seed: int = 0, advance: Callable[[str], None] = lambda _: None
 ) -> Calibration:
@@ -73,7 +72,7 @@ def calibrate(
         threads: Threads a call may use.
         rounds: Blocks of calls of each probe, which take turns.
         seed: Of weights, images and the order of blocks.
-        advance: Called after each round; `steps` says how many there are.
+        advance: Called after each round.
 
     Raises:
         EngineError: ONNX Runtime does not run a probe, or the times make no sense.

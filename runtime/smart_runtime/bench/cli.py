@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
+from smart_devices.cache import default_cache_dir
 from smart_devices.console.cli import (
     Command,
     console,
@@ -18,24 +20,34 @@ from smart_devices.console.cli import (
     table,
     warnings_as_notes,
 )
+from smart_devices.power import find_power
+from smart_devices.roofline import store_calibration
 from smart_devices.version import version
+from smart_runtime.bench.calibrate import NOISY, ROUNDS
+from smart_runtime.bench.calibrate import calibrate as measure_processor
 from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, compare_saved
 from smart_runtime.bench.compare import compare, steps
 from smart_runtime.bench.contenders import open_bundles
+from smart_runtime.bench.energy import part_of
 from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import MEASURED, Report, Row
 from smart_runtime.bench.saved import SavedRow, read_saved
 from smart_runtime.bench.statistics import SOLO_TOLERANCE, Interval
 from smart_runtime.cli import trust_option
+from smart_runtime.engines import AUTO, resolve_engine
+from smart_runtime.errors import InputError
 from smart_runtime.figures import check_plot
 from smart_runtime.units import si
 
-_MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "plot")
+_MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "plot", "calibrate", "cache_dir")
+_NOT_CALIBRATING = ("batch", "blocks", "baseline", "trust", "plot")
 _EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
 
 Another: smart-bench fp32/ int8/ --baseline other.onnx --json > new.json
 
-Another: smart-bench --compare old.json new.json"""
+Another: smart-bench --compare old.json new.json
+
+Another: smart-bench --calibrate"""
 
 
 @click.command(cls=Command, epilog=_EXAMPLES)
@@ -55,6 +67,17 @@ Another: smart-bench --compare old.json new.json"""
     type=click.Path(path_type=Path),
     help="Instead of measuring, say how the speed-ups changed from A to B, both saved from --json.",
 )
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Instead of bundles, measure this processor once: then smart-export and smart-bench say what to expect of it.",
+)
+@click.option(
+    "--cache-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the calibration is kept.  [default: $XDG_CACHE_HOME/smart-edge or ~/.cache/smart-edge]",
+)
 @json_option
 @click.version_option(version(), prog_name="smart-bench")
 @click.pass_context
@@ -70,6 +93,8 @@ def main(
     seed: int,
     plot: Path | None,
     saved: tuple[Path, Path] | None,
+    calibrate: bool,
+    cache_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Compare the graphs of one or more bundles on this device: dense, clean and robust.
@@ -77,17 +102,20 @@ def main(
     In one process, in interleaved blocks of calls whose first are discarded; then each graph alone in a fresh process,
     which must agree; then the first bundle's switch between paths, beside a cold load. Speed-ups are against the first
     bundle's dense graph, or with --baseline against that model: any ONNX classifier of the same float32 input.
+    Where the machine has a power sensor, each graph runs for some seconds more, for its energy.
     """
     if saved is not None:
-        given = [name for name in _MEASURING if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if bundle or given:
-            what = f"--{given[0]}" if given else "BUNDLE"
-            raise click.UsageError(f"--compare reads two saved results and measures nothing, so it takes no {what}.")
+        _refuse(context, _MEASURING, bundle, why="--compare reads two saved results and measures nothing")
         change = compare_saved(read_saved(saved[0]), read_saved(saved[1]), seed=seed)
         if as_json:
             print_json(change.as_json())
         else:
             _print_change(change)
+        return
+    cache_dir = cache_dir or default_cache_dir()
+    if calibrate:
+        _refuse(context, _NOT_CALIBRATING, bundle, why="--calibrate measures the processor alone")
+        _calibrate(threads=threads, seed=seed, cache_dir=cache_dir, as_json=as_json)
         return
     if not bundle:
         raise click.UsageError("Missing argument 'BUNDLE', or --compare A.json B.json.")
@@ -95,9 +123,18 @@ def main(
         check_plot(plot)  # before the minutes of measuring, not after
     bundles = open_bundles(bundle, trust=trust)
     context.with_resource(warnings_as_notes("smart_runtime"))
-    with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks)) as advance:
+    power = find_power(part=part_of(resolve_engine(AUTO)))
+    with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks, power=power)) as advance:
         report = compare(
-            bundles, baseline=baseline, batch=batch, threads=threads, blocks=blocks, seed=seed, advance=advance
+            bundles,
+            baseline=baseline,
+            batch=batch,
+            threads=threads,
+            blocks=blocks,
+            seed=seed,
+            power=power,
+            cache_dir=cache_dir,
+            advance=advance,
         )
     if as_json:
         print_json(report.as_json())
@@ -108,6 +145,36 @@ def main(
         note(f"plot: {plot}")
 
 
+def _refuse(context: click.Context, options: Sequence[str], bundle: Sequence[str], *, why: str) -> None:
+    given = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if bundle or given:
+        what = f"--{given[0].replace('_', '-')}" if given else "BUNDLE"
+        raise click.UsageError(f"{why}, so it takes no {what}.")
+
+
+def _calibrate(*, threads: int, seed: int, cache_dir: Path | None, as_json: bool) -> None:
+    if cache_dir is None:
+        raise InputError("expected a place to keep the calibration, got no home directory; name one with --cache-dir")
+    with progress("calibrating", total=ROUNDS) as advance:
+        found = measure_processor(threads=threads, seed=seed, advance=advance)
+    file = store_calibration(found, cache_dir=cache_dir)
+    if as_json:
+        print_json({"file": str(file), **asdict(found)})
+        return
+    say = console()
+    say.print(f"calibrated: {found.assumes}", markup=False, soft_wrap=True)
+    say.print(
+        f"weights {si(1 / found.convolution_byte_s, 'B/s') if found.convolution_byte_s else 'for nothing'}, "
+        f"{1e6 * found.operator_s:.2g} us an operator, {1e6 * found.call_s:.2g} us a call, channels in blocks of "
+        f"{found.channel_block}; what was measured is met within {found.worst_error:.0%}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if found.worst_error > NOISY:
+        note("that is much: the machine was busy, calibrate again when it is quiet")
+    say.print(f"kept in {file}", markup=False, soft_wrap=True)
+
+
 def _print_report(report: Report) -> None:
     out, environment = console(), report.environment
     several = len(report.bundles) > 1
@@ -116,13 +183,19 @@ def _print_report(report: Report) -> None:
     out.print(f"{title} ({environment.usable_cores} cores, {state})", markup=False, soft_wrap=True)
     scale, unit = (1000, "us") if max(row.p90_ms for row in report.rows) < 1 else (1, "ms")
     names = ["bundle", "graph", "precision"] if several else ["graph"]
-    latency = [*(f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone")), "speed-up (95% interval)"]
+    figures = ["median", "p90", "p99", "alone", *(["expected"] if _has(report, "expected_ms") else [])]
+    latency = [*(f"{figure} {unit}" for figure in figures), "speed-up (95% interval)"]
     cells = [_name_cells(row, several=several) + _latency_cells(row, report, scale=scale) for row in report.rows]
     out.print(table("", names + latency, cells, text_columns=len(names)))
+    if _has(report, "power_w"):
+        cells = [_name_cells(row, several=several) + _energy_cells(row) for row in report.rows]
+        out.print(table("", [*names, "power", "energy an image", "above idle"], cells, text_columns=len(names)))
     size = ["MACs", "MAC ratio", "parameters", "size"]
     cells = [_name_cells(row, several=several) + _size_cells(row) for row in report.rows]
     out.print(table("", names + size, cells, text_columns=len(names)))
     out.print(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process", soft_wrap=True)
+    for line in _conditions(report):
+        out.print(line, markup=False, soft_wrap=True)
     if report.reference is not None:
         against = report.label(report.rows[report.reference])
         out.print(
@@ -155,7 +228,36 @@ def _latency_cells(row: Row, report: Report, *, scale: float) -> list[str]:
         interval = "" if is_reference else f" ({row.speedup_low:.2f} - {row.speedup_high:.2f})"
         speed_up = f"{row.speedup:.2f}x{interval}"
     latencies = [f"{scale * value:.4g}" for value in (row.median_ms, row.p90_ms, row.p99_ms, row.solo_median_ms)]
-    return [*latencies[:3], latencies[3] + ("" if row.solo_agrees else " (!)"), speed_up]
+    latencies[3] += "" if row.solo_agrees else " (!)"
+    if _has(report, "expected_ms"):
+        latencies.append("" if row.expected_ms is None else f"{scale * row.expected_ms:.3g}")
+    return [*latencies, speed_up]
+
+
+def _has(report: Report, figure: str) -> bool:
+    """Say whether any row has ``figure``, which not every machine can tell."""
+    return any(getattr(row, figure) is not None for row in report.rows)
+
+
+def _energy_cells(row: Row) -> list[str]:
+    energies = (row.energy_mj, row.energy_above_idle_mj)
+    power = "" if row.power_w is None else f"{row.power_w:.3g} W"
+    return [power, *("" if value is None else f"{value:.3g} mJ" for value in energies)]
+
+
+def _conditions(report: Report) -> Iterator[str]:
+    """Yield what was expected, and what there is to say of energy, power mode and clocks, or why nothing."""
+    yield f"expected, not measured: {report.expected}"
+    energy = report.energy
+    if energy.source is not None:
+        idle = "unknown" if energy.idle_w is None else f"{energy.idle_w:.3g} W"
+        yield f"energy: {energy.measures} by {energy.source}, {energy.phase_s:.3g} s a graph; idle {idle}"
+    if energy.unknown is not None:
+        yield f"energy unknown: {energy.unknown}"
+    mode = report.environment.power_mode
+    clocks = "; ".join(map(str, report.clocks)) or "unknown, the system does not tell"
+    held = f"; held back by {', '.join(report.throttled)}" if report.throttled else ""
+    yield f"power mode {mode or 'unknown'}; clocks after the last block: {clocks}{held}"
 
 
 def _size_cells(row: Row) -> list[str]:

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from smart_devices.clocks import read_clocks, read_throttling
+from smart_devices.power import NoPower, PowerSource
+from smart_devices.roofline import Estimate, NoEstimate
 from smart_runtime.bench.contenders import Contender, contenders, open_contender, read_baseline, reference
+from smart_runtime.bench.energy import PHASE_S, Energy, measure_energy
 from smart_runtime.bench.environment import read_environment
+from smart_runtime.bench.expected import expected, roof_here, why
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.report import Report, Row
 from smart_runtime.bench.statistics import Block, speed_up, summarise
@@ -19,11 +24,19 @@ from smart_runtime.bundle import Bundle
 from smart_runtime.engines import AUTO, Batch, resolve_engine
 from smart_runtime.notes import log_notes
 
+NOT_ASKED = "not asked for"
 
-def steps(bundles: Mapping[str, Bundle], *, baseline: Path | None = None, blocks: int) -> int:
+
+def steps(
+    bundles: Mapping[str, Bundle],
+    *,
+    baseline: Path | None = None,
+    blocks: int,
+    power: PowerSource | NoPower | None = None,
+) -> int:
     """Return how often `compare` calls ``advance``."""
-    graphs = sum(len(bundle.manifest.graphs) for bundle in bundles.values())
-    return blocks + graphs + (baseline is not None) + 1
+    graphs = sum(len(bundle.manifest.graphs) for bundle in bundles.values()) + (baseline is not None)
+    return blocks + graphs * (2 if isinstance(power, PowerSource) else 1) + 1
 
 
 def compare(
@@ -35,6 +48,10 @@ def compare(
     blocks: int = 40,
     seed: int = 0,
     engine: str = AUTO,
+    power: PowerSource | NoPower | None = None,
+    phase_s: float = PHASE_S,
+    cache_dir: Path | None = None,
+    root: Path = Path("/"),
     advance: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Time every graph of ``bundles`` and ``baseline``, interleaved and each alone, then the first bundle's switch.
@@ -47,6 +64,10 @@ def compare(
         blocks: Blocks of calls a graph, 2 or more.
         seed: Of the input, the order of the blocks and the bootstrap.
         engine: An engine's name, or ``auto``.
+        power: The sensor to measure energy with, from `smart_devices.power.find_power`; None measures none.
+        phase_s: How long each graph runs for that, at least.
+        cache_dir: Where this machine's calibration is kept; without one, nothing is said of what is expected.
+        root: Where the kernel's files lie; another place in tests.
         advance: Called after each unit of work; `steps` says how many there are.
 
     Raises:
@@ -56,7 +77,7 @@ def compare(
         MissingExtraError: The engine's library is not installed.
         OSError: The system cannot read a file.
     """
-    environment = read_environment()  # first, so that the load average is not our own doing
+    environment = read_environment(root=root)  # first, so that the load average is not our own doing
     name = resolve_engine(engine)
     given = None if baseline is None else read_baseline(baseline)
     for bundle in bundles.values():
@@ -65,7 +86,9 @@ def compare(
     graphs = contenders(bundles, baseline=given)
     images = random_batch(graphs[0].source.shape, size=batch, rng=np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 1])  # a stream of its own: the order must not depend on the input's size
+    before = read_throttling(root=root)
     calls, timed = _interleaved(graphs, images, engine=name, threads=threads, blocks=blocks, rng=rng, advance=advance)
+    clocks, throttled = read_clocks(root=root), read_throttling(root=root).since(before)
     solo_ms = []
     for graph, count in zip(graphs, calls, strict=True):
         request = SoloRequest(
@@ -76,6 +99,22 @@ def compare(
     first = next(iter(bundles.values()))
     switch = measure_switch(first, images, engine=name, threads=threads)
     advance("")
+    energies, sensing = measure_energy(
+        graphs,
+        images,
+        source=NoPower(reason=NOT_ASKED) if power is None else power,
+        engine=name,
+        threads=threads,
+        phase_s=phase_s,
+        advance=advance,
+    )
+    roof = roof_here(engine=name, threads=threads, cache_dir=cache_dir)
+    estimates = [
+        expected(bundles[graph.bundle], graph.name, roof=roof, batch=batch)
+        if graph.bundle is not None
+        else NoEstimate(reason=f"nothing is known of the layers of {graph.name}")
+        for graph in graphs
+    ]
     against = reference(graphs)
     return Report(
         bundles=bundles,
@@ -89,6 +128,8 @@ def compare(
                 graph,
                 timed[i],
                 solo_ms=solo_ms[i],
+                energy=energies[i],
+                estimate=estimates[i],
                 against=None if against is None else (graphs[against], timed[against]),
                 rng=rng,
             )
@@ -96,6 +137,10 @@ def compare(
         ),
         reference=against,
         switch=switch,
+        expected=why([found for graph, found in zip(graphs, estimates, strict=True) if graph.bundle is not None]),
+        energy=sensing,
+        clocks=clocks,
+        throttled=throttled,
         environment=environment,
     )
 
@@ -126,6 +171,8 @@ def _row(
     blocks: Sequence[Block],
     *,
     solo_ms: float,
+    energy: Energy,
+    estimate: Estimate | NoEstimate,
     against: tuple[Contender, Sequence[Block]] | None,
     rng: np.random.Generator,
 ) -> Row:
@@ -147,5 +194,9 @@ def _row(
         speedup_low=None if ratio is None else ratio.low,
         speedup_high=None if ratio is None else ratio.high,
         mac_ratio=reference_macs / graph.macs if reference_macs is not None and graph.macs else None,
+        expected_ms=estimate.latency_ms if isinstance(estimate, Estimate) else None,
+        power_w=energy.power_w,
+        energy_mj=energy.energy_mj,
+        energy_above_idle_mj=energy.energy_above_idle_mj,
         blocks=tuple(blocks),
     )

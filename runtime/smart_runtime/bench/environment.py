@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from smart_devices.cpu import cpu_model
+from smart_devices.detection import detect
 from smart_devices.version import version
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu")
@@ -20,13 +21,14 @@ class Environment:
     """Machine and versions; ``load_average`` is over 1, 5 and 15 minutes before the measurement began.
 
     ``governor`` is the policy that sets the clock of a core that this process may use (Linux cpufreq), None where the
-    system does not say, as in most virtual machines.
+    system does not say, as in most virtual machines; ``power_mode`` is a Jetson's, by name, None on anything else.
     """
 
     cpu: str
     cores: int
     usable_cores: int
     governor: str | None
+    power_mode: str | None
     load_average: tuple[float, float, float]
     system: str
     machine: str
@@ -47,12 +49,18 @@ def read_environment(*, packages: Sequence[str] = (), root: Path = Path("/")) ->
         cores=os.cpu_count() or 1,
         usable_cores=len(cores),
         governor=_read(root / f"sys/devices/system/cpu/cpu{cores[0]}/cpufreq/scaling_governor").strip() or None,
+        power_mode=_power_mode(root),
         load_average=os.getloadavg(),
         system=platform.system(),
         machine=platform.machine(),
         python=platform.python_version(),
         versions={"smart-edge": version(), **_versions((*_PACKAGES, *packages))},
     )
+
+
+def _power_mode(root: Path) -> str | None:
+    jetson = detect(root).jetson
+    return None if jetson is None or jetson.power_mode is None else jetson.power_mode.name
 
 
 def _read(path: Path) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from smart_devices.clocks import Clock
 from smart_runtime.bench.contenders import Baseline
+from smart_runtime.bench.energy import Sensing
 from smart_runtime.bench.environment import Environment
 from smart_runtime.bench.statistics import Block, agrees
 from smart_runtime.bench.switching import SwitchTimes
@@ -25,7 +27,8 @@ class Row:
     ``bundle`` is the bundle's path as the user wrote it. It, ``precision``, ``macs`` and ``parameters`` are None for a
     user's own ONNX file. ``bytes`` are those of the graph's files. ``mac_ratio`` is the reference's MACs over its own:
     the speed-up if time were all MACs; None too where either is not known. ``blocks`` holds the latencies in ms, one
-    array a round; what ran in one round ran at about the same time.
+    array a round; what ran in one round ran at about the same time. ``expected_ms`` is an estimate of one call, not
+    measured; ``power_w`` and the energy of one image are of a phase of their own. Each is None where it is unknown.
     """
 
     name: str
@@ -42,6 +45,10 @@ class Row:
     speedup_low: float | None
     speedup_high: float | None
     mac_ratio: float | None
+    expected_ms: float | None
+    power_w: float | None
+    energy_mj: float | None
+    energy_above_idle_mj: float | None
     blocks: tuple[Block, ...] = field(repr=False, compare=False)
 
     @property
@@ -75,7 +82,9 @@ class Report:
     """A comparison: the table's rows, the first bundle's switch (None if it has one path only), how it was measured.
 
     ``bundles`` are by path, as the user wrote it, and in the user's order; ``reference`` is the row that speed-ups are
-    against, by its place in ``rows``, None without one; ``baseline`` is the user's own ONNX file, if any.
+    against, by its place in ``rows``, None without one; ``baseline`` is the user's own ONNX file, if any. ``expected``
+    says what the rows' estimates rest on, or why there are none; ``clocks`` are those right after the last block, and
+    ``throttled`` says what held them back since the first.
     """
 
     bundles: Mapping[str, Bundle]
@@ -87,6 +96,10 @@ class Report:
     rows: tuple[Row, ...]
     reference: int | None
     switch: SwitchTimes | None
+    expected: str
+    energy: Sensing
+    clocks: tuple[Clock, ...]
+    throttled: tuple[str, ...]
     environment: Environment
 
     @property
@@ -131,5 +144,9 @@ class Report:
             "measured": MEASURED,
             "rows": [row.as_json() for row in self.rows],
             "switch": None if self.switch is None else asdict(self.switch),
+            "expected": self.expected,
+            "energy": asdict(self.energy),
+            "clocks": [asdict(clock) for clock in self.clocks],
+            "throttled": list(self.throttled),
             "environment": asdict(self.environment),
         }

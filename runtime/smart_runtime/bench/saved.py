@@ -143,6 +143,7 @@ def _conditions(root: Reader, reference: SavedRow) -> Mapping[str, str]:
             "machine": environment.string("machine"),
             "usable cores": str(environment.integer("usable_cores", low=1)),
             "governor": environment.optional_string("governor") or "unknown",
+            "power mode": environment.optional_string("power_mode") or "unknown",
             "engine": root.string("engine"),
             "batch": str(root.integer("batch", low=1)),
             "threads": str(root.integer("threads", low=1)),
