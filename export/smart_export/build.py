@@ -16,6 +16,7 @@ from smart_devices import Target
 from smart_devices.version import version
 from smart_export.errors import ExportError
 from smart_export.evidence import SAMPLES, Evidence, divide
+from smart_export.expected import expected_latency
 from smart_export.fold import affines_to_convolutions_, fold, fold_dense, padded_masks, unmasked
 from smart_export.gate import MAX_DROP, PathGate, check_max_drop, path_gate, require_gate
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
@@ -465,7 +466,8 @@ def summary(result: BuildResult) -> dict[str, Any]:
     def row(graph: ExportedGraph) -> dict[str, Any]:
         record = _graph_record(graph)
         del record["layers"]
-        return {**record, "verified_on": graph.agreement.images}
+        expected = expected_latency(graph.cost, target=result.target, precision=result.precision)
+        return {**record, "verified_on": graph.agreement.images, "expected": expected.as_json()}
 
     return {
         "bundle": str(result.bundle),

@@ -17,6 +17,7 @@ from smart_export.build import BASELINES, build_bundle, check_output, summary
 from smart_export.check import check_bundle
 from smart_export.errors import ExportError
 from smart_export.evidence import CALIBRATION_IMAGES, evidence_from_data
+from smart_export.expected import expected_lines
 from smart_export.gate import MAX_DROP, check_max_drop
 from smart_export.patterns import TWO_FOUR, parse_pattern
 from smart_export.precision import FP32, INT8
@@ -26,6 +27,7 @@ from smart_export.report import (
     build_report,
     build_tables,
     check_report_file,
+    expectations,
     file_columns,
     file_reasons,
     file_report,
@@ -206,7 +208,9 @@ def build(
         house.table(title, ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"], rows)
     )
     _print_lines(gate_lines(result))
-    for names, layers, reasons in build_tables(result.paths):
+    estimates = expectations(result)
+    _print_lines(expected_lines(estimates))
+    for names, layers, reasons in build_tables(result.paths, estimates):
         _print_wide(house.table(names, BUILD_COLUMNS, layers, text_columns=2))
         _print_lines(reasons)
     for graph in result.paths.values():

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from smart_devices import Target
+from smart_devices.roofline import Estimate
 from smart_export.build import BuildResult, ExportedGraph, summary
 from smart_export.errors import ExportError
+from smart_export.expected import Expected, expected_latency
 from smart_export.layers import LayerCost
 from smart_export.patterns import pattern_name
 from smart_export.sparsity import FileSparsity, LayerSparsity
@@ -22,16 +24,27 @@ _NAMES = 4  # layers that a line names; the table has them all
 
 def build_report(result: BuildResult) -> dict[str, Any]:
     """Return what `smart_export.build.summary` returns, with every graph's layers and what needs attention."""
-    found = summary(result)
+    found, estimates = summary(result), expectations(result)
     for name, graph in result.paths.items():
-        found["paths"][name] |= _layers(name, graph)
+        _add_layers(found["paths"][name], graph, estimates[name])
     if result.baseline is not None:
-        found["baseline"] |= _layers(result.baseline.name, result.baseline)
+        _add_layers(found["baseline"], result.baseline, estimates[result.baseline.name])
     return found
 
 
-def _layers(name: str, graph: ExportedGraph) -> dict[str, Any]:
-    return {"attention": list(attention(name, graph)), "layers": [asdict(layer) for layer in graph.cost.layers]}
+def _add_layers(record: dict[str, Any], graph: ExportedGraph, expected: Expected) -> None:
+    record["attention"] = list(attention(graph.name, graph))
+    record["layers"] = [asdict(layer) for layer in graph.cost.layers]
+    if isinstance(expected, Estimate):
+        record["expected"]["layers"] = [asdict(layer) for layer in expected.layers]
+
+
+def expectations(result: BuildResult) -> dict[str, Expected]:
+    """Return how long each graph should take on the target, by name: the baseline first, if there is one."""
+    graphs = [*([] if result.baseline is None else [result.baseline]), *result.paths.values()]
+    return {
+        graph.name: expected_latency(graph.cost, target=result.target, precision=result.precision) for graph in graphs
+    }
 
 
 def gate_lines(result: BuildResult) -> Iterator[str]:
@@ -99,11 +112,12 @@ def _named(layers: Sequence[LayerCost | LayerSparsity]) -> str:
     return ", ".join(layer.name for layer in layers[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-BUILD_COLUMNS = ["layer", "structure", "in", "out", "zeros", "2:4", "MACs before", "after"]
+BUILD_COLUMNS = ["layer", "structure", "in", "out", "zeros", "2:4", "MACs before", "after", "expected", "bound by"]
 
 
-def build_rows(graph: ExportedGraph) -> list[list[str]]:
+def build_rows(graph: ExportedGraph, expected: Expected) -> list[list[str]]:
     """Return a row of `BUILD_COLUMNS` for each layer: channels kept of all, ``+`` those for alignment."""
+    layers = expected.layers if isinstance(expected, Estimate) else [None] * len(graph.cost.layers)
     return [
         [
             layer.name,
@@ -115,15 +129,18 @@ def build_rows(graph: ExportedGraph) -> list[list[str]]:
             "yes" if layer.why_not_two_four is None else "no",
             si(layer.dense_macs),
             si(layer.macs),
+            *(("", "") if cost is None else (f"{1e6 * cost.seconds:.3g} us", cost.bound)),
         ]
-        for layer in graph.cost.layers
+        for layer, cost in zip(graph.cost.layers, layers, strict=True)
     ]
 
 
-def build_tables(paths: Mapping[str, ExportedGraph]) -> Iterator[tuple[str, list[list[str]], list[str]]]:
+def build_tables(
+    paths: Mapping[str, ExportedGraph], estimates: Mapping[str, Expected]
+) -> Iterator[tuple[str, list[list[str]], list[str]]]:
     """Yield title, rows and reasons for each path; one for several paths of which all of that is the same."""
     alike: dict[tuple[Any, ...], list[str]] = {}
-    made = {name: (build_rows(graph), list(build_reasons(graph))) for name, graph in paths.items()}
+    made = {name: (build_rows(graph, estimates[name]), list(build_reasons(graph))) for name, graph in paths.items()}
     for name, (rows, reasons) in made.items():
         alike.setdefault((*map(tuple, rows), *reasons), []).append(name)
     for names in alike.values():

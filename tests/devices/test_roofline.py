@@ -27,6 +27,7 @@ from smart_devices.roofline import (
     layer_work,
     load_calibration,
     peaks_of,
+    processor_roof,
     store_calibration,
 )
 from smart_devices.roofline.calibration import amounts
@@ -309,3 +310,26 @@ def test_this_machines_key_is_the_same_every_time() -> None:
     assert one == calibration_key(threads=1) != calibration_key(threads=2)
     assert one.cpu
     assert one.engine_version != "unknown"
+
+
+def test_without_a_calibration_the_remedy_is_named(tmp_path: Path) -> None:
+    assert processor_roof(precision="fp32", threads=2, cache_dir=tmp_path) == NoEstimate(
+        reason="this processor was not calibrated with 2 threads: smart-bench --calibrate --threads 2 does it in "
+        "seconds"
+    )
+    assert isinstance(processor_roof(precision="fp32", threads=1, cache_dir=None), NoEstimate)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"engine": "tensorrt"}, "only onnxruntime-cpu can be calibrated, this is tensorrt"),
+        ({"precision": "int8"}, "a processor is calibrated for fp32, this is int8"),
+    ],
+)
+def test_what_a_calibration_does_not_hold_for(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    here = replace(CALIBRATION, key=calibration_key(threads=1))
+    store_calibration(here, cache_dir=tmp_path)
+    usual: dict[str, Any] = {"precision": "fp32", "threads": 1, "cache_dir": tmp_path}
+    assert processor_roof(**usual) == here
+    assert processor_roof(**usual | options) == NoEstimate(reason=reason)

@@ -14,10 +14,11 @@ from export.test_cli import refused, smart_export
 from export.test_structures import random_net
 from reference import sparsity as oracle
 from smart_devices import resolve_target
+from smart_devices.roofline import NoEstimate
 from smart_export.build import BuildResult, ExportedGraph, build_bundle
 from smart_export.fold import fold
 from smart_export.layers import network_cost
-from smart_export.report import attention, build_report, build_rows, build_tables
+from smart_export.report import attention, build_report, build_rows, build_tables, expectations
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.verify import Agreement
 from smart_runtime.bundle import Bundle
@@ -58,7 +59,7 @@ def test_padding_is_counted_and_pointed_out(padded_build: BuildResult) -> None:
     lines = ["clean: 1 channel of zeros fills 1 layer up to the target's alignment: blocks.0.conv1"]
     assert list(attention("clean", graph)) == lines
     assert build_report(padded_build)["paths"]["clean"]["attention"] == lines
-    row = next(row for row in build_rows(graph) if row[0] == "blocks.0.conv1")
+    row = next(row for row in build_rows(graph, NoEstimate(reason="none")) if row[0] == "blocks.0.conv1")
     assert row[2:4] == ["8/8", "3+1/8"]
 
 
@@ -90,13 +91,13 @@ def test_zeros_among_weights_are_counted_and_their_use_is_said(structure: str, w
 
 def test_a_build_prints_every_layer_once_where_the_paths_are_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
     built = build_bundle(checkpoint, output=tmp_path / "a", target=resolve_target("cpu"), baseline=False)
-    ((title, rows, reasons),) = build_tables(built.paths)
+    ((title, rows, reasons),) = build_tables(built.paths, expectations(built))
     assert title == "clean, robust"
-    assert rows == build_rows(built.paths["robust"])
+    assert rows == build_rows(built.paths["robust"], expectations(built)["robust"])
     assert "not 2:4, 1 input channel, no multiple of 4: conv" in reasons
     checkpoint.net.set_mask("robust", 0, torch.ones(8, dtype=torch.bool))
     built = build_bundle(checkpoint, output=tmp_path / "b", target=resolve_target("cpu"), baseline=False)
-    assert [title for title, _, _ in build_tables(built.paths)] == ["clean", "robust"]
+    assert [title for title, _, _ in build_tables(built.paths, expectations(built))] == ["clean", "robust"]
 
 
 def test_the_command_prints_that_table(checkpoint_file: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from smart_runtime import Bundle
 from smart_runtime.bench.calibrate import PROBES, Timing, calibrate, fitted, timings_of
 from smart_runtime.bench.cli import main
 from smart_runtime.bench.compare import compare
-from smart_runtime.bench.expected import expected, roof_here, why
+from smart_runtime.bench.expected import expected, why
 from smart_runtime.bench.probes import Probe, ProbeEngine
 from smart_runtime.errors import EngineError
 
@@ -140,9 +140,8 @@ def test_a_processor_is_measured_once_and_remembered(tmp_path: Path, bundle: Pat
     assert kept is not None
     assert {"file": document["file"], **asdict(kept)} == document
     assert kept.convolution_mac_s > 0
-    roof = roof_here(engine="onnxruntime-cpu", threads=1, cache_dir=tmp_path)
-    assert roof == kept
-    found = expected(Bundle.open(bundle), "clean", roof=roof, batch=1)  # a bundle that does not say what layers cost
+    # A bundle that does not say what its layers cost.
+    found = expected(Bundle.open(bundle), "clean", engine="onnxruntime-cpu", batch=1, threads=1, cache_dir=tmp_path)
     assert isinstance(found, NoEstimate)
     assert why([found, found]).startswith("unknown: the bundle does not say what layer 1 costs")
 
@@ -188,31 +187,6 @@ def test_measured_beside_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def told(document: dict[str, Any], layers: list[dict[str, Any]]) -> None:
     for graph in (*ours(document)["paths"].values(), ours(document)["baseline"]):
         graph["layers"] = layers
-
-
-def test_without_a_calibration_the_remedy_is_named(tmp_path: Path) -> None:
-    assert roof_here(engine="onnxruntime-cpu", threads=2, cache_dir=tmp_path) == NoEstimate(
-        reason="this processor was not calibrated with 2 threads: smart-bench --calibrate --threads 2 does it in "
-        "seconds"
-    )
-    assert isinstance(roof_here(engine="onnxruntime-cpu", threads=1, cache_dir=None), NoEstimate)
-
-
-@pytest.mark.parametrize(
-    ("engine", "precision", "reason"),
-    [
-        ("tensorrt", "fp32", "only onnxruntime-cpu can be calibrated, this is tensorrt"),
-        ("onnxruntime-cpu", "int8", "a processor is calibrated for fp32, this is int8"),
-    ],
-)
-def test_what_a_calibration_does_not_hold_for(
-    tmp_path: Path, bundle: Path, engine: str, precision: str, reason: str
-) -> None:
-    store_calibration(replace(TRUTH, key=calibration_key(threads=1)), cache_dir=tmp_path)
-    opened = Bundle.open(bundle)
-    opened = replace(opened, manifest=replace(opened.manifest, precision=precision))
-    roof = roof_here(engine=engine, threads=1, cache_dir=tmp_path)
-    assert expected(opened, "clean", roof=roof, batch=1) == NoEstimate(reason=reason)
 
 
 @pytest.mark.parametrize(

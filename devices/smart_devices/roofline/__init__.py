@@ -8,6 +8,7 @@ from smart_devices.roofline.calibration import (
     CalibrationKey,
     calibration_key,
     load_calibration,
+    processor_roof,
     store_calibration,
 )
 from smart_devices.roofline.estimate import Estimate, LayerEstimate, NoEstimate, Roof, estimate
@@ -29,5 +30,6 @@ __all__ = [
     "layer_work",
     "load_calibration",
     "peaks_of",
+    "processor_roof",
     "store_calibration",
 ]

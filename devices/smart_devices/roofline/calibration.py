@@ -26,6 +26,7 @@ from smart_devices.roofline.work import LayerWork
 CALIBRATED_ENGINE = "onnxruntime-cpu"
 """The engine whose kernels are measured: for a GPU, a profile's peaks must do."""
 
+_CALIBRATED_PRECISION = "fp32"
 _VERSION = 1  # one more whenever figures mean something else
 _MOST_BYTES = 65_536  # of a file: it holds a dozen numbers
 _FLOAT_BYTES = 4
@@ -156,6 +157,25 @@ def calibration_key(*, threads: int, engine: str = CALIBRATED_ENGINE) -> Calibra
     """Return what a calibration on this machine holds for."""
     version = engine_status(engine).version
     return CalibrationKey(cpu=cpu_identity(), threads=threads, engine=engine, engine_version=version or "unknown")
+
+
+def processor_roof(
+    *, precision: str, threads: int, cache_dir: Path | None, engine: str = CALIBRATED_ENGINE
+) -> Calibration | NoEstimate:
+    """Return what was calibrated on this machine, from ``cache_dir``, or why there is nothing."""
+    if engine != CALIBRATED_ENGINE:
+        return NoEstimate(reason=f"only {CALIBRATED_ENGINE} can be calibrated, this is {engine}")
+    if precision != _CALIBRATED_PRECISION:
+        return NoEstimate(reason=f"a processor is calibrated for {_CALIBRATED_PRECISION}, this is {precision}")
+    found = None
+    if cache_dir is not None:
+        found = load_calibration(calibration_key(threads=threads, engine=engine), cache_dir=cache_dir)
+    if found is None:
+        return NoEstimate(
+            reason=f"this processor was not calibrated with {threads} thread{'s' if threads > 1 else ''}: smart-bench "
+            f"--calibrate --threads {threads} does it in seconds"
+        )
+    return found
 
 
 def store_calibration(calibration: Calibration, *, cache_dir: Path) -> Path:

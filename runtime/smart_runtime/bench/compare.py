@@ -14,7 +14,7 @@ from smart_devices.roofline import Estimate, NoEstimate
 from smart_runtime.bench.contenders import Contender, contenders, open_contender, read_baseline, reference
 from smart_runtime.bench.energy import PHASE_S, Energy, measure_energy
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.expected import expected, roof_here, why
+from smart_runtime.bench.expected import expected, why
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.report import Report, Row
 from smart_runtime.bench.statistics import Block, speed_up, summarise
@@ -108,11 +108,10 @@ def compare(
         phase_s=phase_s,
         advance=advance,
     )
-    roof = roof_here(engine=name, threads=threads, cache_dir=cache_dir)
     estimates = [
-        expected(bundles[graph.bundle], graph.name, roof=roof, batch=batch)
-        if graph.bundle is not None
-        else NoEstimate(reason=f"nothing is known of the layers of {graph.name}")
+        None
+        if graph.bundle is None
+        else expected(bundles[graph.bundle], graph.name, engine=name, batch=batch, threads=threads, cache_dir=cache_dir)
         for graph in graphs
     ]
     against = reference(graphs)
@@ -137,7 +136,7 @@ def compare(
         ),
         reference=against,
         switch=switch,
-        expected=why([found for graph, found in zip(graphs, estimates, strict=True) if graph.bundle is not None]),
+        expected=why([found for found in estimates if found is not None]),
         energy=sensing,
         clocks=clocks,
         throttled=throttled,
@@ -172,7 +171,7 @@ def _row(
     *,
     solo_ms: float,
     energy: Energy,
-    estimate: Estimate | NoEstimate,
+    estimate: Estimate | NoEstimate | None,
     against: tuple[Contender, Sequence[Block]] | None,
     rng: np.random.Generator,
 ) -> Row:

@@ -1,0 +1,124 @@
+"""What an export says of the latency on its target: an estimate, marked as one, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.test_cli import smart_export
+from reference.roofline import peak_seconds
+from smart_devices import resolve_target
+from smart_devices.roofline import Calibration, Estimate, NoEstimate, calibration_key, store_calibration
+from smart_export.build import BuildResult, summary
+from smart_export.expected import expected_latency, expected_lines
+from smart_export.report import BUILD_COLUMNS, build_report, build_rows, expectations
+
+
+def test_an_export_for_a_jetson_says_the_least_that_it_takes(built: BuildResult) -> None:
+    estimates = expectations(built)
+    assert list(estimates) == ["dense", "clean", "robust"]
+    for name, found in estimates.items():
+        graph = built.baseline if name == "dense" else built.paths[name]
+        assert graph is not None
+        assert isinstance(found, Estimate)
+        layers = graph.cost.layers
+        macs, weights = (np.array([getattr(layer, key) for layer in layers], float) for key in ("macs", "weights"))
+        channels = np.array([layer.in_channels + layer.out_channels for layer in layers])
+        # NVIDIA Jetson AGX Orin 64GB: 5.3 TFLOPS in fp32, 204.8 GB/s.
+        seconds = peak_seconds(
+            macs, weights, channels * macs / weights, ops_per_s=5.3e12, bytes_per_s=204.8e9, element=4
+        )
+        assert [layer.seconds for layer in found.layers] == pytest.approx(list(seconds))
+        assert [layer.name for layer in found.layers] == [layer.name for layer in layers]
+        assert (found.basis, found.batch) == ("peak", 1)
+    dense, clean = estimates["dense"], estimates["clean"]
+    assert isinstance(dense, Estimate)
+    assert isinstance(clean, Estimate)
+    assert dense.latency_ms > clean.latency_ms
+    lines = list(expected_lines(estimates))
+    assert lines[0].startswith(f"dense: at least {dense.latency_ms:.3g} ms (roofline estimate, not measured), ")
+    assert lines[-1].startswith("expected by peaks of NVIDIA Jetson AGX Orin 64GB, highest clocks: fp32 at 5.3 TFLOPS")
+    assert len(lines) == 4
+
+
+def test_the_report_has_it_layer_by_layer(built: BuildResult) -> None:
+    found = json.loads(json.dumps(build_report(built), allow_nan=False))
+    for graph in (found["baseline"], *found["paths"].values()):
+        expected = graph["expected"]
+        assert (expected["measured"], expected["lower_bound"]) == (False, True)
+        assert expected["latency_ms"] == pytest.approx(1e3 * sum(layer["seconds"] for layer in expected["layers"]))
+        assert [layer["name"] for layer in expected["layers"]] == [layer["name"] for layer in graph["layers"]]
+        assert {layer["bound"] for layer in expected["layers"]} <= {"compute", "memory"}
+    assert "layers" not in summary(built)["paths"]["clean"]["expected"]
+    rows = build_rows(built.paths["clean"], expectations(built)["clean"])
+    at = BUILD_COLUMNS.index("expected")
+    assert [row[at + 1] for row in rows] == [layer["bound"] for layer in found["paths"]["clean"]["expected"]["layers"]]
+
+
+def test_what_is_unverified_is_unknown(built: BuildResult) -> None:
+    graph = built.paths["clean"]
+    target = resolve_target("jetson-orin")
+    throughput = {key: pair for key, pair in target.profile.throughput.items() if key != "fp32"}
+    bare = replace(target, profile=replace(target.profile, throughput=throughput))
+    found = expected_latency(graph.cost, target=bare, precision="fp32")
+    assert isinstance(found, NoEstimate)
+    assert found.as_json()["latency_ms"] is None
+    assert list(expected_lines({"clean": found, "robust": found})) == [
+        "expected latency unknown: the peak throughput of NVIDIA Jetson AGX Orin 64GB, highest clocks, in fp32 is "
+        "unverified"
+    ]
+    assert build_rows(graph, found)[0][-2:] == ["", ""]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", None])
+def test_a_processor_is_expected_to_do_what_it_was_calibrated_to(
+    built: BuildResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str | None
+) -> None:
+    monkeypatch.setattr("smart_export.expected.default_cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("smart_export.expected.this_machine", lambda: machine)
+    cost, here = built.paths["clean"].cost, {"x86_64": "x86-cpu", "aarch64": "arm-cpu"}.get(machine or "")
+    calibration = Calibration(
+        key=calibration_key(threads=1),
+        convolution_mac_s=1e-11,
+        depthwise_mac_s=2e-11,
+        convolution_byte_s=4e-11,
+        again_byte_s=2e-11,
+        linear_byte_s=2e-11,
+        operator_s=1e-6,
+        call_s=1e-5,
+        channel_block=1,
+        worst_error=0.1,
+    )
+    for name in ("x86-cpu", "arm-cpu"):
+        target = resolve_target(name)
+        (tmp_path / calibration.key.file_name).unlink(missing_ok=True)
+        before = expected_latency(cost, target=target, precision="fp32")
+        store_calibration(calibration, cache_dir=tmp_path)
+        after = expected_latency(cost, target=target, precision="fp32")
+        assert isinstance(before, NoEstimate)
+        if name == here:
+            assert "smart-bench --calibrate --threads 1" in before.reason
+            assert isinstance(after, Estimate)
+            assert after.basis == "calibrated"
+            convolutions = [layer for layer in cost.layers if layer.type == "Conv2d"]
+            (head,) = [layer for layer in cost.layers if layer.type == "Linear"]
+            seconds = 1e-11 * cost.macs + 1e-6 * len(cost.layers) + 1e-5
+            seconds += 4 * (4e-11 * sum(layer.weights for layer in convolutions) + 2e-11 * head.weights)
+            assert after.latency_ms == pytest.approx(1e3 * seconds)
+            assert isinstance(expected_latency(cost, target=target, precision="int8"), NoEstimate)
+        else:
+            assert after == before
+            assert "this machine has none to calibrate" in before.reason
+
+
+def test_a_user_reads_what_to_expect(checkpoint_file: Path, tmp_path: Path) -> None:
+    done = smart_export(checkpoint_file, "--target", "rtx-4090", "--baseline", "none", "-o", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert "clean: at least " in done.stdout
+    assert " ms (roofline estimate, not measured), " in done.stdout
+    assert "expected by peaks of NVIDIA GeForce RTX 4090, highest clocks: fp32 at " in done.stdout
+    assert "bound by" in done.stdout
