@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+_NAME_LIMIT = 200
 _PAGE = 4096  # bytes: no attribute of sysfs is longer (kernel, Documentation/filesystems/sysfs.rst)
 
 
@@ -58,6 +59,11 @@ def read_bytes(path: Path, *, limit: int = _PAGE) -> bytes:
     finally:
         os.close(descriptor)
     return b"".join(parts)
+
+
+def printable(text: str) -> str:
+    """Return a name out of a file as people may be shown it: no control characters, no more than 200 characters."""
+    return "".join(character if character.isprintable() else "?" for character in text[:_NAME_LIMIT])
 
 
 def stripped(data: bytes) -> str:

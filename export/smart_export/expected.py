@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from smart_devices import Target
 from smart_devices.cache import default_cache_dir
-from smart_devices.detection.cpu import this_machine
+from smart_devices.cpu import this_machine
 from smart_devices.profiles import profile_of
 from smart_devices.roofline import Estimate, NoEstimate, Roof, estimate, peaks_of, processor_roof
 from smart_export.layers import NetworkCost

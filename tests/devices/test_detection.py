@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from devices.boards import BOARDS, Board, Content, cuda, modes, packages, release
 from smart_devices import JetPackVersion, load_profile, profile_names
+from smart_devices.cpu import read_cpu
 from smart_devices.detection import (
     Card,
     Cards,
     LiveMode,
     Machine,
     Software,
-    cpu,
     detect,
     device_tree,
     nvpmodel,
@@ -548,5 +548,5 @@ def test_this_machine_as_users_see_it() -> None:
 def test_cpu_names_are_read_without_an_architecture(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text("processor : 0\nFeatures : fp asimd asimddp i8mm\nCPU implementer : 0x41\n")
-    found = cpu.read_cpu(Files(tmp_path), machine=None)
+    found = read_cpu(tmp_path, machine=None)
     assert (found.machine, found.name, found.features) == ("aarch64", None, ("asimddp", "i8mm"))

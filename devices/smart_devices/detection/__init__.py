@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from smart_devices.cpu import Cpu
 from smart_devices.detection.cards import Card, Cards
-from smart_devices.detection.cpu import Cpu
 from smart_devices.detection.machine import Jetson, Machine, detect
 from smart_devices.detection.nvpmodel import LiveMode
 from smart_devices.detection.releases import Software

@@ -8,7 +8,6 @@ from pathlib import Path
 from smart_devices.sysfs import read_bytes, stripped
 
 _LIMIT = 64 * 1024  # bytes; what a kernel or a package writes about itself is shorter by far
-_NAME_LIMIT = 200
 _LINKS = 40  # as the kernel allows
 
 
@@ -71,11 +70,6 @@ class Files:
                 here = self.root if target.startswith("/") else here.parent
                 parts += _parts(target)
         return here
-
-
-def printable(text: str) -> str:
-    """Return a name out of a file as people may be shown it: no control characters, no more than 200 characters."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_NAME_LIMIT])
 
 
 def _parts(path: str) -> list[str]:

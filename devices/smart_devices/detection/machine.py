@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from smart_devices.cpu import Cpu, read_cpu, this_machine
 from smart_devices.detection import device_tree, nvpmodel, releases
 from smart_devices.detection.cards import Cards, read_cards
-from smart_devices.detection.cpu import Cpu, read_cpu, this_machine
 from smart_devices.detection.device_tree import Module
 from smart_devices.detection.files import Files
 from smart_devices.detection.nvpmodel import LiveMode, Run
@@ -98,7 +98,7 @@ def detect(
     """
     files = Files(root)
     here = root == _HERE
-    cpu = read_cpu(files, machine=architecture or (this_machine() if here else None))
+    cpu = read_cpu(root, machine=architecture or (this_machine() if here else None))
     packages = releases.read_packages(files)
     software = releases.read_software(files, packages)
     l4t = releases.read_l4t(files, packages)
