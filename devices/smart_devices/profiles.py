@@ -180,17 +180,31 @@ class Profile:
 
 @dataclass(frozen=True)
 class Target:
-    """A device as the user named it (``name``, maybe an alias) and the profile that this means."""
+    """A device as the user named it (``name``, maybe an alias) and the profile that this means.
+
+    ``jetpack`` is the JetPack release that runs on it, ``None`` for the one that the profile's opset is for.
+    """
 
     name: str
     profile: Profile
+    jetpack: str | None = None
+
+    @property
+    def opset(self) -> int:
+        """The ONNX opset of graphs for it: the profile's, or less where an older TensorRT reads no more."""
+        rows = (row for row in self.profile.jetpack if self.jetpack in row.versions)
+        return min([self.profile.opset, *(row.onnx_opset for row in rows if row.onnx_opset is not None)])
 
 
-def resolve_target(name: str) -> Target:
+def resolve_target(name: str, *, jetpack: str | None = None) -> Target:
     """Return the target that ``name``, a profile's name or an alias, stands for.
 
+    Args:
+        name: The device.
+        jetpack: The JetPack release on it, as in ``6.0``; only a Jetson has one.
+
     Raises:
-        UnknownTargetError: No profile has that name.
+        UnknownTargetError: No profile has that name, or there is no such JetPack release for it.
     """
     known = _profiles_by_name()
     if name not in known:
@@ -198,7 +212,14 @@ def resolve_target(name: str) -> Target:
             f"expected one of {', '.join(sorted(known))} as the target device, got {name!r}; "
             "`smart-devices list` shows what they are"
         )
-    return Target(name=name, profile=known[name])
+    profile = known[name]
+    if jetpack is not None and not any(jetpack in row.versions for row in profile.jetpack):
+        releases = ", ".join(version for row in profile.jetpack for version in row.versions)
+        raise UnknownTargetError(
+            f"expected a JetPack release for {name}, {f'one of {releases}' if releases else 'which has none'}, got "
+            f"{jetpack!r}; leave it out, or see `smart-devices show {name}`"
+        )
+    return Target(name=name, profile=profile, jetpack=jetpack)
 
 
 def load_profile(name: str) -> Profile:

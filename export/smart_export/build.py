@@ -261,7 +261,7 @@ class _Builder:
         self._align = target.profile.alignment(precision)
         self._recipe = recipe_for(target)
         self.quantisation = None if calibrating is None else quantisation_record(self._recipe, calibrating.record())
-        self._onnx = Converter(input_shape=checkpoint.input_shape, opset=target.profile.opset)
+        self._onnx = Converter(input_shape=checkpoint.input_shape, opset=target.opset)
         with stopwatch.phase("count parameters"):
             self.densities = densities(checkpoint.net)
 

@@ -362,3 +362,25 @@ def test_profiles_are_frozen() -> None:
     pair: DenseSparse = profile.channel_alignment["fp32"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         pair.sparse = None  # type: ignore[misc]  # what the test is about
+
+
+@pytest.mark.parametrize(
+    ("name", "jetpack", "opset"),
+    [
+        ("jetson-orin", None, 20),
+        ("jetson-orin", "6.2.1", 20),
+        ("jetson-orin", "6.0", 17),
+        ("jetson-orin", "5.1.2", 17),
+        ("jetson-orin", "5.0.2", 20),  # what its TensorRT reads was not read anywhere
+        ("jetson-agx-xavier", "4.6", 13),
+        ("jetson-thor", "7.2", 20),
+    ],
+)
+def test_the_opset_is_one_that_the_jetpack_release_reads(name: str, jetpack: str | None, opset: int) -> None:
+    assert resolve_target(name, jetpack=jetpack).opset == opset
+
+
+@pytest.mark.parametrize(("name", "jetpack"), [("jetson-orin", "7.1"), ("jetson-thor", "6.2"), ("cpu", "6.2")])
+def test_a_jetpack_release_that_the_device_has_not_is_refused(name: str, jetpack: str) -> None:
+    with pytest.raises(UnknownTargetError, match=f"expected a JetPack release for {name}.*{jetpack}"):
+        resolve_target(name, jetpack=jetpack)
