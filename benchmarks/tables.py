@@ -24,6 +24,7 @@ import bench_demo
 import bench_export
 import bench_paths
 import bench_quantised
+import bench_roofline
 import bench_runtime
 import bench_sparsity
 import bench_switch
@@ -81,7 +82,7 @@ def short_paths() -> str:
 def goals() -> str:
     """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
-    others = ("paths", "sparsity", "runtime", "switch", "train", "export", "cifar")
+    others = ("paths", "sparsity", "roofline", "runtime", "switch", "train", "export", "cifar")
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
         *((name, load(name)["goals"]) for name in others),
@@ -163,6 +164,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "switch-full": with_source("switch", lambda record: bench_switch.table(record["results"])),
     "train": with_source("train", lambda record: bench_train.table(record["rows"])),
     "export": with_source("export", lambda record: bench_export.table(record["runs"])),
+    "roofline": with_source("roofline", lambda record: bench_roofline.table(record["rows"])),
     "quantised": with_source("quantised", quantised),
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
 }
