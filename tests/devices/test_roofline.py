@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference.roofline import blocked_convolution_macs, peak_seconds
-from smart_devices import load_profile
+from smart_devices import PRECISIONS, load_profile, profile_names
 from smart_devices.facts import Fact
 from smart_devices.profiles import DenseSparse, Profile
 from smart_devices.roofline import (
@@ -195,6 +195,31 @@ def test_a_power_mode_has_peaks_of_its_own() -> None:
     assert isinstance(peaks_of(profile, precision="fp32", power_mode="MODE_15W"), NoEstimate)
     with pytest.raises(ValueError, match=r"MODE_15W, .*, got '15W'"):
         peaks_of(profile, precision="fp32", power_mode="15W")
+
+
+def test_modes_that_are_faster_than_what_a_device_is_sold_with_are_named() -> None:
+    found = peaks_of(load_profile("jetson-orin-nano-8gb"), precision="int8")
+    assert isinstance(found, Peaks)
+    assert "highest clocks but those of MAXN_SUPER" in found.assumes
+    fast = peaks_of(load_profile("jetson-orin-nano-8gb"), precision="int8", power_mode="MAXN_SUPER")
+    assert isinstance(fast, Peaks)
+    assert fast.dense_ops_per_s > found.dense_ops_per_s
+    assert fast.bytes_per_s > found.bytes_per_s
+    assert "power mode MAXN_SUPER" in fast.assumes
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_gives_an_estimate_or_a_reason(name: str) -> None:
+    profile = load_profile(name)
+    for precision in PRECISIONS:
+        for mode in (None, *(mode.name for mode in profile.power_modes)):
+            roof = peaks_of(profile, precision=precision, power_mode=mode)
+            found = estimate([convolution(read=64, out=64, side=32, two_four=True)], roof=roof)
+            if isinstance(found, Estimate):
+                assert 0 < found.latency_ms < 100
+                assert "None" not in found.assumes
+            else:
+                assert "unverified" in found.reason
 
 
 def test_a_precision_that_none_has() -> None:

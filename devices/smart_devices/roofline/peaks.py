@@ -20,6 +20,7 @@ _BYTES: Mapping[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 # 2:4 keeps half of the numbers, and 2 bits for each kept one say which (PTX ISA, sparse matrix instructions).
 _KEPT = 0.5
 _INDEX_BYTES = 0.25
+_ROUNDED = 1.05  # two sources of one figure differ by less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +63,14 @@ def peaks_of(profile: Profile, *, precision: str, power_mode: str | None = None)
         profile: The device.
         precision: One of ``PRECISIONS``. Half precision is taken with float32 sums where the profile tells them apart,
             float32 without TF32.
-        power_mode: A mode's name; by default the highest clocks.
+        power_mode: A mode's name; by default what the device is sold with, which Super modes exceed.
 
     Raises:
         ValueError: No such precision, or no such mode in the profile.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    throughput, bandwidth, state = profile.throughput, profile.memory.bandwidth, "highest clocks"
+    throughput, bandwidth, state = profile.throughput, profile.memory.bandwidth, _usual_state(profile)
     if power_mode is not None:
         modes = {mode.name: mode for mode in profile.power_modes}
         if power_mode not in modes:
@@ -93,6 +94,24 @@ def peaks_of(profile: Profile, *, precision: str, power_mode: str | None = None)
         element_bytes=_BYTES[precision],
         assumes=f"peaks of {where}: {arithmetic} at {pair.dense}{without}, memory at {bandwidth}",
     )
+
+
+def _usual_state(profile: Profile) -> str:
+    """Return what the profile's own peaks are of: the highest clocks, unless a mode is known to be faster than them."""
+    faster = [
+        mode.name
+        for mode in profile.power_modes
+        if any(
+            _exceeds(pair.dense, profile.throughput[precision].dense)
+            for precision, pair in mode.throughput.items()
+            if precision in profile.throughput
+        )
+    ]
+    return f"highest clocks but those of {', '.join(faster)}" if faster else "highest clocks"
+
+
+def _exceeds(one: Fact[float], other: Fact[float]) -> bool:
+    return one.value is not None and other.value is not None and one.value > _ROUNDED * other.value
 
 
 def _why(pair: DenseSparse | None) -> str:
