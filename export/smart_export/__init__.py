@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smart_export.build import BuildResult, build_bundle
-from smart_export.errors import ExportError, VerificationError
+from smart_export.errors import ExportError, GateError, VerificationError
 from smart_export.fold import fold
 
-__all__ = ["BuildResult", "ExportError", "VerificationError", "build_bundle", "fold"]
+__all__ = ["BuildResult", "ExportError", "GateError", "VerificationError", "build_bundle", "fold"]

@@ -16,7 +16,7 @@ from smart_devices.version import version
 from smart_export.build import BASELINES, build_bundle, check_output, summary
 from smart_export.check import check_bundle
 from smart_export.errors import ExportError
-from smart_export.evidence import CALIBRATION_IMAGES, evidence_from_data
+from smart_export.evidence import calibrating_evidence, judging_evidence
 from smart_export.expected import expected_lines
 from smart_export.gate import MAX_DROP, check_max_drop
 from smart_export.patterns import TWO_FOUR, parse_pattern
@@ -156,12 +156,10 @@ def build(
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
-            found_data = places.load(data)
-            judge = evidence_from_data(found_data, loaded, split=found_data.test, images=data_images)
+            judge = judging_evidence(places.load(data), loaded, images=data_images)
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
-            found_data = places.load(calibration)
-            calibrate = evidence_from_data(found_data, loaded, split=found_data.train, images=CALIBRATION_IMAGES)
+            calibrate = calibrating_evidence(places.load(calibration), loaded)
     with_dense = baseline == DENSE
     with house.progress("exporting", total=len(loaded.net.path_names) + int(with_dense)) as advance:
         result = build_bundle(

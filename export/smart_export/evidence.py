@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ ATTACK_STEPS = 10
 """Of PGD on images of the user's: half of what a checkpoint's own samples had, since it is what takes the time."""
 
 CALIBRATION_IMAGES = 256  # of the user's: as many as a checkpoint carries
+_CLEAN = (CLEAN, DENSE)  # what runs while nobody attacks
 _SEED = 0  # of which images are taken, how they are divided, and the attack's random starts
 
 
@@ -44,7 +46,7 @@ class Evidence:
 
     def calibrating(self, path: str) -> Images:
         """Return what ``path`` (or ``dense``) is calibrated on, float32 (N, C, H, W): the kind of images it is for."""
-        own = self.samples.images if path in {CLEAN, DENSE} else self.samples.adversarial[path]
+        own = self.samples.images if path in _CLEAN else self.samples.adversarial[path]
         images: Images = to_tensor(own).numpy()
         return images
 
@@ -88,12 +90,26 @@ def divide(
     return Evidence(second, SAMPLES, None), Evidence(first, SAMPLES, None)
 
 
-def evidence_from_data(data: ImageSet, checkpoint: Checkpoint, *, split: Split, images: int) -> Evidence:
-    """Return up to ``images`` images of ``split``, a part of ``data``, attacked on each path with PGD-10.
+def judging_evidence(data: ImageSet, checkpoint: Checkpoint, *, images: int) -> Evidence:
+    """Return up to ``images`` test images of ``data``, attacked on each path with PGD-10.
 
     Raises:
-        ExportError: ``data`` has images of another size, or more classes than the network.
+        ExportError: ``data`` has images of another size, or other classes than the network.
     """
+    return _evidence(data, checkpoint, data.test, images=images, paths=checkpoint.net.path_names)
+
+
+def calibrating_evidence(data: ImageSet, checkpoint: Checkpoint, *, images: int = CALIBRATION_IMAGES) -> Evidence:
+    """Return up to ``images`` training images of ``data``, attacked with PGD-10 on each path that is for such images.
+
+    Raises:
+        ExportError: as above.
+    """
+    attacked = [path for path in checkpoint.net.path_names if path not in _CLEAN]
+    return _evidence(data, checkpoint, data.train, images=images, paths=attacked)
+
+
+def _evidence(data: ImageSet, checkpoint: Checkpoint, split: Split, *, images: int, paths: Sequence[str]) -> Evidence:
     if data.shape != checkpoint.input_shape:
         raise ExportError(
             f"expected images {checkpoint.input_shape} as the network takes, got {data.shape}; "
@@ -112,5 +128,6 @@ def evidence_from_data(data: ImageSet, checkpoint: Checkpoint, *, split: Split, 
         torch.from_numpy(chosen.labels),
         attack=Attack(eps=checkpoint.samples.eps, steps=ATTACK_STEPS),
         seed=_SEED,
+        paths=paths,
     )
     return Evidence(samples, data.kind, data.digest)

@@ -35,3 +35,14 @@ def speed_up_change(
     changes = sorted(speed_up(b, drawn_b) / speed_up(a, drawn_a) for drawn_a, drawn_b in draws)
     low, high = np.percentile(changes, [2.5, 97.5])
     return value, float(low), float(high)
+
+
+def paired_drop(before: Sequence[bool], after: Sequence[bool], *, z: float) -> tuple[float, float]:
+    """Return the adjusted Wald interval of how much less often ``after`` holds than ``before`` (Bonett and Price 2012).
+
+    It is Wald's after one pair of each of the two kinds that differ was added: mean of the pairs' differences, and its
+    standard error with N in the denominator of the variance.
+    """
+    pairs = [int(was) - int(is_now) for was, is_now in zip(before, after, strict=True)] + [1, -1]
+    mean, error = np.mean(pairs), np.std(pairs) / np.sqrt(len(pairs))
+    return max(-1.0, float(mean - z * error)), min(1.0, float(mean + z * error))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,10 @@ def make_samples(
     *,
     attack: Attack,
     seed: int,
+    paths: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> Samples:
-    """Return ``images`` with an adversarial version of each for every path of ``net``, made on that path.
+    """Return ``images`` with an adversarial version of each for every path, made on that path.
 
     Args:
         net: the network, on ``device``; its train/eval flags are as before afterwards.
@@ -29,6 +32,7 @@ def make_samples(
         labels: int64 (N,).
         attack: its eps holds in uint8 too, since the versions are rounded towards the originals.
         seed: of the attack's random starts, the same ones for each path.
+        paths: for which paths; all by default.
         device: where to compute.
     """
     return Samples(
@@ -42,7 +46,7 @@ def make_samples(
                 attack=attack,
                 generator=torch.Generator(device=device).manual_seed(seed),
             )
-            for path in net.path_names
+            for path in (net.path_names if paths is None else paths)
         },
         eps=attack.eps,
         attack=attack.label,
