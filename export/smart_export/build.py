@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from smart_devices import Target
 from smart_devices.version import version
+from smart_export.dla import DlaReport, dla_report
 from smart_export.errors import ExportError
 from smart_export.evidence import SAMPLES, Evidence, divide
 from smart_export.expected import expected_latency
@@ -24,7 +25,9 @@ from smart_export.layers import NetworkCost, network_cost
 from smart_export.precision import FP16, FP32, TOLERANCES, Precision, check_precision, to_half_
 from smart_export.publish import publish, staged
 from smart_export.quantise import quantisation_record, quantised, recipe_for
+from smart_export.rtx import Plan, Source, build_plans
 from smart_export.signing import public_half, sign_bundle_
+from smart_export.target_rules import check_structure, target_record
 from smart_export.timings import Stopwatch
 from smart_export.verify import (
     DENSE_IMAGES,
@@ -67,6 +70,7 @@ class ExportedGraph:
     cost: NetworkCost
     agreement: Agreement
     gate: PathGate | None
+    dla: DlaReport
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class BuildResult:
         quantisation: how graphs became int8, None for other precisions.
         paths: one graph a path.
         baseline: the unmasked network, or None.
+        plans: engine plans by TensorRT-RTX.
         densities: how much each path uses.
         signer: the fingerprint of the key that signed it, None without one.
         seconds: what the build took.
@@ -95,6 +100,7 @@ class BuildResult:
     quantisation: dict[str, Any] | None
     paths: dict[str, ExportedGraph]
     baseline: ExportedGraph | None
+    plans: tuple[Plan, ...]
     densities: Densities
     signer: str | None
     seconds: float
@@ -116,6 +122,8 @@ def build_bundle(
     calibrate: Evidence | None = None,
     max_drop: float = MAX_DROP,
     random_images: int = RANDOM_IMAGES,
+    rtx: Sequence[str] = (),
+    allow_slow_structure: bool = False,
     force: bool = False,
     sign: Ed25519PrivateKey | None = None,
     on_step: Callable[[str], None] = _ignore,
@@ -139,13 +147,17 @@ def build_bundle(
             other half of them. No other precision uses them.
         max_drop: what any accuracy of a path may lose against its masked path, as a fraction in [0, 1].
         random_images: how many images of noise to verify on beside those that judge.
+        rtx: add engine plans for GPUs of these compute capabilities, from `smart_export.rtx.parse_capabilities`.
+        allow_slow_structure: export zeros in a pattern that the target gains nothing from.
         force: replace a bundle that exists.
         sign: the key to sign it with, from `smart_export.signing.load_private_key`.
-        on_step: called after each graph, with its name.
+        on_step: called after each graph and each plan, with its name.
         stopwatch: told what each phase took.
 
     Raises:
-        ExportError: if ``output`` cannot be used or has no room, or an argument is none of those above.
+        ExportError: if ``output`` cannot be used or has no room, an argument is none of those above, the target gains
+            nothing from the checkpoint's structure, or TensorRT-RTX refuses a graph.
+        MissingExtraError: if ``rtx`` is asked for and its library is not installed.
         VerificationError: if a graph does not agree with its path, or as GateError, if it classifies worse; nothing is
             left behind.
     """
@@ -157,6 +169,7 @@ def build_bundle(
     check_max_drop(max_drop)
     known = check_precision(precision)
     check_output(output, force=force)
+    check_structure(checkpoint.net.structure, target=target, allow_slow=allow_slow_structure)
     stopwatch = stopwatch or Stopwatch()
     judging, calibrating = divide(checkpoint, precision=known, judge=judge, calibrate=calibrate)
     builder = _Builder(
@@ -179,8 +192,14 @@ def build_bundle(
         if baseline:
             dense = builder.dense(staging)
             on_step(DENSE)
+        plans = []
+        if rtx:
+            with stopwatch.phase("TensorRT-RTX"):
+                for plan in builder.plans([*paths.values(), *([] if dense is None else [dense])], staging, rtx=rtx):
+                    plans.append(plan)
+                    on_step(plan.file)
         with stopwatch.phase("manifest and checksums"):
-            manifest = builder.manifest(paths, dense, default_path=default_path)
+            manifest = builder.manifest(paths, dense, plans, default_path=default_path)
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_checksums(staging)
             if sign is not None:
@@ -199,6 +218,7 @@ def build_bundle(
         quantisation=builder.quantisation,
         paths=paths,
         baseline=dense,
+        plans=tuple(plans),
         densities=builder.densities,
         signer=written.signer,
         seconds=time.perf_counter() - started,
@@ -345,6 +365,7 @@ class _Builder:
             to_half_(folded)
         with phase(f"{name}: convert to ONNX"):
             model = self._onnx(folded)
+        dla = dla_report(model, cost.layers, target=self._target)
         if self._calibrating is not None:
             with phase(f"{name}: quantise"):
                 model = quantised(model, self._calibrating.calibrating(name), recipe=self._recipe)
@@ -379,8 +400,20 @@ class _Builder:
             cost=cost,
             agreement=found,
             gate=None,
+            dla=dla,
         )
         return graph, expected, got
+
+    def plans(self, graphs: Sequence[ExportedGraph], staging: Path, *, rtx: Sequence[str]) -> Iterator[Plan]:
+        sources = [
+            Source(
+                graph.name,
+                staging / graph.file,
+                two_four=any(layer.why_not_two_four is None for layer in graph.cost.layers),
+            )
+            for graph in graphs
+        ]
+        return build_plans(sources, folder=staging, inputs=self.input_spec, capabilities=rtx)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -392,15 +425,20 @@ class _Builder:
         return OutputSpec(name=OUTPUT, classes=len(self._checkpoint.class_names))
 
     def manifest(
-        self, paths: dict[str, ExportedGraph], dense: ExportedGraph | None, *, default_path: str
+        self,
+        paths: dict[str, ExportedGraph],
+        dense: ExportedGraph | None,
+        plans: Sequence[Plan],
+        *,
+        default_path: str,
     ) -> dict[str, Any]:
         """Return the package description that docs/formats.md lays down."""
-        checkpoint, profile = self._checkpoint, self._target.profile
+        checkpoint = self._checkpoint
         channels, height, width = checkpoint.input_shape
         ours = {
             "format_version": FORMAT_VERSION,
             "created_by": f"smart-edge {version()}",
-            "target": {"name": self._target.name, "profile": profile.name, "kind": profile.kind},
+            "target": target_record(self._target),
             "precision": self._precision,
             "quantization": self.quantisation,
             "gate": {**self._judging.record(), "max_drop": self._max_drop},
@@ -424,6 +462,7 @@ class _Builder:
             "class_names": list(checkpoint.class_names),
             "paths": {name: self._path_record(graph) for name, graph in paths.items()},
             "baseline": None if dense is None else {"name": dense.name, **_graph_record(dense)},
+            "plans": [plan.record for plan in plans],
             "training": checkpoint.training,
         }
         variant = {"ep": "CPUExecutionProvider", "executor_info": {"ort": {"model_file": GRAPH}}}
@@ -456,8 +495,14 @@ def _graph_record(graph: ExportedGraph) -> dict[str, Any]:
         "tolerance": graph.agreement.tolerance,
         "max_rel_diff": graph.agreement.max_rel_diff,
         "argmax_agreement": graph.agreement.argmax_agreement,
-        "layers": [asdict(layer) for layer in graph.cost.layers],
+        "dla": graph.dla.record,
+        "layers": layer_records(graph),
     }
+
+
+def layer_records(graph: ExportedGraph) -> list[dict[str, Any]]:
+    """Return what the manifest and a report say of each layer."""
+    return [{**asdict(layer), "why_not_dla": graph.dla.why_not[layer.name]} for layer in graph.cost.layers]
 
 
 def summary(result: BuildResult) -> dict[str, Any]:
@@ -492,4 +537,5 @@ def summary(result: BuildResult) -> dict[str, Any]:
             for name, graph in result.paths.items()
         },
         "baseline": None if result.baseline is None else {"name": result.baseline.name, **row(result.baseline)},
+        "plans": [{**plan.record, "seconds": plan.seconds} for plan in result.plans],
     }

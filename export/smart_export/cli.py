@@ -22,8 +22,8 @@ from smart_export.gate import MAX_DROP, check_max_drop
 from smart_export.patterns import TWO_FOUR, parse_pattern
 from smart_export.precision import FP32, INT8
 from smart_export.report import (
-    BUILD_COLUMNS,
     attention,
+    build_columns,
     build_report,
     build_tables,
     check_report_file,
@@ -33,8 +33,10 @@ from smart_export.report import (
     file_report,
     file_rows,
     gate_lines,
+    plan_lines,
     write_report,
 )
+from smart_export.rtx import parse_capabilities, together
 from smart_export.signing import load_private_key, write_key_pair
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
@@ -109,6 +111,12 @@ def main() -> None:
 @data_options
 @own_network_options
 @click.option("--default-path", metavar="PATH", help="The path a model starts on.  [default: clean]")
+@click.option(
+    "--rtx", metavar="LIST", help="Add engine plans by TensorRT-RTX for these compute capabilities: 8.6,8.9,12.0."
+)
+@click.option(
+    "--allow-slow-structure", is_flag=True, help="Export N:M zeros for a device that does not run them faster."
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @click.option("--sign", type=_FILE, metavar="KEY", help="Sign the bundle with this private key (smart-export keygen).")
 @click.option("--report", type=_FILE, metavar="FILE", help="Write what became of each layer into this JSON file too.")
@@ -128,6 +136,8 @@ def build(
     places: DataPlaces,
     own: OwnNetwork,
     default_path: str | None,
+    rtx: str | None,
+    allow_slow_structure: bool,
     force: bool,
     sign: Path | None,
     report: Path | None,
@@ -148,6 +158,7 @@ def build(
         raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
     if report is not None:
         check_report_file(report, bundle=output)
+    capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
     key = None if sign is None else load_private_key(sign)
     stopwatch = Stopwatch(on_phase=_print_phase) if verbose else Stopwatch()
     stopwatch.add("start", start_seconds)
@@ -161,7 +172,8 @@ def build(
         with stopwatch.phase("load and attack --calibration"):
             calibrate = calibrating_evidence(places.load(calibration), loaded)
     with_dense = baseline == DENSE
-    with house.progress("exporting", total=len(loaded.net.path_names) + int(with_dense)) as advance:
+    steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
+    with house.progress("exporting", total=steps) as advance:
         result = build_bundle(
             loaded,
             output=output,
@@ -172,6 +184,8 @@ def build(
             judge=judge,
             calibrate=calibrate,
             max_drop=max_drop / 100,
+            rtx=capabilities,
+            allow_slow_structure=allow_slow_structure,
             force=force,
             sign=key,
             on_step=advance,
@@ -209,10 +223,11 @@ def build(
     estimates = expectations(result)
     _print_lines(expected_lines(estimates))
     for names, layers, reasons in build_tables(result.paths, estimates):
-        _print_wide(house.table(names, BUILD_COLUMNS, layers, text_columns=2))
+        _print_wide(house.table(names, build_columns(device), layers, text_columns=2))
         _print_lines(reasons)
     for graph in result.paths.values():
         _print_lines(attention(graph.name, graph))
+    _print_lines(plan_lines(result.plans))
 
 
 def _print_wide(table: Table) -> None:

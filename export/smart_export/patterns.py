@@ -16,13 +16,14 @@ import numpy.typing as npt
 from smart_devices import Target
 from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
-from smart_train.structure import Pattern
+from smart_train.structure import TWO_FOUR, Pattern, why_pattern_is_slow
+
+__all__ = ["TWO_FOUR", "Zeros", "parse_pattern", "pattern_name", "why_no_gain", "zeros_of"]
 
 _SPARSE_OPS = ("Conv", "Gemm", "MatMul")  # the guide names convolutions and fully connected layers
 _PATTERN_DTYPES = ("float32", "float16", "bfloat16", "int8")  # what a builder looks for zeros in
 _FAST_DTYPES = ("float16", "bfloat16", "int8")  # what TensorRT has sparse kernels for: fp16 or int8 must be on
 
-TWO_FOUR = Pattern(2, 4)
 _MAX_M = 64
 
 
@@ -141,11 +142,9 @@ def why_no_gain(
     It says nothing of whether the layer's weight keeps to the pattern. What TensorRT picks in the end only its log
     tells: it times both kinds of kernels.
     """
-    cores = target.profile.sparse_tensor_cores
-    known = "has no sparse tensor cores" if cores.value is False else "is not known to have sparse tensor cores"
+    slow = why_pattern_is_slow(pattern, target=target)
     reasons = (
-        (not cores.value, f"{target.name} {known}"),
-        (pattern != TWO_FOUR, f"sparse tensor cores know 2:4 only, not {pattern_name(pattern)}"),
+        (slow is not None, slow),
         (op not in _SPARSE_OPS, f"no sparse kernels for {op}"),
         (groups > 1, f"{groups} groups of channels"),
         (

@@ -10,11 +10,13 @@ from typing import Any
 
 from smart_devices import Target
 from smart_devices.roofline import Estimate
-from smart_export.build import BuildResult, ExportedGraph, summary
+from smart_export.build import BuildResult, ExportedGraph, layer_records, summary
+from smart_export.dla import dla_lines, has_dla
 from smart_export.errors import ExportError
 from smart_export.expected import Expected, expected_latency
 from smart_export.layers import LayerCost
 from smart_export.patterns import pattern_name
+from smart_export.rtx import Plan
 from smart_export.sparsity import FileSparsity, LayerSparsity
 from smart_runtime.units import si
 from smart_train.files import replacing
@@ -34,7 +36,7 @@ def build_report(result: BuildResult) -> dict[str, Any]:
 
 def _add_layers(record: dict[str, Any], graph: ExportedGraph, expected: Expected) -> None:
     record["attention"] = list(attention(graph.name, graph))
-    record["layers"] = [asdict(layer) for layer in graph.cost.layers]
+    record["layers"] = layer_records(graph)
     if isinstance(expected, Estimate):
         record["expected"]["layers"] = [asdict(layer) for layer in expected.layers]
 
@@ -112,11 +114,14 @@ def _named(layers: Sequence[LayerCost | LayerSparsity]) -> str:
     return ", ".join(layer.name for layer in layers[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-BUILD_COLUMNS = ["layer", "structure", "in", "out", "zeros", "2:4", "MACs before", "after", "expected", "bound by"]
+def build_columns(target: Target) -> list[str]:
+    """Return the names of the columns of :func:`build_rows`."""
+    dla = ["DLA"] if has_dla(target) else []
+    return ["layer", "structure", "in", "out", "zeros", "2:4", *dla, "MACs before", "after", "expected", "bound by"]
 
 
 def build_rows(graph: ExportedGraph, expected: Expected) -> list[list[str]]:
-    """Return a row of `BUILD_COLUMNS` for each layer: channels kept of all, ``+`` those for alignment."""
+    """Return a row for each layer: channels kept of all, ``+`` those for alignment."""
     layers = expected.layers if isinstance(expected, Estimate) else [None] * len(graph.cost.layers)
     return [
         [
@@ -127,6 +132,7 @@ def build_rows(graph: ExportedGraph, expected: Expected) -> list[list[str]]:
             f"/{layer.dense_out_channels}",
             _percent(layer.zeros, layer.weights),
             "yes" if layer.why_not_two_four is None else "no",
+            *(["yes" if graph.dla.why_not[layer.name] is None else "no"] if graph.dla.cores else []),
             si(layer.dense_macs),
             si(layer.macs),
             *(("", "") if cost is None else (f"{1e6 * cost.seconds:.3g} us", cost.bound)),
@@ -148,9 +154,20 @@ def build_tables(
 
 
 def build_reasons(graph: ExportedGraph) -> Iterator[str]:
-    """Yield a line for each reason why masks leave layers whole, and why layers are not 2:4."""
+    """Yield a line for each reason why masks leave layers whole, and why layers are not 2:4; one on DLA if there is."""
     yield from _reasons("masks leave whole", [(layer.why_dense, layer) for layer in graph.cost.layers])
     yield from _reasons("not 2:4", [(layer.why_not_two_four, layer) for layer in graph.cost.layers])
+    yield from dla_lines(graph.dla)
+
+
+def plan_lines(plans: Sequence[Plan]) -> Iterator[str]:
+    """Yield a line for each engine plan."""
+    for plan in plans:
+        yield (
+            f"{plan.file}: {si(plan.bytes, 'B')}, TensorRT-RTX {plan.tensorrt_rtx}, compute capability "
+            f"{', '.join(plan.compute_capabilities)}, batch {plan.batch.min} to {plan.batch.max}, built in "
+            f"{plan.seconds:.1f} s"
+        )
 
 
 def _percent(zeros: int, weights: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from export.rtx import assert_builds
 from export.test_fold import randomise_, relative
 from export.test_networks import SHAPE, calm_
 from networks import ACCEPTED, KEPT_WHOLE, NETWORKS
@@ -40,6 +42,7 @@ CASES: list[tuple[str, Scope]] = [
     ("channel", "block"), ("channel", "all"), ("channel+2:4", "block"), ("channel+2:4", "all"), ("2:4", "block"),
     ("unstructured", "block"),
 ]  # fmt: skip
+CARDS = ["8.6", "8.9", "12.0"]  # compute capabilities
 
 
 @torch.no_grad()
@@ -68,6 +71,14 @@ def smart(name: str, structure: str, scope: Scope) -> SmartNetwork:
     )  # fmt: skip
     stir_(net, seed=1)
     return net
+
+
+@functools.cache
+def graphs(name: str, structure: str, scope: Scope) -> Mapping[str, bytes]:
+    """Return each path's ONNX graph, weights and all."""
+    net = smart(name, structure, scope)
+    converter = Converter(input_shape=SHAPE, opset=20)
+    return {path: ir.to_proto(converter(fold(net, path=path))).SerializeToString() for path in net.path_names}
 
 
 @pytest.mark.parametrize("scope", ["block", "all"])
@@ -114,19 +125,31 @@ def test_a_path_is_said_to_use_as_many_parameters_as_are_left(name: str) -> None
 def runs(name: str, structure: str, scope: Scope) -> None:
     """Hold both paths in ONNX Runtime against the masked ones, on 256 images of noise."""
     net = smart(name, structure, scope)
-    converter = Converter(input_shape=SHAPE, opset=20)
-    for path in net.path_names:
-        model = ir.to_proto(converter(fold(net, path=path)))
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for path, graph in graphs(name, structure, scope).items():
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         got: np.ndarray = session.run(None, {"image": IMAGES.numpy()})[0]
         with torch.no_grad():
             found = agreement(net.path(path)(IMAGES).numpy(), got)
         assert found.holds, f"{path}: {found}"
 
 
+def builds(name: str, structure: str, path: str, folder: Path, *, capabilities: Sequence[str], sparse: bool) -> None:
+    """Have TensorRT-RTX build a plan of a path's graph."""
+    file = folder / f"{path}.onnx"
+    file.write_bytes(graphs(name, structure, "all")[path])
+    assert_builds(file, shape=SHAPE, capabilities=capabilities, sparse_weights=sparse)
+
+
+# Each network's two in a row, since they need the same graphs.
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("tensorrt-rtx", marks=pytest.mark.trt)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_masked_and_onnx_runtime_agree(name: str) -> None:
-    runs(name, "channel", "all")
+def test_an_engine_takes_it(name: str, engine: str, tmp_path: Path) -> None:
+    if engine == "onnxruntime":
+        runs(name, "channel", "all")
+        return
+    number = list(NETWORKS).index(name)  # paths, cards and flags in turn: what every run can afford of the matrix below
+    path, card = ("clean", "robust")[number % 2], CARDS[number % 3]
+    builds(name, "channel", path, tmp_path, capabilities=[card], sparse=number % 4 > 1)
 
 
 @pytest.mark.parametrize("structure", ["channel+2:4", "2:4", "unstructured"])
@@ -139,6 +162,19 @@ def test_masked_and_onnx_runtime_agree_on_single_weights_too(structure: str) -> 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_masked_and_onnx_runtime_agree_on_everything(name: str, structure: str, scope: Scope) -> None:
     runs(name, structure, scope)
+
+
+@pytest.mark.trt
+@pytest.mark.slow
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("capabilities", [*([name] for name in CARDS), CARDS], ids="-".join)
+@pytest.mark.parametrize("structure", ["channel", "channel+2:4"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tensorrt_rtx_builds_everything(
+    name: str, structure: str, capabilities: list[str], tmp_path: Path, *, sparse: bool
+) -> None:
+    for path in ("clean", "robust"):
+        builds(name, structure, path, tmp_path, capabilities=capabilities, sparse=sparse)
 
 
 def test_a_network_that_cannot_be_traced_whole_keeps_that_part_as_one_call() -> None:

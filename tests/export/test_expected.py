@@ -15,7 +15,7 @@ from smart_devices import resolve_target
 from smart_devices.roofline import Calibration, Estimate, NoEstimate, calibration_key, store_calibration
 from smart_export.build import BuildResult, summary
 from smart_export.expected import expected_latency, expected_lines
-from smart_export.report import BUILD_COLUMNS, build_report, build_rows, expectations
+from smart_export.report import build_columns, build_report, build_rows, expectations
 
 
 def test_an_export_for_a_jetson_says_the_least_that_it_takes(built: BuildResult) -> None:
@@ -55,7 +55,7 @@ def test_the_report_has_it_layer_by_layer(built: BuildResult) -> None:
         assert {layer["bound"] for layer in expected["layers"]} <= {"compute", "memory"}
     assert "layers" not in summary(built)["paths"]["clean"]["expected"]
     rows = build_rows(built.paths["clean"], expectations(built)["clean"])
-    at = BUILD_COLUMNS.index("expected")
+    at = build_columns(built.target).index("expected")
     assert [row[at + 1] for row in rows] == [layer["bound"] for layer in found["paths"]["clean"]["expected"]["layers"]]
 
 

@@ -16,6 +16,7 @@ from reference import sparsity as oracle
 from smart_devices import resolve_target
 from smart_devices.roofline import NoEstimate
 from smart_export.build import BuildResult, ExportedGraph, build_bundle
+from smart_export.dla import DlaReport
 from smart_export.fold import fold
 from smart_export.layers import network_cost
 from smart_export.report import attention, build_report, build_rows, build_tables, expectations
@@ -83,7 +84,7 @@ def test_zeros_among_weights_are_counted_and_their_use_is_said(structure: str, w
         violations = oracle.violations(weight.detach().numpy(), axis=1, n=2, m=4)
         assert layer.two_four == (violations == 0 and weight.shape[1] % 4 == 0)
     assert {layer.name: layer.why_dense for layer in found.layers if layer.why_dense} == net.dense_layers
-    graph = ExportedGraph("robust", "", None, 0, found, Agreement(0, 1, 1, 1), None)
+    graph = ExportedGraph("robust", "", None, 0, found, Agreement(0, 1, 1, 1), None, DlaReport(0, {}, {}))
     (line,) = attention("robust", graph)
     assert words in line
     assert line.startswith(f"robust: {len(net.weight_layers)} layers")

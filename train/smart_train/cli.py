@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from smart_devices import resolve_target
+from smart_devices import Target, resolve_target
 from smart_devices.console import cli as house
 from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_devices.version import version
@@ -34,7 +34,7 @@ from smart_train.methods import METHODS
 from smart_train.network import SmartNetwork
 from smart_train.options import parse_arguments, parse_fraction
 from smart_train.recipe import Value, read_recipe
-from smart_train.structure import STRUCTURES, Structure, default_density, parse_structure
+from smart_train.structure import STRUCTURES, Structure, default_density, parse_structure, why_pattern_is_slow
 from smart_train.training import (
     PRECISIONS,
     EpochReport,
@@ -118,8 +118,7 @@ def _structure(
             wanted = max(wanted, *(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16")))
             if profile.sparse_tensor_cores.value:
                 least = SPARSE_GAIN_CHANNELS
-            if profile.sparse_tensor_cores.value is False:
-                house.note(f"note: {target} has no sparse tensor cores: zeros among weights gain no speed there")
+        _say_gain(name, resolve_target(target))
     if pattern is not None and align is None:
         wanted = math.lcm(wanted, pattern.m)
     return Structure(
@@ -135,6 +134,18 @@ def _say_ordering(config: TrainConfig) -> None:
     """Say before the network is built that this may take long."""
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
+
+
+def _say_gain(structure: str, target: Target) -> None:
+    """Say so when zeros among weights gain no speed on ``target``, before hours are spent on them."""
+    removes = parse_structure(structure)
+    if removes.anywhere:
+        house.note(f"note: no engine skips single zeros: {structure} gains no speed on {target.name}")
+    slow = None if removes.pattern is None else why_pattern_is_slow(removes.pattern, target=target)
+    if slow is not None:
+        house.note(
+            f"note: {slow}: zeros among weights gain no speed there, and smart-export wants --allow-slow-structure"
+        )
 
 
 def _say_weights(trainer: Trainer) -> None:

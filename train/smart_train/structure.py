@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+from smart_devices import Target
 from smart_train.errors import ConfigError
 from smart_train.groups import SCOPES, Scope
 
@@ -28,6 +29,10 @@ class Pattern:
 
     n: int
     m: int
+
+
+TWO_FOUR = Pattern(2, 4)
+"""The one pattern that sparse tensor cores have."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,17 @@ def parse_structure(name: str) -> Removal:
     raise ConfigError(
         f"expected a structure out of {STRUCTURES}, with N below M and M up to {_MAX_M}, got {name!a:.100}; use channel"
     )
+
+
+def why_pattern_is_slow(pattern: Pattern, *, target: Target) -> str | None:
+    """Return why zeros in ``pattern`` make no layer of any network faster on ``target``; None where they may."""
+    cores = target.profile.sparse_tensor_cores.value
+    if not cores:
+        known = "has no sparse tensor cores" if cores is False else "is not known to have sparse tensor cores"
+        return f"{target.name} {known}"
+    if pattern != TWO_FOUR:
+        return f"sparse tensor cores know {TWO_FOUR.n}:{TWO_FOUR.m} only, not {pattern.n}:{pattern.m}"
+    return None
 
 
 def default_density(name: str) -> float:

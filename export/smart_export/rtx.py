@@ -1,0 +1,288 @@
+"""Engine plans by TensorRT-RTX, NVIDIA's engine for GeForce and RTX cards: built from a bundle's graphs without a GPU.
+
+    for plan in build_plans([graph], folder=staging, inputs=image, capabilities=("8.6", "8.9", "12.0")):
+        print(plan.file, plan.bytes)
+
+A plan is the library's own bytes in a file, nothing before or after them; what it is stands in the manifest. It runs
+with the very version of the library that built it. One plan serves all compute capabilities asked for, as NVIDIA's
+default does (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html): it holds the
+weights once and is 8 bytes larger than one for 8.6 alone (benchmarks/results/rtx.json). Only Turing, 7.5, has one of
+its own, since the same page advises against plans that serve it and others. The rest of the work, compiling kernels for
+the very card, the library does there when an engine is first used. Jetsons are none of its devices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smart_devices import MissingExtraError, Target, load_profile, profile_names
+from smart_export.errors import ExportError
+from smart_runtime.errors import shortened
+from smart_runtime.manifest import InputSpec
+
+FOLDER = "engines"
+_ALONE = "7.5"
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """The batch sizes that a plan takes, and the one that it is tuned for."""
+
+    min: int = 1
+    opt: int = 8
+    max: int = 64
+
+
+BATCH = BatchRange()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph to build plans of: its name, its ONNX file, and whether any of its weights are 2:4."""
+
+    name: str
+    file: Path
+    two_four: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One plan in the bundle.
+
+    Attributes:
+        graph: the path, or ``dense``.
+        file: relative to the bundle.
+        compute_capabilities: of the GPUs that it runs on, such as ``8.6``.
+        tensorrt_rtx: the version of the library that built it, and that it needs.
+        batch: the batch sizes that it takes.
+        sparse_weights: whether the library was told to look for 2:4 weights.
+        bytes: the file's size.
+        seconds: what the build took.
+    """
+
+    graph: str
+    file: str
+    compute_capabilities: tuple[str, ...]
+    tensorrt_rtx: str
+    batch: BatchRange
+    sparse_weights: bool
+    bytes: int
+    seconds: float
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What stands of it in the manifest."""
+        return {
+            "graph": self.graph,
+            "file": self.file,
+            "compute_capabilities": list(self.compute_capabilities),
+            "tensorrt_rtx": self.tensorrt_rtx,
+            "batch": {"min": self.batch.min, "opt": self.batch.opt, "max": self.batch.max},
+            "sparse_weights": self.sparse_weights,
+            "bytes": self.bytes,
+        }
+
+
+def library() -> Any:
+    """Return the module ``tensorrt_rtx``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import tensorrt_rtx  # noqa: PLC0415  # an engine is imported where it is used
+    except ImportError as error:
+        raise MissingExtraError(
+            "expected the TensorRT-RTX library for --rtx, got none; pip install 'smart-edge[tensorrt-rtx]' installs it"
+        ) from error
+    return tensorrt_rtx
+
+
+def known_capabilities() -> dict[str, Any]:
+    """Return what the installed library builds for: its constants by compute capability, lowest first.
+
+    Raises:
+        MissingExtraError: the library is not installed.
+    """
+    members = library().ComputeCapability.__members__
+    found = {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
+    return dict(sorted(found.items(), key=lambda item: _version(item[0])))
+
+
+def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
+    """Return the compute capabilities that ``text``, such as ``8.6,8.9,12.0``, names, lowest first and each once.
+
+    Args:
+        text: as the user typed it.
+        target: the device that the bundle is for.
+
+    Raises:
+        ExportError: one is none that the library builds for, or the target has no graphics card.
+        MissingExtraError: the library is not installed.
+    """
+    if target.profile.kind != "gpu":
+        remedy = {
+            "jetson": "TensorRT-RTX supports no Jetson; leave out --rtx: a Jetson builds its engine from the bundle's "
+            "ONNX graphs (docs/jetson.md)",
+            "cpu": "graphs for a CPU are made in other ways; use --target desktop-gpu, or leave out --rtx",
+        }
+        raise ExportError(
+            f"expected a target with a graphics card for --rtx, got {target.name}: {remedy[target.profile.kind]}"
+        )
+    known = known_capabilities()
+    found = {part.strip() for part in text.split(",")}
+    for name in sorted(found - known.keys()):
+        jetsons = [p.title for p in map(load_profile, profile_names()) if p.kind == "jetson" and _is_of(p, name)]
+        if jetsons:
+            raise ExportError(
+                f"expected compute capabilities out of {', '.join(known)} for --rtx, got {name}, which is that of "
+                f"{jetsons[0]}, and TensorRT-RTX supports no Jetson; export for it with its own --target, without --rtx"
+            )
+        raise ExportError(
+            f"expected compute capabilities out of {', '.join(known)} for --rtx, got {name!a:.40}; `smart-devices "
+            f"show` says which one a card has"
+        )
+    return tuple(name for name in known if name in found)
+
+
+def _is_of(profile: Any, capability: str) -> bool:
+    return profile.compute_capability is not None and profile.compute_capability.value == capability
+
+
+def _version(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
+
+
+def together(capabilities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return which capabilities share a plan: all but Turing's."""
+    alone = tuple(name for name in capabilities if name == _ALONE)
+    others = tuple(name for name in capabilities if name != _ALONE)
+    return [group for group in (alone, others) if group]
+
+
+def build_plans(
+    graphs: Sequence[Source],
+    *,
+    folder: Path,
+    inputs: InputSpec,
+    capabilities: Sequence[str],
+    batch: BatchRange = BATCH,
+) -> Iterator[Plan]:
+    """Write the plans of each graph into ``folder / "engines"`` and yield them as they are done.
+
+    Args:
+        graphs: what to build from.
+        folder: of the bundle.
+        inputs: the graphs' one input.
+        capabilities: from :func:`parse_capabilities`.
+        batch: the batch sizes to build for.
+
+    Raises:
+        ExportError: the library cannot read or build a graph; the message names the operators.
+        MissingExtraError: the library is not installed.
+        OSError: the system cannot write a file.
+    """
+    version = str(library().__version__)
+    (folder / FOLDER).mkdir()
+    for graph in graphs:
+        for group in together(capabilities):
+            started = time.perf_counter()
+            plan = plan_from_onnx(
+                graph.file, inputs=inputs, capabilities=group, batch=batch, sparse_weights=graph.two_four
+            )
+            file = f"{FOLDER}/{graph.name}-{'-'.join(group)}.plan"
+            (folder / file).write_bytes(plan)
+            yield Plan(
+                graph=graph.name,
+                file=file,
+                compute_capabilities=group,
+                tensorrt_rtx=version,
+                batch=batch,
+                sparse_weights=graph.two_four,
+                bytes=plan.nbytes,
+                seconds=time.perf_counter() - started,
+            )
+
+
+def plan_from_onnx(
+    file: Path,
+    *,
+    inputs: InputSpec,
+    capabilities: Sequence[str],
+    batch: BatchRange = BATCH,
+    sparse_weights: bool = False,
+    weightless: bool = False,
+) -> memoryview:
+    """Return the plan of an ONNX file, as the library serialises it.
+
+    Args:
+        file: the graph; its weights lie beside it.
+        inputs: its one input.
+        capabilities: of the GPUs that the one plan is for, out of :func:`known_capabilities`.
+        batch: the batch sizes to build for.
+        sparse_weights: let the library look for 2:4 weights (``SPARSE_WEIGHTS``).
+        weightless: leave the weights out, to be filled in from the ONNX file on the device (``STRIP_PLAN``). The
+            library compiles on a GPU for that: without one it refuses (1.5, 1.6 and 1.7.1 were tried).
+
+    Raises:
+        ExportError: the library cannot read or build the graph.
+        MissingExtraError: the library is not installed.
+    """
+    trt, log = library(), _log()
+    builder = trt.Builder(log)
+    network = builder.create_network()
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(file)):
+        found = [_parse_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise _refused(file, capabilities, "; ".join(dict.fromkeys(found)))
+    config = builder.create_builder_config()
+    for flag, wanted in (("SPARSE_WEIGHTS", sparse_weights), ("STRIP_PLAN", weightless)):
+        if wanted:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    profile = builder.create_optimization_profile()
+    profile.set_shape(inputs.name, *((size, *inputs.shape) for size in (batch.min, batch.opt, batch.max)))
+    config.add_optimization_profile(profile)
+    known = known_capabilities()
+    config.num_compute_capabilities = len(capabilities)
+    for i, name in enumerate(capabilities):
+        config.set_compute_capability(known[name], i)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _refused(file, capabilities, log.errors[0] if log.errors else "no plan and no reason")
+    return memoryview(plan)
+
+
+def _log() -> Any:
+    """Return a logger for the library that keeps its errors and prints nothing."""
+    base: Any = library().ILogger
+    errors = (base.ERROR, base.INTERNAL_ERROR)
+
+    class Log(base):  # type: ignore[misc]  # the library ships no types
+        def __init__(self) -> None:
+            base.__init__(self)  # not super(): what the binding asks for
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in errors:
+                self.errors.append(message)
+
+    return Log()
+
+
+def _parse_error(error: Any) -> str:
+    """Return what the parser has against one node: its operator, its name or number, and why."""
+    where = f"{error.node_operator()} ({error.node_name() or f'node {error.node()}'})"
+    reason = error.desc()
+    return f"{where}: {'it has no such operator' if reason == 'false' else reason}"  # its word for that is "false"
+
+
+def _refused(file: Path, capabilities: Sequence[str], why: str) -> ExportError:
+    return ExportError(
+        f"expected a graph that TensorRT-RTX {library().__version__} builds for compute capability "
+        f"{', '.join(capabilities)}, got one that it refuses in {file.parent.name}/{file.name}: {shortened(why)}; "
+        f"leave out --rtx, or the capability, to export without"
+    )
