@@ -25,6 +25,7 @@ import bench_export
 import bench_paths
 import bench_quantised
 import bench_roofline
+import bench_rtx
 import bench_runtime
 import bench_sparsity
 import bench_switch
@@ -165,6 +166,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "train": with_source("train", lambda record: bench_train.table(record["rows"])),
     "export": with_source("export", lambda record: bench_export.table(record["runs"])),
     "roofline": with_source("roofline", lambda record: bench_roofline.table(record["rows"])),
+    "rtx": with_source("rtx", lambda record: bench_rtx.table(record["rows"])),
     "quantised": with_source("quantised", quantised),
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
 }
