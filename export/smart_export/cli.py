@@ -66,6 +66,11 @@ def main() -> None:
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
 @click.argument("checkpoint", type=_FILE)
 @click.option("--target", required=True, metavar="NAME", help="The device (see smart-devices list).")
+@click.option(
+    "--jetpack",
+    metavar="RELEASE",
+    help="The JetPack on a Jetson, such as 6.0: graphs keep to the operators that its TensorRT reads.",
+)
 @click.option("-o", "--output", type=_FILE, metavar="DIR", help="The bundle.  [default: CHECKPOINT-TARGET beside it]")
 @click.option(
     "--baseline",
@@ -126,6 +131,7 @@ def build(
     *,
     checkpoint: Path,
     target: str,
+    jetpack: str | None,
     output: Path | None,
     baseline: str,
     precision: str,
@@ -150,7 +156,7 @@ def build(
     same images; a bundle that loses more than --max-drop is not written.
     """
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
-    device = resolve_target(target)
+    device = resolve_target(target, jetpack=jetpack)
     output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
     check_output(output, force=force)
     check_max_drop(max_drop / 100)
@@ -160,6 +166,8 @@ def build(
         check_report_file(report, bundle=output)
     capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
     key = None if sign is None else load_private_key(sign)
+    if device.profile.export_only is not None:
+        house.note(f"note: {device.profile.export_only}")
     stopwatch = Stopwatch(on_phase=_print_phase) if verbose else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):

@@ -55,6 +55,7 @@ def target_record(target: Target) -> dict[str, Any]:
         "name": target.name,
         "profile": profile.name,
         "kind": profile.kind,
+        "jetpack": target.jetpack,
         "engines": [{"name": name, "driven": name in ENGINES} for name in profile.engines],
         "workspace_bytes": workspace_bytes(profile),
     }

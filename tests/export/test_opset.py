@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from export.test_cli import smart_export
 from smart_devices import resolve_target
 from smart_export import ExportError, build_bundle
 from smart_export.graph import onnx_from_module
@@ -73,6 +75,25 @@ def test_a_bundle_for_an_xavier_is_of_its_opset(checkpoint: Checkpoint, tmp_path
         onnx.checker.check_model(str(file), full_check=True)
         model = onnx.load(str(file), load_external_data=False)
         assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 17)}
+
+
+def test_a_jetpack_release_chooses_the_opset_on_the_command_line(checkpoint_file: Path, tmp_path: Path) -> None:
+    done = smart_export(
+        checkpoint_file, "--target", "jetson-orin", "--jetpack", "6.0", "--baseline", "none", "-o", tmp_path / "bundle"
+    )
+    assert done.returncode == 0, done.stderr
+    model = onnx.load(str(tmp_path / "bundle/clean/model.onnx"), load_external_data=False)
+    assert model.opset_import[0].version == 17
+    document = json.loads((tmp_path / "bundle/manifest.json").read_text(encoding="utf-8"))
+    assert document["additional_metadata"]["smart_edge"]["target"]["jetpack"] == "6.0"
+
+
+def test_an_export_for_a_board_that_cannot_run_the_runtime_says_so(checkpoint_file: Path, tmp_path: Path) -> None:
+    done = smart_export(
+        checkpoint_file, "--target", "jetson-xavier-nx", "--baseline", "none", "-o", tmp_path / "bundle", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "note: smart-edge's runtime needs Python 3.10 or newer" in done.stderr
 
 
 def graph(text: str) -> ir.Model:

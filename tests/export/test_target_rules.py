@@ -123,6 +123,7 @@ def test_the_manifest_names_engines_best_first_and_which_are_driven(built: Build
         "name": "jetson-orin",
         "profile": "jetson-agx-orin-64gb",
         "kind": "jetson",
+        "jetpack": None,
         "engines": [
             {"name": name, "driven": name in ENGINES} for name in ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
         ],
