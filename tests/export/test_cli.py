@@ -15,10 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from forks import Command
+from export.command import smart_export
 from smart_runtime.bundle import write_checksums
-
-smart_export = Command("export.command", name="smart-export")
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:

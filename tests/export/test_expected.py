@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.test_cli import smart_export
+from export.command import smart_export
 from reference.roofline import peak_seconds
 from smart_devices import resolve_target
 from smart_devices.roofline import Calibration, Estimate, NoEstimate, calibration_key, store_calibration

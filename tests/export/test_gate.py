@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forks import Command
+from export.command import smart_export
 from reference.intervals import paired_drop
 from smart_devices import resolve_target
 from smart_export import ExportError, GateError, VerificationError, build_bundle
@@ -25,7 +25,6 @@ from smart_train.data.images import make_image_set
 from smart_train.evaluation.accuracy import Z_95
 from smart_train.samples import select
 
-smart_export = Command("export.command", name="smart-export")
 CPU = resolve_target("cpu")
 
 

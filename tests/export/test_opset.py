@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from export.test_cli import smart_export
+from export.command import smart_export
 from smart_devices import resolve_target
 from smart_export import ExportError, build_bundle
 from smart_export.graph import onnx_from_module

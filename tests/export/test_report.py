@@ -10,7 +10,8 @@ import onnx
 import pytest
 import torch
 
-from export.test_cli import refused, smart_export
+from export.command import smart_export
+from export.test_cli import refused
 from export.test_structures import random_net
 from reference import sparsity as oracle
 from smart_devices import resolve_target

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from export.test_cli import refused, smart_export
+from export.command import smart_export
+from export.test_cli import refused
 from smart_devices import resolve_target
 from smart_export import ExportError, build_bundle
 from smart_export.check import check_bundle
