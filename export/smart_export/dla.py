@@ -4,10 +4,10 @@ The numbers are those of TensorRT 10's NvInfer.h ("If executing this layer on DL
 IPoolingLayer, IConcatenationLayer, IActivationLayer) and of "DLA Supported Layers and Restrictions" in NVIDIA's
 documentation (https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/dla-layer-restrictions.html).
 Which ONNX operators TensorRT hands over is NVIDIA's own table (github.com/NVIDIA/Deep-Learning-Accelerator-SW,
-operators/README.md at 07df233), with the element-wise Div, Min and Pow that the documentation adds. An operator that
-neither names is counted as one for the GPU. Two rules hold for all of a graph and are no layer's: a DLA takes fp16 and
-int8 only, and one fixed batch size. Whether the compiler takes a layer in the end (it has a buffer of its own to fit)
-only a board can say.
+operators/README.md at 372cea3, for TensorRT 8.5 and 8.6), with the element-wise Div, Min and Pow that the documentation
+adds. An operator that neither names is counted as one for the GPU. Two rules hold for all of a graph and are no
+layer's: a DLA takes fp16 and int8 only, and one fixed batch size. Whether the compiler takes a layer in the end (it has
+a buffer of its own to fit) only a board can say.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from smart_export.layers import LayerCost
 
 _MAX_SIDE = 8192  # of each dimension but the batch, of channels and of groups
 _LAYERS = ("Conv", "Gemm", "MatMul")
-_MOVES = ("Cast", "Flatten", "Identity", "Reshape", "Resize", "Slice", "Squeeze", "Transpose", "Unsqueeze")
-_ARITHMETIC = ("Abs", "Add", "BatchNormalization", "Div", "Equal", "Max", "Min", "Mul", "Pow", "Sub", "Sum")
-_ACTIVATIONS = ("Clip", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Softmax", "Tanh")
-_PLAIN = {*_MOVES, *_ARITHMETIC, *_ACTIVATIONS, "Constant", "LRN"}
+_NATIVE = {
+    *("Abs", "Add", "BatchNormalization", "Clip", "Constant", "Equal", "LRN", "LeakyRelu", "Max", "Mul", "PRelu"),
+    *("Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "Sum", "Tanh", "Transpose"),
+}
+_ELEMENT_WISE = {"Div", "Min", "Pow"}  # what the documentation adds to NVIDIA's table
 _NO_OPERATOR = "not among the operators that TensorRT hands to DLA"
 _TOKENS = "a product over its features' last axis, while fully connected layers on DLA take (N, C) or (N, C, H, W)"
 _UNSEEN = "its weight is computed in the graph, so it was not judged"
@@ -112,7 +113,7 @@ def _named(names: Sequence[str]) -> str:
 def _why_not(node: ir.Node) -> str | None:
     """Return why TensorRT would not give ``node`` to a DLA; None where it may."""
     judge = _JUDGES.get(node.op_type)
-    if judge is None and node.op_type not in _PLAIN:
+    if judge is None and node.op_type not in _NATIVE | _ELEMENT_WISE:
         return _NO_OPERATOR
     sides = [side for value in (*node.inputs, *node.outputs) for side in _sides(value)]
     if any(side > _MAX_SIDE for side in sides):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -27,6 +28,8 @@ from smart_export.errors import ExportError
 from smart_export.fold import fold, fold_dense, padded_masks, unmasked
 from smart_export.graph import Converter, onnx_from_module
 from smart_export.layers import network_cost
+from smart_export.precision import FP16, FP32, INT8, to_half_
+from smart_export.quantise import RECIPES, quantised
 from smart_export.verify import TOLERANCE_FP32, agreement
 from smart_train import Attack, SmartNetwork, Structure, convert
 from smart_train.accounting import structure_report, used_parameters
@@ -74,11 +77,24 @@ def smart(name: str, structure: str, scope: Scope) -> SmartNetwork:
 
 
 @functools.cache
-def graphs(name: str, structure: str, scope: Scope) -> Mapping[str, bytes]:
-    """Return each path's ONNX graph, weights and all."""
+def graphs(name: str, structure: str, scope: Scope, precision: str) -> Mapping[str, bytes]:
+    """Return each path's ONNX graph, weights and all; int8 as for a graphics card, calibrated on noise."""
+    if precision == INT8:
+        return {
+            path: ir.to_proto(
+                quantised(ir.from_proto(onnx.load_from_string(graph)), IMAGES[:8].numpy(), recipe=RECIPES["tensorrt"])
+            ).SerializeToString()
+            for path, graph in graphs(name, structure, scope, FP32).items()
+        }
     net = smart(name, structure, scope)
     converter = Converter(input_shape=SHAPE, opset=20)
-    return {path: ir.to_proto(converter(fold(net, path=path))).SerializeToString() for path in net.path_names}
+    made = {}
+    for path in net.path_names:
+        folded = fold(net, path=path)
+        if precision == FP16:
+            to_half_(folded)
+        made[path] = ir.to_proto(converter(folded)).SerializeToString()
+    return made
 
 
 @pytest.mark.parametrize("scope", ["block", "all"])
@@ -125,7 +141,7 @@ def test_a_path_is_said_to_use_as_many_parameters_as_are_left(name: str) -> None
 def runs(name: str, structure: str, scope: Scope) -> None:
     """Hold both paths in ONNX Runtime against the masked ones, on 256 images of noise."""
     net = smart(name, structure, scope)
-    for path, graph in graphs(name, structure, scope).items():
+    for path, graph in graphs(name, structure, scope, FP32).items():
         session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         got: np.ndarray = session.run(None, {"image": IMAGES.numpy()})[0]
         with torch.no_grad():
@@ -133,23 +149,24 @@ def runs(name: str, structure: str, scope: Scope) -> None:
         assert found.holds, f"{path}: {found}"
 
 
-def builds(name: str, structure: str, path: str, folder: Path, *, capabilities: Sequence[str], sparse: bool) -> None:
-    """Have TensorRT-RTX build a plan of a path's graph."""
-    file = folder / f"{path}.onnx"
-    file.write_bytes(graphs(name, structure, "all")[path])
+def builds(graph: bytes, folder: Path, *, capabilities: Sequence[str], sparse: bool) -> None:
+    """Have TensorRT-RTX build a plan of a graph."""
+    file = folder / "model.onnx"
+    file.write_bytes(graph)
     assert_builds(file, shape=SHAPE, capabilities=capabilities, sparse_weights=sparse)
 
 
-# Each network's two in a row, since they need the same graphs.
-@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("tensorrt-rtx", marks=pytest.mark.trt)])
+# The three of a network in a row, since they need the same graphs.
+@pytest.mark.parametrize("engine", ["onnxruntime", *(pytest.param(p, marks=pytest.mark.trt) for p in (FP32, INT8))])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_engine_takes_it(name: str, engine: str, tmp_path: Path) -> None:
+    """ONNX Runtime all of it; TensorRT-RTX what every run can afford of the matrix below, cards and flags in turn."""
     if engine == "onnxruntime":
         runs(name, "channel", "all")
         return
-    number = list(NETWORKS).index(name)  # paths, cards and flags in turn: what every run can afford of the matrix below
-    path, card = ("clean", "robust")[number % 2], CARDS[number % 3]
-    builds(name, "channel", path, tmp_path, capabilities=[card], sparse=number % 4 > 1)
+    number = list(NETWORKS).index(name)
+    graph = list(graphs(name, "channel", "all", engine).values())[number % 2]
+    builds(graph, tmp_path, capabilities=[CARDS[number % 3]], sparse=number % 4 > 1)
 
 
 @pytest.mark.parametrize("structure", ["channel+2:4", "2:4", "unstructured"])
@@ -166,15 +183,14 @@ def test_masked_and_onnx_runtime_agree_on_everything(name: str, structure: str, 
 
 @pytest.mark.trt
 @pytest.mark.slow
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("capabilities", [*([name] for name in CARDS), CARDS], ids="-".join)
+@pytest.mark.parametrize("precision", [FP32, FP16, INT8])
 @pytest.mark.parametrize("structure", ["channel", "channel+2:4"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_tensorrt_rtx_builds_everything(
-    name: str, structure: str, capabilities: list[str], tmp_path: Path, *, sparse: bool
-) -> None:
-    for path in ("clean", "robust"):
-        builds(name, structure, path, tmp_path, capabilities=capabilities, sparse=sparse)
+def test_tensorrt_rtx_builds_everything(name: str, structure: str, precision: str, tmp_path: Path) -> None:
+    for graph in graphs(name, structure, "all", precision).values():
+        for capabilities in (*([card] for card in CARDS), CARDS):
+            for sparse in (False, True):
+                builds(graph, tmp_path, capabilities=capabilities, sparse=sparse)
 
 
 def test_a_network_that_cannot_be_traced_whole_keeps_that_part_as_one_call() -> None:

@@ -120,6 +120,22 @@ def test_turing_has_a_plan_of_its_own() -> None:
     assert set(CAPABILITIES) < set(known_capabilities())
 
 
+def test_a_half_precision_bundle_for_turing_too_has_two_plans_a_graph(checkpoint_file: Path, tmp_path: Path) -> None:
+    built = build_bundle(
+        load_checkpoint(checkpoint_file),
+        output=tmp_path / "bundle",
+        target=resolve_target("t4"),
+        precision="fp16",
+        baseline=False,
+        max_drop=1,  # two epochs on digits: accuracy is not what is looked at
+        random_images=8,
+        rtx=("7.5", "8.6", "8.9"),
+    )
+    assert [(plan.graph, plan.compute_capabilities) for plan in built.plans] == [
+        (path, group) for path in ("clean", "robust") for group in (("7.5",), ("8.6", "8.9"))
+    ]
+
+
 @pytest.mark.parametrize(
     ("target", "text", "words"),
     [
