@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
+
+from smart_devices import load_profile
+from smart_devices.cli import main as devices
+from smart_export.cli import main as export
+from smart_runtime.bench.cli import main as bench
+from smart_runtime.cli import main as run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/reliability.md").read_text("utf-8")
@@ -21,3 +29,40 @@ def test_every_test_that_reliability_names_exists(file: str, test: str) -> None:
 
 def test_reliability_names_tests() -> None:
     assert len(NAMED) > 30
+
+
+JETSON = (ROOT / "docs/jetson.md").read_text("utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", JETSON, re.DOTALL) + re.findall(r"`(smart-[^`.]+ [^`]+)`", JETSON)
+COMMANDS = sorted(
+    {line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("smart-")}
+)
+GROUPS: dict[str, click.Command] = {
+    "smart-devices": devices,
+    "smart-export": export,
+    "smart-run": run,
+    "smart-bench": bench,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_ours_for_a_jetson_is_one_that_exists(command: str) -> None:
+    """Read as the command line reads it, and not run."""
+    name, *words = shlex.split(command)
+    found = GROUPS[name]
+    if isinstance(found, click.Group):
+        found = found.commands[words.pop(0) if words[0] in found.commands else "build"]
+    found.make_parser(click.Context(found)).parse_args(words)  # an option that there is not raises
+
+
+def test_the_jetpack_table_says_what_the_profiles_say() -> None:
+    table = re.search(r"\| JetPack \| boards.*?\n\n", JETSON, re.DOTALL)
+    assert table is not None
+    for line in table[0].strip().splitlines()[2:]:
+        versions, boards, python, cuda, tensorrt, opset, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        board = {"Xavier, Orin": "jetson-agx-xavier", "Thor": "jetson-thor"}.get(boards, "jetson-orin")
+        named = re.findall(r"\d+\.\d+", versions)[0]
+        (row,) = [row for row in load_profile(board).jetpack if named in row.versions]
+        assert (row.python, row.cuda) == (python, cuda)
+        assert row.tensorrt is not None
+        assert row.tensorrt.startswith(tensorrt)
+        assert str(row.onnx_opset) == opset or (row.onnx_opset is None and opset == "20 or more")
