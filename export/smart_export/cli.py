@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from smart_devices import PRECISIONS, resolve_target
+from smart_devices import PRECISIONS, Target, resolve_target
 from smart_devices.console import cli as house
 from smart_devices.version import version
 from smart_export.build import BASELINES, build_bundle, check_output, summary
@@ -36,7 +36,7 @@ from smart_export.report import (
     plan_lines,
     write_report,
 )
-from smart_export.rtx import parse_capabilities, together
+from smart_export.rtx import parse_capabilities, target_note, together
 from smart_export.signing import load_private_key, write_key_pair
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
@@ -61,6 +61,15 @@ def main() -> None:
 
     `smart-export CKPT ...` means `smart-export build CKPT ...`.
     """
+
+
+def _capabilities(text: str, target: Target) -> tuple[str, ...]:
+    """Return the compute capabilities of ``text``; say so if the target's own is none of them."""
+    found = parse_capabilities(text, target=target)
+    note = target_note(target, found)
+    if note is not None:
+        house.note(f"note: {note}")
+    return found
 
 
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
@@ -164,7 +173,7 @@ def build(
         raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
     if report is not None:
         check_report_file(report, bundle=output)
-    capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
+    capabilities = () if rtx is None else _capabilities(rtx, device)
     key = None if sign is None else load_private_key(sign)
     if device.profile.export_only is not None:
         house.note(f"note: {device.profile.export_only}")

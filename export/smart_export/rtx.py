@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smart_devices import MissingExtraError, Target, load_profile, profile_names
+from smart_devices import MissingExtraError, Profile, Target, load_profile, profile_names
 from smart_export.errors import ExportError
 from smart_runtime.errors import shortened
 from smart_runtime.manifest import InputSpec
@@ -149,8 +149,16 @@ def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
     return tuple(name for name in known if name in found)
 
 
-def _is_of(profile: Any, capability: str) -> bool:
+def _is_of(profile: Profile, capability: str) -> bool:
     return profile.compute_capability is not None and profile.compute_capability.value == capability
+
+
+def target_note(target: Target, capabilities: Sequence[str]) -> str | None:
+    """Return a note where none of the plans would run on the target's own card, else None."""
+    if any(_is_of(target.profile, name) for name in capabilities):
+        return None
+    own = target.profile.compute_capability
+    return f"no plan is for {target.name} itself, whose compute capability is {own or 'unknown'}"
 
 
 def _version(capability: str) -> tuple[int, ...]:
@@ -187,7 +195,7 @@ def build_plans(
         OSError: the system cannot write a file.
     """
     version = str(library().__version__)
-    (folder / FOLDER).mkdir()
+    (folder / FOLDER).mkdir(exist_ok=True)  # a path may have that name
     for graph in graphs:
         for group in together(capabilities):
             started = time.perf_counter()

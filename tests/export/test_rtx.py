@@ -18,7 +18,7 @@ from smart_devices import MissingExtraError, resolve_target
 from smart_export import BuildResult, ExportError, build_bundle
 from smart_export.cli import main as smart_export
 from smart_export.report import plan_lines
-from smart_export.rtx import known_capabilities, parse_capabilities, plan_from_onnx, together
+from smart_export.rtx import known_capabilities, parse_capabilities, plan_from_onnx, target_note, together
 from smart_runtime import SmartModel
 from smart_runtime.bundle import CHECKSUMS, Bundle
 from smart_runtime.errors import BundleError
@@ -120,6 +120,12 @@ def test_turing_has_a_plan_of_its_own() -> None:
     assert set(CAPABILITIES) < set(known_capabilities())
 
 
+def test_a_target_that_no_plan_is_for_is_told_so() -> None:
+    card = resolve_target(CARD)
+    assert target_note(card, CAPABILITIES) is None
+    assert target_note(card, ("8.6",)) == f"no plan is for {CARD} itself, whose compute capability is 8.9"
+
+
 def test_a_half_precision_bundle_for_turing_too_has_two_plans_a_graph(checkpoint_file: Path, tmp_path: Path) -> None:
     built = build_bundle(
         load_checkpoint(checkpoint_file),
@@ -211,9 +217,10 @@ def test_a_refusal_leaves_the_old_bundle_as_it_was(planned: BuildResult, checkpo
     before = Bundle.open(bundle).digest
     done = invoke(checkpoint_file, "--target", CARD, "--rtx", "7.5", "-o", bundle, "--force")
     assert done.exit_code == 1
-    assert "for compute capability 7.5, got one that it refuses in clean/model.onnx: " in done.stderr
-    assert "FP32 GEMM is not supported" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    note, error = done.stderr.splitlines()
+    assert note == f"note: no plan is for {CARD} itself, whose compute capability is 8.9"
+    assert "for compute capability 7.5, got one that it refuses in clean/model.onnx: " in error
+    assert "FP32 GEMM is not supported" in error
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     opened = Bundle.open(bundle)
     opened.verify()
