@@ -23,9 +23,14 @@ from smart_runtime.engines.onnxruntime import import_onnxruntime
 
 RecipeName: TypeAlias = Literal["tensorrt", "cpu"]
 
-CALIBRATION_METHOD = "minmax"
+Method: TypeAlias = Literal["minmax", "percentile", "entropy"]
+
+CALIBRATION_METHOD: Method = "minmax"
 """Ranges from the smallest to the largest value seen; it lost least of three methods, see docs/precision.md."""
 
+_METHODS: Mapping[Method, str] = MappingProxyType(
+    {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}  # the library's names
+)
 _CHUNK_IMAGES = 32  # calibrated on at a time: every tensor of theirs is held at once
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -74,7 +79,7 @@ def quantisation_record(recipe: Recipe, calibration: Mapping[str, Any]) -> dict[
     }
 
 
-def quantised(model: ir.Model, images: Images, *, recipe: Recipe) -> ir.Model:
+def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method = CALIBRATION_METHOD) -> ir.Model:
     """Return the float32 graph ``model`` in int8; ``model`` is not changed.
 
     Weights that are zero stay exactly zero, since their zero point is 0.
@@ -83,6 +88,7 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe) -> ir.Model:
         model: one input ``image``, one output ``scores``; opset 13 or newer, the first with scales per channel.
         images: float32 (N, C, H, W) in [0, 1] to calibrate on, N at least 1.
         recipe: what to quantise.
+        method: how ranges follow from what is seen; exports use the default, benchmarks the others too.
 
     Raises:
         OSError: if temporary files cannot be written.
@@ -109,7 +115,7 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe) -> ir.Model:
             per_channel=True,
             activation_type=quantization.QuantType.QInt8 if recipe.symmetric else quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
+            calibrate_method=quantization.CalibrationMethod[_METHODS[method]],
             extra_options=options,
         )
         result = ir.load(output)
