@@ -23,6 +23,7 @@ import bench_cifar
 import bench_demo
 import bench_export
 import bench_paths
+import bench_precision
 import bench_quantised
 import bench_roofline
 import bench_rtx
@@ -33,7 +34,12 @@ import bench_train
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/sparsity.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs/benchmarks.md",
+    ROOT / "docs/precision.md",
+    ROOT / "docs/sparsity.md",
+)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def short_paths() -> str:
 def goals() -> str:
     """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
-    others = ("paths", "sparsity", "roofline", "runtime", "switch", "train", "export", "cifar")
+    others = ("paths", "sparsity", "precision", "roofline", "runtime", "switch", "train", "export", "cifar")
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
         *((name, load(name)["goals"]) for name in others),
@@ -167,6 +173,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "export": with_source("export", lambda record: bench_export.table(record["runs"])),
     "roofline": with_source("roofline", lambda record: bench_roofline.table(record["rows"])),
     "rtx": with_source("rtx", lambda record: bench_rtx.table(record["rows"])),
+    "precision": with_source("precision", lambda record: bench_precision.table(record["rows"])),
+    "quantisers": lambda: bench_precision.methods_table(load("precision")["methods"]),
     "quantised": with_source("quantised", quantised),
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
 }
