@@ -520,11 +520,8 @@ def summary(result: BuildResult) -> dict[str, Any]:
         "profile": result.target.profile.name,
         "precision": result.precision,
         "quantization": result.quantisation,
-        "gate": {
-            **{name: graph.gate.record() for name, graph in result.paths.items() if graph.gate is not None},
-            "judged_by": result.judged,
-            "max_drop": result.max_drop,
-        },
+        "gate": {name: graph.gate.record() for name, graph in result.paths.items() if graph.gate is not None},
+        "judged_by": {**result.judged, "max_drop": result.max_drop},
         "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,

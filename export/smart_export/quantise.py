@@ -17,9 +17,11 @@ from typing import Any, Literal, TypeAlias
 import onnx_ir as ir
 
 from smart_devices import Target
+from smart_export.errors import ExportError
 from smart_export.graph import INPUT, strip_
 from smart_export.verify import Images
 from smart_runtime.engines.onnxruntime import import_onnxruntime
+from smart_runtime.errors import shortened
 
 RecipeName: TypeAlias = Literal["tensorrt", "cpu"]
 
@@ -91,6 +93,7 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method
         method: how ranges follow from what is seen; exports use the default, benchmarks the others too.
 
     Raises:
+        ExportError: if the library cannot do it.
         OSError: if temporary files cannot be written.
     """
     import_onnxruntime()
@@ -106,18 +109,26 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method
         options["OpTypesToExcludeOutputQuantization"] = list(_WEIGHTED)
     with tempfile.TemporaryDirectory(prefix="smart-export-int8-") as folder, _quiet():
         output = Path(folder, "int8.onnx")
-        quantization.quantize_static(
-            proto,
-            output,
-            _reader(quantization.CalibrationDataReader, images),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=list(_WEIGHTED) if recipe.weighted_only else None,
-            per_channel=True,
-            activation_type=quantization.QuantType.QInt8 if recipe.symmetric else quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=quantization.CalibrationMethod[_METHODS[method]],
-            extra_options=options,
-        )
+        try:
+            quantization.quantize_static(
+                proto,
+                output,
+                _reader(quantization.CalibrationDataReader, images),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=list(_WEIGHTED) if recipe.weighted_only else None,
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8 if recipe.symmetric else quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod[_METHODS[method]],
+                extra_options=options,
+            )
+        except OSError:
+            raise
+        except Exception as error:  # of ONNX, NumPy, ONNX Runtime or the library's own: it has no class for it
+            raise ExportError(
+                f"expected a graph that onnxruntime.quantization can bring to int8, got {type(error).__name__}: "
+                f"{shortened(str(error))}; export it in fp16 or fp32"
+            ) from error
         result = ir.load(output)
         ir.external_data.load_to_model(result)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version

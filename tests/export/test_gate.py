@@ -189,7 +189,8 @@ def test_the_commands_json(checkpoint_file: Path, tmp_path: Path) -> None:
             assert row["drop"] == pytest.approx(row["before"] - row["after"])
             assert row["low"] <= row["high"]
             assert row["examples"] == 60
-    judged = found["gate"]["judged_by"]
+    judged = found["judged_by"]
+    assert judged["max_drop"] == 0.2
     assert (judged["source"], judged["attack"], judged["eps"]) == ("digits", "pgd10x1", 0.1)
     calibration = found["quantization"]["calibration"]
     assert (calibration["source"], calibration["images"]) == ("digits", CALIBRATION_IMAGES)

@@ -215,6 +215,13 @@ def test_one_convolution_by_hand(recipe: RecipeName) -> None:
     assert np.abs(expected - oracle.convolution(*exact)).max() > 1e-3, "it was rounded"
 
 
+def test_what_the_library_cannot_do_is_one_sentence() -> None:
+    with pytest.raises(ExportError, match=r"expected a graph that onnxruntime\.quantization can bring to int8, got"):
+        int8_convolution(
+            np.ones((1, 3, 1, 1), np.float32), np.zeros(1, np.float32), np.zeros((1, 4, 2, 2), np.float32), "cpu"
+        )
+
+
 @given(st.data())
 @settings(max_examples=15)
 def test_zeros_stay_exactly_zero(data: st.DataObject) -> None:
