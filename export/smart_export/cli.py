@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from smart_devices import PRECISIONS, Target, resolve_target
 from smart_devices.console import cli as house
@@ -48,8 +47,6 @@ from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.checkpoint import describe
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS
-
-_WIDE = 200  # columns of a table in a file: as many as any of ours takes
 
 _FILE = click.Path(path_type=Path)
 
@@ -240,19 +237,11 @@ def build(
     estimates = expectations(result)
     _print_lines(expected_lines(estimates))
     for names, layers, reasons in build_tables(result.paths, estimates):
-        _print_wide(house.table(names, build_columns(device), layers, text_columns=2))
+        house.print_wide(house.table(names, build_columns(device), layers, text_columns=2))
         _print_lines(reasons)
     for graph in result.paths.values():
         _print_lines(attention(graph.name, graph))
     _print_lines(plan_lines(result.plans))
-
-
-def _print_wide(table: Table) -> None:
-    """Print a table with many columns: a terminal folds it to its width, a file or pipe has none."""
-    console = house.console()
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDE)
-    console.print(table)
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -310,7 +299,7 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
         return
     macs = "unknown" if found.macs is None else si(found.macs)
     title = f"{file}: {macs} MACs an image, {found.parameters:,} parameters in {len(found.layers)} layers"
-    _print_wide(house.table(title, file_columns(found, device), file_rows(found, device), text_columns=4))
+    house.print_wide(house.table(title, file_columns(found, device), file_rows(found, device), text_columns=4))
     _print_lines(file_reasons(found, device))
 
 

@@ -18,6 +18,8 @@ from smart_devices.errors import SmartError
 
 _bar_console: Console | None = None  # of the progress bar that is shown: only it knows how to print above it
 
+_WIDE = 200  # columns of a table in a file: as many as any of ours takes
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -135,6 +137,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     for row in rows:
         result.add_row(*map(Text, row))
     return result
+
+
+def print_wide(what: Table) -> None:
+    """Print a table with many columns: a terminal folds it to its width, a file or pipe has none."""
+    out = console()
+    if not out.is_terminal:
+        out.width = max(out.width, _WIDE)
+    out.print(what)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from smart_devices.console.cli import (
     json_option,
     note,
     print_json,
+    print_wide,
     progress,
     table,
     warnings_as_notes,
@@ -186,13 +187,13 @@ def _print_report(report: Report) -> None:
     figures = ["median", "p90", "p99", "alone", *(["expected"] if _has(report, "expected_ms") else [])]
     latency = [*(f"{figure} {unit}" for figure in figures), "speed-up (95% interval)"]
     cells = [_name_cells(row, several=several) + _latency_cells(row, report, scale=scale) for row in report.rows]
-    out.print(table("", names + latency, cells, text_columns=len(names)))
+    print_wide(table("", names + latency, cells, text_columns=len(names)))
     if _has(report, "power_w"):
         cells = [_name_cells(row, several=several) + _energy_cells(row) for row in report.rows]
-        out.print(table("", [*names, "power", "energy an image", "above idle"], cells, text_columns=len(names)))
+        print_wide(table("", [*names, "power", "energy an image", "above idle"], cells, text_columns=len(names)))
     size = ["MACs", "MAC ratio", "parameters", "size"]
     cells = [_name_cells(row, several=several) + _size_cells(row) for row in report.rows]
-    out.print(table("", names + size, cells, text_columns=len(names)))
+    print_wide(table("", names + size, cells, text_columns=len(names)))
     out.print(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process", soft_wrap=True)
     for line in _conditions(report):
         out.print(line, markup=False, soft_wrap=True)
