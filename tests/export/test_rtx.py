@@ -18,7 +18,15 @@ from smart_devices import MissingExtraError, resolve_target
 from smart_export import BuildResult, ExportError, build_bundle
 from smart_export.cli import main as smart_export
 from smart_export.report import plan_lines
-from smart_export.rtx import known_capabilities, parse_capabilities, plan_from_onnx, target_note, together
+from smart_export.rtx import (
+    Source,
+    build_plans,
+    known_capabilities,
+    parse_capabilities,
+    plan_from_onnx,
+    target_note,
+    together,
+)
 from smart_runtime import SmartModel
 from smart_runtime.bundle import CHECKSUMS, Bundle
 from smart_runtime.errors import BundleError
@@ -110,6 +118,14 @@ def test_the_runtime_and_onnx_runtime_open_such_a_bundle(planned: BuildResult, t
     plan.write_bytes(plan.read_bytes()[:-1] + b"?")
     with pytest.raises(BundleError, match=r"engines/robust-8\.6-8\.9-12\.0\.plan"):
         Bundle.open(copy).verify()
+
+
+def test_a_graph_with_two_of_four_weights_is_built_to_look_for_them(planned: BuildResult, tmp_path: Path) -> None:
+    source = Source("robust", planned.bundle / "robust/model.onnx", two_four=True)
+    (plan,) = build_plans([source], folder=tmp_path, inputs=DIGITS, capabilities=["8.9"])
+    assert plan.sparse_weights
+    assert plan.record["sparse_weights"] is True
+    assert (tmp_path / plan.file).stat().st_size == plan.bytes
 
 
 def test_turing_has_a_plan_of_its_own() -> None:
