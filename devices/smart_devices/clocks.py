@@ -112,7 +112,7 @@ def _cpus(cpufreq: Path) -> Iterator[Clock]:
 
 def _mhz(path: Path, *, hertz: int) -> float | None:
     value = read_number_or_none(path)
-    return None if value is None else value * hertz / 1e6
+    return None if value is None or value < 0 else value * hertz / 1e6
 
 
 @dataclass(frozen=True, kw_only=True)

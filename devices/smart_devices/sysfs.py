@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 _NAME_LIMIT = 200
+_NUMBER = re.compile(r"-?[0-9]{1,20}")
+_MOST = 2**64  # the kernel counts nothing in more bits
 _PAGE = 4096  # bytes: no attribute of sysfs is longer (kernel, Documentation/filesystems/sysfs.rst)
 
 
@@ -33,12 +36,24 @@ def read_text_or_none(path: Path) -> str | None:
         return None
 
 
+def read_number(path: Path) -> int:
+    """Return the whole number in an attribute, of at most 64 bits.
+
+    Raises:
+        OSError: As `read_text`.
+        ValueError: It holds something else.
+    """
+    text = read_text(path)
+    if not _NUMBER.fullmatch(text) or abs(int(text)) >= _MOST:
+        raise ValueError(f"got {printable(text)!r}")
+    return int(text)
+
+
 def read_number_or_none(path: Path) -> int | None:
-    """Return the whole number in an attribute; None where there is none to be had."""
-    text = read_text_or_none(path)
+    """Return what `read_number` does; None where it raises."""
     try:
-        return None if text is None else int(text)
-    except ValueError:
+        return read_number(path)
+    except (OSError, ValueError):
         return None
 
 

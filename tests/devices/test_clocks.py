@@ -59,6 +59,12 @@ def test_the_gpus_of_other_releases(tmp_path: Path, node: str) -> None:
     assert read_clocks(root=plant(tmp_path, files))[0].name == node
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "-5", "1e9", "\x1b[2J"])
+def test_what_is_no_clock_is_unknown(tmp_path: Path, text: str) -> None:
+    (clock,) = read_clocks(root=plant(tmp_path, {"sys/class/devfreq/17000000.gpu/cur_freq": text}))
+    assert (clock.current_mhz, str(clock)) == (None, "gpu unknown")
+
+
 def test_policies_that_differ_stay_apart(tmp_path: Path) -> None:
     files = ORIN_NANO | {"sys/devices/system/cpu/cpufreq/policy4/scaling_governor": "performance\n"}
     assert [clock.governor for clock in read_clocks(root=plant(tmp_path, files))[1:]] == ["schedutil", "performance"]

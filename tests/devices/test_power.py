@@ -61,6 +61,7 @@ def found(root: Path) -> PowerSource:
 READINGS = st.lists(
     st.tuples(st.floats(1e-3, 10), st.floats(-1, 500)), min_size=2, max_size=20
 )  # time since the last reading, watts
+MOST_STEP = 10**9  # of a counter in a second: 1 kJ
 
 
 @given(READINGS)
@@ -70,10 +71,23 @@ def test_a_power_is_integrated_as_numpy_does(readings: list[tuple[float, float]]
     meter = PowerMeter(lambda: next(left))
     for at in times:
         meter.read(float(at))
-    assert meter.joules == pytest.approx(float(np.trapezoid(watts, times)), abs=1e-9)
+    joules = float(np.trapezoid(watts, times))
+    if joules > 1e-9:
+        assert meter.joules == pytest.approx(joules, abs=1e-9)
+    elif joules < -1e-9:
+        with pytest.raises(SensorError, match="not above 0"):
+            _ = meter.joules
 
 
-@given(st.integers(0, RANGE_UJ - 1), st.lists(st.integers(0, RANGE_UJ - 1), min_size=1, max_size=10))
+@pytest.mark.parametrize("watts", [2e4, -2e4, float("inf"), float("nan")])
+def test_a_power_that_cannot_be_is_no_reading(watts: float) -> None:
+    with pytest.raises(SensorError, match="which cannot be"):
+        PowerMeter(lambda: watts).read(0.0)
+
+
+@given(
+    st.integers(RANGE_UJ - 5 * MOST_STEP, RANGE_UJ - 1), st.lists(st.integers(0, MOST_STEP), min_size=1, max_size=10)
+)
 def test_a_counter_that_wraps(start: int, steps: list[int]) -> None:
     counts = [start, *((start + int(total)) % RANGE_UJ for total in np.cumsum(steps))]
     left = iter(counts)
@@ -90,6 +104,26 @@ def test_a_counter_that_may_have_wrapped_twice_says_nothing() -> None:
     meter.read(60.0)
     with pytest.raises(SensorError, match="too seldom"):
         meter.read(126.0)  # 65.5 kJ are 66 s at 1 kW
+
+
+def test_a_counter_that_was_set_back_is_not_taken_for_one_that_wrapped() -> None:
+    """From the middle of its range to 0 in a second would be 130 kW."""
+    left = iter([RANGE_UJ // 2, 7])
+    meter = CounterMeter([Counter(read=lambda: next(left), joules_per_count=1e-6, wraps_after=RANGE_UJ)])
+    meter.read(0.0)
+    with pytest.raises(SensorError, match="went back"):
+        meter.read(1.0)
+
+
+def test_one_counter_that_stands_still_makes_the_sum_unknown() -> None:
+    left = iter([5, 10**6])
+    meter = CounterMeter(
+        [Counter(read=lambda: 5, joules_per_count=1e-6), Counter(read=lambda: next(left), joules_per_count=1e-6)]
+    )
+    meter.read(0.0)
+    meter.read(1.0)
+    with pytest.raises(SensorError, match="does not move"):
+        _ = meter.joules
 
 
 @pytest.mark.parametrize("wraps_after", [None, 50])
@@ -170,6 +204,78 @@ def test_a_board_whose_sensor_vanishes_is_unknown(tmp_path: Path) -> None:
     assert (power.joules, power.mean_watts) == (None, None)
     assert power.unknown is not None
     assert "curr1_input of the power sensor gave no number" in power.unknown
+
+
+ABSURD = ["9" * 400, "9" * 4400, "-9" + "9" * 30, "1_856", "\u0661\u0662", "0x10", "", "nan", "\x1b[2J"]
+
+
+@pytest.mark.parametrize("text", ABSURD)
+@pytest.mark.parametrize("name", ["curr1_input", "in1_input"])
+def test_what_is_no_number_of_the_kernels_makes_the_energy_unknown(tmp_path: Path, name: str, text: str) -> None:
+    source = found(plant(tmp_path, ORIN_NANO | {f"sys/class/hwmon/hwmon1/{name}": text}))
+    power = measured(source, [0.0, 1.0], between=lambda _: None)
+    assert power.joules is None
+    assert power.unknown is not None
+    assert f"{name} of the power sensor gave no number" in power.unknown
+    assert power.unknown.isprintable()
+    assert len(power.unknown) < 300
+
+
+@pytest.mark.parametrize("current", ["0", "-1856"])
+def test_a_board_that_seems_to_draw_nothing_is_unknown(tmp_path: Path, current: str) -> None:
+    source = found(plant(tmp_path, ORIN_NANO | {"sys/class/hwmon/hwmon1/curr1_input": current}))
+    power = measured(source, [0.0, 1.0], between=lambda _: None)
+    assert (power.joules, power.mean_watts, power.unknown) == (None, None, "its power is not above 0")
+
+
+@pytest.mark.parametrize("text", ["-430", "0", "999999999", *ABSURD])
+def test_an_averaging_time_that_cannot_be_is_not_waited_for(tmp_path: Path, text: str) -> None:
+    assert found(plant(tmp_path, ORIN_NANO | {"sys/class/hwmon/hwmon1/update_interval": text})).settle_s == 0.5
+
+
+@pytest.mark.parametrize("text", ["-5", "0", "1", *ABSURD])
+def test_a_counters_range_that_cannot_be_sets_no_pace(tmp_path: Path, text: str) -> None:
+    """Read as it stands, it would keep a core busy beside the work that is measured."""
+    source = found(plant(tmp_path, PC | {"sys/class/powercap/intel-rapl:0/max_energy_range_uj": text}))
+    assert source.period_s == 10.0
+    counter = tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj"
+
+    def count(_: int) -> None:
+        counter.write_text("52650883221\n")
+
+    power = measured(source, [0.0, 1.0], between=count)
+    assert power.joules == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("text", ["-5", *ABSURD])
+def test_a_processors_counter_without_a_number(tmp_path: Path, text: str) -> None:
+    root = plant(tmp_path, PC | {"sys/class/powercap/intel-rapl:0/energy_uj": text})
+    source = find_power(root=root, gpu=no_gpu)
+    assert isinstance(source, NoPower)
+    assert "(RAPL) gives no number" in source.reason
+    assert source.reason.isprintable()
+
+
+def test_a_sensor_that_failed_is_left_alone() -> None:
+    """The thread ends with it: it has nothing left to read."""
+    tries, failed = iter([7.0]), threading.Event()
+
+    def watts() -> float:
+        for value in tries:
+            return value
+        failed.set()
+        raise SensorError("it is gone")
+
+    source = PowerSource(
+        name="ina3221", measures="a test", period_s=1e-3, settle_s=0.0, new_meter=lambda: PowerMeter(watts)
+    )
+    with PowerSampler(source) as power:
+        assert failed.wait(timeout=60)
+        for thread in threading.enumerate():
+            if thread.name == "smart-edge power":
+                thread.join(timeout=60)
+                assert not thread.is_alive()
+    assert (power.joules, power.unknown) == (None, "it is gone")
 
 
 def test_a_sensor_that_comes_back_does_not_hide_the_gap(tmp_path: Path) -> None:

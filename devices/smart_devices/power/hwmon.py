@@ -14,10 +14,11 @@ from pathlib import Path
 from smart_devices.errors import SensorError
 from smart_devices.power.meters import PowerMeter
 from smart_devices.power.source import NoPower, PowerSource, SourceName
-from smart_devices.sysfs import read_number_or_none, read_text, read_text_or_none
+from smart_devices.sysfs import printable, read_number, read_number_or_none, read_text_or_none
 
 _PERIOD_S = 0.1
 _UPDATE_MS = 500  # where the chip does not say; Jetson Linux sets 430 ms (512 samples each)
+_MOST_UPDATE_MS = 60_000  # an INA3221 takes 51 s at most: 1024 samples of 2 x 8.244 ms for each of 3 rails
 _UNCONNECTED = "NC"
 
 _TOTALS = (
@@ -48,7 +49,7 @@ def find_hwmon(root: Path) -> PowerSource | NoPower:
         if all(labels.count(label) == 1 for label in wanted):
             measures = words or f"sum of rails {' + '.join(wanted)}, not input power"
             return _sum([rail for rail in rails if rail.label in wanted], measures=measures)
-    return NoPower(reason=f"power rails of an unknown board ({', '.join(sorted(labels))})")
+    return NoPower(reason=f"power rails of an unknown board ({printable(', '.join(sorted(labels)))})")
 
 
 def _sum(rails: Sequence[_Rail], *, measures: str) -> PowerSource:
@@ -65,6 +66,8 @@ def _rails(folder: Path) -> Iterator[_Rail]:
     """Yield the connected rails of every chip; the number in ``hwmonN`` changes between boots and means nothing."""
     for chip in sorted(folder.glob("hwmon*")):
         update_ms = read_number_or_none(chip / "update_interval") or _UPDATE_MS
+        if not 0 < update_ms <= _MOST_UPDATE_MS:
+            update_ms = _UPDATE_MS
         match read_text_or_none(chip / "name"):
             case "ina3221":
                 for k in (1, 2, 3):
@@ -90,6 +93,6 @@ def _power(chip: Path) -> Callable[[], float]:
 
 def _number(path: Path) -> int:
     try:
-        return int(read_text(path))
+        return read_number(path)
     except (OSError, ValueError) as error:
         raise SensorError(f"{path.name} of the power sensor gave no number ({error})") from error

@@ -9,7 +9,12 @@ from typing import Protocol
 from smart_devices.errors import SensorError
 
 _MOST_WATTS = 1000.0
-"""More than one processor's package draws: how soon a counter may wrap twice is judged by it."""
+"""More than one processor's package draws: how soon a counter may wrap twice is judged by it, and whether it did."""
+
+_IMPOSSIBLE_WATTS = 10_000.0
+"""No board or card draws as much: a reading of more is none."""
+
+_LATE_S = 1.0  # a counter moves in steps, and a step may show just after a reading
 
 
 class Meter(Protocol):
@@ -48,6 +53,8 @@ class PowerMeter:
     def read(self, at_s: float) -> None:
         """Read the power; see `Meter.read`."""
         watts = self._watts()
+        if not abs(watts) < _IMPOSSIBLE_WATTS:
+            raise SensorError(f"it gave {watts:.3g} W, which cannot be")
         if self._last is not None:
             before_s, before_w = self._last
             self._joules += (at_s - before_s) * (before_w + watts) / 2
@@ -55,7 +62,9 @@ class PowerMeter:
 
     @property
     def joules(self) -> float:
-        """See `Meter.joules`."""
+        """See `Meter.joules`; a rail may be below 0 when idle, but a machine that runs gives nothing back."""
+        if self._joules <= 0:
+            raise SensorError("its power is not above 0")
         return self._joules
 
 
@@ -72,7 +81,7 @@ class Counter:
 
     @property
     def safe_s(self) -> float:
-        """How long it certainly takes to wrap twice as fast as readings could tell."""
+        """How long it takes at least to wrap: two readings further apart say nothing."""
         return float("inf") if self.wraps_after is None else self.wraps_after * self.joules_per_count / _MOST_WATTS
 
 
@@ -82,30 +91,34 @@ class CounterMeter:
     def __init__(self, counters: Sequence[Counter]) -> None:
         self._counters = tuple(counters)
         self._last: tuple[float, list[int]] | None = None
-        self._joules = 0.0
+        self._joules = [0.0] * len(self._counters)
 
     def read(self, at_s: float) -> None:
         """Read every counter; see `Meter.read`."""
         counts = [counter.read() for counter in self._counters]
         if self._last is not None:
             before_s, before = self._last
-            for counter, old, new in zip(self._counters, before, counts, strict=True):
-                if at_s - before_s > counter.safe_s:
-                    raise SensorError("its counter was read too seldom to tell how often it wrapped")
-                self._joules += _moved(old, new, wraps_after=counter.wraps_after) * counter.joules_per_count
+            for i, (counter, old, new) in enumerate(zip(self._counters, before, counts, strict=True)):
+                self._joules[i] += _moved(counter, old, new, seconds=at_s - before_s)
         self._last = at_s, counts
 
     @property
     def joules(self) -> float:
         """See `Meter.joules`; a machine that runs uses energy, so counters that stood still are none."""
-        if self._joules <= 0:
+        if min(self._joules) <= 0:
             raise SensorError("its counter does not move, as in virtual machines")
-        return self._joules
+        return sum(self._joules)
 
 
-def _moved(old: int, new: int, *, wraps_after: int | None) -> int:
+def _moved(counter: Counter, old: int, new: int, *, seconds: float) -> float:
+    """Return the joules by which ``counter`` moved on in ``seconds``; where it was set back, nothing tells them."""
+    if seconds > counter.safe_s:
+        raise SensorError("its counter was read too seldom to tell how often it wrapped")
     if new >= old:
-        return new - old
-    if wraps_after is None or old > wraps_after:
+        return (new - old) * counter.joules_per_count
+    if counter.wraps_after is None or old > counter.wraps_after:
         raise SensorError("its counter went back")
-    return new - old + wraps_after
+    joules = (new - old + counter.wraps_after) * counter.joules_per_count
+    if joules > _MOST_WATTS * (seconds + _LATE_S):
+        raise SensorError("its counter went back")
+    return joules

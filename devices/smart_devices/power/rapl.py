@@ -12,9 +12,10 @@ from pathlib import Path
 from smart_devices.errors import SensorError
 from smart_devices.power.meters import Counter, CounterMeter
 from smart_devices.power.source import NoPower, PowerSource
-from smart_devices.sysfs import read_number_or_none, read_text, read_text_or_none
+from smart_devices.sysfs import read_number, read_number_or_none, read_text_or_none
 
 _PERIOD_S = 10.0  # a counter of 65.5 kJ (AMD EPYC 7543) wraps every 4 minutes at 270 W
+_LEAST_RANGE_UJ = 10**9  # a 65th of the least that was seen: what tells of less tells nothing
 _SETTLE_S = 0.1  # the counter itself moves every millisecond or so
 
 
@@ -50,11 +51,13 @@ def _counter(package: Path) -> Counter:
             raise SensorError(f"the processor's energy counter (RAPL) gave no number ({error})") from error
 
     wraps_after = read_number_or_none(package / "max_energy_range_uj")
-    return Counter(read=read, joules_per_count=1e-6, wraps_after=wraps_after if wraps_after else None)
+    if wraps_after is not None and wraps_after < _LEAST_RANGE_UJ:
+        wraps_after = None
+    return Counter(read=read, joules_per_count=1e-6, wraps_after=wraps_after)
 
 
 def _energy_uj(package: Path) -> int:
-    value = int(read_text(package / "energy_uj"))
+    value = read_number(package / "energy_uj")
     if value < 0:
         raise ValueError(f"got {value}")
     return value

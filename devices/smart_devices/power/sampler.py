@@ -133,7 +133,7 @@ class PowerSampler:
             self._samples += 1
 
     def _run(self, stop: threading.Event, period_s: float) -> None:
-        while not stop.wait(period_s):
+        while self._meter is not None and not stop.wait(period_s):
             self.sample()
 
     def _give_up(self, failure: SensorError) -> None:
