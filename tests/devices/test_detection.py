@@ -545,6 +545,34 @@ def test_this_machine_as_users_see_it() -> None:
     assert detect().verdict in done.stdout
 
 
+@pytest.mark.parametrize("links", [1, 20, 39, 40, 41, 60])
+def test_no_chain_of_links_leads_out_of_a_mounted_disc(tmp_path: Path, links: int) -> None:
+    """The kernel gives up after 40 links of its own: what is handed to it must have none left."""
+    outside, root = tmp_path / "outside", tmp_path / "disc"
+    outside.write_text("pmode:0003 outside")
+    root.mkdir()
+    for i in range(links):
+        (root / f"link{i}").symlink_to(f"/link{i + 1}" if i < links - 1 else outside)
+    files = Files(root)
+    assert files.read("/link0") is None
+    assert not files.exists("/link0")
+
+
+def test_names_in_files_are_kept_short(tmp_path: Path) -> None:
+    packages = f"Package: nvidia-jetpack\nStatus: install ok installed\nVersion: {'1.' * 50_000}1\n"
+    found = jetson(
+        tmp_path,
+        files={
+            "/etc/nvpmodel.conf": f"< POWER_MODEL ID=0 NAME={'A' * 60_000} >",
+            "/var/lib/nvpmodel/status": "pmode:0000",
+            "/var/lib/dpkg/status": packages,
+        },
+    ).jetson
+    assert found is not None
+    assert found.power_mode is None
+    assert found.jetpack == JetPackVersion(version="1.1.1.1.1.1", source="dpkg")
+
+
 def test_cpu_names_are_read_without_an_architecture(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text("processor : 0\nFeatures : fp asimd asimddp i8mm\nCPU implementer : 0x41\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -64,9 +65,11 @@ class Files:
                 here = self.root if here == self.root else here.parent
                 continue
             here = here / part
-            target = os.readlink(here) if links < _LINKS and here.is_symlink() else None  # noqa: PTH115  # as written
-            if target is not None:
+            if here.is_symlink():
                 links += 1
+                if links > _LINKS:  # what is left of them, this machine would follow to files of its own
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                target = os.readlink(here)  # noqa: PTH115  # as written
                 here = self.root if target.startswith("/") else here.parent
                 parts += _parts(target)
         return here

@@ -17,8 +17,8 @@ Run = Callable[[Sequence[str]], "str | None"]
 _CONFIGURATION = "/etc/nvpmodel.conf"  # a link to the module's own
 _STATUS = "/var/lib/nvpmodel/status"
 # Errors for want of root may stand before it; an unset mode reads "NV Power Mode: NVPM - Type: WARN:".
-_NAME = re.compile(r"^NV Power Mode(?:\[\d+\])?:[ \t]*(\w+)[ \t]*\r?$", re.MULTILINE)
-_MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d{1,6})\s+NAME=(\w+)\s*>")
+_NAME = re.compile(r"^NV Power Mode(?:\[\d+\])?:[ \t]*(\w{1,64})[ \t]*\r?$", re.MULTILINE)
+_MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d{1,6})\s+NAME=(\w{1,64})\s*>")
 _LIVE = re.compile(r"\bpmode:(\d{1,6})\b")
 _TIMEOUT_S = 10
 
