@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,10 @@ def test_a_precision_that_none_has() -> None:
         ({"in_channels": None}, "in_channels is None"),
         ({"groups": 2**80}, "groups is "),
         ({"macs": 1.5}, "macs is 1.5"),
+        ({"type": []}, r"type is \[\]"),
+        ({"type": {"Conv2d": 1}}, "type is {'Conv2d': 1}"),
+        ({"type": "X" * 10**6}, "type is 'XXX"),
+        ({"macs": "\x1b[2J"}, "macs is '"),
     ],
 )
 def test_a_bundle_that_does_not_tell(change: dict[str, Any], said: str) -> None:
@@ -246,6 +251,8 @@ def test_a_bundle_that_does_not_tell(change: dict[str, Any], said: str) -> None:
     found = estimate([convolution(read=8, out=8), record], roof=CALIBRATION)
     assert isinstance(found, NoEstimate)
     assert found.reason.startswith("the bundle does not say what layer 2 costs (")
+    assert found.reason.isprintable()
+    assert len(found.reason) < 300
 
 
 def test_a_bundle_without_layers() -> None:
@@ -307,12 +314,20 @@ def test_a_calibration_of_something_else_is_none(tmp_path: Path, change: dict[st
     [
         lambda text: text[:-30],
         lambda _: "[]",
+        lambda _: "null",
+        lambda _: "5",
+        lambda _: '"version"',
         lambda _: "[" * 10_000,
         lambda text: text.replace('"version": 1', '"version": 2'),
         lambda text: text.replace('"call_s": 5e-06', '"call_s": "5"'),
         lambda text: text.replace('"call_s": 5e-06', '"call_s": NaN'),
         lambda text: text.replace('"call_s": 5e-06', '"call_s": -1'),
+        lambda text: text.replace('"call_s": 5e-06', '"call_s": 1e308'),
+        lambda text: text.replace('"call_s": 5e-06', f'"call_s": {10**400}'),
         lambda text: text.replace('"channel_block": 16', '"channel_block": 0'),
+        lambda text: text.replace('"channel_block": 16', '"channel_block": 1.5'),
+        lambda text: text.replace('"channel_block": 16', f'"channel_block": {10**400}'),
+        lambda text: text.replace('"convolution_mac_s": 8e-12', '"convolution_mac_s": 5e-324'),
         lambda text: text.replace('"convolution_mac_s": 8e-12', '"convolution_mac_s": 0'),
         lambda text: text.replace('"operator_s"', '"other"'),
     ],
@@ -323,6 +338,21 @@ def test_a_damaged_calibration_is_none(tmp_path: Path, damage: Any) -> None:
     json.loads(text)
     assert damage(text) != text
     file.write_text(damage(text))
+    assert load_calibration(KEY, cache_dir=tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "no text", "giant"])
+def test_a_calibration_that_is_no_file_is_none(tmp_path: Path, kind: str) -> None:
+    """A pipe without a writer would be waited for for ever."""
+    file = store_calibration(CALIBRATION, cache_dir=tmp_path)
+    text = file.read_bytes()
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(b"\xff" if kind == "no text" else b" " * 100_000 + text)
     assert load_calibration(KEY, cache_dir=tmp_path) is None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from smart_devices.cpu import cpu_identity
 from smart_devices.engines import engine_status
 from smart_devices.roofline.estimate import Basis, Bound, LayerEstimate, NoEstimate
 from smart_devices.roofline.work import LayerWork
+from smart_devices.sysfs import read_bytes
 
 CALIBRATED_ENGINE = "onnxruntime-cpu"
 """The engine whose kernels are measured: for a GPU, a profile's peaks must do."""
@@ -29,6 +29,8 @@ CALIBRATED_ENGINE = "onnxruntime-cpu"
 _CALIBRATED_PRECISION = "fp32"
 _VERSION = 1  # one more whenever figures mean something else
 _MOST_BYTES = 65_536  # of a file: it holds a dozen numbers
+_MOST = 1e6  # of any figure: seconds, channels, a relative error
+_LEAST_MAC_S = 1e-18  # no processor multiplies 10**18 times a second
 _FLOAT_BYTES = 4
 
 
@@ -201,9 +203,8 @@ def store_calibration(calibration: Calibration, *, cache_dir: Path) -> Path:
 def load_calibration(key: CalibrationKey, *, cache_dir: Path) -> Calibration | None:
     """Return what was kept for ``key``; None where nothing was, or the file is damaged: it is made again in seconds."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        with (cache_dir / key.file_name).open("rb") as file:
-            document = json.loads(file.read(_MOST_BYTES))
-        if document.pop("version") == _VERSION and document.pop("key") == asdict(key):
+        document = json.loads(read_bytes(cache_dir / key.file_name, limit=_MOST_BYTES))
+        if isinstance(document, dict) and document.pop("version") == _VERSION and document.pop("key") == asdict(key):
             return _checked(key, document)
     return None
 
@@ -212,9 +213,9 @@ def _checked(key: CalibrationKey, document: Mapping[str, object]) -> Calibration
     names = {entry.name for entry in fields(Calibration)} - {"key"}
     numbers = {name: document[name] for name in names}
     for value in numbers.values():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MOST:
             return None
     block = numbers["channel_block"]
-    if not isinstance(block, int) or block < 1 or numbers["convolution_mac_s"] == 0:
+    if not isinstance(block, int) or block < 1 or numbers["convolution_mac_s"] < _LEAST_MAC_S:
         return None
     return Calibration(key=key, **numbers)  # type: ignore[arg-type]  # checked just above

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from smart_devices.sysfs import printable
+
 Kind: TypeAlias = Literal["convolution", "depthwise", "linear"]
 
-_TYPES: Mapping[object, Kind] = {"Conv2d": "convolution", "Linear": "linear"}
+_TYPES: Mapping[str, Kind] = {"Conv2d": "convolution", "Linear": "linear"}
 _MOST = 2**62  # of anything that is counted: a bundle may come from anyone
 
 
@@ -55,14 +57,15 @@ def layer_work(record: Mapping[str, object]) -> LayerWork:
     Raises:
         ValueError: The record does not say enough, or what cannot be; the message is a part of a sentence.
     """
-    kind = _TYPES.get(record.get("type"))
+    named = record.get("type")
+    kind = _TYPES.get(named) if isinstance(named, str) else None
     if kind is None:
-        raise ValueError(f"type is {record.get('type')!r}")
+        raise ValueError(f"type is {printable(repr(named))}")
     groups, channels = _count(record, "groups"), (_count(record, "in_channels"), _count(record, "out_channels"))
     if kind == "convolution" and groups == channels[0] and groups > 1:
         kind = "depthwise"
     return LayerWork(
-        name=str(record.get("name", "")),
+        name=printable(str(record.get("name", ""))),
         kind=kind,
         groups=groups,
         in_channels=channels[0],
@@ -76,5 +79,5 @@ def layer_work(record: Mapping[str, object]) -> LayerWork:
 def _count(record: Mapping[str, object], key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MOST:
-        raise ValueError(f"{key} is {value!r}")
+        raise ValueError(f"{key} is {printable(repr(value))}")
     return value
