@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from importlib import resources
@@ -81,6 +82,18 @@ class TestEveryProfile:
                 assert not number or where.endswith("schema_version"), f"{where} is a bare number"
 
         walk(document(name), name)
+
+    def test_computed_figures_are_what_their_sources_compute(self, name: str) -> None:
+        """As in ``computed: 16 SM x 2048 MAC x 2 operations x 1.3 GHz``, to the last digit that is printed."""
+        profile = load_profile(name)
+        for throughput in (profile.throughput, *(mode.throughput for mode in profile.power_modes)):
+            for precision, pair in throughput.items():
+                product = re.match(r"computed: ([^;]*? x 2 operations x [0-9.]+) GHz", pair.dense.source)
+                if product is None or pair.dense.value is None:
+                    continue
+                factors = [float(factor.split()[0]) for factor in product[1].split(" x ")]
+                _, _, digits = str(pair.dense.value).partition(".")
+                assert round(math.prod(factors) / 1000, len(digits)) == pair.dense.value, precision
 
     def test_sparse_peaks_are_twice_the_dense_ones(self, name: str) -> None:
         for precision, pair in load_profile(name).throughput.items():
