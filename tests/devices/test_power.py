@@ -344,6 +344,16 @@ def test_a_counter_for_root_only_is_not_called_absent(tmp_path: Path, monkeypatc
     assert "for root only: run as root" in source.reason
 
 
+@pytest.mark.parametrize(("seconds", "known"), [(0.42, False), (0.44, True)])
+def test_work_that_is_over_before_the_sensor_shows_it_is_unknown(
+    tmp_path: Path, seconds: float, *, known: bool
+) -> None:
+    power = measured(found(plant(tmp_path, AGX_ORIN)), [1.0, 1.0 + seconds], between=lambda _: None)
+    assert (power.joules is not None) is known
+    said = None if known else "the work took 0.42 s, and the sensor averages over 0.43 s"
+    assert power.unknown == said
+
+
 def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     with PowerSampler.open(root=tmp_path) as power:
         pass

@@ -18,7 +18,8 @@ class PowerSampler:
     """Measures the energy of what happens between entering and leaving it, as far as the machine tells.
 
     A thread reads the sensor meanwhile. Whatever goes wrong with the sensor never disturbs the work: the energy is then
-    unknown (None) and `unknown` says why. The figures are there once it was left; entering again starts anew.
+    unknown (None) and `unknown` says why, as it is of work that is over before the sensor shows it
+    (`PowerSource.settle_s`). The figures are there once it was left; entering again starts anew.
 
         with PowerSampler.open() as power:
             work()
@@ -111,11 +112,15 @@ class PowerSampler:
         if self._meter is None:
             return
         try:
-            self._joules = self._meter.joules
+            self._joules, self._unknown = self._energy(self._meter), None
         except SensorError as failure:
             self._give_up(failure)
-        else:
-            self._unknown = None
+
+    def _energy(self, meter: Meter) -> float:
+        joules, settle_s = meter.joules, 0.0 if isinstance(self._source, NoPower) else self._source.settle_s
+        if self.seconds < settle_s:  # what it shows is then mostly what was before
+            raise SensorError(f"the work took {self.seconds:.2g} s, and the sensor averages over {settle_s:.2g} s")
+        return joules
 
     def sample(self) -> None:
         """Read the sensor now, beside the thread's own readings."""
