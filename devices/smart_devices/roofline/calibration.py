@@ -210,11 +210,12 @@ def load_calibration(key: CalibrationKey, *, cache_dir: Path) -> Calibration | N
 
 
 def _checked(key: CalibrationKey, document: Mapping[str, object]) -> Calibration | None:
-    names = {entry.name for entry in fields(Calibration)} - {"key"}
-    numbers = {name: document[name] for name in names}
-    for value in numbers.values():
+    numbers: dict[str, float] = {}
+    for name in {entry.name for entry in fields(Calibration)} - {"key"}:
+        value = document[name]
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MOST:
             return None
+        numbers[name] = value
     block = numbers["channel_block"]
     if not isinstance(block, int) or block < 1 or numbers["convolution_mac_s"] < _LEAST_MAC_S:
         return None
