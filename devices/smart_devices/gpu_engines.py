@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def _tensorrt_module(around: Surroundings) -> _Fault:
     if python.virtual:
         return _Fault(
             f"this virtual environment does not see the system's packages, where JetPack's TensorRT is ({path})",
-            f"/usr/bin/python{python.version} -m venv --system-site-packages {python.prefix}",
+            f"/usr/bin/python{python.version} -m venv --system-site-packages {shlex.quote(python.prefix)}",
         )
     return _Fault(
         f"this Python ({python.prefix}) is not the system's, for which JetPack's TensorRT is installed ({path})",
