@@ -6,11 +6,12 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from smart_devices.cpu import cpu_model
 from smart_devices.detection import detect
+from smart_devices.python_environment import version_of
+from smart_devices.sysfs import read_text_or_none
 from smart_devices.version import version
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu")
@@ -48,7 +49,7 @@ def read_environment(*, packages: Sequence[str] = (), root: Path = Path("/")) ->
         cpu=cpu_model(root),
         cores=os.cpu_count() or 1,
         usable_cores=len(cores),
-        governor=_read(root / f"sys/devices/system/cpu/cpu{cores[0]}/cpufreq/scaling_governor").strip() or None,
+        governor=read_text_or_none(root / f"sys/devices/system/cpu/cpu{cores[0]}/cpufreq/scaling_governor"),
         power_mode=_power_mode(root),
         load_average=os.getloadavg(),
         system=platform.system(),
@@ -63,21 +64,6 @@ def _power_mode(root: Path) -> str | None:
     return None if jetson is None or jetson.power_mode is None else jetson.power_mode.name
 
 
-def _read(path: Path) -> str:
-    """Return the text of a file of the kernel's, "" where it has none or does not let us read it."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _versions(names: Sequence[str]) -> dict[str, str]:
-    installed = {name: _version(name) for name in names}
+    installed = {name: version_of(name) for name in names}
     return {name: found for name, found in installed.items() if found is not None}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
