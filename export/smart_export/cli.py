@@ -181,10 +181,10 @@ def build(
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
-            judge = judging_evidence(places.load(data), loaded, images=data_images)
+            judge = judging_evidence(places.load(data), loaded, images=data_images, progress=house.progress)
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
-            calibrate = calibrating_evidence(places.load(calibration), loaded)
+            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
     with_dense = baseline == DENSE
     steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
     with house.progress("exporting", total=steps) as advance:

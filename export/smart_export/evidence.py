@@ -15,6 +15,7 @@ from smart_runtime.manifest import DENSE
 from smart_train import Attack, Checkpoint
 from smart_train.checkpoint import Samples
 from smart_train.data.images import ImageSet, Split
+from smart_train.data.progress import Progress, no_progress
 from smart_train.evaluation.accuracy import some_examples, to_tensor
 from smart_train.methods.smart import CLEAN
 from smart_train.samples import halves, make_samples
@@ -32,7 +33,7 @@ _SEED = 0  # of which images are taken, how they are divided, and the attack's r
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Labelled images with an adversarial version for each path.
+    """Labelled images, with an adversarial version for each path that is judged by it or calibrated on such ones.
 
     Attributes:
         samples: the images.
@@ -90,26 +91,38 @@ def divide(
     return Evidence(second, SAMPLES, None), Evidence(first, SAMPLES, None)
 
 
-def judging_evidence(data: ImageSet, checkpoint: Checkpoint, *, images: int) -> Evidence:
-    """Return up to ``images`` test images of ``data``, attacked on each path with PGD-10.
+def judging_evidence(
+    data: ImageSet, checkpoint: Checkpoint, *, images: int, progress: Progress = no_progress
+) -> Evidence:
+    """Return up to ``images`` test images of ``data``, attacked on each path with PGD-10, which ``progress`` shows.
 
     Raises:
         ExportError: ``data`` has images of another size, or other classes than the network.
     """
-    return _evidence(data, checkpoint, data.test, images=images, paths=checkpoint.net.path_names)
+    return _evidence(data, checkpoint, data.test, images=images, paths=checkpoint.net.path_names, progress=progress)
 
 
-def calibrating_evidence(data: ImageSet, checkpoint: Checkpoint, *, images: int = CALIBRATION_IMAGES) -> Evidence:
+def calibrating_evidence(
+    data: ImageSet, checkpoint: Checkpoint, *, images: int = CALIBRATION_IMAGES, progress: Progress = no_progress
+) -> Evidence:
     """Return up to ``images`` training images of ``data``, attacked with PGD-10 on each path that is for such images.
 
     Raises:
         ExportError: as above.
     """
     attacked = [path for path in checkpoint.net.path_names if path not in _CLEAN]
-    return _evidence(data, checkpoint, data.train, images=images, paths=attacked)
+    return _evidence(data, checkpoint, data.train, images=images, paths=attacked, progress=progress)
 
 
-def _evidence(data: ImageSet, checkpoint: Checkpoint, split: Split, *, images: int, paths: Sequence[str]) -> Evidence:
+def _evidence(
+    data: ImageSet,
+    checkpoint: Checkpoint,
+    split: Split,
+    *,
+    images: int,
+    paths: Sequence[str],
+    progress: Progress,
+) -> Evidence:
     if data.shape != checkpoint.input_shape:
         raise ExportError(
             f"expected images {checkpoint.input_shape} as the network takes, got {data.shape}; "
@@ -122,12 +135,15 @@ def _evidence(data: ImageSet, checkpoint: Checkpoint, split: Split, *, images: i
             f"give the data it was trained on"
         )
     chosen = some_examples(split, min(images, len(split)), seed=_SEED)
-    samples = make_samples(
-        checkpoint.net,
-        torch.from_numpy(chosen.images),
-        torch.from_numpy(chosen.labels),
-        attack=Attack(eps=checkpoint.samples.eps, steps=ATTACK_STEPS),
-        seed=_SEED,
-        paths=paths,
-    )
+    attack = Attack(eps=checkpoint.samples.eps, steps=ATTACK_STEPS)
+    with progress(f"{attack.label} on {data.kind}", total=len(paths) * len(chosen)) as advance:
+        samples = make_samples(
+            checkpoint.net,
+            torch.from_numpy(chosen.images),
+            torch.from_numpy(chosen.labels),
+            attack=attack,
+            seed=_SEED,
+            paths=paths,
+            done=lambda count: advance(count=count),
+        )
     return Evidence(samples, data.kind, data.digest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from smart_train.methods.step import fixed
 from smart_train.network import PathNetwork, SmartNetwork
 
 
+def _ignore(_: int) -> None:
+    return
+
+
 def make_samples(
     net: SmartNetwork,
     images: Tensor,
@@ -23,6 +27,7 @@ def make_samples(
     seed: int,
     paths: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
+    done: Callable[[int], None] = _ignore,
 ) -> Samples:
     """Return ``images`` with an adversarial version of each for every path, made on that path.
 
@@ -34,6 +39,7 @@ def make_samples(
         seed: of the attack's random starts, the same ones for each path.
         paths: for which paths; all by default.
         device: where to compute.
+        done: called with the number of images of each chunk that was attacked, on each path.
     """
     return Samples(
         images=images,
@@ -45,6 +51,7 @@ def make_samples(
                 labels,
                 attack=attack,
                 generator=torch.Generator(device=device).manual_seed(seed),
+                done=done,
             )
             for path in (net.path_names if paths is None else paths)
         },
@@ -54,7 +61,13 @@ def make_samples(
 
 
 def _adversarial(
-    model: PathNetwork, images: Tensor, labels: Tensor, *, attack: Attack, generator: torch.Generator
+    model: PathNetwork,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    attack: Attack,
+    generator: torch.Generator,
+    done: Callable[[int], None],
 ) -> Tensor:
     device = generator.device
     parts = []
@@ -70,6 +83,7 @@ def _adversarial(
             original = part.permute(0, 3, 1, 2).double()
             change = (floats.cpu().double() * 255 - original).trunc()
             parts.append((original + change).to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+            done(len(part))
     return torch.cat(parts)
 
 
