@@ -15,8 +15,7 @@ spread of the scores) and on how many images the best class changes. Writes benc
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from outcome import finish
 
 from smart_devices import resolve_target
 from smart_export import build_bundle
-from smart_export.evidence import Evidence, divide
+from smart_export.evidence import Evidence, divide, judging_evidence
 from smart_export.fold import fold, padded_masks
 from smart_export.gate import MAX_DROP
 from smart_export.graph import WEIGHTS, Converter, save_graph
@@ -84,7 +83,7 @@ def train(spec: str, checkpoint: Path) -> None:
     Trainer(config, replace(data, validation=few), output=checkpoint).run()
 
 
-def build(checkpoint: Checkpoint, folder: Path) -> list[dict[str, Any]]:
+def build(checkpoint: Checkpoint, folder: Path, *, judge: Evidence | None) -> list[dict[str, Any]]:
     """Export every precision; whatever the gate would say, it is written and its figures are returned."""
     rows = []
     for target, precision in BUILDS:
@@ -93,7 +92,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> list[dict[str, Any]]:
             output=folder / f"{precision}-{target}",
             target=resolve_target(target),
             precision=precision,
-            baseline=True,
+            judge=judge,
             max_drop=1.0,
         )
         rows += [
@@ -140,8 +139,7 @@ def int8_graphs(
         folded = fold(net, path=path, keeps=padded_masks(net, path=path, align=target.profile.alignment("int8")))
         model = Converter(input_shape=checkpoint.input_shape, opset=target.profile.opset)(folded)
         for method in METHODS:
-            with contextlib.redirect_stdout(io.StringIO()):  # the library prints on the way
-                made = quantised(model, images, recipe=recipe_for(target), method=method)
+            made = quantised(model, images, recipe=recipe_for(target), method=method)
             yield f"onnxruntime, {method}", recipe, _without_weights_file(made)
         if modelopt is None or recipe != "tensorrt":
             continue
@@ -248,7 +246,9 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the trained network; made where there is none")
-    parser.add_argument("--data", help="what to train it on, as --data of smart-train")
+    parser.add_argument("--data", help="what to train it on and to judge by, as --data of smart-train")
+    parser.add_argument("--images", type=int, default=256, help="test images to judge by")
+    parser.add_argument("--keep-methods", action="store_true", help="keep the recorded comparison of quantisers")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="more checkpoints to compare quantisers on")
     parser.add_argument("--modelopt", metavar="PYTHON", help="an interpreter that has nvidia-modelopt[onnx]")
     parser.add_argument("--blocks", type=int, default=40, help="of calls, for each graph")
@@ -260,26 +260,34 @@ def main() -> None:
             sys.exit(f"error: expected --data to train {options.checkpoint} on, got none; name a folder of pictures")
         train(options.data, options.checkpoint)
     checkpoint = load_checkpoint(options.checkpoint)
+    judge = None
+    if options.data is not None:
+        judge = judging_evidence(load_data(options.data), checkpoint, images=options.images)
     with tempfile.TemporaryDirectory() as folder:
-        rows = timed(build(checkpoint, Path(folder)), Path(folder), blocks=options.blocks)
-    methods = [
-        {"network": found.architecture, **row}
-        for found in (checkpoint, *map(load_checkpoint, options.also))
-        for row in compare_methods(found, modelopt=options.modelopt)
-    ]
+        rows = timed(build(checkpoint, Path(folder), judge=judge), Path(folder), blocks=options.blocks)
+    if options.keep_methods:
+        methods = json.loads(options.output.read_text(encoding="utf-8"))["methods"]
+    else:
+        methods = [
+            {"network": found.architecture, **row}
+            for found in (checkpoint, *map(load_checkpoint, options.also))
+            for row in compare_methods(found, modelopt=options.modelopt)
+        ]
     training = {key: checkpoint.training.get(key) for key in ("data", "train_images", "epochs", "attack", "best_epoch")}
     record = {
         "command": "python benchmarks/bench_precision.py --data folder:DIR --checkpoint ckpt.pt"
         + (" --also digits.pt" if options.also else "")
         + (" --modelopt PYTHON" if options.modelopt else ""),
         "method": "medians of interleaved blocks in one process, 95% bootstrap interval over the rounds; accuracies on "
-        "the checkpoint's samples, with int8 calibrated on the other half of them",
+        "test images where there is data, with int8 calibrated on the checkpoint's samples, else on one half of those; "
+        "quantisers are compared on that half",
         "network": checkpoint.architecture,
         "input_shape": list(checkpoint.input_shape),
         "density": checkpoint.net.structure.density,
         "align": checkpoint.net.structure.align,
         "training": training,
         "samples": {"attack": checkpoint.samples.attack, "eps": checkpoint.samples.eps},
+        "judged_by": (judge or divide(checkpoint, precision="int8")[0]).record(),
         "threads": 1,
         "rows": rows,
         "methods": methods,

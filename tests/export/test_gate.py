@@ -194,7 +194,7 @@ def test_the_commands_json(checkpoint_file: Path, tmp_path: Path) -> None:
     assert (judged["source"], judged["attack"], judged["eps"]) == ("digits", "pgd10x1", 0.1)
     calibration = found["quantization"]["calibration"]
     assert (calibration["source"], calibration["images"]) == ("digits", CALIBRATION_IMAGES)
-    assert calibration["method"] == "minmax"
+    assert calibration["method"] == "entropy"
     assert found["quantization"]["recipe"] == "tensorrt"
     again = smart_export("check", tmp_path / "b", "--source", checkpoint_file)
     assert again.returncode == 0, again.stderr

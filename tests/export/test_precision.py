@@ -184,7 +184,8 @@ def int8_convolution(weight: np.ndarray, bias: np.ndarray, images: np.ndarray, r
         [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    result: onnx.ModelProto = ir.to_proto(quantised(ir.from_proto(model), images, recipe=RECIPES[recipe]))
+    made = quantised(ir.from_proto(model), images, recipe=RECIPES[recipe], method="minmax")
+    result: onnx.ModelProto = ir.to_proto(made)
     return result
 
 
