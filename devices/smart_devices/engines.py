@@ -49,7 +49,7 @@ class EngineStatus:
 def engine_status(name: str, *, around: Surroundings | None = None) -> EngineStatus:
     """Say whether the engine or builder ``name`` can run here; none of them is imported.
 
-    For ``onnxruntime-cpu`` the answer takes well under a millisecond; the others need a look at the machine.
+    For ``onnxruntime-cpu`` the packages of this Python are all that is looked at, for the others the machine is too.
 
     Args:
         name: One of ``KNOWN_ENGINES`` and ``BUILDERS``.
