@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
@@ -147,7 +148,8 @@ def test_a_processor_is_measured_once_and_remembered(tmp_path: Path, bundle: Pat
 
 
 @pytest.mark.usefixtures("little")
-def test_a_calibration_for_people(tmp_path: Path) -> None:
+def test_a_calibration_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     made = CliRunner().invoke(main, ["--calibrate", "--threads", "2", "--cache-dir", str(tmp_path)])
     assert made.exit_code == 0, made.output
     assert "threads 2, fp32: " in made.stdout
@@ -203,6 +205,13 @@ def test_options_that_do_not_go_together(arguments: list[str], said: str) -> Non
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_more_threads_than_cores_are_refused_at_once(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--calibrate", "--threads", "99999", "--cache-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: expected at most {len(os.sched_getaffinity(0))} threads")
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_home_directory_a_place_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
