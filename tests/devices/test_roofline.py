@@ -255,6 +255,12 @@ def test_a_bundle_that_does_not_tell(change: dict[str, Any], said: str) -> None:
     assert len(found.reason) < 300
 
 
+def test_a_missing_figure_is_called_unverified_once() -> None:
+    found = peaks_of(load_profile("jetson-orin"), precision="fp16")
+    assert isinstance(found, NoEstimate)
+    assert found.reason.count("unverified") == 1
+
+
 def test_a_bundle_without_layers() -> None:
     assert estimate([], roof=CALIBRATION) == NoEstimate(reason="the bundle names no layers")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smart_devices.facts import Fact
-from smart_devices.profiles import PRECISIONS, DenseSparse, Profile
+from smart_devices.profiles import PRECISIONS, Profile
 from smart_devices.roofline.estimate import Basis, LayerEstimate, NoEstimate
 from smart_devices.roofline.work import LayerWork
 
@@ -81,9 +81,10 @@ def peaks_of(profile: Profile, *, precision: str, power_mode: str | None = None)
     pair = throughput.get(arithmetic)
     where = f"{profile.title}, {state}"
     if pair is None or pair.dense.value is None:
-        return NoEstimate(reason=f"the peak throughput of {where}, in {precision} is unverified{_why(pair)}")
+        known = None if pair is None else pair.dense
+        return NoEstimate(reason=f"the peak throughput of {where}, in {precision} is unverified{_why(known)}")
     if bandwidth.value is None:
-        return NoEstimate(reason=f"the memory bandwidth of {where} is unverified ({bandwidth.source})")
+        return NoEstimate(reason=f"the memory bandwidth of {where} is unverified{_why(bandwidth)}")
     without = ", without TF32" if precision == "fp32" and profile.kind != "cpu" else ""
     return Peaks(
         device=profile.title,
@@ -114,6 +115,5 @@ def _exceeds(one: Fact[float], other: Fact[float]) -> bool:
     return one.value is not None and other.value is not None and one.value > _ROUNDED * other.value
 
 
-def _why(pair: DenseSparse | None) -> str:
-    fact: Fact[float] | None = None if pair is None else pair.dense
-    return "" if fact is None else f" ({fact.source})"
+def _why(fact: Fact[float] | None) -> str:
+    return "" if fact is None else f" ({fact.source.removeprefix('unverified: ')})"
