@@ -118,7 +118,7 @@ def test_a_network_that_was_not_written_for_it_folds_too(scope: str) -> None:
 
 
 class Unusual(nn.Module):
-    """Batch norms without scale and shift, behind a convolution and before one, and one behind a linear layer."""
+    """Batch norms with and without scale and shift, behind convolutions, before one, and behind linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,12 +129,15 @@ class Unusual(nn.Module):
         self.norm3 = nn.BatchNorm2d(8)
         self.hidden = nn.Linear(8, 12)
         self.norm4 = nn.BatchNorm1d(12)
-        self.fc = nn.Linear(12, 5)
+        self.second = nn.Linear(12, 10, bias=False)
+        self.norm5 = nn.BatchNorm1d(10, affine=False)
+        self.fc = nn.Linear(10, 5)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.norm2(torch.relu(self.norm1(self.stem(images))))
         x = torch.relu(self.norm3(self.conv(x))).mean(dim=(2, 3))
-        scores: Tensor = self.fc(torch.relu(self.norm4(self.hidden(x))))
+        x = torch.relu(self.norm4(self.hidden(x)))
+        scores: Tensor = self.fc(torch.relu(self.norm5(self.second(x))))
         return scores
 
 
