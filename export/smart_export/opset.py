@@ -42,7 +42,7 @@ def lower_opset_(model: ir.Model, *, opset: int) -> None:
             _axes_as_attribute_(node)
         elif _splits_evenly(node):
             del node.attributes["num_outputs"]  # even parts are what none means
-        elif not _same_before(node):
+        elif not _same_before_(node, written):
             raise ExportError(
                 f"expected operators of opset {opset}, the newest that this target reads, got {node.op_type} of opset "
                 f"{_since(node.op_type, written)} (layer {node.name}); choose a target with a newer TensorRT"
@@ -80,9 +80,14 @@ def _splits_evenly(node: ir.Node) -> bool:
     return isinstance(size, int) and size % len(node.outputs) == 0
 
 
-def _same_before(node: ir.Node) -> bool:
-    return (
-        node.op_type in _ATTRIBUTES_SINCE
-        and len(node.inputs) <= _INPUTS_BEFORE[node.op_type]
-        and not _ATTRIBUTES_SINCE[node.op_type] & set(node.attributes)
-    )
+def _same_before_(node: ir.Node, opset: int) -> bool:
+    """Whether ``node`` means the same in older opsets; attributes that they lack go where they say what is usual."""
+    if node.op_type not in _ATTRIBUTES_SINCE or len(node.inputs) > _INPUTS_BEFORE[node.op_type]:
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset)
+    for name in _ATTRIBUTES_SINCE[node.op_type] & set(node.attributes):
+        usual = schema.attributes[name].default_value  # without a type if there is none
+        if not usual.type or ir.from_proto(usual).value != node.attributes[name].value:
+            return False
+        del node.attributes[name]
+    return True
