@@ -187,7 +187,8 @@ def build(
             calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
     with_dense = baseline == DENSE
     steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
-    with house.progress("exporting", total=steps) as advance:
+    # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.
+    with house.only_results_on_stdout(), house.progress("exporting", total=steps) as advance:
         result = build_bundle(
             loaded,
             output=output,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from smart_devices import MissingExtraError, resolve_target
+from smart_devices.console.cli import only_results_on_stdout
 from smart_export import BuildResult, ExportError, build_bundle
 from smart_export.cli import main as smart_export
 from smart_export.report import plan_lines
@@ -226,6 +229,19 @@ def test_asymmetric_quantisation_as_for_a_cpu_is_refused_with_the_reason(tmp_pat
         plan_from_onnx(file, inputs=DIGITS, capabilities=["8.6"])
 
 
+def test_what_the_library_prints_keeps_out_of_results(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It has a line for a constant that fp16 rounds, written past its logger and past Python."""
+    text = "half = Cast<to=10>(image) least = Clip(half, low) scores = Cast<to=1>(least)"
+    file = written(tmp_path, text, low=np.array(0.1, np.float16))
+    with only_results_on_stdout():
+        plan_from_onnx(file, inputs=DIGITS, capabilities=["8.6"])
+        os.write(1, b"native\n")
+    os.write(1, b"result\n")
+    printed = capfd.readouterr()
+    assert printed.out == "result\n"
+    assert "native" in printed.err
+
+
 def test_a_refusal_leaves_the_old_bundle_as_it_was(planned: BuildResult, checkpoint_file: Path, tmp_path: Path) -> None:
     """Turing has no float32 matrix product there, so that this one is parsed and then not built."""
     bundle = tmp_path / "bundle"
@@ -244,13 +260,23 @@ def test_a_refusal_leaves_the_old_bundle_as_it_was(planned: BuildResult, checkpo
 
 
 def test_the_command_replaces_a_bundle_with_its_plans(
-    planned: BuildResult, checkpoint_file: Path, tmp_path: Path
+    planned: BuildResult,
+    checkpoint_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    def talking(*arguments: Any, **options: Any) -> memoryview:
+        os.write(1, b"WARNING: of a native library\n")
+        return plan_from_onnx(*arguments, **options)
+
+    monkeypatch.setattr("smart_export.rtx.plan_from_onnx", talking)
     bundle = tmp_path / "bundle"
     shutil.copytree(planned.bundle, bundle)
     arguments = (checkpoint_file, "--target", CARD, "--baseline", "none", "-o", bundle, "--force")
     done = invoke(*arguments, "--rtx", "8.9", "--json")
     assert done.exit_code == 0, done.stderr
+    assert capfd.readouterr().out == ""  # beside the JSON, which goes through Python
     plans = json.loads(done.stdout)["plans"]
     assert [(plan["graph"], plan["compute_capabilities"]) for plan in plans] == [(path, ["8.9"]) for path in GRAPHS[:2]]
     assert all(plan["seconds"] > 0 for plan in plans)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -101,6 +103,26 @@ def console(*, stderr: bool = False) -> Console:
 def note(message: str) -> None:
     """Print a line for people on standard error, above a progress bar if there is one."""
     (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Send to standard error what a library of native code writes to standard output, which is for results.
+
+    Such a library knows nothing of ``sys.stdout``: the process's own standard output is replaced, for all its threads.
+    """
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (AttributeError, OSError, ValueError):  # standard output is closed: nobody reads a result there
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager
