@@ -36,8 +36,8 @@ def staged(output: Path) -> Iterator[Path]:
             if error.errno not in _NO_ROOM and not _NUMPY_HAS_NO_ROOM.search(str(error)):
                 raise
             raise ExportError(
-                f"expected room for the bundle {output}, got too little ({error.strerror or error}); make some, or use "
-                f"another -o"
+                f"expected room for the bundle {output}, got too little ({error.strerror or error}); make some there "
+                f"and where temporary files go (TMPDIR), or use another -o"
             ) from error
         finally:
             shutil.rmtree(place, ignore_errors=True)

@@ -174,4 +174,5 @@ def test_a_full_disk_leaves_the_old_bundle(checkpoint_file: Path, old: Path, tmp
     done = run_on_small_disk(FULL_DISK, *arguments, disk=disk, kilobytes=kilobytes)
     assert done.stdout.split("\n") == ["status 1", "bundle", "whole", ""]
     assert done.stderr.startswith(f"error: expected room for the bundle {disk}/bundle, got too little (")
+    assert "temporary files go (TMPDIR)" in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
