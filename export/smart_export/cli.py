@@ -230,7 +230,8 @@ def build(
         ]
         for name, row in graphs.items()
     ]
-    title = f"{output}: {found['precision']} for {device.name}, each graph agrees with its masked path"
+    held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
+    title = f"{output}: {precision} for {device.name}, {held}"
     house.console().print(
         house.table(title, ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"], rows)
     )

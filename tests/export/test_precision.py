@@ -164,7 +164,8 @@ def test_the_same_bytes_in_another_process(build: Build, checkpoint_file: Path, 
     command = [sys.executable, "-m", "smart_export.cli", str(checkpoint_file), "--target", "cpu"]
     options = ["--precision", "int8", "--max-drop", "20", "-o", str(tmp_path / "b")]
     environment = os.environ | {"PYTHONHASHSEED": "77", "TMPDIR": str(tmp_path)}
-    subprocess.run([*command, *options], check=True, env=environment, stdout=subprocess.DEVNULL)
+    done = subprocess.run([*command, *options], check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    assert "int8 for cpu, each path passed the accuracy gate" in " ".join(done.stdout.split())
     assert Bundle.open(tmp_path / "b").digest == Bundle.open(build("cpu", "int8").bundle).digest
 
 
