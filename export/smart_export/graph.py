@@ -28,16 +28,19 @@ INPUT, OUTPUT = "image", "scores"
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter says about itself and torch about its own future; errors still come through."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that torchvision's operators are not registered
+    # The first warns that torchvision's operators are not registered; the second has a line for every failure.
+    levels = {"torch.onnx": logging.ERROR, "torch.export": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 class Converter:
@@ -167,7 +170,7 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
         said = next(iter(str(first).strip().splitlines()), "")
         raise ExportError(
             f"expected a network that torch.onnx.export can convert, got {type(first).__name__}: {said:.200}; a "
-            f"forward must not choose its way by the values that it computes"
+            f"forward must not choose its way by the values that it computes, nor cast to float32 in an fp16 export"
         ) from error
     assert program is not None  # it returns None only when it is told to write a file
     model = program.model

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from export.rtx import assert_builds
 from export.test_fold import randomise_, relative
@@ -357,3 +357,22 @@ def test_a_network_that_torch_cannot_export_is_refused_in_one_sentence() -> None
     with pytest.raises(ExportError, match=r"expected a network that torch.onnx.export can convert") as caught:
         onnx_from_module(Choosing(), input_shape=(3, 4, 4), opset=20)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as above
+def test_a_network_that_casts_is_refused_in_fp16_and_nothing_else_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores: Tensor = self.conv(images.float()).mean((2, 3))
+            return scores
+
+    module = fx.symbolic_trace(Casting().eval())
+    to_half_(module)
+    with pytest.raises(ExportError, match=r"got RuntimeError: .*nor cast to float32 in an fp16 export") as caught:
+        onnx_from_module(module, input_shape=(3, 4, 4), opset=20)
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""
