@@ -87,7 +87,7 @@ def _same_before_(node: ir.Node, opset: int) -> bool:
     schema = onnx.defs.get_schema(node.op_type, opset)
     for name in _ATTRIBUTES_SINCE[node.op_type] & set(node.attributes):
         usual = schema.attributes[name].default_value  # without a type if there is none
-        if not usual.type or ir.from_proto(usual).value != node.attributes[name].value:
+        if not usual.type or ir.serde.deserialize_attribute(usual).value != node.attributes[name].value:
             return False
         del node.attributes[name]
     return True
