@@ -275,9 +275,12 @@ def main() -> None:
         ]
     training = {key: checkpoint.training.get(key) for key in ("data", "train_images", "epochs", "attack", "best_epoch")}
     record = {
-        "command": "python benchmarks/bench_precision.py --data folder:DIR --checkpoint ckpt.pt"
+        "command": "python benchmarks/bench_precision.py --checkpoint ckpt.pt"
+        + (f" --data {options.data.partition(':')[0]}:DIR --images {options.images}" if options.data else "")
+        + f" --blocks {options.blocks}"
         + (" --also digits.pt" if options.also else "")
-        + (" --modelopt PYTHON" if options.modelopt else ""),
+        + (" --modelopt PYTHON" if options.modelopt else "")
+        + (" --keep-methods" if options.keep_methods else ""),
         "method": "medians of interleaved blocks in one process, 95% bootstrap interval over the rounds; accuracies on "
         "test images where there is data, with int8 calibrated on the checkpoint's samples, else on one half of those; "
         "quantisers are compared on that half",
