@@ -42,6 +42,10 @@ def build(*, num_classes, in_channels, width=4, norm=True, note="", **others):
 def text(**_):
     return "no network"
 
+def late(**arguments):
+    from own_nets_beside import build
+    return build(**arguments)
+
 def half(*, num_classes, in_channels):
     return build(num_classes=num_classes, in_channels=in_channels).half()
 
@@ -59,7 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "own_nets" / "broken.py").write_text("import no_such_module_anywhere")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "own_nets"]:
+    for name in [name for name in sys.modules if name.startswith("own_nets")]:
         del sys.modules[name]
 
 
@@ -120,6 +124,14 @@ def test_what_is_wrong_with_a_factory_is_one_sentence(folder: Path, name: str, w
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("ckpt.pt").exists()
+
+
+def test_a_factory_may_import_what_lies_beside_it_when_it_is_called(folder: Path) -> None:
+    (folder / "own_nets_beside.py").write_text("from own_nets.tiny import build")
+    path_before = list(sys.path)
+    network = import_factory("own_nets.tiny:late")(num_classes=3, in_channels=1)
+    assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+    assert sys.path == path_before
 
 
 def test_a_recipe_alone_imports_nothing(folder: Path) -> None:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ def _current_folder() -> Iterator[None]:
 def import_factory(name: str) -> Factory:
     """Import what ``package.module:factory`` names and return it: this runs the module's code.
 
-    The current folder counts as a place to find it, while the module is imported and no longer.
+    The current folder counts as a place to find it and what it imports, until the network is made and no longer.
 
     Raises:
         ConfigError: if the form is another, the import fails, or it is nothing to call.
@@ -74,7 +74,13 @@ def import_factory(name: str) -> Factory:
         ) from error
     if not callable(found):
         raise ConfigError(f"expected something to call in {name}, got {type(found).__name__}; name a function or class")
-    return found
+    factory: Factory = found
+
+    def build(**arguments: Any) -> nn.Module:
+        with _current_folder():  # a factory may import when it is called
+            return factory(**arguments)
+
+    return build
 
 
 def call_factory(
