@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/bench_export.py
 
 ResNet-34 at 3x32x32 with random weights and masks, density 0.5, 256 samples: both paths and the dense network, a path
-verified on 640 images (the samples, half of them attacked too, and 256 of noise). Wall time is from the start of the
+verified on 768 images (the samples, clean and attacked, and 256 of noise). Wall time is from the start of the
 process to its end, imports included; of three runs the median counts. Writes benchmarks/results/export.json with the
 environment, prints the table and ends with status 1 if a goal is missed.
 """
