@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,9 +58,11 @@ def test_unknown_engine() -> None:
         create_engine("abacus", graph(), inputs=INPUTS, outputs=OUTPUTS)
 
 
-def test_no_threads() -> None:
-    with pytest.raises(EngineError, match="expected 1 thread or more, got 0"):
-        create_engine(AUTO, graph(), inputs=INPUTS, outputs=OUTPUTS, threads=0)
+@pytest.mark.parametrize("threads", [0, 99_999])
+def test_threads_that_cores_cannot_run(threads: int) -> None:
+    cores = len(os.sched_getaffinity(0))
+    with pytest.raises(EngineError, match=f"expected 1 to {cores} threads, .* got {threads}"):
+        create_engine(AUTO, graph(), inputs=INPUTS, outputs=OUTPUTS, threads=threads)
 
 
 def test_closed_twice_then_run() -> None:

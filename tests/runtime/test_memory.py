@@ -413,9 +413,10 @@ def test_where_memory_forbids_a_reload_the_old_bundle_serves(large_bundle: Path)
 
 
 def test_the_system_says_how_much_memory_a_process_has() -> None:
+    content = b"1" * (8 * MIB)  # made before: what it leaves behind would count
     before = resident_bytes()
     with mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE) as kept:  # an array may get pages that earlier tests have freed
-        kept.write(b"1" * len(kept))
+        kept.write(content)
         after = resident_bytes()
     assert before is not None
     assert after is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
@@ -17,7 +16,7 @@ from smart_runtime.bench.measure import calls_per_block, interleave
 from smart_runtime.bench.probes import Probe, ProbeEngine
 from smart_runtime.bench.statistics import Block
 from smart_runtime.engines import Batch, resolve_engine
-from smart_runtime.errors import EngineError, InputError
+from smart_runtime.errors import EngineError
 
 ROUNDS = 12
 """Blocks of calls of each probe."""
@@ -77,15 +76,8 @@ def calibrate(
 
     Raises:
         EngineError: ONNX Runtime does not run a probe, or the times make no sense.
-        InputError: More threads than cores: they would wait for one another, for minutes.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    cores = len(os.sched_getaffinity(0))
-    if threads > cores:
-        raise InputError(
-            f"expected at most {cores} threads, as many as there are cores for this process, got {threads}; "
-            "calibrate for as many as a call will use"
-        )
     name = resolve_engine(CALIBRATED_ENGINE)
     rng = np.random.default_rng(seed)
     with ExitStack() as open_engines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -54,10 +55,12 @@ def create_engine(
         graph: The graph's checked bytes.
         inputs: What the graph must take.
         outputs: What the graph must give.
-        threads: Threads that one run may use; None leaves it to the engine (ONNX Runtime: one a physical core).
+        threads: Threads that one run may use; None leaves it to the engine (ONNX Runtime: one a physical core). At
+            most one for each core of this process: more would wait for one another, thousands for minutes.
 
     Raises:
-        EngineError: No such engine, or it refuses the graph, or the graph takes or gives something else.
+        EngineError: No such engine, or so many threads, or the engine refuses the graph, or the graph takes or gives
+            something else.
         MissingExtraError: The engine's library is not installed.
     """
     _check_threads(threads)
@@ -88,5 +91,11 @@ def open_engine(
 
 
 def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise EngineError(f"expected 1 thread or more, got {threads}; leave it out to let the engine choose")
+    if threads is None:
+        return
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= threads <= cores:
+        raise EngineError(
+            f"expected 1 to {cores} threads, as many as there are cores for this process, got {threads}; leave it out "
+            f"to let the engine choose"
+        )
