@@ -62,6 +62,11 @@ class Attack:
         """The attack in the field's short form, ``pgd20x1`` for 20 steps and one restart."""
         return f"{self.name}{self.steps}x{self.restarts}" if self.name == "pgd" else self.name
 
+    @property
+    def step(self) -> float:
+        """The length of a step in pixel units."""
+        return self.step_size or (1.25 * self.eps if self.name == "fgsm-rs" else 2.5 * self.eps / self.steps)
+
     def perturb(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return adversarial images: the shape of ``images``, in [0, 1], within eps of them.
 
@@ -71,11 +76,10 @@ class Attack:
             labels: int64 (N,).
             generator: random starts come from it; on the device of ``images``.
         """
-        step = self.step_size or (1.25 * self.eps if self.name == "fgsm-rs" else 2.5 * self.eps / self.steps)
         worst = images
         worst_loss = torch.full(labels.shape, -torch.inf, device=images.device)  # infinite once the model is fooled
         for restart in range(self.restarts):
-            adversarial = self._one_start(model, images, labels, step=step, generator=generator)
+            adversarial = self._one_start(model, images, labels, generator=generator)
             if self.restarts == 1:
                 return adversarial
             with torch.no_grad():
@@ -88,16 +92,58 @@ class Attack:
             worst_loss = torch.where(better, loss, worst_loss)
         return worst
 
-    def _one_start(
-        self, model: Model, images: Tensor, labels: Tensor, *, step: float, generator: torch.Generator
-    ) -> Tensor:
-        low, high = (images - self.eps).clamp_(0, 1), (images + self.eps).clamp_(0, 1)
+    def fool(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return adversarial images as `perturb` does, each left alone as soon as the model errs on it.
+
+        This is the attack that measures: any iterate of any restart may break an image, as in AutoAttack, and what is
+        broken costs nothing more. An image that withstands is returned as the last restart left it.
+        """
+        found = images.clone()
+        left = torch.arange(len(labels), device=labels.device)
+        for _ in range(self.restarts):
+            if len(left) == 0:
+                break
+            found[left], right = self._until_wrong(model, images[left], labels[left], generator=generator)
+            left = left[right]
+        return found
+
+    def _start(self, images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a random start and the least and greatest values that each pixel may take."""
         noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
-        adversarial = (images + noise).clamp_(0, 1)
+        return (images + noise).clamp_(0, 1), (images - self.eps).clamp_(0, 1), (images + self.eps).clamp_(0, 1)
+
+    def _one_start(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+        adversarial, low, high = self._start(images, generator=generator)
         for _ in range(self.steps):
             adversarial.requires_grad_()
             with torch.enable_grad():
                 loss = F.cross_entropy(model(adversarial).float(), labels, reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, adversarial)  # for the input only: no weight gradients
-            adversarial = torch.clamp(adversarial.detach() + step * gradient.sign(), low, high)
+            adversarial = torch.clamp(adversarial.detach() + self.step * gradient.sign(), low, high)
         return adversarial
+
+    def _until_wrong(
+        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images of one restart, and which of them (N,) the model still classifies rightly."""
+        adversarial, low, high = self._start(images, generator=generator)
+        found, withstands = adversarial.clone(), torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
+        at = torch.arange(len(labels), device=labels.device)  # where in `found` those stand that are being attacked
+        for step in range(self.steps + 1):
+            last = step == self.steps
+            with torch.set_grad_enabled(not last):
+                adversarial.requires_grad_(not last)
+                scores = model(adversarial).float()
+                right = scores.detach().argmax(dim=1) == labels
+                gradient = None
+                if not last and right.any():
+                    loss = F.cross_entropy(scores[right], labels[right], reduction="sum")
+                    (gradient,) = torch.autograd.grad(loss, adversarial)
+            adversarial = adversarial.detach()
+            found[at] = adversarial
+            if gradient is None:
+                withstands[at] = right
+                break
+            at, labels, low, high = at[right], labels[right], low[right], high[right]
+            adversarial = torch.clamp(adversarial[right] + self.step * gradient[right].sign(), low, high)
+        return found, withstands

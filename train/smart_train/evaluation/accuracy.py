@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smart_train.attacks import Attack
+from smart_train.attacks import Attack, Model
 from smart_train.data.images import Split
 from smart_train.errors import ConfigError
 from smart_train.methods.step import fixed
@@ -53,16 +55,21 @@ def to_tensor(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255).contiguous()
 
 
-def some_examples(split: Split, count: int, *, seed: int) -> Split:
-    """Return ``count`` images of ``split``, chosen by ``seed``.
+def some_indices(total: int, count: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """Return ``count`` different numbers below ``total``, int64 (count,), chosen by ``seed``.
 
     Raises:
         ConfigError: if there are not so many.
     """
-    if not 1 <= count <= len(split):
-        raise ConfigError(f"expected 1 to {len(split)} examples, got {count}; the test split has no more")
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).numpy()[:count]
-    return Split(split.images[order], split.labels[order])
+    if not 1 <= count <= total:
+        raise ConfigError(f"expected 1 to {total} examples, got {count}; the test split has no more")
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).numpy()[:count]
+
+
+def some_examples(split: Split, count: int, *, seed: int) -> Split:
+    """Return ``count`` images of ``split``, chosen by ``seed``; raises as :func:`some_indices`."""
+    chosen = some_indices(len(split), count, seed=seed)
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def _nothing(_: int) -> None:
@@ -70,7 +77,8 @@ def _nothing(_: int) -> None:
 
 
 @torch.no_grad()
-def _correct(model: PathNetwork, images: Tensor, labels: Tensor) -> Tensor:
+def classified_rightly(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """Return which of ``images``, float (N, C, H, W), the model gives their labels, bool (N,)."""
     right: Tensor = model(images).argmax(dim=1) == labels
     return right
 
@@ -86,7 +94,8 @@ def accuracy(
 ) -> Accuracy:
     """Measure one path in float32 and eval mode.
 
-    Under an attack an image counts if it is classified correctly before and after, as AutoAttack counts.
+    Under an attack an image counts if it is classified correctly before and after, as AutoAttack counts; any iterate
+    of the attack may break it.
 
     Args:
         model: the path; its train/eval flag is as before afterwards.
@@ -101,12 +110,12 @@ def accuracy(
         for start in range(0, len(split), CHUNK):
             images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
             labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)
-            correct = _correct(model, images, labels)
-            if attack is not None:
-                adversarial = attack.perturb(model, images, labels, generator=generator)
-                correct &= _correct(model, adversarial, labels)
+            correct = classified_rightly(model, images, labels)
+            if attack is not None and correct.any():
+                images, labels = images[correct], labels[correct]  # the others are wrong already
+                correct = classified_rightly(model, attack.fool(model, images, labels, generator=generator), labels)
             right += int(correct.sum())
-            done(len(labels))
+            done(len(split.labels[start : start + CHUNK]))
     return Accuracy(right, len(split))
 
 

@@ -1,45 +1,70 @@
-"""``smart-eval``: clean and robust accuracy of each path of a checkpoint."""
+"""``smart-eval``: clean and robust accuracy of each path of checkpoints."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from smart_devices.console import cli as house
 from smart_devices.version import version
 from smart_train.architectures.cli import OwnNetwork, own_network_options
-from smart_train.attacks import Attack
+from smart_train.checkpoint import Checkpoint
 from smart_train.data.cli import DataPlaces, data_options
+from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
-from smart_train.evaluation.accuracy import evaluate_path, some_examples
+from smart_train.evaluation.accuracy import some_indices
+from smart_train.evaluation.measure import CHUNK, measure
+from smart_train.evaluation.named import NamedAttack, parse_attacks
+from smart_train.evaluation.records import Records
+from smart_train.evaluation.report import THREAT_MODEL, Measured, document, table
 from smart_train.options import parse_fraction
 
 
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
-    epilog="Example: smart-eval ckpt.pt --attack pgd --steps 20 --restarts 1",
+    epilog="Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 1000",
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--attack", default="pgd", type=click.Choice(["pgd"]), help="White-box, on each path itself.")
-@click.option("--steps", default=20)
-@click.option("--restarts", default=1)
-@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps]")
+@click.argument(
+    "models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+@click.option(
+    "--attack",
+    default="pgd",
+    help="White-box, on each path itself: clean, pgd, pgd50x5 (50 steps, 5 restarts), autoattack, or one of its parts "
+    "apgd-ce, apgd-t, fab-t, square; several with commas.",
+)
+@click.option("--steps", default=20, help="Of --attack pgd.")
+@click.option("--restarts", default=1, help="Of --attack pgd.")
+@click.option("--step-size", help="Of PGD, in pixel units.  [default: 2.5 eps / steps]")
 @click.option("--eps", help="Radius in pixel units: 0.3, 8/255.  [default: the checkpoint's]")
 @click.option("--examples", type=int, help="Measure on this many test images, chosen by the seed.  [default: all]")
 @click.option("--data", help=f"{DATA_SPECS}.  [default: what it was trained on, where its name says all]")
 @data_options
 @own_network_options
 @click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
+@click.option("--chunk", default=CHUNK, type=click.IntRange(min=1), help="Images that are attacked together.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write results there as they come, a line of JSON for each chunk, for --resume.",
+)
+@click.option("--resume", is_flag=True, help="Go on with what -o has; results that do not belong to this run stay.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
 @click.version_option(version(), prog_name="smart-eval")
 def main(
     *,
-    checkpoint: Path,
+    models: tuple[Path, ...],
     attack: str,
     steps: int,
     restarts: int,
@@ -50,82 +75,122 @@ def main(
     places: DataPlaces,
     own: OwnNetwork,
     seed: int,
+    chunk: int,
+    output: Path | None,
+    resume: bool,
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure each path of CHECKPOINT on the test split, clean and under an attack on that path, with 95% intervals."""
-    found = own.load(checkpoint)
-    record = found.training.get("data")
+    """Measure each path of every checkpoint MODEL on its test split, clean and under attacks on that path.
+
+    Accuracies have 95% intervals. An image counts under an attack if it is classified rightly before and after it.
+    """
+    if resume and output is None:
+        raise click.UsageError("--resume goes on with the file that -o names: give it too.")
+    chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+    radius = None if eps is None else parse_fraction(eps)
+    step = None if step_size is None else parse_fraction(step_size)
+    sets: dict[str, ImageSet] = {}
+    subjects = []  # all are read before the first is attacked: what is wrong with the last shows at once
+    for model in models:
+        checkpoint = own.load(model)
+        images = _images(checkpoint, model, data=data, places=places, sets=sets)
+        attacks = parse_attacks(
+            attack,
+            eps=checkpoint.samples.eps if radius is None else radius,
+            steps=steps,
+            restarts=restarts,
+            step_size=step,
+        )
+        indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
+        subjects.append(_Subject(model, checkpoint, images, attacks, indices))
+    total = sum(subject.work for subject in subjects)
+    measured = []
+    with Records(output, resume=resume) as records, house.progress(attack, total=total) as advance:
+        for subject in subjects:
+            digest = hashlib.sha256(subject.file.read_bytes()).hexdigest()
+            right = measure(
+                subject.checkpoint.net.to(chosen),
+                subject.split,
+                attacks=subject.attacks,
+                seed=seed,
+                records=records,
+                about={"model": digest, "data": subject.images.digest},
+                chunk=chunk,
+                device=chosen,
+                done=lambda path, name, count: advance(f"{path}, {name}", count=count),
+            )
+            subject.checkpoint.net.to("cpu")  # a GPU holds one at a time
+            measured.append(
+                Measured(
+                    model=subject.file,
+                    digest=digest,
+                    eps=subject.checkpoint.samples.eps if radius is None else radius,
+                    attacks=subject.attacks,
+                    right=right,
+                    seed=seed,
+                    indices=subject.indices,
+                )
+            )
+    if as_json:
+        house.print_json(document(measured))
+        return
+    title, columns, rows = table(measured)
+    house.print_wide(house.table(title, columns, rows, text_columns=len(columns) - len(measured[0].names) - 1))
+    house.note(THREAT_MODEL)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One model with what it is measured by."""
+
+    file: Path
+    checkpoint: Checkpoint
+    images: ImageSet
+    attacks: Sequence[NamedAttack]
+    indices: npt.NDArray[np.int64] | None
+
+    @property
+    def split(self) -> Split:
+        test = self.images.test
+        return test if self.indices is None else Split(test.images[self.indices], test.labels[self.indices])
+
+    @property
+    def work(self) -> int:
+        """Images to classify or attack, over all paths."""
+        return len(self.split) * len(self.checkpoint.net.path_names) * (1 + len(self.attacks))
+
+
+def _images(
+    checkpoint: Checkpoint, model: Path, *, data: str | None, places: DataPlaces, sets: dict[str, ImageSet]
+) -> ImageSet:
+    """Return what to measure ``checkpoint`` on; ``sets`` keeps each set that was read.
+
+    Raises:
+        ConfigError: nobody says which data that is.
+        DataError: it is of another form than the network.
+    """
+    record = checkpoint.training.get("data")
     record = record if isinstance(record, dict) else {}
     trained_on = str(record.get("kind", "other data"))
     if data is None and trained_on not in NAMED:
         raise ConfigError(f"expected --data for a network trained on {trained_on}, got none; give the same data again")
-    images = places.load(data or trained_on)
-    if images.shape != found.input_shape or len(images.class_names) != len(found.class_names):
+    name = data or trained_on
+    if name not in sets:
+        sets[name] = places.load(name)
+    images = sets[name]
+    if images.shape != checkpoint.input_shape or len(images.class_names) != len(checkpoint.class_names):
         raise DataError(
-            f"expected images {found.input_shape} of {len(found.class_names)} classes as the network was trained on, "
-            f"got {images.shape} of {len(images.class_names)}; give the data it was trained on"
+            f"expected images {checkpoint.input_shape} of {len(checkpoint.class_names)} classes as the network was "
+            f"trained on, got {images.shape} of {len(images.class_names)}; give the data it was trained on"
         )
     if images.digest != record.get("digest"):
-        house.note("warning: these are not the very images of the training: test images may have been trained on")
-    split = images.test
-    if examples is not None:
-        split = some_examples(split, examples, seed=seed)
-    chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    if chosen == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
-    strength = Attack(
-        name="pgd",
-        eps=found.samples.eps if eps is None else parse_fraction(eps),
-        steps=steps,
-        restarts=restarts,
-        step_size=None if step_size is None else parse_fraction(step_size),
-    )
-    net = found.net.to(chosen)
-    results = {}
-    with house.progress(f"{attack} on {len(split)} images", total=len(split) * len(net.path_names)) as advance:
-        for path in net.path_names:
-            results[path] = evaluate_path(
-                net.path(path),
-                split,
-                attack=strength,
-                generator=torch.Generator(device=chosen).manual_seed(seed),
-                device=chosen,
-                done=lambda count: advance(count=count),
-            )
-    if as_json:
-        house.print_json(
-            {
-                "checkpoint": str(checkpoint),
-                "attack": {
-                    "name": strength.name,
-                    "eps": strength.eps,
-                    "steps": strength.steps,
-                    "restarts": strength.restarts,
-                },
-                "examples": len(split),
-                "seed": seed,
-                "split": "test",
-                "paths": {
-                    path: {
-                        "clean_accuracy": r.clean.value,
-                        "clean_interval": list(r.clean.interval),
-                        "robust_accuracy": r.robust.value,
-                        "robust_interval": list(r.robust.interval),
-                    }
-                    for path, r in results.items()
-                },
-            }
+        house.note(
+            f"warning: these are not the very images of the training of {model}: test images may have been trained on"
         )
-        return
-    rows = [
-        [path, *(f"{a.value:.3f}  [{a.interval[0]:.3f}, {a.interval[1]:.3f}]" for a in (r.clean, r.robust))]
-        for path, r in results.items()
-    ]
-    title = (
-        f"{checkpoint}: {len(split)} test images, {strength.label}, eps {strength.eps:.4g}, seed {seed}, 95% intervals"
-    )
-    house.console().print(house.table(title, ["path", "clean", "robust"], rows))
+    return images
 
 
 if __name__ == "__main__":

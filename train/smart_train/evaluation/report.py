@@ -1,0 +1,140 @@
+"""What smart-eval says of the models that it measured: one document for machines, one table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_train.evaluation.accuracy import Accuracy
+from smart_train.evaluation.named import CLEAN, NamedAttack
+from smart_train.evaluation.records import Right
+
+THREAT_MODEL = (
+    "White-box: the attacker knows the network, its weights and which path runs, and changes each pixel by at most eps "
+    "(L-infinity, pixels in [0, 1]). The user chose the path; the attacker cannot change it."
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model with what was found.
+
+    Attributes:
+        model: its file.
+        digest: SHA-256 of the file.
+        eps: the radius of every attack, in pixel units.
+        attacks: that were made.
+        right: by path, by attack, ``clean`` included, which images were right, bool (N,).
+        seed: of the attacks and of the choice of images.
+        indices: of the test images that were chosen, None for all.
+    """
+
+    model: Path
+    digest: str
+    eps: float
+    attacks: Sequence[NamedAttack]
+    right: Mapping[str, Mapping[str, Right]]
+    seed: int
+    indices: npt.NDArray[np.int64] | None
+
+    @property
+    def names(self) -> list[str]:
+        """Of what was made of the images: ``clean``, then the attacks."""
+        return [CLEAN, *(attack.name for attack in self.attacks)]
+
+    @property
+    def examples(self) -> int:
+        """How many images."""
+        return len(next(iter(self.right.values()))[CLEAN])
+
+    def accuracy(self, path: str, attack: str) -> Accuracy:
+        """Return the accuracy of a path under one attack, or ``clean``."""
+        return _accuracy(self.right[path][attack])
+
+    def worst(self, path: str) -> Accuracy:
+        """Return the accuracy of a path where each image meets the worst of all attacks for it."""
+        return _accuracy(np.logical_and.reduce([*self.right[path].values()]))
+
+    def document(self) -> dict[str, Any]:
+        """Return it for machines."""
+        return {
+            "model": str(self.model),
+            "digest": self.digest,
+            "attacks": [attack.record for attack in self.attacks],
+            "eps": self.eps,
+            "norm": "Linf",
+            "threat_model": THREAT_MODEL,
+            "examples": self.examples,
+            "example_indices": None if self.indices is None else self.indices.tolist(),
+            "seed": self.seed,
+            "split": "test",
+            "paths": {path: self._path(path) for path in self.right},
+        }
+
+    def _path(self, path: str) -> dict[str, Any]:
+        clean, worst = self.accuracy(path, CLEAN), self.worst(path)
+        return {
+            "clean_accuracy": clean.value,
+            "clean_interval": list(clean.interval),
+            "robust_accuracy": worst.value,
+            "robust_interval": list(worst.interval),
+            "attacks": {
+                attack.name: {"accuracy": found.value, "interval": list(found.interval), "correct": found.correct}
+                for attack in self.attacks
+                for found in [self.accuracy(path, attack.name)]
+            },
+        }
+
+
+def _accuracy(right: Right) -> Accuracy:
+    return Accuracy(int(right.sum()), len(right))
+
+
+def document(measured: Sequence[Measured]) -> dict[str, Any]:
+    """Return all models for machines; of a single one its own keys stand at the top too, as before there were more."""
+    models = [one.document() for one in measured]
+    if len(measured) > 1:
+        return {"models": models}
+    (one,), (only,) = measured, models
+    attacks = [attack.record for attack in one.attacks]
+    single = {}
+    if len(attacks) == 1 and "steps" in attacks[0]:
+        single["attack"] = {"name": "pgd", **{key: attacks[0][key] for key in ("eps", "steps", "restarts")}}
+    return {
+        "models": models,
+        "checkpoint": only["model"],
+        **single,
+        **{key: only[key] for key in ("examples", "seed", "split", "paths")},
+    }
+
+
+def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows for people."""
+    first = measured[0]
+    attacks = first.names[1:]
+    several = len(measured) > 1
+    radii = {f"{one.eps:.4g}" for one in measured}
+    counts = {str(one.examples) for one in measured}
+    title = (
+        f"{f'{len(measured)} models' if several else first.model}: {', '.join(sorted(counts))} test images, "
+        f"{', '.join(attacks) or 'no attack'}, eps {', '.join(sorted(radii))}, seed {first.seed}, 95% intervals"
+    )
+    worst = ["worst of all"] if len(attacks) > 1 else []
+    columns = [*(["model"] if several else []), "path", *first.names, *worst]
+    rows = []
+    for one in measured:
+        for path in one.right:
+            found = [one.accuracy(path, name) for name in first.names] + [one.worst(path)] * len(worst)
+            rows.append(
+                [
+                    *([str(one.model)] if several else []),
+                    path,
+                    *(f"{a.value:.3f}  [{a.interval[0]:.3f}, {a.interval[1]:.3f}]" for a in found),
+                ]
+            )
+    return title, columns, rows
