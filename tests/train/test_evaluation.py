@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,22 @@ def test_the_document_has_every_model_attack_and_path(trained: Path, data: str, 
     two = json.loads(run(str(trained), str(trained), *options).stdout)
     assert set(two) == {"models"}
     assert [one["paths"] for one in two["models"]] == [model["paths"]] * 2
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, data: str, tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    options = [str(trained), "--data", data, "--attack", "pgd50x2", "--chunk", "2", "--json"]
+    command = [sys.executable, "-m", "smart_train.evaluation.cli", *options, "-o", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 13):
+            pass  # it is killed in the midst of its attacks
+        process.kill()
+    kept = output.read_bytes().count(b"\n")
+    assert 13 < kept < 2 * 2 * 11, "it was killed before it ended"
+    resumed = run(*options, "-o", str(output), "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert output.read_bytes().count(b"\n") == 2 * 2 * 11
+    assert resumed.stdout == run(*options).stdout
 
 
 def test_an_attack_by_its_strength_is_the_one_by_its_name(trained: Path, data: str) -> None:
