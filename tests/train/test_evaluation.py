@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -278,6 +279,30 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, dat
     assert resumed.exit_code == 0, resumed.output
     assert output.read_bytes().count(b"\n") == 2 * 2 * 11
     assert resumed.stdout == run(*options).stdout
+
+
+def test_processes_that_share_a_run_end_as_one_alone(trained: Path, data: str, tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    options = [str(trained), "--data", data, "--attack", "pgd3x2", "--chunk", "4", "--device", "cpu", "--json"]
+    shared = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    module = ["-m", "smart_train.evaluation.cli", *options, "-o", str(output)]
+    done = subprocess.run(
+        [sys.executable, *shared, *module],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = run(*options, "-o", str(tmp_path / "alone.jsonl"))
+    finally:
+        torch.set_num_threads(threads)
+    assert done.stdout == alone.stdout
+    assert sorted(output.read_text().splitlines()) == sorted((tmp_path / "alone.jsonl").read_text().splitlines())
 
 
 def test_an_attack_by_its_strength_is_the_one_by_its_name(trained: Path, data: str) -> None:

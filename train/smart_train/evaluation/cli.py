@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from smart_train.evaluation.measure import CHUNK, measure
 from smart_train.evaluation.named import NamedAttack, parse_attacks
 from smart_train.evaluation.records import Records
 from smart_train.evaluation.report import THREAT_MODEL, Measured, document, table
+from smart_train.evaluation.shards import join_shards
 from smart_train.options import parse_fraction
 
 
@@ -97,43 +98,48 @@ def main(
     for model in models:
         checkpoint = own.load(model)
         images = _images(checkpoint, model, data=data, places=places, sets=sets)
-        attacks = parse_attacks(
-            attack,
-            eps=checkpoint.samples.eps if radius is None else radius,
-            steps=steps,
-            restarts=restarts,
-            step_size=step,
-        )
+        own_eps = checkpoint.samples.eps if radius is None else radius
+        attacks = parse_attacks(attack, eps=own_eps, steps=steps, restarts=restarts, step_size=step)
         indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
-        subjects.append(_Subject(model, checkpoint, images, attacks, indices))
+        subjects.append(_Subject(model, checkpoint, images, own_eps, attacks, indices))
     total = sum(subject.work for subject in subjects)
+    shards = join_shards(chosen)
+    place = shards.device or torch.device(chosen)
     measured = []
-    with Records(output, resume=resume) as records, house.progress(attack, total=total) as advance:
-        for subject in subjects:
+    with Records(output, resume=resume, shards=shards) as records, house.progress(attack, total=total) as advance:
+
+        def found(subject: _Subject, done: Callable[[str, str, int], None]) -> Measured:
             digest = hashlib.sha256(subject.file.read_bytes()).hexdigest()
-            right = measure(
-                subject.checkpoint.net.to(chosen),
-                subject.split,
+            return Measured(
+                model=subject.file,
+                digest=digest,
+                eps=subject.eps,
                 attacks=subject.attacks,
-                seed=seed,
-                records=records,
-                about={"model": digest, "data": subject.images.digest},
-                chunk=chunk,
-                device=chosen,
-                done=lambda path, name, count: advance(f"{path}, {name}", count=count),
-            )
-            subject.checkpoint.net.to("cpu")  # a GPU holds one at a time
-            measured.append(
-                Measured(
-                    model=subject.file,
-                    digest=digest,
-                    eps=subject.checkpoint.samples.eps if radius is None else radius,
+                right=measure(
+                    subject.checkpoint.net,
+                    subject.split,
                     attacks=subject.attacks,
-                    right=right,
                     seed=seed,
-                    indices=subject.indices,
-                )
+                    records=records,
+                    about={"model": digest, "data": subject.images.digest},
+                    chunk=chunk,
+                    device=place,
+                    done=done,
+                ),
+                seed=seed,
+                indices=subject.indices,
             )
+
+        for subject in subjects:
+            subject.checkpoint.net.to(place)
+            result = found(subject, lambda path, name, count: advance(f"{path}, {name}", count=count))
+            if shards.world > 1:
+                records.unite()
+                result = found(subject, lambda _, __, ___: None)  # put together of what all know
+            measured.append(result)
+            subject.checkpoint.net.to("cpu")  # a GPU holds one at a time
+    if not shards.first:
+        return
     if as_json:
         house.print_json(document(measured))
         return
@@ -149,6 +155,7 @@ class _Subject:
     file: Path
     checkpoint: Checkpoint
     images: ImageSet
+    eps: float
     attacks: Sequence[NamedAttack]
     indices: npt.NDArray[np.int64] | None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,20 +70,22 @@ def measure(
                     found = []
                     for number, start in enumerate(starts):
                         part = Split(split.images[start : start + chunk], split.labels[start : start + chunk])
-                        key = {**about, "path": path, **_settings(attack), "chunk": number}
-                        right = records.get(key, count=len(part))
-                        if right is None:
-                            before = None if attack is None else results[path][CLEAN][start : start + chunk]
-                            right = _right(
-                                model,
-                                part,
-                                attack=attack,
-                                before=before,
-                                seed=chunk_seed(seed, name, number),
-                                device=device,
+                        before = None if attack is None else results[path][CLEAN][start : start + chunk]
+                        found.append(
+                            records.of(
+                                {**about, "path": path, **_settings(attack), "chunk": number},
+                                count=len(part),
+                                judge=partial(
+                                    _right,
+                                    model,
+                                    part,
+                                    attack=attack,
+                                    before=before,
+                                    seed=chunk_seed(seed, name, number),
+                                    device=device,
+                                ),
                             )
-                            records.put(key, right)
-                        found.append(right)
+                        )
                         done(path, name, len(part))
                     results[path][name] = np.concatenate(found)
     return results

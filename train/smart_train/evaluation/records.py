@@ -1,20 +1,22 @@
 """Results of an evaluation, kept as they come: one line of JSON for each chunk of images, path and attack.
 
 Each line says all that its result depends on, so a run that goes on takes what is its own, whatever else is there.
+Processes that share a run append to one file, a line in one write each.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from smart_train.errors import ConfigError
+from smart_train.evaluation.shards import ALONE, Shards
 
 Right = npt.NDArray[np.bool_]
 
@@ -28,22 +30,29 @@ class Records:
     Args:
         file: where to keep them; None keeps them in memory only.
         resume: take what ``file`` holds; else there must be no such file.
+        shards: the processes that share the run; each opens its records at the same point of it.
 
     Raises:
         ConfigError: there is such a file without ``resume``, or it holds something else.
         OSError: the system cannot read or write it.
     """
 
-    def __init__(self, file: Path | None = None, *, resume: bool = False) -> None:
+    def __init__(self, file: Path | None = None, *, resume: bool = False, shards: Shards = ALONE) -> None:
         self._known: dict[str, Right] = {}
-        self._output: TextIO | None = None
+        self._output: BinaryIO | None = None
+        self._shards = shards
         if file is None:
             return
-        if not resume and file.exists():
-            raise ConfigError(f"expected no file {file}, got one; go on with it by --resume, or name another")
-        if resume and file.exists():
+        if shards.first:
+            if not resume and file.exists():
+                raise ConfigError(f"expected no file {file}, got one; go on with it by --resume, or name another")
+            if file.exists():
+                self._read(file)
+        shards.wait()
+        if not shards.first and file.exists():
             self._read(file)
-        self._output = file.open("a", encoding="utf-8")
+        shards.wait()  # so that nobody reads what another one has begun to write
+        self._output = file.open("ab", buffering=0)
 
     def __enter__(self) -> Records:
         """Return itself."""
@@ -54,17 +63,36 @@ class Records:
         if self._output is not None:
             self._output.close()
 
-    def get(self, key: Mapping[str, Any], *, count: int) -> Right | None:
-        """Return which of ``count`` images were right, bool (count,), where that is known."""
-        found = self._known.get(_text(key))
-        return found if found is not None and len(found) == count else None
+    def of(self, key: Mapping[str, Any], *, count: int, judge: Callable[[], Right]) -> Right:
+        """Return which images of a chunk were right, bool (count,): as it is known, or as ``judge`` finds it now.
 
-    def put(self, key: Mapping[str, Any], right: Right) -> None:
-        """Keep which images were right, bool (N,); raises OSError if the system cannot write it."""
-        self._known[_text(key)] = right
-        if self._output is not None:
-            self._output.write(json.dumps({**key, _RIGHT: "".join(_MARKS[int(one)] for one in right)}) + "\n")
-            self._output.flush()  # what is written survives if this process is killed
+        Of a chunk that another process takes, and that is not known, it returns that none is, and keeps nothing:
+        after `unite` it is known.
+
+        Args:
+            key: what the result depends on, in values that JSON has; ``chunk`` is the chunk's number.
+            count: of images.
+            judge: returns the result.
+
+        Raises:
+            OSError: the system cannot write it.
+        """
+        text = json.dumps(key, sort_keys=True)
+        found = self._known.get(text)
+        if found is not None and len(found) == count:
+            return found
+        if not self._shards.takes(key["chunk"]):
+            return np.zeros(count, dtype=np.bool_)
+        right = judge()
+        self._known[text] = right
+        if self._output is not None:  # what is written survives if this process is killed
+            marks = "".join(_MARKS[int(one)] for one in right)
+            self._output.write(json.dumps({**key, _RIGHT: marks}).encode() + b"\n")
+        return right
+
+    def unite(self) -> None:
+        """Take in what the other processes know; each calls it at the same point of the run."""
+        self._known = self._shards.united(self._known)
 
     def _read(self, file: Path) -> None:
         content = file.read_bytes()
@@ -81,10 +109,6 @@ class Records:
                 damaged.truncate(whole)
 
 
-def _text(key: Mapping[str, Any]) -> str:
-    return json.dumps(key, sort_keys=True)
-
-
 def _parsed(line: bytes) -> tuple[str, Right] | None:
     """Return what a line's result depends on, and the result; None if it holds something else."""
     try:
@@ -94,4 +118,4 @@ def _parsed(line: bytes) -> tuple[str, Right] | None:
         return None
     if not isinstance(marks, str) or not marks or set(marks) - set(_MARKS):
         return None
-    return _text(record), np.array([mark == "1" for mark in marks])
+    return json.dumps(record, sort_keys=True), np.array([mark == "1" for mark in marks])
