@@ -16,22 +16,26 @@ def project(changed: Array, images: Array, *, eps: float) -> Array:
 def pgd_linear(
     images: Array, labels: npt.NDArray[np.int64], start: Array, *, weight: Array, eps: float, step: float, steps: int
 ) -> Array:
-    """Climb the cross-entropy of softmax(images @ weight.T) by signed steps from ``start``.
+    """Climb the cross-entropy of softmax(images @ weight.T), or its mean over networks, by signed steps from ``start``.
 
     Args:
         images: (N, D) in [0, 1].
         labels: (N,).
         start: (N, D).
-        weight: (classes, D).
+        weight: (classes, D), or (networks, classes, D).
         eps: radius.
         step: size of a step.
         steps: how many.
     """
     current = start
-    target = np.eye(len(weight))[labels]
+    networks = weight.reshape(-1, *weight.shape[-2:])
+    target = np.eye(weight.shape[-2])[labels]
     for _ in range(steps):
-        scores = current @ weight.T
-        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        current = project(current + step * np.sign((shares - target) @ weight), images, eps=eps)
+        gradients = []
+        for network in networks:
+            scores = current @ network.T
+            shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+            shares /= shares.sum(axis=1, keepdims=True)
+            gradients.append((shares - target) @ network)
+        current = project(current + step * np.sign(np.mean(gradients, axis=0)), images, eps=eps)
     return current

@@ -119,6 +119,24 @@ def test_a_wrong_answer_of_lower_loss_outranks_a_right_one() -> None:
     assert not correct_of(model, attack.perturb(model, images, labels, generator=seeded()), labels)
 
 
+@pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
+def test_of_several_networks_the_start_that_fools_most_counts(eps: float) -> None:
+    """Each restart fools as many networks, image by image, as the ones before it, or more."""
+    other = torch.randn(WEIGHT.shape, generator=seeded(1))
+
+    def both(images: Tensor) -> Tensor:
+        return torch.stack([linear(images), images.flatten(1) @ other.T], dim=2)
+
+    fooled = []
+    for restarts in (1, 2, 4):
+        attack = Attack(eps=eps, steps=1, step_size=0.01, restarts=restarts)
+        found = attack.perturb(both, IMAGES, LABELS, generator=seeded())
+        fooled.append((both(found).argmax(dim=1) != LABELS.unsqueeze(1)).sum(dim=1))
+    assert bool((fooled[0] <= fooled[1]).all())
+    assert bool((fooled[1] <= fooled[2]).all())
+    assert bool((fooled[0] < fooled[2]).any())
+
+
 def correct_of(model: object, images: Tensor, labels: Tensor) -> int:
     assert callable(model)
     return int((model(images).argmax(dim=1) == labels).sum())

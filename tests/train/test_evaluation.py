@@ -267,7 +267,7 @@ def test_the_document_has_every_model_attack_and_path(trained: Path, data: str, 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, data: str, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
-    options = [str(trained), "--data", data, "--attack", "pgd50x2", "--chunk", "2", "--json"]
+    options = [str(trained), "--data", data, "--attack", "pgd50x2", "--no-threats", "--chunk", "2", "--json"]
     command = [sys.executable, "-m", "smart_train.evaluation.cli", *options, "-o", str(output)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 13):

@@ -71,24 +71,30 @@ class Attack:
         """Return adversarial images: the shape of ``images``, in [0, 1], within eps of them.
 
         Args:
-            model: images (N, C, H, W) to scores (N, classes), in eval mode.
+            model: images (N, C, H, W) to scores (N, classes), in eval mode; or of several networks to scores
+                (N, classes, networks): then the mean of their losses is attacked, and the start that fools most counts.
             images: float (N, C, H, W) in [0, 1].
             labels: int64 (N,).
             generator: random starts come from it; on the device of ``images``.
         """
         worst = images
-        worst_loss = torch.full(labels.shape, -torch.inf, device=images.device)  # infinite once the model is fooled
+        most_fooled = torch.zeros(labels.shape, dtype=torch.int64, device=images.device)
+        worst_loss = torch.full(labels.shape, -torch.inf, device=images.device)  # infinite once all are fooled
         for restart in range(self.restarts):
             adversarial = self._one_start(model, images, labels, generator=generator)
             if self.restarts == 1:
                 return adversarial
             with torch.no_grad():
                 scores = model(adversarial).float()
-            fooled = scores.argmax(dim=1) != labels
+            targets = _targets(labels, scores)
+            wrong = _by_network(scores.argmax(dim=1) != targets)
+            fooled = wrong.sum(dim=1)
             # A wrong answer may have a lower loss than a right one of low confidence: the loss alone is no order.
-            loss = F.cross_entropy(scores, labels, reduction="none").masked_fill(fooled, torch.inf)
-            better = (loss > worst_loss) | (restart == 0)
+            loss = _by_network(F.cross_entropy(scores, targets, reduction="none")).mean(dim=1)
+            loss = loss.masked_fill(wrong.all(dim=1), torch.inf)
+            better = (fooled > most_fooled) | ((fooled == most_fooled) & (loss > worst_loss)) | (restart == 0)
             worst = torch.where(better.view(-1, 1, 1, 1), adversarial, worst)
+            most_fooled = torch.where(better, fooled, most_fooled)
             worst_loss = torch.where(better, loss, worst_loss)
         return worst
 
@@ -117,7 +123,8 @@ class Attack:
         for _ in range(self.steps):
             adversarial.requires_grad_()
             with torch.enable_grad():
-                loss = F.cross_entropy(model(adversarial).float(), labels, reduction="sum")
+                scores = model(adversarial).float()
+                loss = F.cross_entropy(scores, _targets(labels, scores), reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, adversarial)  # for the input only: no weight gradients
             adversarial = torch.clamp(adversarial.detach() + self.step * gradient.sign(), low, high)
         return adversarial
@@ -147,3 +154,13 @@ class Attack:
             at, labels, low, high = at[right], labels[right], low[right], high[right]
             adversarial = torch.clamp(adversarial[right] + self.step * gradient[right].sign(), low, high)
         return found, withstands
+
+
+def _targets(labels: Tensor, scores: Tensor) -> Tensor:
+    """Return ``labels`` (N,) for every network of ``scores``, (N, classes) or (N, classes, networks)."""
+    return labels if scores.dim() == 2 else labels.unsqueeze(1).expand(-1, scores.shape[2])
+
+
+def _by_network(values: Tensor) -> Tensor:
+    """Return (N,) or (N, networks) as (N, networks)."""
+    return values.unsqueeze(1) if values.dim() == 1 else values

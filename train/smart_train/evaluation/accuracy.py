@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,10 +37,20 @@ class Accuracy:
     @property
     def interval(self) -> tuple[float, float]:
         """Lower and upper end of the 95% interval."""
-        n, p, z = self.total, self.value, Z_95
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))  # rounding may put an end past p
+        return wilson(self.value, self.total)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {"accuracy": self.value, "interval": list(self.interval), "correct": self.correct}
+
+
+def wilson(p: float, n: int) -> tuple[float, float]:
+    """Return Wilson's (1927) 95% interval of the fraction ``p`` of ``n`` trials."""
+    z = Z_95
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))  # rounding may put an end past p
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -26,6 +27,8 @@ from smart_train.evaluation.named import NamedAttack, parse_attacks
 from smart_train.evaluation.records import Records
 from smart_train.evaluation.report import THREAT_MODEL, Measured, document, table
 from smart_train.evaluation.shards import join_shards
+from smart_train.evaluation.threats import EXPLAINED, Threats, measure_threats, sources, strongest_pgd
+from smart_train.evaluation.threats import table as threats_table
 from smart_train.options import parse_fraction
 
 
@@ -52,6 +55,13 @@ from smart_train.options import parse_fraction
 @data_options
 @own_network_options
 @click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
+@click.option(
+    "--threats/--no-threats",
+    default=True,
+    help="With attacks and two or more paths: images made on one path tried on the others, an attacker who does not "
+    "know the path, and the worst of all. On unless told, since figures of each path alone say nothing of an attacker "
+    "who uses them together. Takes twice the steps of PGD (the strongest of --attack, else pgd20x1) on each path.",
+)
 @click.option("--chunk", default=CHUNK, type=click.IntRange(min=1), help="Images that are attacked together.")
 @click.option(
     "-o",
@@ -76,6 +86,7 @@ def main(
     places: DataPlaces,
     own: OwnNetwork,
     seed: int,
+    threats: bool,
     chunk: int,
     output: Path | None,
     resume: bool,
@@ -101,7 +112,8 @@ def main(
         own_eps = checkpoint.samples.eps if radius is None else radius
         attacks = parse_attacks(attack, eps=own_eps, steps=steps, restarts=restarts, step_size=step)
         indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
-        subjects.append(_Subject(model, checkpoint, images, own_eps, attacks, indices))
+        threatened = threats and bool(attacks) and len(checkpoint.net.path_names) > 1
+        subjects.append(_Subject(model, checkpoint, images, own_eps, attacks, indices, threats=threatened))
     total = sum(subject.work for subject in subjects)
     shards = join_shards(chosen)
     place = shards.device or torch.device(chosen)
@@ -110,24 +122,30 @@ def main(
 
         def found(subject: _Subject, done: Callable[[str, str, int], None]) -> Measured:
             digest = hashlib.sha256(subject.file.read_bytes()).hexdigest()
+            net, split, attacks = subject.checkpoint.net, subject.split, subject.attacks
+            common: dict[str, Any] = {
+                "seed": seed,
+                "records": records,
+                "about": {"model": digest, "data": subject.images.digest},
+                "chunk": chunk,
+                "device": place,
+                "done": done,
+            }
+            right = measure(net, split, attacks=attacks, **common)
+            threats = None
+            if subject.threats:
+                paths = {name: net.path(name) for name in net.path_names}
+                pgd = strongest_pgd(attacks, eps=subject.eps)
+                threats = measure_threats(paths, split, attack=pgd, right=right, **common)
             return Measured(
                 model=subject.file,
                 digest=digest,
                 eps=subject.eps,
-                attacks=subject.attacks,
-                right=measure(
-                    subject.checkpoint.net,
-                    subject.split,
-                    attacks=subject.attacks,
-                    seed=seed,
-                    records=records,
-                    about={"model": digest, "data": subject.images.digest},
-                    chunk=chunk,
-                    device=place,
-                    done=done,
-                ),
+                attacks=attacks,
+                right=right,
                 seed=seed,
                 indices=subject.indices,
+                threats=threats,
             )
 
         for subject in subjects:
@@ -146,6 +164,15 @@ def main(
     title, columns, rows = table(measured)
     house.print_wide(house.table(title, columns, rows, text_columns=len(columns) - len(measured[0].names) - 1))
     house.note(THREAT_MODEL)
+    _print_threats([(str(one.model), one.threats) for one in measured if one.threats is not None])
+
+
+def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
+    if found:
+        title, columns, rows = threats_table(found)
+        house.print_wide(house.table(title, columns, rows, text_columns=1 + (len(found) > 1)))
+        for sentence in EXPLAINED:
+            house.note(sentence)
 
 
 @dataclass(frozen=True)
@@ -158,6 +185,7 @@ class _Subject:
     eps: float
     attacks: Sequence[NamedAttack]
     indices: npt.NDArray[np.int64] | None
+    threats: bool
 
     @property
     def split(self) -> Split:
@@ -167,7 +195,8 @@ class _Subject:
     @property
     def work(self) -> int:
         """Images to classify or attack, over all paths."""
-        return len(self.split) * len(self.checkpoint.net.path_names) * (1 + len(self.attacks))
+        paths = self.checkpoint.net.path_names
+        return len(self.split) * (len(paths) * (1 + len(self.attacks)) + len(sources(paths)) * self.threats)
 
 
 def _images(

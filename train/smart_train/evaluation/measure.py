@@ -59,8 +59,8 @@ def measure(
     """
     results: dict[str, dict[str, Right]] = {}
     starts = range(0, len(split), chunk)
-    about = {**about, "seed": seed, "chunk_size": chunk, "examples": len(split)}
-    with _exactly():
+    about = run_settings(about, seed=seed, chunk=chunk, split=split)
+    with exactly():
         for path in net.path_names:
             model = net.path(path)
             results[path] = {}
@@ -73,7 +73,7 @@ def measure(
                         before = None if attack is None else results[path][CLEAN][start : start + chunk]
                         found.append(
                             records.of(
-                                {**about, "path": path, **_settings(attack), "chunk": number},
+                                {**about, "path": path, **settings(attack), "chunk": number},
                                 count=len(part),
                                 judge=partial(
                                     _right,
@@ -91,7 +91,12 @@ def measure(
     return results
 
 
-def _settings(attack: NamedAttack | None) -> dict[str, Any]:
+def run_settings(about: Mapping[str, Any], *, seed: int, chunk: int, split: Split) -> dict[str, Any]:
+    """Return what all results of a run depend on."""
+    return {**about, "seed": seed, "chunk_size": chunk, "examples": len(split)}
+
+
+def settings(attack: NamedAttack | None) -> dict[str, Any]:
     """Return what of an attack a result depends on."""
     if attack is None:
         return {"attack": CLEAN}
@@ -126,7 +131,7 @@ def _correct(model: PathNetwork, images: Tensor, labels: Tensor) -> Right:
 
 
 @contextmanager
-def _exactly() -> Iterator[None]:
+def exactly() -> Iterator[None]:
     """Compute float32 as float32 on a GPU too, where convolutions use TF32 else, and always in one order."""
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from smart_train.evaluation.accuracy import Accuracy
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Right
+from smart_train.evaluation.threats import Threats
 
 THREAT_MODEL = (
     "White-box: the attacker knows the network, its weights and which path runs, and changes each pixel by at most eps "
@@ -32,6 +33,7 @@ class Measured:
         right: by path, by attack, ``clean`` included, which images were right, bool (N,).
         seed: of the attacks and of the choice of images.
         indices: of the test images that were chosen, None for all.
+        threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
     """
 
     model: Path
@@ -41,6 +43,7 @@ class Measured:
     right: Mapping[str, Mapping[str, Right]]
     seed: int
     indices: npt.NDArray[np.int64] | None
+    threats: Threats | None = None
 
     @property
     def names(self) -> list[str]:
@@ -74,6 +77,7 @@ class Measured:
             "seed": self.seed,
             "split": "test",
             "paths": {path: self._path(path) for path in self.right},
+            **({} if self.threats is None else {"threats": self.threats.document()}),
         }
 
     def _path(self, path: str) -> dict[str, Any]:
@@ -83,11 +87,7 @@ class Measured:
             "clean_interval": list(clean.interval),
             "robust_accuracy": worst.value,
             "robust_interval": list(worst.interval),
-            "attacks": {
-                attack.name: {"accuracy": found.value, "interval": list(found.interval), "correct": found.correct}
-                for attack in self.attacks
-                for found in [self.accuracy(path, attack.name)]
-            },
+            "attacks": {attack.name: self.accuracy(path, attack.name).record for attack in self.attacks},
         }
 
 
