@@ -77,26 +77,28 @@ class Attack:
             labels: int64 (N,).
             generator: random starts come from it; on the device of ``images``.
         """
-        worst = images
-        most_fooled = torch.zeros(labels.shape, dtype=torch.int64, device=images.device)
-        worst_loss = torch.full(labels.shape, -torch.inf, device=images.device)  # infinite once all are fooled
-        for restart in range(self.restarts):
-            adversarial = self._one_start(model, images, labels, generator=generator)
-            if self.restarts == 1:
-                return adversarial
+        if self.restarts == 1:
+            return self._one_start(model, images, labels, generator=generator)
+        found = images.clone()
+        most_fooled = torch.full(labels.shape, -1, device=labels.device)
+        greatest_loss = torch.zeros(labels.shape, device=labels.device)
+        left = torch.arange(len(labels), device=labels.device)  # what has not fooled every network yet
+        for _ in range(self.restarts):
+            if len(left) == 0:
+                break
+            adversarial = self._one_start(model, images[left], labels[left], generator=generator)
             with torch.no_grad():
                 scores = model(adversarial).float()
-            targets = _targets(labels, scores)
+            targets = _targets(labels[left], scores)
             wrong = _by_network(scores.argmax(dim=1) != targets)
-            fooled = wrong.sum(dim=1)
+            fooled, loss = wrong.sum(dim=1), _by_network(F.cross_entropy(scores, targets, reduction="none")).mean(dim=1)
             # A wrong answer may have a lower loss than a right one of low confidence: the loss alone is no order.
-            loss = _by_network(F.cross_entropy(scores, targets, reduction="none")).mean(dim=1)
-            loss = loss.masked_fill(wrong.all(dim=1), torch.inf)
-            better = (fooled > most_fooled) | ((fooled == most_fooled) & (loss > worst_loss)) | (restart == 0)
-            worst = torch.where(better.view(-1, 1, 1, 1), adversarial, worst)
-            most_fooled = torch.where(better, fooled, most_fooled)
-            worst_loss = torch.where(better, loss, worst_loss)
-        return worst
+            equal = (fooled == most_fooled[left]) & (loss > greatest_loss[left])
+            better = (fooled > most_fooled[left]) | equal
+            at = left[better]
+            found[at], most_fooled[at], greatest_loss[at] = adversarial[better], fooled[better], loss[better]
+            left = left[~wrong.all(dim=1)]
+        return found
 
     def fool(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return adversarial images as `perturb` does, each left alone as soon as the model errs on it.
