@@ -26,8 +26,9 @@ TRANSFER = (
     "nothing is adapted to the path that runs."
 )
 UNKNOWN_PATH = (
-    "Unknown path: the attacker knows the weights of every path but not which one runs, and makes one image against "
-    "the mean loss over all paths, whichever path the user, or chance at each query, then takes."
+    "Unknown path: the attacker knows the weights of every path but not which one runs, and commits to one image, made "
+    "against the mean loss over all paths, before the user, or chance at each query, takes a path; a path at random is "
+    "worst where for each image that one of all made here counts which leaves the fewest paths right."
 )
 WORST = (
     "Worst of all: the attacker knows which path runs but cannot change it; an image counts as right only if that path "
