@@ -28,6 +28,7 @@ from smart_runtime.errors import shortened
 from smart_runtime.manifest import DENSE, GraphInfo
 from smart_runtime.signatures import short_fingerprint
 from smart_train import Checkpoint
+from smart_train.evaluation.bundles import check_source
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None) -> CheckRe
 
     Raises:
         BundleError: if a file is missing, extra or changed.
-        ExportError: if a graph is not valid ONNX, or ``source`` is another network.
+        ExportError: if a graph is not valid ONNX.
+        ConfigError: if ``source`` has another input shape, other classes or paths.
         VerificationError: if a graph does not compute what its path of ``source`` computes.
     """
     bundle.verify()
@@ -59,7 +61,7 @@ def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None) -> CheckRe
     if bundle.signer is not None:
         findings.append(Finding("signature", f"by the key {short_fingerprint(bundle.signer)}"))
     if source is not None:
-        _check_kind(bundle, source)
+        check_source(bundle.manifest, source)
     agreements: dict[str, Agreement] = {}
     baseline = bundle.manifest.baseline
     for graph in (*bundle.manifest.paths.values(), *([] if baseline is None else [baseline])):
@@ -85,18 +87,6 @@ def _check_onnx(model: Path, *, name: str) -> None:
         onnx.checker.check_model(str(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"expected valid ONNX in {name}, got: {shortened(str(error))}; export it again") from error
-
-
-def _check_kind(bundle: Bundle, source: Checkpoint) -> None:
-    manifest = bundle.manifest
-    theirs = (manifest.input.shape, manifest.class_names, tuple(manifest.paths))
-    ours = (source.input_shape, source.class_names, source.net.path_names)
-    for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
-        if in_bundle != in_source:
-            raise ExportError(
-                f"expected the {what} of the bundle, {in_bundle}, in the checkpoint too, got {in_source}; "
-                f"give the checkpoint that it was exported from"
-            )
 
 
 def _check_run(

@@ -1,9 +1,10 @@
-"""``smart-eval``: clean and robust accuracy of each path of checkpoints."""
+"""``smart-eval``: clean and robust accuracy of each path of checkpoints and bundles."""
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ import torch
 
 from smart_devices.console import cli as house
 from smart_devices.version import version
+from smart_runtime.cli import trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
-from smart_train.checkpoint import Checkpoint
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
 from smart_train.evaluation.accuracy import some_indices
+from smart_train.evaluation.bundles import Source, open_bundle
 from smart_train.evaluation.measure import CHUNK, measure
+from smart_train.evaluation.models import OpenCheckpoint, OpenModel, digest_of_file
 from smart_train.evaluation.named import NamedAttack, parse_attacks
 from smart_train.evaluation.records import Records
-from smart_train.evaluation.report import THREAT_MODEL, Measured, document, table
+from smart_train.evaluation.report import Measured, document, replay_table, table
 from smart_train.evaluation.shards import join_shards
 from smart_train.evaluation.threats import EXPLAINED, Threats, measure_threats, sources, strongest_pgd
 from smart_train.evaluation.threats import table as threats_table
@@ -35,21 +38,28 @@ from smart_train.options import parse_fraction
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
-    epilog="Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 1000",
+    epilog="""Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 1000
+
+Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 )
-@click.argument(
-    "models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
-)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--attack",
-    default="pgd",
     help="White-box, on each path itself: clean, pgd, pgd50x5 (50 steps, 5 restarts), autoattack, or one of its parts "
-    "apgd-ce, apgd-t, fab-t, square; several with commas.",
+    "apgd-ce, apgd-t, fab-t, square; several with commas. On a bundle without --source only clean and square, which "
+    "need no gradients.  [default: pgd; square for a bundle without --source]",
 )
+@click.option(
+    "--source",
+    metavar="CKPT",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The checkpoint that the bundles were exported from: replay its samples, and attacks made on its paths.",
+)
+@trust_option
 @click.option("--steps", default=20, help="Of --attack pgd.")
 @click.option("--restarts", default=1, help="Of --attack pgd.")
 @click.option("--step-size", help="Of PGD, in pixel units.  [default: 2.5 eps / steps]")
-@click.option("--eps", help="Radius in pixel units: 0.3, 8/255.  [default: the checkpoint's]")
+@click.option("--eps", help="Radius in pixel units: 0.3, 8/255.  [default: that of the training]")
 @click.option("--examples", type=int, help="Measure on this many test images, chosen by the seed.  [default: all]")
 @click.option("--data", help=f"{DATA_SPECS}.  [default: what it was trained on, where its name says all]")
 @data_options
@@ -77,7 +87,9 @@ from smart_train.options import parse_fraction
 def main(
     *,
     models: tuple[Path, ...],
-    attack: str,
+    attack: str | None,
+    source: Path | None,
+    trust: Path | None,
     steps: int,
     restarts: int,
     step_size: str | None,
@@ -94,9 +106,10 @@ def main(
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure each path of every checkpoint MODEL on its test split, clean and under attacks on that path.
+    """Measure each path of every MODEL, a checkpoint or a bundle, on its test split, clean and under attacks.
 
     Accuracies have 95% intervals. An image counts under an attack if it is classified rightly before and after it.
+    The graphs of a bundle run in their own precision on the engine that this machine would deploy them with.
     """
     if resume and output is None:
         raise click.UsageError("--resume goes on with the file that -o names: give it too.")
@@ -105,67 +118,76 @@ def main(
         raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
     radius = None if eps is None else parse_fraction(eps)
     step = None if step_size is None else parse_fraction(step_size)
+    if source is not None and not any(model.is_dir() for model in models):
+        raise click.UsageError("--source is of bundles, and no MODEL is one.")
+    origin = None if source is None else Source(own.load(source), digest_of_file(source))
     sets: dict[str, ImageSet] = {}
     subjects = []  # all are read before the first is attacked: what is wrong with the last shows at once
-    for model in models:
-        checkpoint = own.load(model)
-        images = _images(checkpoint, model, data=data, places=places, sets=sets)
-        own_eps = checkpoint.samples.eps if radius is None else radius
-        attacks = parse_attacks(attack, eps=own_eps, steps=steps, restarts=restarts, step_size=step)
-        indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
-        threatened = threats and bool(attacks) and len(checkpoint.net.path_names) > 1
-        subjects.append(_Subject(model, checkpoint, images, own_eps, attacks, indices, threats=threatened))
-    total = sum(subject.work for subject in subjects)
-    shards = join_shards(chosen)
-    place = shards.device or torch.device(chosen)
     measured = []
-    with Records(output, resume=resume, shards=shards) as records, house.progress(attack, total=total) as advance:
+    with ExitStack() as opened:
+        for file in models:
+            model = _open(file, own=own, trust=trust, source=origin, until=opened)
+            images = _images(model, file, data=data, places=places, sets=sets)
+            size = model.eps if radius is None else radius
+            attacks = model.attacks(
+                parse_attacks(attack or model.usual_attack, eps=size, steps=steps, restarts=restarts, step_size=step)
+            )
+            indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
+            # Only what has gradients of its own: on a bundle's source they would say nothing of its graphs.
+            threatened = threats and model.kind == "checkpoint" and bool(attacks) and len(model.net.path_names) > 1
+            subjects.append(_Subject(file, model, images, size, attacks, indices, threats=threatened))
+        total = sum(subject.work for subject in subjects)
+        shards = join_shards(chosen)
+        place = shards.device or torch.device(chosen)
+        records = opened.enter_context(Records(output, resume=resume, shards=shards))
+        advance = opened.enter_context(house.progress("measuring", total=total))
 
         def found(subject: _Subject, done: Callable[[str, str, int], None]) -> Measured:
-            digest = hashlib.sha256(subject.file.read_bytes()).hexdigest()
-            net, split, attacks = subject.checkpoint.net, subject.split, subject.attacks
+            model, split, attacks = subject.model, subject.split, subject.attacks
             common: dict[str, Any] = {
                 "seed": seed,
                 "records": records,
-                "about": {"model": digest, "data": subject.images.digest},
+                "about": {**model.about, "data": subject.images.digest},
                 "chunk": chunk,
                 "device": place,
                 "done": done,
             }
-            right = measure(net, split, attacks=attacks, **common)
+            right = measure(model.net, split, attacks=attacks, **common)
             threats = None
             if subject.threats:
-                paths = {name: net.path(name) for name in net.path_names}
+                paths = {name: model.net.path(name) for name in model.net.path_names}
                 pgd = strongest_pgd(attacks, eps=subject.eps)
                 threats = measure_threats(paths, split, attack=pgd, right=right, **common)
             return Measured(
                 model=subject.file,
-                digest=digest,
+                kind=model.kind,
+                digest=model.digest,
+                precision=model.precision,
+                engine=model.engine,
+                threat_model=model.threat_model,
                 eps=subject.eps,
                 attacks=attacks,
                 right=right,
                 seed=seed,
                 indices=subject.indices,
                 threats=threats,
+                replay=model.replay,
             )
 
         for subject in subjects:
-            subject.checkpoint.net.to(place)
+            subject.model.net.to(place)
             result = found(subject, lambda path, name, count: advance(f"{path}, {name}", count=count))
             if shards.world > 1:
                 records.unite()
                 result = found(subject, lambda _, __, ___: None)  # put together of what all know
             measured.append(result)
-            subject.checkpoint.net.to("cpu")  # a GPU holds one at a time
+            subject.model.net.to("cpu")  # a GPU holds one at a time
     if not shards.first:
         return
     if as_json:
         house.print_json(document(measured))
         return
-    title, columns, rows = table(measured)
-    house.print_wide(house.table(title, columns, rows, text_columns=len(columns) - len(measured[0].names) - 1))
-    house.note(THREAT_MODEL)
-    _print_threats([(str(one.model), one.threats) for one in measured if one.threats is not None])
+    _say(measured, subjects)
 
 
 def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
@@ -181,7 +203,7 @@ class _Subject:
     """One model with what it is measured by."""
 
     file: Path
-    checkpoint: Checkpoint
+    model: OpenModel
     images: ImageSet
     eps: float
     attacks: Sequence[NamedAttack]
@@ -196,20 +218,28 @@ class _Subject:
     @property
     def work(self) -> int:
         """Images to classify or attack, over all paths."""
-        paths = self.checkpoint.net.path_names
+        paths = self.model.net.path_names
         return len(self.split) * (len(paths) * (1 + len(self.attacks)) + len(sources(paths)) * self.threats)
 
 
+def _open(file: Path, *, own: OwnNetwork, trust: Path | None, source: Source | None, until: ExitStack) -> OpenModel:
+    """Open a checkpoint, or a bundle until ``until`` ends."""
+    if not file.is_dir():
+        return OpenCheckpoint(own.load(file), digest_of_file(file))
+    threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    return until.enter_context(open_bundle(file, trust=trust, source=source, threads=threads))
+
+
 def _images(
-    checkpoint: Checkpoint, model: Path, *, data: str | None, places: DataPlaces, sets: dict[str, ImageSet]
+    model: OpenModel, file: Path, *, data: str | None, places: DataPlaces, sets: dict[str, ImageSet]
 ) -> ImageSet:
-    """Return what to measure ``checkpoint`` on; ``sets`` keeps each set that was read.
+    """Return what to measure ``model`` on; ``sets`` keeps each set that was read.
 
     Raises:
         ConfigError: nobody says which data that is.
         DataError: it is of another form than the network.
     """
-    record = checkpoint.training.get("data")
+    record = model.training.get("data")
     record = record if isinstance(record, dict) else {}
     trained_on = str(record.get("kind", "other data"))
     if data is None and trained_on not in NAMED:
@@ -218,16 +248,32 @@ def _images(
     if name not in sets:
         sets[name] = places.load(name)
     images = sets[name]
-    if images.shape != checkpoint.input_shape or len(images.class_names) != len(checkpoint.class_names):
+    if images.shape != model.input_shape or len(images.class_names) != len(model.class_names):
         raise DataError(
-            f"expected images {checkpoint.input_shape} of {len(checkpoint.class_names)} classes as the network was "
+            f"expected images {model.input_shape} of {len(model.class_names)} classes as the network was "
             f"trained on, got {images.shape} of {len(images.class_names)}; give the data it was trained on"
         )
     if images.digest != record.get("digest"):
         house.note(
-            f"warning: these are not the very images of the training of {model}: test images may have been trained on"
+            f"warning: these are not the very images of the training of {file}: test images may have been trained on"
         )
     return images
+
+
+def _say(measured: Sequence[Measured], subjects: Sequence[_Subject]) -> None:
+    """Print tables, and on standard error what they mean."""
+    title, columns, rows = table(measured)
+    several = int(len(measured) > 1)
+    house.print_wide(house.table(title, columns, rows, text_columns=1 + several))
+    if any(one.replay for one in measured):
+        title, columns, rows = replay_table(measured)
+        house.print_wide(house.table(title, columns, rows, text_columns=2))
+    for sentence in dict.fromkeys(one.threat_model for one in measured):
+        house.note(sentence)
+    _print_threats([(str(one.model), one.threats) for one in measured if one.threats is not None])
+    for subject in subjects:
+        for sentence in subject.model.notes:
+            house.note(f"{subject.file}: {sentence}")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,31 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smart_train.data.images import Split
 from smart_train.evaluation.accuracy import classified_rightly, to_tensor
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Records, Right
 from smart_train.methods.step import fixed
-from smart_train.network import PathNetwork, SmartNetwork
 
 CHUNK = 512
 """Images that are attacked together: enough to fill a core, and the gradients of large ones still fit its memory."""
+
+
+class Paths(Protocol):
+    """What is measured: networks by name, a `SmartNetwork` for one."""
+
+    @property
+    def path_names(self) -> tuple[str, ...]:
+        """The paths in order."""
+
+    def path(self, name: str) -> nn.Module:
+        """Return the path ``name``: images float32 (N, C, H, W) in [0, 1] to scores (N, classes)."""
 
 
 def chunk_seed(seed: int, attack: str, chunk: int) -> int:
@@ -30,7 +40,7 @@ def chunk_seed(seed: int, attack: str, chunk: int) -> int:
 
 
 def measure(
-    net: SmartNetwork,
+    net: Paths,
     split: Split,
     *,
     attacks: Sequence[NamedAttack],
@@ -104,7 +114,7 @@ def settings(attack: NamedAttack | None) -> dict[str, Any]:
 
 
 def _right(
-    model: PathNetwork,
+    model: nn.Module,
     part: Split,
     *,
     attack: NamedAttack | None,
@@ -125,7 +135,7 @@ def _right(
     return right
 
 
-def _correct(model: PathNetwork, images: Tensor, labels: Tensor) -> Right:
+def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Right:
     right: Right = classified_rightly(model, images, labels).cpu().numpy()
     return right
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from smart_train.evaluation.accuracy import Accuracy
+from smart_train.evaluation.bundles import Replay
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Right
 from smart_train.evaluation.threats import Threats
@@ -26,14 +27,19 @@ class Measured:
     """One model with what was found.
 
     Attributes:
-        model: its file.
-        digest: SHA-256 of the file.
+        model: its file, or a bundle's folder.
+        digest: SHA-256 of the file, or of a bundle's checksums.
         eps: the radius of every attack, in pixel units.
         attacks: that were made.
         right: by path, by attack, ``clean`` included, which images were right, bool (N,).
         seed: of the attacks and of the choice of images.
         indices: of the test images that were chosen, None for all.
         threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
+        kind: what ``model`` is.
+        precision: that it computes in.
+        engine: what computes it.
+        threat_model: a sentence of what the attacker knows and may do.
+        replay: by path, what a bundle makes of the samples of its source; None without one.
     """
 
     model: Path
@@ -44,6 +50,11 @@ class Measured:
     seed: int
     indices: npt.NDArray[np.int64] | None
     threats: Threats | None = None
+    kind: Literal["checkpoint", "bundle"] = "checkpoint"
+    precision: str = "fp32"
+    engine: str = "torch"
+    threat_model: str = THREAT_MODEL
+    replay: Mapping[str, Replay] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -67,17 +78,21 @@ class Measured:
         """Return it for machines."""
         return {
             "model": str(self.model),
+            "kind": self.kind,
             "digest": self.digest,
+            "precision": self.precision,
+            "engine": self.engine,
             "attacks": [attack.record for attack in self.attacks],
             "eps": self.eps,
             "norm": "Linf",
-            "threat_model": THREAT_MODEL,
+            "threat_model": self.threat_model,
             "examples": self.examples,
             "example_indices": None if self.indices is None else self.indices.tolist(),
             "seed": self.seed,
             "split": "test",
             "paths": {path: self._path(path) for path in self.right},
             **({} if self.threats is None else {"threats": self.threats.document()}),
+            **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
         }
 
     def _path(self, path: str) -> dict[str, Any]:
@@ -107,34 +122,50 @@ def document(measured: Sequence[Measured]) -> dict[str, Any]:
         single["attack"] = {"name": "pgd", **{key: attacks[0][key] for key in ("eps", "steps", "restarts")}}
     return {
         "models": models,
-        "checkpoint": only["model"],
+        only["kind"]: only["model"],
         **single,
         **{key: only[key] for key in ("examples", "seed", "split", "paths")},
     }
 
 
 def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
-    """Return title, columns and rows for people."""
+    """Return title, columns and rows for people; a model has no figure under an attack that was not made on it."""
     first = measured[0]
-    attacks = first.names[1:]
+    names = list(dict.fromkeys(name for one in measured for name in one.names))
     several = len(measured) > 1
     radii = {f"{one.eps:.4g}" for one in measured}
     counts = {str(one.examples) for one in measured}
     title = (
         f"{f'{len(measured)} models' if several else first.model}: {', '.join(sorted(counts))} test images, "
-        f"{', '.join(attacks) or 'no attack'}, eps {', '.join(sorted(radii))}, seed {first.seed}, 95% intervals"
+        f"{', '.join(names[1:]) or 'no attack'}, eps {', '.join(sorted(radii))}, seed {first.seed}, 95% intervals"
     )
-    worst = ["worst of all"] if len(attacks) > 1 else []
-    columns = [*(["model"] if several else []), "path", *first.names, *worst]
+    worst = ["worst of all"] if len(names) > 2 else []
+    columns = [*(["model"] if several else []), "path", *names, *worst]
     rows = []
     for one in measured:
         for path in one.right:
-            found = [one.accuracy(path, name) for name in first.names] + [one.worst(path)] * len(worst)
-            rows.append(
-                [
-                    *([str(one.model)] if several else []),
-                    path,
-                    *(f"{a.value:.3f}  [{a.interval[0]:.3f}, {a.interval[1]:.3f}]" for a in found),
-                ]
-            )
+            found = [one.accuracy(path, name) if name in one.names else None for name in names]
+            found += [one.worst(path)] * len(worst)
+            rows.append([*([str(one.model)] if several else []), path, *map(_figure, found)])
     return title, columns, rows
+
+
+def _figure(found: Accuracy | None) -> str:
+    return "" if found is None else f"{found.value:.3f}  [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
+
+
+def replay_table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows of what bundles make of their source's samples."""
+    columns = ["bundle", "path", "clean: source", "graph", "adversarial: source", "graph", "same class", "difference"]
+    rows = [
+        [
+            f"{one.model} ({one.precision})",
+            path,
+            *(f"{who[kind].value:.3f}" for kind in ("clean", "adversarial") for who in (found.source, found.graph)),
+            f"{found.same_class.value:.3f}",
+            f"{found.max_rel_diff:.1e}",
+        ]
+        for one in measured
+        for path, found in (one.replay or {}).items()
+    ]
+    return "the samples of the source, and adversarial ones made on its masked path", columns, rows

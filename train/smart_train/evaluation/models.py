@@ -1,0 +1,73 @@
+"""What smart-eval measures: a checkpoint or a bundle, opened, with all that a report says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from smart_train.checkpoint import Checkpoint
+from smart_train.evaluation.bundles import OpenBundle
+from smart_train.evaluation.named import NamedAttack
+from smart_train.evaluation.report import THREAT_MODEL
+from smart_train.network import SmartNetwork
+
+
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint and the SHA-256 of its file; its other members are those of `OpenBundle`."""
+
+    checkpoint: Checkpoint
+    digest: str
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    precision: str = "fp32"
+    engine: str = "torch"
+    threat_model: str = THREAT_MODEL
+    usual_attack: str = "pgd"
+    replay: None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def net(self) -> SmartNetwork:
+        """Its paths."""
+        return self.checkpoint.net
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.checkpoint.input_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One a class."""
+        return self.checkpoint.class_names
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """The plain record of how it was trained."""
+        return self.checkpoint.training
+
+    @property
+    def eps(self) -> float:
+        """The radius that it was trained for, in pixel units."""
+        return self.checkpoint.samples.eps
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {"model": self.digest}
+
+    def attacks(self, attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
+        """Return ``attacks``: each can be made on the paths themselves."""
+        return list(attacks)
+
+
+OpenModel: TypeAlias = OpenCheckpoint | OpenBundle
+
+
+def digest_of_file(file: Path) -> str:
+    """Return the SHA-256 of ``file``, hexadecimal."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
