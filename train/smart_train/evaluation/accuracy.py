@@ -44,6 +44,9 @@ class Accuracy:
         """What a report says of it."""
         return {"accuracy": self.value, "interval": list(self.interval), "correct": self.correct}
 
+    def __str__(self) -> str:
+        return f"{self.value:.3f}  [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+
 
 def wilson(p: float, n: int) -> tuple[float, float]:
     """Return Wilson's (1927) 95% interval of the fraction ``p`` of ``n`` trials."""

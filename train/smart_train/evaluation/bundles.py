@@ -321,13 +321,8 @@ class Replay:
     def record(self) -> dict[str, Any]:
         """Return it for machines."""
         return {
-            **{
-                who: {
-                    kind: {"accuracy": one.value, "interval": list(one.interval), "correct": one.correct}
-                    for kind, one in found.items()
-                }
-                for who, found in (("source", self.source), ("graph", self.graph))
-            },
+            "source": {kind: one.record for kind, one in self.source.items()},
+            "graph": {kind: one.record for kind, one in self.graph.items()},
             "same_class": self.same_class.value,
             "max_rel_diff": self.max_rel_diff,
         }

@@ -24,6 +24,8 @@ from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
 from smart_train.evaluation.accuracy import some_indices
 from smart_train.evaluation.bundles import Source, open_bundle
+from smart_train.evaluation.corruptions import STEPS, check_corruptions, measure_corruptions
+from smart_train.evaluation.corruptions import table as corruptions_table
 from smart_train.evaluation.measure import CHUNK, measure
 from smart_train.evaluation.models import OpenCheckpoint, OpenModel, digest_of_file
 from smart_train.evaluation.named import NamedAttack, parse_attacks
@@ -64,6 +66,11 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 @click.option("--data", help=f"{DATA_SPECS}.  [default: what it was trained on, where its name says all]")
 @data_options
 @own_network_options
+@click.option(
+    "--corruptions",
+    is_flag=True,
+    help="Also measure on images with noise, blur, more brightness and JPEG's losses, at severities 1 to 5.",
+)
 @click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
 @click.option(
     "--threats/--no-threats",
@@ -98,6 +105,7 @@ def main(
     data: str | None,
     places: DataPlaces,
     own: OwnNetwork,
+    corruptions: bool,
     seed: int,
     threats: bool,
     chunk: int,
@@ -116,6 +124,8 @@ def main(
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     if chosen == "cuda" and not torch.cuda.is_available():
         raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+    if corruptions:
+        check_corruptions()  # what is missing is missed now, not after an hour of attacks
     radius = None if eps is None else parse_fraction(eps)
     step = None if step_size is None else parse_fraction(step_size)
     if source is not None and not any(model.is_dir() for model in models):
@@ -133,9 +143,11 @@ def main(
                 parse_attacks(attack or model.usual_attack, eps=size, steps=steps, restarts=restarts, step_size=step)
             )
             indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
-            # Only what has gradients of its own: on a bundle's source they would say nothing of its graphs.
+            # The graphs of a bundle have no gradients to make images with.
             threatened = threats and model.kind == "checkpoint" and bool(attacks) and len(model.net.path_names) > 1
-            subjects.append(_Subject(file, model, images, size, attacks, indices, threats=threatened))
+            subjects.append(
+                _Subject(file, model, images, size, attacks, indices, threats=threatened, corrupted=corruptions)
+            )
         total = sum(subject.work for subject in subjects)
         shards = join_shards(chosen)
         place = shards.device or torch.device(chosen)
@@ -172,6 +184,7 @@ def main(
                 indices=subject.indices,
                 threats=threats,
                 replay=model.replay,
+                corruptions=measure_corruptions(model.net, split, **common) if corruptions else None,
             )
 
         for subject in subjects:
@@ -209,6 +222,7 @@ class _Subject:
     attacks: Sequence[NamedAttack]
     indices: npt.NDArray[np.int64] | None
     threats: bool
+    corrupted: bool
 
     @property
     def split(self) -> Split:
@@ -219,7 +233,8 @@ class _Subject:
     def work(self) -> int:
         """Images to classify or attack, over all paths."""
         paths = self.model.net.path_names
-        return len(self.split) * (len(paths) * (1 + len(self.attacks)) + len(sources(paths)) * self.threats)
+        each = 1 + len(self.attacks) + STEPS * self.corrupted
+        return len(self.split) * (len(paths) * each + len(sources(paths)) * self.threats)
 
 
 def _open(file: Path, *, own: OwnNetwork, trust: Path | None, source: Source | None, until: ExitStack) -> OpenModel:
@@ -268,6 +283,10 @@ def _say(measured: Sequence[Measured], subjects: Sequence[_Subject]) -> None:
     if any(one.replay for one in measured):
         title, columns, rows = replay_table(measured)
         house.print_wide(house.table(title, columns, rows, text_columns=2))
+    corrupted = [(str(one.model), one.corruptions) for one in measured if one.corruptions is not None]
+    if corrupted:
+        title, columns, rows = corruptions_table(corrupted)
+        house.print_wide(house.table(title, columns, rows, text_columns=2 + several))
     for sentence in dict.fromkeys(one.threat_model for one in measured):
         house.note(sentence)
     _print_threats([(str(one.model), one.threats) for one in measured if one.threats is not None])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from smart_train.evaluation.accuracy import Accuracy
 from smart_train.evaluation.bundles import Replay
+from smart_train.evaluation.corruptions import Corrupted
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Right
 from smart_train.evaluation.threats import Threats
@@ -39,6 +40,7 @@ class Measured:
         precision: that it computes in.
         engine: what computes it.
         threat_model: a sentence of what the attacker knows and may do.
+        corruptions: what it gets right under each corruption; None where nobody asked.
         replay: by path, what a bundle makes of the samples of its source; None without one.
     """
 
@@ -55,6 +57,7 @@ class Measured:
     engine: str = "torch"
     threat_model: str = THREAT_MODEL
     replay: Mapping[str, Replay] | None = None
+    corruptions: Sequence[Corrupted] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -93,6 +96,7 @@ class Measured:
             "paths": {path: self._path(path) for path in self.right},
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
+            **({} if self.corruptions is None else {"corruptions": [one.record() for one in self.corruptions]}),
         }
 
     def _path(self, path: str) -> dict[str, Any]:
@@ -144,14 +148,9 @@ def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]
     rows = []
     for one in measured:
         for path in one.right:
-            found = [one.accuracy(path, name) if name in one.names else None for name in names]
-            found += [one.worst(path)] * len(worst)
-            rows.append([*([str(one.model)] if several else []), path, *map(_figure, found)])
+            figures = [str(one.accuracy(path, name)) if name in one.names else "" for name in names]
+            rows.append([*([str(one.model)] if several else []), path, *figures, *[str(one.worst(path))] * len(worst)])
     return title, columns, rows
-
-
-def _figure(found: Accuracy | None) -> str:
-    return "" if found is None else f"{found.value:.3f}  [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
 
 
 def replay_table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
