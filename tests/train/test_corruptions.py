@@ -48,7 +48,8 @@ def test_what_comes_out_is_an_image_like_what_went_in(
 ) -> None:
     before = images.copy()
     found = corruption(images, severity=severity, seed=seed)
-    assert (found.shape, found.dtype) == (images.shape, np.uint8)
+    assert found.shape == images.shape
+    assert found.dtype == np.uint8
     np.testing.assert_array_equal(images, before)
     np.testing.assert_array_equal(corruption(images, severity=severity, seed=seed), found)
 
