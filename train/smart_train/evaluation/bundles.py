@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from smart_runtime.bundle import Bundle
 from smart_runtime.engines import AUTO, Engine, create_engine, resolve_engine
+from smart_runtime.errors import shortened
 from smart_runtime.manifest import Manifest
 from smart_runtime.notes import notes_on
 from smart_train.attacks import Model
@@ -371,8 +372,8 @@ def check_source(manifest: Manifest, source: Checkpoint) -> None:
     for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
         if in_bundle != in_source:
             raise ConfigError(
-                f"expected the {what} of the bundle, {in_bundle}, in the checkpoint too, got {in_source}; "
-                f"give the checkpoint that it was exported from"
+                f"expected the {what} of the bundle, {shortened(str(in_bundle))}, in the checkpoint too, got "
+                f"{shortened(str(in_source))}; give the checkpoint that it was exported from"
             )
 
 

@@ -17,6 +17,7 @@ import torch
 from smart_devices.console import cli as house
 from smart_devices.version import version
 from smart_runtime.cli import trust_option
+from smart_runtime.errors import shortened
 from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.images import ImageSet, Split
@@ -256,7 +257,7 @@ def _images(
     """
     record = model.training.get("data")
     record = record if isinstance(record, dict) else {}
-    trained_on = str(record.get("kind", "other data"))
+    trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything
     if data is None and trained_on not in NAMED:
         raise ConfigError(f"expected --data for a network trained on {trained_on}, got none; give the same data again")
     name = data or trained_on

@@ -54,7 +54,7 @@ def measure(
     """Return which images each path gets right: by path, then by attack, ``clean`` first, bool (len(split),).
 
     Under an attack an image counts as right if it is classified rightly before and after, so attacks run on what is
-    right without them. Everything is computed in float32 and eval mode, on the path itself: the attacker knows it.
+    right without them. What torch computes is float32 and in eval mode.
 
     Args:
         net: on ``device``; its train/eval flag is as before afterwards.
