@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from smart_train.checkpoint import Checkpoint
 from smart_train.evaluation.bundles import OpenBundle
@@ -22,13 +22,13 @@ class OpenCheckpoint:
     checkpoint: Checkpoint
     digest: str
 
-    kind: Literal["checkpoint"] = "checkpoint"
-    precision: str = "fp32"
-    engine: str = "torch"
-    threat_model: str = THREAT_MODEL
-    usual_attack: str = "pgd"
-    replay: None = None
-    notes: tuple[str, ...] = ()
+    kind: ClassVar[Literal["checkpoint"]] = "checkpoint"
+    precision: ClassVar[str] = "fp32"
+    engine: ClassVar[str] = "torch"
+    threat_model: ClassVar[str] = THREAT_MODEL
+    usual_attack: ClassVar[str] = "pgd"
+    replay: ClassVar[None] = None
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def net(self) -> SmartNetwork:
