@@ -267,23 +267,23 @@ def test_the_document_has_every_model_attack_and_path(trained: Path, data: str, 
 
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, data: str, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
-    options = [str(trained), "--data", data, "--attack", "pgd50x2", "--no-threats", "--chunk", "2", "--json"]
+    options = [str(trained), "--data", data, "--attack", "pgd50x2", "--no-threats", "--chunk", "7", "--json"]
     command = [sys.executable, "-m", "smart_train.evaluation.cli", *options, "-o", str(output)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 13):
-            pass  # it is killed in the midst of its attacks
+        while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 20):
+            pass  # it is killed in the midst of its checks
         process.kill()
     kept = output.read_bytes().count(b"\n")
-    assert 13 < kept < 2 * 2 * 11, "it was killed before it ended"
+    assert 20 < kept < 2 * 16 * 3, "it was killed before it ended"
     resumed = run(*options, "-o", str(output), "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert output.read_bytes().count(b"\n") == 2 * 2 * 11
+    assert output.read_bytes().count(b"\n") == 2 * 16 * 3
     assert resumed.stdout == run(*options).stdout
 
 
 def test_processes_that_share_a_run_end_as_one_alone(trained: Path, data: str, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
-    options = [str(trained), "--data", data, "--attack", "pgd3x2", "--chunk", "4", "--device", "cpu", "--json"]
+    options = [str(trained), "--data", data, "--attack", "pgd3x2", "--chunk", "11", "--device", "cpu", "--json"]
     shared = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     module = ["-m", "smart_train.evaluation.cli", *options, "-o", str(output)]
     done = subprocess.run(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -25,6 +26,7 @@ from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
 from smart_train.evaluation.accuracy import some_indices
 from smart_train.evaluation.bundles import Source, open_bundle
+from smart_train.evaluation.checks import MOST_IMAGES, eps_curve, examine_network, judge, summary, work
 from smart_train.evaluation.corruptions import STEPS, check_corruptions, measure_corruptions
 from smart_train.evaluation.corruptions import table as corruptions_table
 from smart_train.evaluation.measure import CHUNK, measure
@@ -32,10 +34,15 @@ from smart_train.evaluation.models import OpenCheckpoint, OpenModel, digest_of_f
 from smart_train.evaluation.named import NamedAttack, parse_attacks
 from smart_train.evaluation.records import Records
 from smart_train.evaluation.report import Measured, document, replay_table, table
-from smart_train.evaluation.shards import join_shards
+from smart_train.evaluation.shards import Shards, join_shards
 from smart_train.evaluation.threats import EXPLAINED, Threats, measure_threats, sources, strongest_pgd
 from smart_train.evaluation.threats import table as threats_table
 from smart_train.options import parse_fraction
+
+SUSPECT = 3
+"""The exit status after a whole result whose accuracies under attack may be too high."""
+
+_T = TypeVar("_T")
 
 
 @click.command(
@@ -81,6 +88,13 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     "who uses them together. Takes PGD (the strongest of --attack, else pgd20x1) up to twice on each path, also on "
     "what is broken: about four times as long as the same PGD alone, little beside AutoAttack.",
 )
+@click.option(
+    "--checks/--no-checks",
+    default=True,
+    help="With attacks on checkpoints: look for hidden gradients, which make an accuracy under attack too high, on at "
+    f"most {MOST_IMAGES:,} images. If a check fails, the exit status is {SUSPECT} after the result. Takes about as "
+    "long as pgd50x5.",
+)
 @click.option("--chunk", default=CHUNK, type=click.IntRange(min=1), help="Images that are attacked together.")
 @click.option(
     "-o",
@@ -109,6 +123,7 @@ def main(
     corruptions: bool,
     seed: int,
     threats: bool,
+    checks: bool,
     chunk: int,
     output: Path | None,
     resume: bool,
@@ -119,6 +134,7 @@ def main(
 
     Accuracies have 95% intervals. An image counts under an attack if it is classified rightly before and after it.
     The graphs of a bundle run in their own precision on the engine that this machine would deploy them with.
+    The exit status is 3 if the result is whole but suspect, since a check failed, and 1 after an error.
     """
     if resume and output is None:
         raise click.UsageError("--resume goes on with the file that -o names: give it too.")
@@ -144,64 +160,41 @@ def main(
                 parse_attacks(attack or model.usual_attack, eps=size, steps=steps, restarts=restarts, step_size=step)
             )
             indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
-            # The graphs of a bundle have no gradients to make images with.
-            threatened = threats and model.kind == "checkpoint" and bool(attacks) and len(model.net.path_names) > 1
+            asked = bool(attacks) and model.kind == "checkpoint"  # graphs of a bundle have no gradients to follow
             subjects.append(
-                _Subject(file, model, images, size, attacks, indices, threats=threatened, corrupted=corruptions)
+                _Subject(
+                    file,
+                    model,
+                    images,
+                    size,
+                    attacks,
+                    indices,
+                    threats=threats and asked and len(model.net.path_names) > 1,
+                    corrupted=corruptions,
+                    checked=checks and asked,
+                )
             )
         total = sum(subject.work for subject in subjects)
         shards = join_shards(chosen)
         place = shards.device or torch.device(chosen)
         records = opened.enter_context(Records(output, resume=resume, shards=shards))
         advance = opened.enter_context(house.progress("measuring", total=total))
-
-        def found(subject: _Subject, done: Callable[[str, str, int], None]) -> Measured:
-            model, split, attacks = subject.model, subject.split, subject.attacks
-            common: dict[str, Any] = {
-                "seed": seed,
-                "records": records,
-                "about": {**model.about, "data": subject.images.digest},
-                "chunk": chunk,
-                "device": place,
-                "done": done,
-            }
-            right = measure(model.net, split, attacks=attacks, **common)
-            threats = None
-            if subject.threats:
-                paths = {name: model.net.path(name) for name in model.net.path_names}
-                pgd = strongest_pgd(attacks, eps=subject.eps)
-                threats = measure_threats(paths, split, attack=pgd, right=right, **common)
-            return Measured(
-                model=subject.file,
-                kind=model.kind,
-                digest=model.digest,
-                precision=model.precision,
-                engine=model.engine,
-                threat_model=model.threat_model,
-                eps=subject.eps,
-                attacks=attacks,
-                right=right,
-                seed=seed,
-                indices=subject.indices,
-                threats=threats,
-                replay=model.replay,
-                corruptions=measure_corruptions(model.net, split, **common) if corruptions else None,
-            )
-
+        running = _Run(records, shards, advance, {"seed": seed, "chunk": chunk, "device": place})
         for subject in subjects:
             subject.model.net.to(place)
-            result = found(subject, lambda path, name, count: advance(f"{path}, {name}", count=count))
-            if shards.world > 1:
-                records.unite()
-                result = found(subject, lambda _, __, ___: None)  # put together of what all know
-            measured.append(result)
+            measured.append(running.checked(subject, running.attacked(subject)))
             subject.model.net.to("cpu")  # a GPU holds one at a time
     if not shards.first:
         return
     if as_json:
         house.print_json(document(measured))
-        return
-    _say(measured, subjects)
+    else:
+        _say(measured, subjects)
+    for one in measured:
+        for line in summary(one.checks, model=str(one.model)):
+            house.note(line)
+    if any(one.suspect for one in measured):
+        raise click.exceptions.Exit(SUSPECT)
 
 
 def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
@@ -224,6 +217,7 @@ class _Subject:
     indices: npt.NDArray[np.int64] | None
     threats: bool
     corrupted: bool
+    checked: bool
 
     @property
     def split(self) -> Split:
@@ -233,9 +227,70 @@ class _Subject:
     @property
     def work(self) -> int:
         """Images to classify or attack, over all paths."""
-        paths = self.model.net.path_names
+        paths, images = self.model.net.path_names, len(self.split)
         each = 1 + len(self.attacks) + STEPS * self.corrupted
-        return len(self.split) * (len(paths) * each + len(sources(paths)) * self.threats)
+        checks = len(paths) * work(images, eps=self.eps) if self.checked else 0
+        return images * (len(paths) * each + len(sources(paths)) * self.threats) + checks
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all models are measured with."""
+
+    records: Records
+    shards: Shards
+    advance: house.Advance
+    options: Mapping[str, Any]
+
+    def attacked(self, subject: _Subject) -> Measured:
+        """Return what a model gets right, attacked and corrupted."""
+        return self._shared(partial(self._attacked, subject))
+
+    def checked(self, subject: _Subject, found: Measured) -> Measured:
+        """Return ``found`` with what the checks say of it, where they are asked for."""
+        if not subject.checked:
+            return found
+        examine = partial(examine_network, subject.model.net, subject.split, right=found.right, eps=subject.eps)
+        examined = self._shared(partial(examine, attacks=subject.attacks, **self._common(subject)))
+        checks = [check for path, each in examined.items() for check in judge(path, each)]
+        return replace(found, checks=checks, eps_curve=eps_curve(examined))
+
+    def _shared(self, compute: Callable[..., _T]) -> _T:
+        result = compute(done=lambda path, name, count: self.advance(f"{path}, {name}", count=count))
+        if self.shards.world > 1:
+            self.records.unite()
+            result = compute(done=lambda _, __, ___: None)  # put together of what all know
+        return result
+
+    def _common(self, subject: _Subject) -> dict[str, Any]:
+        about = {**subject.model.about, "data": subject.images.digest}
+        return {**self.options, "records": self.records, "about": about}
+
+    def _attacked(self, subject: _Subject, *, done: Callable[[str, str, int], None]) -> Measured:
+        model, split, attacks = subject.model, subject.split, subject.attacks
+        common = {**self._common(subject), "done": done}
+        right = measure(model.net, split, attacks=attacks, **common)
+        threats = None
+        if subject.threats:
+            paths = {name: model.net.path(name) for name in model.net.path_names}
+            pgd = strongest_pgd(attacks, eps=subject.eps)
+            threats = measure_threats(paths, split, attack=pgd, right=right, **common)
+        return Measured(
+            model=subject.file,
+            kind=model.kind,
+            digest=model.digest,
+            precision=model.precision,
+            engine=model.engine,
+            threat_model=model.threat_model,
+            eps=subject.eps,
+            attacks=attacks,
+            right=right,
+            seed=self.options["seed"],
+            indices=subject.indices,
+            threats=threats,
+            replay=model.replay,
+            corruptions=measure_corruptions(model.net, split, **common) if subject.corrupted else None,
+        )
 
 
 def _open(file: Path, *, own: OwnNetwork, trust: Path | None, source: Source | None, until: ExitStack) -> OpenModel:

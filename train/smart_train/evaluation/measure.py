@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +69,6 @@ def measure(
         done: called with path, attack and number of images, chunk by chunk.
     """
     results: dict[str, dict[str, Right]] = {}
-    starts = range(0, len(split), chunk)
     about = run_settings(about, seed=seed, chunk=chunk, split=split)
     with exactly():
         for path in net.path_names:
@@ -77,28 +77,53 @@ def measure(
             with fixed(model):
                 for attack in (None, *attacks):
                     name = CLEAN if attack is None else attack.name
-                    found = []
-                    for number, start in enumerate(starts):
-                        part = Split(split.images[start : start + chunk], split.labels[start : start + chunk])
-                        before = None if attack is None else results[path][CLEAN][start : start + chunk]
-                        found.append(
-                            records.of(
-                                {**about, "path": path, **settings(attack), "chunk": number},
-                                count=len(part),
-                                judge=partial(
-                                    _right,
-                                    model,
-                                    part,
-                                    attack=attack,
-                                    before=before,
-                                    seed=chunk_seed(seed, name, number),
-                                    device=device,
-                                ),
-                            )
-                        )
-                        done(path, name, len(part))
-                    results[path][name] = np.concatenate(found)
+                    before = None if attack is None else results[path][CLEAN]
+                    results[path][name] = in_chunks(
+                        len(split),
+                        result=partial(_right, model, split, attack=attack, before=before, device=device),
+                        records=records,
+                        key={**about, "path": path, **settings(attack)},
+                        seed=seed,
+                        chunk=chunk,
+                        done=partial(done, path, name),
+                    )
     return results
+
+
+def in_chunks(
+    total: int,
+    *,
+    result: Callable[[slice, int], Right],
+    records: Records,
+    key: Mapping[str, Any],
+    of_chunk: Callable[[slice], Mapping[str, Any]] | None = None,
+    seed: int,
+    chunk: int,
+    done: Callable[[int], None],
+) -> Right:
+    """Return what ``result`` finds of ``total`` images, bool (total,), chunk by chunk.
+
+    Args:
+        total: how many images.
+        result: given which images and the seed of what is random, returns what is found of them, bool.
+        records: what is known already, and where results are kept.
+        key: what all results depend on, ``attack`` its name.
+        of_chunk: returns what the result of one chunk depends on besides; None for nothing.
+        seed: of all chunks.
+        chunk: images at a time.
+        done: called with the number of images of each chunk.
+    """
+    found = []
+    for number, start in enumerate(range(0, total, chunk)):
+        where = slice(start, min(start + chunk, total))
+        right = records.of(
+            {**key, "chunk": number, **({} if of_chunk is None else of_chunk(where))},
+            count=where.stop - start,
+            judge=partial(result, where, chunk_seed(seed, key["attack"], number)),
+        )
+        found.append(right)
+        done(len(right))
+    return np.concatenate(found)
 
 
 def run_settings(about: Mapping[str, Any], *, seed: int, chunk: int, split: Split) -> dict[str, Any]:
@@ -113,25 +138,30 @@ def settings(attack: NamedAttack | None) -> dict[str, Any]:
     return {"attack": attack.name, **{name: value for name, value in attack.record.items() if name != "name"}}
 
 
+def tensors(split: Split, where: slice | npt.NDArray[np.int64], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return the images, float32 (N, C, H, W), and labels, int64 (N,), that ``where`` names."""
+    images = to_tensor(torch.from_numpy(split.images[where]).to(device))
+    return images, torch.from_numpy(split.labels[where]).to(device)
+
+
 def _right(
     model: nn.Module,
-    part: Split,
+    split: Split,
+    where: slice,
+    seed: int,
     *,
     attack: NamedAttack | None,
     before: Right | None,
-    seed: int,
     device: torch.device | str,
 ) -> Right:
-    """Return which images of ``part`` are right, clean or, of those that ``before`` names, after the attack."""
-    images = to_tensor(torch.from_numpy(part.images).to(device))
-    labels = torch.from_numpy(part.labels).to(device)
+    """Return which images are right, clean or, of those that ``before`` names, after the attack."""
     if attack is None or before is None:
-        return _correct(model, images, labels)
-    right = before.copy()
-    if before.any():
-        left = torch.from_numpy(np.flatnonzero(before)).to(device)
-        images, labels = images[left], labels[left]
-        right[before] = _correct(model, attack(model, images, labels, seed=seed), labels)
+        return _correct(model, *tensors(split, where, device))
+    right = before[where].copy()
+    left = np.flatnonzero(right)
+    if len(left):
+        images, labels = tensors(split, where.start + left, device)
+        right[left] = _correct(model, attack(model, images, labels, seed=seed), labels)
     return right
 
 

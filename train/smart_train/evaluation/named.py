@@ -19,10 +19,11 @@ CLEAN = "clean"
 """Not an attack: the images as they are, measured with every attack."""
 
 AUTOATTACK = "autoattack"
+SQUARE = "square"
 _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        AUTOATTACK: ("apgd-ce", "apgd-t", "fab-t", "square"),
-        **{part: (part,) for part in ("apgd-ce", "apgd-t", "fab-t", "square")},
+        AUTOATTACK: ("apgd-ce", "apgd-t", "fab-t", SQUARE),
+        **{part: (part,) for part in ("apgd-ce", "apgd-t", "fab-t", SQUARE)},
     }
 )
 _TARGETS = 9  # classes that the targeted attacks try, or all others where there are fewer
@@ -88,15 +89,20 @@ class AutoAttackParts:
 
     pyautoattack, the authors' code, does it: APGD-CE with 100 steps, APGD-T and FAB-T against 9 targets, and Square
     with 5,000 queries, each on what the ones before left, as `AutoAttack._set_version` sets the standard version.
+    ``queries`` are Square's.
     """
 
     name: str
     eps: float
+    queries: int = 5000
 
     @property
     def record(self) -> dict[str, Any]:
         """See `NamedAttack.record`."""
-        return {"name": self.name, "eps": self.eps, "parts": list(_PARTS[self.name])}
+        parts = list(_PARTS[self.name])
+        return {"name": self.name, "eps": self.eps, "parts": parts} | (
+            {"queries": self.queries} if SQUARE in parts else {}
+        )
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """See `NamedAttack.__call__`.
@@ -125,6 +131,7 @@ class AutoAttackParts:
                 seed=seed,
                 device=images.device,
             )
+            attack.square.n_queries = self.queries
             attack.apgd.n_restarts = attack.fab.n_restarts = 1
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(_TARGETS, classes - 1)
             found: Tensor
@@ -140,6 +147,15 @@ def _pyautoattack() -> Any:
             "expected pyautoattack for AutoAttack and its parts, got none; pip install 'smart-edge[eval]' installs it"
         ) from error
     return pyautoattack
+
+
+def has_pyautoattack() -> bool:
+    """Return whether AutoAttack and its parts can be run."""
+    try:
+        _pyautoattack()
+    except MissingExtraError:
+        return False
+    return True
 
 
 def parse_attacks(text: str, *, eps: float, steps: int, restarts: int, step_size: float | None) -> list[NamedAttack]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from smart_train.evaluation.accuracy import Accuracy
 from smart_train.evaluation.bundles import Replay
+from smart_train.evaluation.checks import Check
 from smart_train.evaluation.corruptions import Corrupted
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Right
@@ -42,6 +43,8 @@ class Measured:
         threat_model: a sentence of what the attacker knows and may do.
         corruptions: what it gets right under each corruption; None where nobody asked.
         replay: by path, what a bundle makes of the samples of its source; None without one.
+        checks: for hidden gradients; none where nobody asked.
+        eps_curve: the accuracy over eps, from `smart_train.evaluation.checks.eps_curve`.
     """
 
     model: Path
@@ -58,11 +61,18 @@ class Measured:
     threat_model: str = THREAT_MODEL
     replay: Mapping[str, Replay] | None = None
     corruptions: Sequence[Corrupted] | None = None
+    checks: Sequence[Check] = ()
+    eps_curve: Mapping[str, Any] | None = None
 
     @property
     def names(self) -> list[str]:
         """Of what was made of the images: ``clean``, then the attacks."""
         return [CLEAN, *(attack.name for attack in self.attacks)]
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a check failed."""
+        return any(check.passed is False for check in self.checks)
 
     @property
     def examples(self) -> int:
@@ -97,7 +107,15 @@ class Measured:
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
             **({} if self.corruptions is None else {"corruptions": [one.record() for one in self.corruptions]}),
+            **self._checked(),
         }
+
+    def _checked(self) -> dict[str, Any]:
+        if not self.checks:
+            return {}
+        checks = [check.document() for check in self.checks]
+        curve = {} if self.eps_curve is None else {"eps_curve": self.eps_curve}
+        return {"suspect": self.suspect, "checks": checks, **curve}
 
     def _path(self, path: str) -> dict[str, Any]:
         clean, worst = self.accuracy(path, CLEAN), self.worst(path)
