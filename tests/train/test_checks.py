@@ -97,7 +97,9 @@ def failed(found: Examined) -> set[str]:
 @pytest.mark.parametrize("kind", ["plain", "robust"])
 def test_honest_networks_pass(kind: str, eps: float, request: pytest.FixtureRequest) -> None:
     checks = judge("robust", examined(request.getfixturevalue(kind), eps=eps))
-    assert [check.name for check in checks if check.passed is not True] == [], checks
+    assert [check.name for check in checks if check.passed is False] == [], checks
+    few_break = kind == "robust" and eps == 0.05
+    assert [check.name for check in checks if check.passed is None] == ["one-step"] * few_break, checks
 
 
 def test_a_quantised_input_is_flagged(plain: nn.Module) -> None:

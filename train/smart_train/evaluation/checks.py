@@ -96,9 +96,9 @@ class UnderAttack:
         shorter_steps: after each of three shorter steps in the same direction.
         few: after PGD with few steps.
         many: after PGD with many steps, by radius, ascending; the last is 1.
-        square: after Square; None without pyautoattack.
-        square_queries: of Square, an image.
-        square_alone: which are wrong after Square and after no attack by gradients, the strongest of ours included.
+        square_queries: of Square, an image; None without pyautoattack.
+        square_tried: how many images attacks by gradients left for Square.
+        square_alone: not which are right, but which are wrong after Square and after no attack by gradients.
     """
 
     noise: Right
@@ -106,8 +106,8 @@ class UnderAttack:
     shorter_steps: Right
     few: Right
     many: Mapping[float, Right]
-    square: Right | None
-    square_queries: int
+    square_queries: int | None
+    square_tried: int
     square_alone: Right
 
 
@@ -260,26 +260,22 @@ def examine(
         many = {radius: withstands(_pgd(MANY, radius), clean) for radius in _radii(eps)}
         by_gradients = [right[attack.name] for attack in attacks if attack.name not in {AUTOATTACK, SQUARE}]
         left = np.logical_and.reduce([clean, one_step, shorter, few, many[eps], *by_gradients])
-        own = AutoAttackParts(SQUARE, eps, queries=QUERIES)
         queries = next((attack.record["queries"] for attack in attacks if attack.name == SQUARE), None)
-        square: Right | None
-        if queries is not None:
-            square = right[SQUARE]
-            done(SQUARE, len(split))
-        elif has_pyautoattack():
-            square = withstands(own, left, depends=True) | (clean & ~left)
+        if queries is None and has_pyautoattack():
+            own = AutoAttackParts(SQUARE, eps, queries=QUERIES)
+            queries = own.queries
+            alone = left & ~withstands(own, left, depends=True)
         else:
-            square = None
+            alone = left & ~right.get(SQUARE, left)
             done(SQUARE, len(split))
-        alone = left & ~(left if square is None else square)
         under_attack = UnderAttack(
             noise=noise,
             one_step=one_step,
             shorter_steps=shorter,
             few=few,
             many=many,
-            square=square,
-            square_queries=queries or own.queries,
+            square_queries=queries,
+            square_tried=int(left.sum()),
             square_alone=withstands(_pgd(STRONGEST, eps), alone, depends=True),
         )
     return Examined(
@@ -408,7 +404,7 @@ def _noise(found: Examined, under: UnderAttack) -> _Judged:
         not failed,
         {"clean": clean / total, "accuracy": noisy / total, "most_lost": MOST_LOST_TO_NOISE},
         f"Uniform noise of eps takes accuracy from {clean / total:.3f} to {noisy / total:.3f}"
-        + (": so blunt a change should not matter, and a figure under attack says little here." if failed else "."),
+        + (": chance finds what attacks are for, so eps is too large here or gradients hide it." if failed else "."),
     )
 
 
@@ -429,9 +425,10 @@ def _one_step(found: Examined, under: UnderAttack) -> _Judged:
     accuracies = f"One step leaves an accuracy of {one.mean():.3f}, {MANY[0]} steps {many.mean():.3f}"
     why = [f"one step breaks only {by_one} of the {broken} images that many steps break"] * weak
     why += [f"{distorted} of the {kept} images right after one step are wrong after a shorter one"] * bent
+    judged = bool(why) or above(broken, broken, 1 - LEAST_FOR_ONE_STEP)
     return (
         "one-step",
-        not why,
+        not why if judged else None,
         {
             "one_step": float(one.mean()),
             "many_steps": float(many.mean()),
@@ -444,7 +441,8 @@ def _one_step(found: Examined, under: UnderAttack) -> _Judged:
         },
         f"{accuracies}; {' and '.join(why)}: the sign of catastrophic overfitting, or of hidden gradients."
         if why
-        else f"{accuracies}: one step is as weak as it should be.",
+        else f"{accuracies}: "
+        + ("one step is as strong as it should be." if judged else f"too few images, {broken}, break to compare them."),
     )
 
 
@@ -501,7 +499,7 @@ def _no_bound(_: Examined, under: UnderAttack) -> _Judged:
 
 
 def _square(_: Examined, under: UnderAttack) -> _Judged:
-    if under.square is None:
+    if under.square_queries is None:
         return (
             "square",
             None,
@@ -509,18 +507,19 @@ def _square(_: Examined, under: UnderAttack) -> _Judged:
             "Square was not run: pyautoattack is not installed; pip install 'smart-edge[eval]' installs it.",
         )
     alone = int(under.square_alone.sum())
-    failed = above(alone, len(under.square), MOST_FOR_SQUARE)
+    failed = above(alone, len(under.square_alone), MOST_FOR_SQUARE)
     return (
         "square",
         not failed,
         {
             "queries": under.square_queries,
-            "accuracy": float(under.square.mean()),
+            "images": len(under.square_alone),
+            "left_for_square": under.square_tried,
             "broken_by_square_alone": alone,
             "most_share": MOST_FOR_SQUARE,
         },
-        f"Square, with {under.square_queries} queries and no gradient, breaks {_share(alone, under.square)} that no "
-        f"attack by gradients breaks" + (": the gradients mislead." if failed else "."),
+        f"Square, with {under.square_queries} queries and no gradient, breaks {_share(alone, under.square_alone)} "
+        "that no attack by gradients breaks" + (": the gradients mislead." if failed else "."),
     )
 
 
