@@ -35,12 +35,12 @@ MOST_IMAGES = 1000
 """That are looked at, chosen by the seed: a share of one percent shows on so many, and more would only cost more."""
 
 QUERIES = 300
-"""Of Square where nobody asks for it: on digits they break 0.7 and more of what gradients that are hidden protect."""
+"""Of Square where nobody asks for it: on digits at eps 0.3 they break 0.7 and more of what hidden gradients keep."""
 
 CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The radii of the accuracy over eps, as multiples of eps; 0 is the clean accuracy, and 1 covers every image."""
 
-CHANCE = 0.01  # a network without fault fails a check that counts at most so often
+CHANCE = 0.01  # at most so often does a network whose share is just the threshold fail a check that counts images
 MOST_ZERO_GRADIENTS = 0.01  # AutoAttack flags any; a few are usual where a network of float32 is very sure
 MOST_LOST_TO_NOISE = 0.05  # random signs hardly move a sum over many pixels, a gradient's do (Goodfellow et al. 2015)
 MOST_LEFT_WITHOUT_BOUND = 0.01  # at eps 1 any image may become any other, so nothing can be left but what got stuck
