@@ -20,11 +20,12 @@ SCRIPTS := $(foreach folder,$(SCRIPTS),$(if $(wildcard $(folder)/*.py),$(folder)
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check fuzz format clean
+.PHONY: help venv demo test test-browser check fuzz format clean
 
 help:
 	@echo "make demo    train, evaluate, export, compare and switch on handwritten digits (demo-out/)"
 	@echo "make test    run the tests in two processes, slow ones left out"
+	@echo "make test-browser  show the report page in headless Chromium, which must be installed"
 	@echo "make check   lint, format, types, imports and the Python 3.10 lint"
 	@echo "make fuzz    give 200,000 changed files to everything that reads a stranger's files (x86-64 only)"
 	@echo "make format  rewrite the sources in the house format"
@@ -58,7 +59,10 @@ demo: venv
 	$(BIN)/python examples/01_demo.py
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not browser" -n $(JOBS) --dist worksteal
+
+test-browser: venv
+	$(BIN)/python -m pytest -m browser -rs
 
 check: venv
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,12 @@ def build(
             on_step=advance,
             stopwatch=stopwatch,
         )
-    found = {**summary(result), "timings": stopwatch.seconds, "peak_bytes": peak_bytes()}
+    found = {
+        **summary(result),
+        **_digests(checkpoint, output),
+        "timings": stopwatch.seconds,
+        "peak_bytes": peak_bytes(),
+    }
     if report is not None:
         write_report(report, build_report(result))
     if verbose:
@@ -291,6 +297,14 @@ def _refuse(options: dict[str, object], *, needs: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise ExportError(f"expected with {name} {needs}; leave out {name}, or name the other")
+
+
+def _digests(checkpoint: Path, bundle: Path) -> dict[str, str]:
+    """Return what tells in other commands' results which checkpoint became which bundle."""
+    return {
+        "checkpoint_digest": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "bundle_digest": Bundle.open(bundle).digest,
+    }
 
 
 def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:

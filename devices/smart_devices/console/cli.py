@@ -20,6 +20,8 @@ from smart_devices.errors import SmartError
 
 _bar_console: Console | None = None  # of the progress bar that is shown: only it knows how to print above it
 
+_TYPED = f"{__name__}.typed"
+
 _WIDE = 200  # columns of a table in a file: as many as any of ours takes
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -51,6 +53,7 @@ class _Polite:
     """Mixin for click commands whose expected failures are one line, while options are read and after."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_TYPED] = tuple(args)
         with _politely():
             return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]  # it sits before a click class
 
@@ -78,6 +81,12 @@ class Group(_Polite, click.Group):
         if self.default and args and args[0] not in own and self.get_command(ctx, args[0]) is None:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+
+def typed() -> tuple[str, ...]:
+    """Return the arguments of the running command as the user typed them."""
+    found: tuple[str, ...] = click.get_current_context().meta[_TYPED]
+    return found
 
 
 def json_option(function: _F) -> _F:

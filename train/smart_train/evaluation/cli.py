@@ -32,6 +32,7 @@ from smart_train.evaluation.corruptions import table as corruptions_table
 from smart_train.evaluation.measure import CHUNK, measure
 from smart_train.evaluation.models import OpenCheckpoint, OpenModel, digest_of_file
 from smart_train.evaluation.named import NamedAttack, parse_attacks
+from smart_train.evaluation.page.cli import PageOptions, report_options
 from smart_train.evaluation.records import Records
 from smart_train.evaluation.report import Measured, document, replay_table, table
 from smart_train.evaluation.shards import Shards, join_shards
@@ -103,6 +104,7 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     help="Write results there as they come, a line of JSON for each chunk, for --resume.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what -o has; results that do not belong to this run stay.")
+@report_options
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
 @click.version_option(version(), prog_name="smart-eval")
@@ -127,6 +129,7 @@ def main(
     chunk: int,
     output: Path | None,
     resume: bool,
+    page: PageOptions,
     device: str,
     as_json: bool,
 ) -> None:
@@ -183,18 +186,14 @@ def main(
         for subject in subjects:
             subject.model.net.to(place)
             measured.append(running.checked(subject, running.attacked(subject)))
+            if shards.first:
+                page.picture(subject.model, subject.split, attacks=subject.attacks, seed=seed, device=place)
             subject.model.net.to("cpu")  # a GPU holds one at a time
-    if not shards.first:
-        return
-    if as_json:
-        house.print_json(document(measured))
-    else:
-        _say(measured, subjects)
-    for one in measured:
-        for line in summary(one.checks, model=str(one.model)):
-            house.note(line)
-    if any(one.suspect for one in measured):
-        raise click.exceptions.Exit(SUSPECT)
+    if shards.first:
+        _say(measured, subjects, as_json=as_json)
+        page.write(document(measured), device=place, processes=shards.world)  # after the figures: none is lost with it
+        if any(one.suspect for one in measured):
+            raise click.exceptions.Exit(SUSPECT)
 
 
 def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
@@ -285,6 +284,8 @@ class _Run:
             eps=subject.eps,
             attacks=attacks,
             right=right,
+            labels=split.labels,
+            class_names=model.class_names,
             seed=self.options["seed"],
             indices=subject.indices,
             threats=threats,
@@ -331,7 +332,18 @@ def _images(
     return images
 
 
-def _say(measured: Sequence[Measured], subjects: Sequence[_Subject]) -> None:
+def _say(measured: Sequence[Measured], subjects: Sequence[_Subject], *, as_json: bool) -> None:
+    """Print all for machines, or tables for people; on standard error whether the figures are suspect."""
+    if as_json:
+        house.print_json(document(measured))
+    else:
+        _print_tables(measured, subjects)
+    for one in measured:
+        for line in summary(one.checks, model=str(one.model)):
+            house.note(line)
+
+
+def _print_tables(measured: Sequence[Measured], subjects: Sequence[_Subject]) -> None:
     """Print tables, and on standard error what they mean."""
     title, columns, rows = table(measured)
     several = int(len(measured) > 1)

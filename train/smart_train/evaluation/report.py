@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from smart_train.data.images import Labels
 from smart_train.evaluation.accuracy import Accuracy
 from smart_train.evaluation.bundles import Replay
 from smart_train.evaluation.checks import Check
@@ -34,6 +35,8 @@ class Measured:
         eps: the radius of every attack, in pixel units.
         attacks: that were made.
         right: by path, by attack, ``clean`` included, which images were right, bool (N,).
+        labels: of the images, int64 (N,).
+        class_names: one a class, in the order of the labels.
         seed: of the attacks and of the choice of images.
         indices: of the test images that were chosen, None for all.
         threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
@@ -52,6 +55,8 @@ class Measured:
     eps: float
     attacks: Sequence[NamedAttack]
     right: Mapping[str, Mapping[str, Right]]
+    labels: Labels
+    class_names: Sequence[str]
     seed: int
     indices: npt.NDArray[np.int64] | None
     threats: Threats | None = None
@@ -85,7 +90,11 @@ class Measured:
 
     def worst(self, path: str) -> Accuracy:
         """Return the accuracy of a path where each image meets the worst of all attacks for it."""
-        return _accuracy(np.logical_and.reduce([*self.right[path].values()]))
+        return _accuracy(self._withstands(path))
+
+    def _withstands(self, path: str) -> Right:
+        found: Right = np.logical_and.reduce([*self.right[path].values()])
+        return found
 
     def document(self) -> dict[str, Any]:
         """Return it for machines."""
@@ -103,6 +112,7 @@ class Measured:
             "example_indices": None if self.indices is None else self.indices.tolist(),
             "seed": self.seed,
             "split": "test",
+            "classes": [self._class(int(label)) for label in np.unique(self.labels)],
             "paths": {path: self._path(path) for path in self.right},
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
@@ -117,15 +127,32 @@ class Measured:
         curve = {} if self.eps_curve is None else {"eps_curve": self.eps_curve}
         return {"suspect": self.suspect, "checks": checks, **curve}
 
-    def _path(self, path: str) -> dict[str, Any]:
-        clean, worst = self.accuracy(path, CLEAN), self.worst(path)
+    def _class(self, label: int) -> dict[str, Any]:
+        own = self.labels == label
         return {
-            "clean_accuracy": clean.value,
-            "clean_interval": list(clean.interval),
-            "robust_accuracy": worst.value,
-            "robust_interval": list(worst.interval),
+            "name": self.class_names[label],
+            "label": label,
+            "examples": int(own.sum()),
+            "paths": {
+                path: _clean_and_worst(_accuracy(right[CLEAN][own]), _accuracy(self._withstands(path)[own]))
+                for path, right in self.right.items()
+            },
+        }
+
+    def _path(self, path: str) -> dict[str, Any]:
+        return {
+            **_clean_and_worst(self.accuracy(path, CLEAN), self.worst(path)),
             "attacks": {attack.name: self.accuracy(path, attack.name).record for attack in self.attacks},
         }
+
+
+def _clean_and_worst(clean: Accuracy, worst: Accuracy) -> dict[str, Any]:
+    return {
+        "clean_accuracy": clean.value,
+        "clean_interval": list(clean.interval),
+        "robust_accuracy": worst.value,
+        "robust_interval": list(worst.interval),
+    }
 
 
 def _accuracy(right: Right) -> Accuracy:

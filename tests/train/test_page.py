@@ -1,0 +1,467 @@
+"""The report page: what stands in it, and that nothing from a file becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from smart_train import Attack, ConfigError, load_checkpoint
+from smart_train.evaluation.cli import main as smart_eval
+from smart_train.evaluation.models import OpenCheckpoint
+from smart_train.evaluation.named import AutoAttackParts, NamedAttack, Pgd
+from smart_train.evaluation.page import Included, Report, make_pictures, read_included, render, shown_attack
+from smart_train.evaluation.page.axes import axis
+from smart_train.evaluation.page.figures import latency, percent, points
+from smart_train.evaluation.page.html import Markup, tag, text
+from smart_train.evaluation.page.pictures import Attacked, Picture, Pictures
+from smart_train.evaluation.page.png import data_uri, png
+from train.networks import image_set
+from train.results import bench_result, export_result
+
+VOID = {"meta", "img", "br"}
+ALLOWED = {
+    *("html", "head", "title", "style", "body", "header", "main", "section", "div", "article", "figure", "figcaption"),
+    *("h1", "h2", "h3", "h4", "p", "span", "strong", "b", "small", "bdi", "pre", "code", "ul", "li", "dl", "dt", "dd"),
+    *("table", "thead", "tbody", "tr", "th", "td", "details", "summary", "svg", "g", "path", "rect", "circle", "text"),
+    *VOID,
+}
+
+
+class Parsed(HTMLParser):
+    """A page as a browser takes it: elements, attributes and text; refuses what is not balanced."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+    @property
+    def shape(self) -> list[tuple[str, list[str]]]:
+        return [(name, sorted(attributes)) for name, attributes in self.elements]
+
+
+def figure(correct: int, total: int = 10) -> dict[str, Any]:
+    value = correct / total
+    return {"accuracy": value, "interval": [max(0, value - 0.1), min(1, value + 0.1)], "correct": correct}
+
+
+def path_record(clean: int, robust: int) -> dict[str, Any]:
+    return {
+        "clean_accuracy": clean / 10,
+        "clean_interval": [clean / 10 - 0.05, clean / 10],
+        "robust_accuracy": robust / 10,
+        "robust_interval": [robust / 10, robust / 10 + 0.05],
+    }
+
+
+def model(name: str = "ckpt.pt", classes: tuple[str, ...] = ("cat", "dog"), **more: Any) -> dict[str, Any]:
+    paths = {"clean": path_record(9, 1), "robust": path_record(8, 5)}
+    attacks = [
+        {"name": "pgd20x1", "eps": 8 / 255, "steps": 20, "restarts": 1, "step_size": 0.01},
+        {"name": "autoattack", "eps": 8 / 255, "parts": ["apgd-ce", "square"]},
+    ]
+    return {
+        "model": name,
+        "digest": "ab" * 32,
+        "attacks": attacks,
+        "eps": 8 / 255,
+        "threat_model": "White-box & friends.",
+        "examples": 10,
+        "example_indices": None,
+        "seed": 0,
+        "paths": {
+            path: {**row, "attacks": {attack["name"]: figure(5) for attack in attacks}} for path, row in paths.items()
+        },
+        "classes": [{"name": one, "label": i, "examples": 5, "paths": paths} for i, one in enumerate(classes)],
+        **more,
+    }
+
+
+def some_pictures(classes: tuple[str, ...] = ("cat", "dog")) -> Pictures:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    says = {"clean": 0, "robust": 1}
+    attacked = {path: Attacked(pixels=pixels, perturbation=pixels, says=says) for path in says}
+    return Pictures(
+        class_names=classes,
+        attack="pgd20x1",
+        eps=8 / 255,
+        pictures=[Picture(pixels=pixels, label=0, says=says, attacked=attacked)],
+    )
+
+
+def report(*models: dict[str, Any], **changes: Any) -> Report:
+    given_ = models or (model(),)
+    found = Report(
+        document={"models": given_},
+        pictures=[None] * len(given_),
+        included=Included(),
+        command="smart-eval ckpt.pt",
+        environment={"device": "a processor"},
+    )
+    return replace(found, **changes)
+
+
+def include(folder: Path, **files: Mapping[str, Any]) -> Included:
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return read_included([folder / name for name in files])
+
+
+def test_the_page_says_what_was_found() -> None:
+    page = Parsed(render(report(pictures=[some_pictures()])))
+    for words in ("90.0%", "85.0 to 90.0", "10.0%", "pgd20x1", "autoattack", "eps 8/255", "White-box & friends."):
+        assert words in page.text
+    assert "gains 40.0 points of accuracy under attack, costs 10.0 points on clean images" in page.text
+    assert "Perturbations are scaled 15.9 times" in page.text
+    assert "smart-eval ckpt.pt" in page.text
+    assert "ab" * 32 in page.text
+
+
+def test_the_page_needs_nothing_else() -> None:
+    page = Parsed(render(report(pictures=[some_pictures()])))
+    assert {name for name, _ in page.elements} <= ALLOWED, "no script, no link, no frame"
+    for name, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on") or key in {"href", "srcset", "style"}], name
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
+    policies = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies
+    assert policies[0] is not None
+    assert policies[0].startswith("default-src 'none'")
+    style = render(report()).partition("<style>")[2].partition("</style>")[0]
+    assert not re.search(r"url\(|@import|@font-face", style)
+
+
+def test_equal_reports_are_equal_pages(tmp_path: Path) -> None:
+    first, second = (
+        render(report(pictures=[some_pictures()], included=include(tmp_path, bench=bench_result()))) for _ in range(2)
+    )
+    assert first == second
+
+
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&amp;\x00\u202e</style></title>"
+
+
+@given(name=st.one_of(st.just(HOSTILE), st.text(st.characters(), min_size=1)))
+def test_no_name_becomes_markup(name: str) -> None:
+    def page(name: str, other: str) -> Parsed:
+        changed = model(name, (name, other), threat_model=name)
+        changed["paths"] = {name: changed["paths"]["clean"], other: changed["paths"]["robust"]}
+        changed["classes"] = [{**row, "paths": changed["paths"]} for row in changed["classes"]]
+        shown = some_pictures((name, other))
+        return Parsed(render(report(changed, pictures=[shown], command=name, environment={name: name})))
+
+    found, plain = page(name, name + "other"), page("x", "xother")
+    assert {tag for tag, _ in found.elements} <= ALLOWED
+    assert [shape for shape in found.shape if shape[0] != "br"] == [shape for shape in plain.shape if shape[0] != "br"]
+    render(report(model(name))).encode("utf-8")
+
+
+@given(st.text(st.characters()))
+def test_text_comes_back_from_a_parser_as_it_was(value: str) -> None:
+    page = Parsed(tag("p", value, title=value))
+    shown = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
+    assert page.text == shown
+    assert page.elements[0][1]["title"] == shown
+
+
+def test_markup_is_kept_and_only_that() -> None:
+    assert text(Markup("<b>")) == "<b>"
+    assert tag("p", "<b>", tag("b", "&")) == "<p>&lt;b&gt;<b>&amp;</b></p>"
+    assert tag("img", src="a", alt="", hidden=True, width=None) == '<img src="a" alt="" hidden>'
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_pictures_come_back_as_they_were(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    uri = data_uri(pixels)
+    with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) as opened:
+        found = np.asarray(opened)
+    expected = pixels.mean(axis=2).round().astype(np.uint8) if channels == 2 else pixels.squeeze()
+    np.testing.assert_array_equal(found, expected)
+    assert png(pixels).endswith(b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big"))
+
+
+@given(
+    values=st.lists(st.floats(0, 1), min_size=1, max_size=9),
+    scale=st.sampled_from([1e-6, 1.0, 255.0]),
+    bounded=st.booleans(),
+)
+def test_an_axis_holds_its_values_between_round_numbers(values: list[float], scale: float, bounded: bool) -> None:
+    values = [value * scale for value in values]
+    found = axis(values, start=10, end=110, top=1 if bounded and scale <= 1 else None)
+    assert found.low <= min(values) + 1e-9 * scale
+    assert found.high >= max(values) - 1e-9 * scale
+    assert 2 <= len(found.ticks) <= 9
+    assert all(10 - 1e-6 <= found.at(value) <= 110 + 1e-6 for value in [*values, *found.ticks])
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert (percent(0.9716), points(-0.542), latency(0.0333), latency(4.123)) == (
+        "97.2%", "54.2 points", "33.3 µs", "4.12 ms",
+    )  # fmt: skip
+
+
+def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path) -> None:
+    one, other = model("a/one.pt"), model("b/one.pt", digest="cd" * 32)
+    included = include(
+        tmp_path, bench=bench_result(digest="11" * 32), export=export_result(checkpoint="cd" * 32, bundle="11" * 32)
+    )
+    found = report(one, other, included=included, pictures=[None, None])
+    assert found.speeds(one) == ({}, False)
+    rows, assumed = found.speeds(other)
+    assert set(rows) == {"dense", "clean", "robust"}
+    assert not assumed
+    assert rows["clean"].median_ms == 0.033
+    page = Parsed(render(found)).text
+    for words in ("a/one.pt", "b/one.pt", "33 µs", "2.50x (2.40 to 2.60)", "On the device", "What the export made"):
+        assert words in page
+    alone = report(one, included=include(tmp_path, bench=bench_result(digest="11" * 32)))
+    assert alone.speeds(one)[1], "one model and one bundle"
+    assert "taken for each other" in Parsed(render(alone)).text
+    of_other = report(one, included=included)
+    assert of_other.speeds(one) == ({}, False), "the export says whose bundle it is"
+    bundle = model("bundle", digest="11" * 32)
+    assert not report(bundle, included=included).speeds(bundle)[1]
+
+
+def test_what_attackers_of_other_paths_do_is_a_matrix() -> None:
+    figures = {"clean": figure(2), "robust": figure(7)}
+    threats = {
+        "attack": {"name": "pgd20x1", "eps": 0.3},
+        "transfer": {"threat_model": "Transfer!", "paths": {"clean": figures, "robust": figures}},
+        "unknown_path": {
+            "threat_model": "Unknown!",
+            "paths": figures,
+            "expected": figure(4),
+            "expected_worst": figure(3),
+        },
+        "worst": {"threat_model": "Worst!", "paths": figures},
+        "chosen_path": {"threat_model": "Chosen!", **figure(1)},
+    }
+    page = Parsed(render(report(model(threats=threats)))).text
+    for words in ("Transfer!", "Unknown!", "Worst!", "Chosen!", "made on robust", "one at random", "40.0%", "30.0%"):
+        assert words in page
+    assert "made on robust" not in Parsed(render(report())).text
+
+
+def check(name: str, *, passed: bool | None) -> dict[str, Any]:
+    return {"name": name, "path": "clean", "passed": passed, "figures": {}, "sentence": f"Of {name}: so & so."}
+
+
+def test_a_suspect_result_is_told_before_all_figures() -> None:
+    checks = [check("no-bound", passed=True), check("square", passed=None), check("zero-gradients", passed=False)]
+    page = Parsed(render(report(model(checks=checks, suspect=True)))).text
+    assert page.index("These figures are suspect") < page.index("What each path gives")
+    assert "1 of 2 passed" in page
+    assert all(f"Of {name}: so & so." in page for name in ("no-bound", "square", "zero-gradients"))
+    fine = Parsed(render(report(model(checks=checks[:2], suspect=False)))).text
+    assert "suspect" not in fine
+    assert "1 of 1 passed" in fine
+    assert "Checks" not in Parsed(render(report())).text
+
+
+def test_accuracy_over_eps_has_a_line_a_path() -> None:
+    rows = {"accuracy": [0.9, 0.5, 0.125], "interval": [[0.8, 1.0], [0.4, 0.6], [0.1, 0.2]]}
+    curve = {"attack": "pgd50x1", "examples": 10, "eps": [0.0, 0.1, 0.2], "paths": {"clean": rows, "robust": rows}}
+    page = Parsed(render(report(model(eps_curve=curve))))
+    assert "Under pgd50x1 on 10 images" in page.text
+    assert "12.5%" in page.text
+    bands = [attributes["d"] for _, attributes in page.elements if attributes.get("class") == "band"]
+    assert len(bands) == 2
+    assert all(band is not None and band.count("L") == 5 for band in bands), "there and back"
+    assert "Accuracy over eps" not in Parsed(render(report())).text
+
+
+def test_without_an_attack_there_is_a_page_of_clean_figures() -> None:
+    plain = model(attacks=[])
+    plain["paths"] = {path: {**row, "attacks": {}} for path, row in plain["paths"].items()}
+    page = Parsed(render(report(plain))).text
+    assert "no attack" in page
+    assert "Accuracy against robustness" not in page
+
+
+def test_many_classes_are_drawn_in_part_and_listed_whole() -> None:
+    names = tuple(f"class {i}" for i in range(60))
+    page = Parsed(render(report(model(classes=names)))).text
+    assert "Of 60 classes, the 20 hit most." in page
+    assert all(name in page for name in names)
+
+
+def test_pictures_are_attacked_within_eps_and_the_same_each_time(trained: Path) -> None:
+    model, data = OpenCheckpoint(load_checkpoint(trained), "ab"), image_set()
+    attack = Pgd(Attack(eps=0.1, steps=5))
+    options: dict[str, Any] = {"attack": attack, "eps": 0.1, "seed": 0}
+    state = torch.random.get_rng_state()
+    found, again = (make_pictures(model, data.test, **options) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert 2 <= len(found.pictures) <= 6
+    for first, second in zip(found.pictures, again.pictures, strict=True):
+        assert np.array_equal(first.pixels, second.pixels)
+        assert set(first.attacked) == set(model.net.path_names)
+        for path, one in first.attacked.items():
+            assert np.array_equal(one.pixels, second.attacked[path].pixels)
+            change = one.pixels.astype(int) - first.pixels
+            assert abs(change).max() <= 0.1 * 255 + 0.5, "rounded to a level"
+            shown = (one.perturbation / 255 - 0.5) * 0.2
+            assert np.abs(shown - change / 255).max() <= 0.5 / 255 + 0.2 * 0.5 / 255 + 1e-9
+    rightly = [picture for picture in found.pictures if set(picture.says.values()) == {picture.label}]
+    assert len({picture.label for picture in rightly}) == min(len(rightly), len(data.class_names))
+
+
+def test_pictures_are_attacked_by_pgd_where_there_are_gradients(trained: Path) -> None:
+    opened = OpenCheckpoint(load_checkpoint(trained), "ab")
+    listed: list[NamedAttack] = [AutoAttackParts("square", 0.1), Pgd(Attack(eps=0.1, steps=3))]
+    assert shown_attack(opened, listed, eps=0.1).name == "pgd3x1"
+    assert shown_attack(opened, listed[:1], eps=0.1).name == "pgd20x1"
+    blind = OpenCheckpoint(opened.checkpoint, "ab", usual_attack="square")
+    assert shown_attack(blind, listed[:1], eps=0.1).name == "square"
+
+
+def test_corruptions_are_drawn_by_kind_from_the_clean_image_on() -> None:
+    rows = [
+        {
+            "set": "our own set",
+            "name": kind,
+            "severity": severity,
+            "parameter": severity / 8,
+            "parameter_meaning": "how much",
+            "paths": {"clean": figure(9 - severity), "robust": figure(8 - severity)},
+        }
+        for kind in ("gaussian-noise", "jpeg")
+        for severity in (1, 2)
+    ]
+    page = Parsed(render(report(model(corruptions=rows))))
+    for words in ("our own set", "gaussian noise", "jpeg: how much", "0.125", "80.0%"):
+        assert words in page.text
+    lines = [attributes["d"] or "" for _, attributes in page.elements if attributes.get("class") == "line"]
+    assert len([line for line in lines if line.count("L") == 2]) == 4, "two kinds, two paths, three points each"
+    assert "corruptions" not in Parsed(render(report())).text
+
+
+def test_a_bundle_shows_what_it_makes_of_its_checkpoints_samples() -> None:
+    both = {"clean": figure(9), "adversarial": figure(4)}
+    replay = {"source": both, "graph": both, "same_class": 0.985, "max_rel_diff": 0.0123}
+    found = model("int8", kind="bundle", precision="int8", engine="onnxruntime-cpu", replay={"clean": replay})
+    page = Parsed(render(report(found, model()))).text
+    for words in ("int8 (int8, onnxruntime-cpu)", "98.5%", "1.2e-02", "The checkpoint and its graphs"):
+        assert words in page
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "expected JSON"),
+        (b"[1]", "expected an object"),
+        (b"{}", "got something else"),
+        (b'{"models": []}', "one of smart-eval"),
+        (json.dumps({**bench_result(), "rows": []}).encode(), "the rows of a comparison"),
+        (json.dumps({**bench_result(), "batch": "1"}).encode(), "a whole number"),
+        (json.dumps({**export_result(), "target": 1}).encode(), "a printable text"),
+        (b'{"rows": 1, "engine": NaN, "environment": 1}', "NaN"),
+    ],
+)
+def test_something_else_is_not_included(content: bytes, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_included([file])
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(smart_eval, arguments)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    found, path = image_set(), tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(
+        path,
+        train_images=found.train.images,
+        train_labels=found.train.labels,
+        test_images=found.test.images,
+        test_labels=found.test.labels,
+    )
+    return f"npz:{path}"
+
+
+def test_the_command_writes_the_page_and_says_how(trained: Path, data: str, tmp_path: Path) -> None:
+    page, saved = tmp_path / "report.html", tmp_path / "bench.json"
+    saved.write_text(json.dumps(bench_result()))
+    options = [str(trained), "--data", data, "--attack", "pgd2x1", "--report", str(page), "--include", str(saved)]
+    options += ["--no-checks"]
+    done = run(*options, "--json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    (only,) = answer["models"]
+    assert sum(row["examples"] for row in only["classes"]) == only["examples"]
+    for path, row in only["paths"].items():
+        shares = [one["paths"][path]["robust_accuracy"] * one["examples"] for one in only["classes"]]
+        assert round(sum(shares)) == round(row["robust_accuracy"] * only["examples"])
+    first = page.read_bytes()
+    found = Parsed(first.decode())
+    assert f"--data {data} --attack pgd2x1 --report" in found.text
+    assert percent(only["paths"]["robust"]["clean_accuracy"]) in found.text
+    assert "What an attack looks like" in found.text
+    assert run(*options, "--json").stdout == done.stdout
+    assert page.read_bytes() == first, "the same bytes from the same command"
+    assert not list(tmp_path.glob(".*")), "nothing is left beside it"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--report", "nowhere/report.html"], "expected a folder nowhere for --report"),
+        (["--report", "."], "got the folder ."),
+        (["--report", "r.html", "--include", "nothing.json"], "nothing there"),
+        (["--report", "r.html", "--include", "."], "got a folder"),
+        (["--include", "nothing.json"], "--report"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_the_attacks(
+    options: list[str], words: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(str(trained), "--attack", "pgd1x1", "-o", "results.jsonl", *options)
+    assert done.exit_code in {1, 2}
+    assert words in done.stderr
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "results.jsonl").exists(), "nothing was measured"

@@ -1,0 +1,158 @@
+"""What the included results say: latency, size and energy on a device, and what an export cost."""
+
+from __future__ import annotations
+
+from smart_runtime.units import si
+from smart_train.evaluation.page.figures import latency, percent, size
+from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
+from smart_train.evaluation.page.included import Bench, Drop, Export, Speed
+from smart_train.evaluation.page.subject import Report
+
+_UNKNOWN = "-"
+
+
+def on_the_device(report: Report) -> Markup | None:
+    """Return every result of smart-bench, accuracies beside latencies."""
+    benches = report.included.benches
+    if not benches:
+        return None
+    return section("device", "On the device", *(_bench(report, bench) for bench in benches))
+
+
+def _bench(report: Report, bench: Bench) -> Markup:
+    several = len({row.bundle for row in bench.rows}) > 1
+    energy = any(row.energy_mj is not None for row in bench.rows)
+    accuracies = {
+        id(row): model["paths"][path]
+        for model in report.models
+        for path, row in report.speeds(model)[0].items()
+        if path in model["paths"]
+    }
+    columns: list[object] = [
+        "graph",
+        *(["bundle"] if several else []),
+        "precision",
+        *(["clean", "worst attack"] if accuracies else []),
+        "median",
+        "90% below",
+        "speed-up",
+        "MACs",
+        "size",
+        *(["energy an image", "power"] if energy else []),
+    ]
+    rows = []
+    for row in bench.rows:
+        cells: list[object] = [report.path(row.graph)]
+        cells += [name_of(row.bundle or _UNKNOWN)] if several else []
+        cells += [row.precision or _UNKNOWN]
+        if accuracies:
+            found = accuracies.get(id(row))
+            cells += (
+                [_UNKNOWN, _UNKNOWN]
+                if found is None
+                else [
+                    percent(found["clean_accuracy"]),
+                    percent(found["robust_accuracy"]),
+                ]
+            )
+        cells += [latency(row.median_ms) + ("" if row.agrees else " (!)"), latency(row.p90_ms), _speedup(row)]
+        cells += [_UNKNOWN if row.mac_ratio is None else f"÷ {row.mac_ratio:.2f}", size(row.bytes)]
+        if energy:
+            cells += [_UNKNOWN if row.energy_mj is None else f"{row.energy_mj:.3g} mJ"]
+            cells += [_UNKNOWN if row.power_w is None else f"{row.power_w:.3g} W"]
+        rows.append(cells)
+    return join(
+        tag("h3", name_of(bench.device)),
+        table(label="latency and size of each graph", columns=columns, rows=rows, text_columns=3 if several else 2),
+        tag("p", bench.switch) if bench.switch else None,
+        note(
+            f"smart-bench, from {bench.file}: ",
+            "; ".join(f"{name} {value}" for name, value in bench.conditions.items()),
+            f". Speed-ups, with 95% intervals, and MACs are against {bench.against}." if bench.against else ".",
+            " (!): alone in a fresh process it took another time, so the machine was busy; measure again."
+            if not all(row.agrees for row in bench.rows)
+            else None,
+        ),
+    )
+
+
+def _speedup(row: Speed) -> str:
+    if row.speedup is None:
+        return _UNKNOWN
+    if row.speedup_low is None or row.speedup_high is None or row.speedup_low == row.speedup_high:
+        return f"{row.speedup:.2f}x"
+    return f"{row.speedup:.2f}x ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
+
+
+def exported(report: Report) -> Markup | None:
+    """Return every result of smart-export: what became smaller, and what accuracy it cost."""
+    exports = report.included.exports
+    return section("export", "What the export made", *(_export(report, one) for one in exports)) if exports else None
+
+
+def _export(report: Report, export: Export) -> Markup:
+    judged = any(graph.clean_drop is not None for graph in export.graphs)
+    columns: list[object] = ["graph", "channels or weights kept", "MACs", "parameters", "size"]
+    columns += ["lost on clean images", "lost under attack"] if judged else []
+    rows: list[list[object]] = [
+        [
+            report.path(graph.name),
+            "all" if graph.density is None else percent(graph.density),
+            f"{si(graph.macs)} (÷ {graph.dense_macs / graph.macs:.2f})" if graph.macs else "0",
+            si(graph.parameters),
+            size(graph.bytes),
+            *([_drop(graph.clean_drop), _drop(graph.robust_drop)] if judged else []),
+        ]
+        for graph in export.graphs
+    ]
+    return join(
+        tag("h3", name_of(export.bundle)),
+        table(label="graphs of the export", columns=columns, rows=rows),
+        note(
+            f"smart-export, from {export.file}: {export.precision} for {export.target}",
+            f" ({export.profile})" if export.profile != export.target else None,
+            ". Losses are in points of accuracy from the masked network to the graph, with 95% intervals."
+            if judged
+            else ".",
+        ),
+    )
+
+
+def replayed(report: Report) -> Markup | None:
+    """Return what bundles make of the samples of the checkpoints that they came from."""
+    found = [model for model in report.models if model.get("replay")]
+    columns: list[object] = ["path", "bundle"]
+    columns += [f"{kind}, {who}" for kind in ("clean", "adversarial") for who in ("checkpoint", "graph")]
+    rows: list[list[object]] = [
+        [
+            report.path(path),
+            name_of(f"{report.name(model)} ({model['precision']})"),
+            *(percent(row[who][kind]["accuracy"]) for kind in ("clean", "adversarial") for who in ("source", "graph")),
+            percent(row["same_class"]),
+            f"{row['max_rel_diff']:.1e}",
+        ]
+        for model in found
+        for path, row in model["replay"].items()
+    ]
+    if not found:
+        return None
+    return section(
+        "replay",
+        "The checkpoint and its graphs",
+        table(
+            label="accuracy of paths and their graphs on the checkpoint's samples",
+            columns=[*columns, "same class", "largest difference"],
+            rows=rows,
+            text_columns=2,
+        ),
+        note(
+            "On the samples that the checkpoint carries, clean and as they were attacked on its masked paths, the same "
+            "images for both; the largest difference of any score is relative to the largest score."
+        ),
+    )
+
+
+def _drop(drop: Drop | None) -> str:
+    if drop is None:
+        return _UNKNOWN
+    return f"{100 * drop.value + 0.0:.1f} ({100 * drop.low:.1f} to {100 * drop.high:.1f})"
