@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -39,6 +39,7 @@ ALLOWED = {
     *("html", "head", "title", "style", "body", "header", "main", "section", "div", "article", "figure", "figcaption"),
     *("h1", "h2", "h3", "h4", "p", "span", "strong", "b", "small", "bdi", "pre", "code", "ul", "li", "dl", "dt", "dd"),
     *("table", "thead", "tbody", "tr", "th", "td", "details", "summary", "svg", "g", "path", "rect", "circle", "text"),
+    "a",
     *VOID,
 }
 
@@ -158,7 +159,8 @@ def test_the_page_needs_nothing_else() -> None:
     page = Parsed(render(report(pictures=[some_pictures()])))
     assert {name for name, _ in page.elements} <= ALLOWED, "no script, no link, no frame"
     for name, attributes in page.elements:
-        assert not [key for key in attributes if key.startswith("on") or key in {"href", "srcset", "style"}], name
+        assert not [key for key in attributes if key.startswith("on") or key in {"srcset", "style"}], name
+        assert (attributes.get("href") or "#").startswith("#")
         assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
     policies = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies
@@ -317,6 +319,13 @@ def test_without_an_attack_there_is_a_page_of_clean_figures() -> None:
     assert "Accuracy against robustness" not in page
 
 
+def test_figures_of_different_attackers_are_not_to_be_compared() -> None:
+    page = Parsed(render(report(model("one.pt"), model("bundle", threat_model="Black-box, that is.")))).text
+    assert page.count("Not all models face the same attacker") == 2
+    assert "bundle: Black-box, that is." in page
+    assert "Not all models" not in Parsed(render(report(model("one.pt"), model("two.pt")))).text
+
+
 def test_many_classes_are_drawn_in_part_and_listed_whole() -> None:
     names = tuple(f"class {i}" for i in range(60))
     page = Parsed(render(report(model(classes=names)))).text
@@ -345,13 +354,18 @@ def test_pictures_are_attacked_within_eps_and_the_same_each_time(trained: Path) 
     assert len({picture.label for picture in rightly}) == min(len(rightly), len(data.class_names))
 
 
+class Blind(OpenCheckpoint):
+    """Like a bundle whose source nobody gave."""
+
+    usual_attack: ClassVar[str] = "square"
+
+
 def test_pictures_are_attacked_by_pgd_where_there_are_gradients(trained: Path) -> None:
     opened = OpenCheckpoint(load_checkpoint(trained), "ab")
     listed: list[NamedAttack] = [AutoAttackParts("square", 0.1), Pgd(Attack(eps=0.1, steps=3))]
     assert shown_attack(opened, listed, eps=0.1).name == "pgd3x1"
     assert shown_attack(opened, listed[:1], eps=0.1).name == "pgd20x1"
-    blind = OpenCheckpoint(opened.checkpoint, "ab", usual_attack="square")
-    assert shown_attack(blind, listed[:1], eps=0.1).name == "square"
+    assert shown_attack(Blind(opened.checkpoint, "ab"), listed[:1], eps=0.1).name == "square"
 
 
 def test_corruptions_are_drawn_by_kind_from_the_clean_image_on() -> None:

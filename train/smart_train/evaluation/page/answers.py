@@ -144,7 +144,21 @@ def trade_off(report: Report, *, half: bool) -> Markup | None:
                 *(join(tag("br"), name_of(line)) for line in letters),
             ),
         ),
+        _threats_differ(report),
         half=half,
+    )
+
+
+def _threats_differ(report: Report) -> Markup | None:
+    """Return a warning where one model's attacker may do what another's may not."""
+    if len({model["threat_model"] for model in report.models}) < 2:
+        return None
+    return tag(
+        "p",
+        "Not all models face the same attacker: compare figures under attack only within one of ",
+        tag("a", "the threat models", href="#threats"),
+        ".",
+        class_="note",
     )
 
 
@@ -189,4 +203,5 @@ def results(report: Report) -> Markup:
             "; under the worst of these, if it withstands every one" if worst else None,
             ".",
         ),
+        _threats_differ(report),
     )

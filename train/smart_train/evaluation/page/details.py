@@ -7,7 +7,7 @@ from typing import Any
 
 from smart_train.evaluation.page import charts
 from smart_train.evaluation.page.figures import percent, span
-from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
+from smart_train.evaluation.page.html import Markup, join, name_of, note, section, side_by_side, table, tag
 from smart_train.evaluation.page.pictures import Picture, Pictures
 from smart_train.evaluation.page.png import data_uri
 from smart_train.evaluation.page.subject import Report
@@ -20,7 +20,7 @@ def classes(report: Report, *, half: bool) -> Markup | None:
     found = [model for model in report.models if model.get("classes")]
     if not found:
         return None
-    return section("classes", "Class by class", *(_classes(report, model) for model in found), half=half)
+    return section("classes", "Class by class", side_by_side([_classes(report, model) for model in found]), half=half)
 
 
 def _classes(report: Report, model: Mapping[str, Any]) -> Markup:
@@ -180,12 +180,17 @@ def radius(eps: float) -> str:
 
 def threat_models(report: Report) -> Markup:
     """Return in words what the attacker of each figure may do, and what each attack does."""
-    sentences = list(dict.fromkeys(str(model["threat_model"]) for model in report.models))
+    sentences: dict[str, list[str]] = {}
+    for model in report.models:
+        sentences.setdefault(model["threat_model"], []).append(report.name(model))
     attacks = {str(_attack(attack)): attack["name"] for model in report.models for attack in model["attacks"]}
     return section(
         "threats",
         "Who the attacker is",
-        *(tag("p", sentence) for sentence in sentences),
+        *(
+            tag("p", tag("b", name_of(", ".join(names)), ": ") if len(sentences) > 1 else None, sentence)
+            for sentence, names in sentences.items()
+        ),
         tag("dl", *(join(tag("dt", name), tag("dd", words)) for words, name in attacks.items()), class_="facts")
         if attacks
         else None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from smart_train.evaluation.page import charts
 from smart_train.evaluation.page.figures import percent, span
-from smart_train.evaluation.page.html import Markup, join, name_of, section, table, tag
+from smart_train.evaluation.page.html import Markup, join, name_of, section, side_by_side, table, tag
 from smart_train.evaluation.page.subject import Report
 
 _SIGNS = {True: ("✓", "good", "passed"), False: ("✗", "bad", "failed"), None: ("-", "plain", "not judged")}
@@ -65,7 +65,7 @@ def over_eps(report: Report, *, half: bool) -> Markup | None:
     found = [model for model in report.models if model.get("eps_curve")]
     if not found:
         return None
-    return section("over-eps", "Accuracy over eps", *(_curve(report, model) for model in found), half=half)
+    return section("over-eps", "Accuracy over eps", side_by_side([_curve(report, model) for model in found]), half=half)
 
 
 def _curve(report: Report, model: Mapping[str, Any]) -> Markup:
