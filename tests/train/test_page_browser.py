@@ -66,10 +66,18 @@ def report(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile.write_bytes(trained.read_bytes())
     (folder / "bench.json").write_text(json.dumps(bench_result(bundle="a/path/of/a/bundle/" * 6)))
     (folder / "export.json").write_text(json.dumps(export_result()))
-    options = ["--data", f"npz:{folder / 'images.npz'}", "--attack", "pgd2x1,pgd3x1,pgd4x1", "--eps", "8/255"]
+    options = [
+        "--data",
+        f"npz:{folder / 'images.npz'}",
+        "--attack",
+        "pgd2x1,pgd3x1,pgd4x1",
+        "--eps",
+        "8/255",
+        "--no-checks",
+    ]
     options += ["--include", str(folder / "bench.json"), "--include", str(folder / "export.json")]
     done = CliRunner().invoke(smart_eval, [str(long), str(hostile), *options, "--report", str(folder / "report.html")])
-    assert done.exit_code in {0, 3}, done.output  # 3: suspect, as a network may be that was hardly trained
+    assert done.exit_code == 0, done.output
     return folder / "report.html"
 
 
@@ -100,10 +108,12 @@ def test_the_page_fits_and_can_be_read(page: Page, report: Path, width: int, sch
 
 
 def test_the_page_prints_in_ink_on_paper(page: Page, report: Path) -> None:
-    page.open(report, width=794, scheme="dark", media="print")
+    page.open(report, width=700, scheme="dark", media="print")
     assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.value("getComputedStyle(document.body).color") == "rgb(21, 24, 29)"
     assert page.value(PALE) == []
+    beyond = "[...document.querySelectorAll('td, th')].filter(e => e.getBoundingClientRect().right > innerWidth).length"
+    assert page.value(beyond) == 0, "paper does not scroll"
     printed = page.pdf()
     assert printed.startswith(b"%PDF")
     assert page.complaints == []
