@@ -27,7 +27,16 @@ from smart_train.attacks import Attack, Model
 from smart_train.data.images import Split
 from smart_train.evaluation.accuracy import Accuracy, classified_rightly, some_indices
 from smart_train.evaluation.measure import CHUNK, Paths, exactly, in_chunks, run_settings, settings, tensors
-from smart_train.evaluation.named import AUTOATTACK, CLEAN, SQUARE, AutoAttackParts, NamedAttack, Pgd, has_pyautoattack
+from smart_train.evaluation.named import (
+    AUTOATTACK,
+    CLEAN,
+    FEWEST_CLASSES,
+    SQUARE,
+    AutoAttackParts,
+    NamedAttack,
+    Pgd,
+    has_pyautoattack,
+)
 from smart_train.evaluation.records import Records, Right
 from smart_train.methods.step import fixed
 
@@ -148,7 +157,7 @@ def which_images(total: int, *, seed: int) -> npt.NDArray[np.int64]:
 
 def work(total: int, *, eps: float) -> int:
     """Return how many images `examine` reports as done, for one path and ``total`` images of a split."""
-    return min(total, MOST_IMAGES) * (2 if eps == 0 else 8 + len(_radii(eps)))
+    return min(total, MOST_IMAGES) * (2 if eps == 0 else 9 + len(_radii(eps)))
 
 
 def examine_network(
@@ -268,6 +277,8 @@ def examine(
         else:
             alone = left & ~right.get(SQUARE, left)
             done(SQUARE, len(split))
+        alone = withstands(_pgd(STRONGEST, eps), alone, depends=True)
+        alone = probe("apgd-t", partial(_withstands_targets, eps), alone, depends=True, eps=eps)
         under_attack = UnderAttack(
             noise=noise,
             one_step=one_step,
@@ -276,7 +287,7 @@ def examine(
             many=many,
             square_queries=queries,
             square_tried=int(left.sum()),
-            square_alone=withstands(_pgd(STRONGEST, eps), alone, depends=True),
+            square_alone=alone,
         )
     return Examined(
         eps=eps,
@@ -304,6 +315,14 @@ def _pgd(strength: tuple[int, int], eps: float) -> Pgd:
 def _withstands(attack: NamedAttack, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:
     right: Tensor = classified_rightly(model, attack(model, images, labels, seed=seed), labels)
     return right
+
+
+def _withstands_targets(eps: float, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Of networks with too few classes for APGD-T all images do: it is not tried."""
+    with torch.no_grad():
+        if model(images[:1]).shape[1] < FEWEST_CLASSES:
+            return torch.ones_like(labels, dtype=torch.bool)
+    return _withstands(AutoAttackParts("apgd-t", eps), model, images, labels, seed)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _TARGETS = 9  # classes that the targeted attacks try, or all others where there are fewer
-_FEWEST_CLASSES = 4  # that the loss of apgd-t is made for: it takes the difference of the first and third-best score
+FEWEST_CLASSES = 4  # that the loss of apgd-t is made for: it takes the difference of the first and third-best score
 _PGD = re.compile(r"pgd([1-9][0-9]{0,4})x([1-9][0-9]{0,3})", re.ASCII)
 _FORMS = f"{CLEAN}, pgd, pgd50x5 (50 steps, 5 restarts), {', '.join(_PARTS)}"
 
@@ -120,9 +120,9 @@ class AutoAttackParts:
         # It seeds the global generators.
         with torch.random.fork_rng(devices=cuda), torch.no_grad(), _without_its_flags():
             classes = model(images[:1]).shape[1]
-            if classes < _FEWEST_CLASSES and "apgd-t" in _PARTS[self.name]:
+            if classes < FEWEST_CLASSES and "apgd-t" in _PARTS[self.name]:
                 raise ConfigError(
-                    f"expected {_FEWEST_CLASSES} or more classes for {self.name}, whose targeted attack needs them, "
+                    f"expected {FEWEST_CLASSES} or more classes for {self.name}, whose targeted attack needs them, "
                     f"got {classes}; use --attack apgd-ce,square"
                 )
             attack = library.AutoAttack(
