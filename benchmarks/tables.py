@@ -89,7 +89,7 @@ def short_paths() -> str:
 def goals() -> str:
     """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
-    others = ("paths", "sparsity", "precision", "roofline", "runtime", "switch", "train", "export", "cifar")
+    others = ("attacks", "paths", "sparsity", "precision", "roofline", "runtime", "switch", "train", "export", "cifar")
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
         *((name, load(name)["goals"]) for name in others),
@@ -162,6 +162,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "switch": switch,
     "attacks": lambda: bench_attacks.table(load("attacks")),
     "attacks-full": with_source("attacks", bench_attacks.table),
+    "attack-times": with_source("attacks", bench_attacks.time_table),
     "paths-short": short_paths,
     "goals": goals,
     "zeros": with_source("sparsity", lambda record: bench_sparsity.table(record["rows"])),

@@ -1,4 +1,4 @@
-"""The whole idea on handwritten digits: train, evaluate, export, compare, switch.
+"""The whole idea on handwritten digits: train, export, compare, evaluate, switch.
 
 Runs the commands a user would type, each as a process of its own, and ends with one table. `make demo` runs it.
 """
@@ -70,13 +70,14 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint, bundle, plot = out / "ckpt.pt", out / "bundle", out / "bench.png"
+    checkpoint, bundle, plot, report = out / "ckpt.pt", out / "bundle", out / "bench.png", out / "report.html"
 
     ours = ("--seed", str(options.seed), "--epochs", str(options.epochs), "-o", str(checkpoint), "--force")
     train = run(out, "smart-train", "--recipe", str(RECIPE), *ours)
-    accuracy = run(out, "smart-eval", str(checkpoint), "--attack", "pgd", "--steps", "20", "--restarts", "1")
     export = run(out, "smart-export", str(checkpoint), "--target", "cpu", "-o", str(bundle), "--force")
     bench = run(out, "smart-bench", str(bundle), "--blocks", str(options.blocks), "--plot", str(plot))
+    included = [word for name in ("smart-export", "smart-bench") for word in ("--include", str(out / f"{name}.json"))]
+    accuracy = run(out, "smart-eval", str(checkpoint), "--attack", "pgd20x1", "--report", str(report), *included)
     show_switch(bundle, checkpoint)
 
     rows = {row["name"]: row for row in bench["rows"]}
@@ -97,7 +98,8 @@ def main() -> None:
     switch = bench["switch"]
     print(
         f"\nswitch {switch['median_us']:.1f} us, first result of the new path after {switch['first_result_ms']:.2f} ms "
-        f"(a cold load takes {switch['cold_load_ms']:.1f} ms)\nplot: {plot}"
+        f"(a cold load takes {switch['cold_load_ms']:.1f} ms)\nplot: {plot}\n"
+        f"all of it on one page: {report}"
     )
 
 
