@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.checkpoint import describe
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS
+from smart_train.files import digest_of_file
 
 _FILE = click.Path(path_type=Path)
 
@@ -302,7 +302,7 @@ def _refuse(options: dict[str, object], *, needs: str) -> None:
 def _digests(checkpoint: Path, bundle: Path) -> dict[str, str]:
     """Return what tells in other commands' results which checkpoint became which bundle."""
     return {
-        "checkpoint_digest": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "checkpoint_digest": digest_of_file(checkpoint),
         "bundle_digest": Bundle.open(bundle).digest,
     }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smart_train.training import Trainer
@@ -14,3 +15,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("trained") / "ckpt.pt"
     Trainer(tiny_config(), image_set(), output=output).run()
     return output
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`image_set` in a file, as ``--data`` names it; no test may change it."""
+    found, path = image_set(), tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(
+        path,
+        train_images=found.train.images,
+        train_labels=found.train.labels,
+        test_images=found.test.images,
+        test_labels=found.test.labels,
+    )
+    return f"npz:{path}"

@@ -181,19 +181,6 @@ def test_without_pyautoattack_square_is_not_judged(plain: nn.Module, monkeypatch
     assert any("not judged, square" in line for line in summary([check], model="m"))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    found, path = image_set(), tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(
-        path,
-        train_images=found.train.images,
-        train_labels=found.train.labels,
-        test_images=found.test.images,
-        test_labels=found.test.labels,
-    )
-    return f"npz:{path}"
-
-
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(smart_eval, arguments)
 

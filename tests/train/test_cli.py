@@ -17,7 +17,6 @@ from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
 from smart_train.evaluation.cli import main as smart_eval
 from smart_train.options import parse_arguments, parse_fraction
-from train.networks import image_set
 
 SMALL = [
     "--model-arg",
@@ -33,20 +32,6 @@ SMALL = [
     "--steps",
     "1",
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    found = image_set()
-    np.savez(
-        path,
-        train_images=found.train.images,
-        train_labels=found.train.labels,
-        test_images=found.test.images,
-        test_labels=found.test.labels,
-    )
-    return f"npz:{path}"
 
 
 def process(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

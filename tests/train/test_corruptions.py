@@ -128,18 +128,9 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(smart_eval, arguments)
 
 
-def test_the_document_has_every_kind_severity_and_path(trained: Path, tmp_path: Path) -> None:
-    parts = image_set()
-    data = tmp_path / "images.npz"
-    np.savez(
-        data,
-        train_images=parts.train.images,
-        train_labels=parts.train.labels,
-        test_images=parts.test.images,
-        test_labels=parts.test.labels,
-    )
+def test_the_document_has_every_kind_severity_and_path(trained: Path, data: str, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
-    options = [str(trained), "--data", f"npz:{data}", "--attack", "clean", "--corruptions", "--chunk", "8"]
+    options = [str(trained), "--data", data, "--attack", "clean", "--corruptions", "--chunk", "8"]
     done = run(*options, "-o", str(output), "--json")
     assert done.exit_code == 0, done.output
     model: dict[str, Any] = json.loads(done.stdout)["models"][0]

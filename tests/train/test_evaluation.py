@@ -226,19 +226,6 @@ def test_seeds_differ_by_chunk_attack_and_seed() -> None:
     assert all(0 <= seed < 2**56 for seed in seeds)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    found, path = image_set(), tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(
-        path,
-        train_images=found.train.images,
-        train_labels=found.train.labels,
-        test_images=found.test.images,
-        test_labels=found.test.labels,
-    )
-    return f"npz:{path}"
-
-
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(smart_eval, arguments)
 

@@ -424,19 +424,6 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(smart_eval, arguments)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    found, path = image_set(), tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(
-        path,
-        train_images=found.train.images,
-        train_labels=found.train.labels,
-        test_images=found.test.images,
-        test_labels=found.test.labels,
-    )
-    return f"npz:{path}"
-
-
 def test_the_command_writes_the_page_and_says_how(trained: Path, data: str, tmp_path: Path) -> None:
     page, saved = tmp_path / "report.html", tmp_path / "bench.json"
     saved.write_text(json.dumps(bench_result()))

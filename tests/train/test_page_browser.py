@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from browser import Page, Scheme, browser, find_browser
 from smart_train.evaluation.cli import main as smart_eval
-from train.networks import image_set
 from train.results import bench_result, export_result
 
 FOUND = find_browser()
@@ -50,16 +48,9 @@ OUTSIDE = """[...document.querySelectorAll("body *")].filter(e => !e.closest(".s
 
 
 @pytest.fixture(scope="module")
-def report(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(trained: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of two models with names of no mercy, and results of both other commands."""
-    folder, images = tmp_path_factory.mktemp("page"), image_set()
-    np.savez(
-        folder / "images.npz",
-        train_images=images.train.images,
-        train_labels=images.train.labels,
-        test_images=images.test.images,
-        test_labels=images.test.labels,
-    )
+    folder = tmp_path_factory.mktemp("page")
     long = folder / f"{'a-very-long-name-' * 8}.pt"
     long.write_bytes(trained.read_bytes())
     hostile = folder / "<script>alert(1)<&script>.pt"
@@ -68,7 +59,7 @@ def report(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "export.json").write_text(json.dumps(export_result()))
     options = [
         "--data",
-        f"npz:{folder / 'images.npz'}",
+        data,
         "--attack",
         "pgd2x1,pgd3x1,pgd4x1",
         "--eps",

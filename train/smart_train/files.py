@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,3 +46,8 @@ def save_atomically(value: Any, path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def digest_of_file(file: Path) -> str:
+    """Return the SHA-256 of ``file``, hexadecimal; raises OSError if the system refuses."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

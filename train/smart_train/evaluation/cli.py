@@ -30,7 +30,7 @@ from smart_train.evaluation.checks import MOST_IMAGES, eps_curve, examine_networ
 from smart_train.evaluation.corruptions import STEPS, check_corruptions, measure_corruptions
 from smart_train.evaluation.corruptions import table as corruptions_table
 from smart_train.evaluation.measure import CHUNK, measure
-from smart_train.evaluation.models import OpenCheckpoint, OpenModel, digest_of_file
+from smart_train.evaluation.models import OpenCheckpoint, OpenModel
 from smart_train.evaluation.named import NamedAttack, parse_attacks
 from smart_train.evaluation.page.cli import PageOptions, report_options
 from smart_train.evaluation.records import Records
@@ -38,6 +38,7 @@ from smart_train.evaluation.report import Measured, document, replay_table, tabl
 from smart_train.evaluation.shards import Shards, join_shards
 from smart_train.evaluation.threats import EXPLAINED, Threats, measure_threats, sources, strongest_pgd
 from smart_train.evaluation.threats import table as threats_table
+from smart_train.files import digest_of_file
 from smart_train.options import parse_fraction
 
 SUSPECT = 3

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from smart_train.checkpoint import Checkpoint
@@ -66,8 +64,3 @@ class OpenCheckpoint:
 
 
 OpenModel: TypeAlias = OpenCheckpoint | OpenBundle
-
-
-def digest_of_file(file: Path) -> str:
-    """Return the SHA-256 of ``file``, hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
