@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import Tensor
 
 from runtime.bundles import as_float, expected_scores, random_images, write_bundle
 from smart_devices import resolve_target
@@ -137,6 +138,42 @@ def test_attacks_on_the_source_are_tried_on_the_graph(int8: Path, checkpoint_fil
             assert row["attacks"]["pgd3x1"]["correct"] == after.sum()
 
 
+def test_images_made_on_one_path_of_the_source_are_tried_on_every_graph(int8: Path, checkpoint_file: Path) -> None:
+    model = answer(int8, "--source", checkpoint_file, "--attack", "pgd3x1", "--eps", 0.1, "--chunk", 20)["models"][0]
+    threats = model["threats"]
+    assert threats["attack"]["made_on"] == "source"
+    test, chosen = load_data("digits").test, model["example_indices"]
+    images, labels = to_tensor(torch.from_numpy(test.images[chosen])), torch.from_numpy(test.labels[chosen])
+    net = load_checkpoint(checkpoint_file).net
+    with SmartModel.load(int8) as deployed:
+
+        def right(path: str, batch: Tensor) -> np.ndarray:
+            deployed.path = path
+            found: np.ndarray = deployed(batch.numpy()).argmax(axis=1) == labels.numpy()
+            return found
+
+        before = {path: right(path, images) for path in model["paths"]}
+        wanted = np.logical_or.reduce([*before.values()])
+        for source in model["paths"]:
+            made, generator = images.clone(), torch.Generator().manual_seed(chunk_seed(0, "pgd3x1", 0))
+            with fixed(net.path(source)):
+                made[wanted] = Attack(eps=0.1, steps=3).perturb(
+                    net.path(source), images[wanted], labels[wanted], generator=generator
+                )
+            for victim, figures in threats["transfer"]["paths"].items():
+                assert figures[source]["correct"] == (before[victim] & right(victim, made)).sum()
+    assert "threats" not in answer(int8, "--attack", "square", "--eps", 0.1)["models"][0]
+
+
+def test_square_attacks_the_graph_itself_also_beside_a_source(int8: Path, checkpoint_file: Path) -> None:
+    alone = answer(int8, "--attack", "square", "--eps", 0.1, "--chunk", 20)["models"][0]
+    options = ("--source", checkpoint_file, "--attack", "pgd2x1,square", "--no-threats")
+    beside = answer(int8, *options, "--eps", 0.1, "--chunk", 20)["models"][0]
+    assert ["made_on" in attack for attack in beside["attacks"]] == [True, False]
+    for path, row in alone["paths"].items():
+        assert beside["paths"][path]["attacks"]["square"] == row["attacks"]["square"]
+
+
 def test_the_samples_of_the_source_are_replayed(int8: Path, checkpoint_file: Path) -> None:
     model = answer(int8, "--source", checkpoint_file, "--attack", "clean")["models"][0]
     samples = load_checkpoint(checkpoint_file).samples
@@ -190,8 +227,8 @@ def test_a_run_on_a_bundle_goes_on(bundle: Path, checkpoint_file: Path, tmp_path
     options = [bundle, "--source", checkpoint_file, "--attack", "pgd2x1", "--chunk", 8, "-o", output]
     first = answer(*options)
     lines = output.read_text().splitlines(keepends=True)
-    assert len(lines) == 2 * 2 * 3, "paths, clean and pgd2x1, chunks"
-    output.write_text("".join(lines[:5]))
+    assert len(lines) == (2 * 2 + 3 * 2) * 3, "of 3 chunks: paths, clean and pgd2x1; 3 sources of threats, paths"
+    output.write_text("".join(lines[:17]))
     assert answer(*options, "--resume") == first
     assert sorted(output.read_text().splitlines(keepends=True)) == sorted(lines)
 

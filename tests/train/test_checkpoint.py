@@ -64,6 +64,11 @@ def test_what_is_written_is_read_again(trained: Path, tmp_path: Path) -> None:
     assert not any(m.training for m in second.net.modules())
 
 
+def test_a_path_may_be_text(trained: Path, tmp_path: Path) -> None:
+    save_checkpoint(load_checkpoint(str(trained)), f"{tmp_path}/again.pt")
+    assert (tmp_path / "again.pt").is_file()
+
+
 def test_a_checkpoint_names_no_path_of_the_machine(trained: Path) -> None:
     content = trained.read_bytes()
     assert str(trained.parent).encode() not in content

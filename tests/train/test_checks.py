@@ -112,6 +112,10 @@ def test_a_saturated_softmax_is_flagged(plain: nn.Module) -> None:
     assert found >= {"zero-gradients", "no-bound"}
 
 
+def test_probabilities_instead_of_logits_are_flagged(plain: nn.Module) -> None:
+    assert "logits" in failed(examined(lambda images: plain(images).softmax(dim=1), images=50))
+
+
 def test_a_random_layer_is_flagged(plain: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     found = failed(examined(lambda images: plain(images + 0.2 * torch.randn(images.shape, generator=generator))))
@@ -150,7 +154,12 @@ def test_so_many_images_may_be_squares_own(total: int, most: int) -> None:
 def test_without_eps_there_is_nothing_to_judge_but_the_network(plain: nn.Module) -> None:
     found = examined(plain, eps=0)
     passed = {check.name: check.passed for check in judge("clean", found)}
-    assert [name for name, value in passed.items() if value] == ["robust-below-clean", "same-scores", "zero-gradients"]
+    assert [name for name, value in passed.items() if value] == [
+        "robust-below-clean",
+        "same-scores",
+        "logits",
+        "zero-gradients",
+    ]
     assert set(passed.values()) == {True, None}
     assert eps_curve({"clean": found}) is None
 

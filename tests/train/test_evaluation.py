@@ -261,10 +261,10 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, dat
             pass  # it is killed in the midst of its checks
         process.kill()
     kept = output.read_bytes().count(b"\n")
-    assert 20 < kept < 2 * 17 * 3, "it was killed before it ended"
+    assert 20 < kept < 2 * 18 * 3, "it was killed before it ended"
     resumed = run(*options, "-o", str(output), "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert output.read_bytes().count(b"\n") == 2 * 17 * 3
+    assert output.read_bytes().count(b"\n") == 2 * 18 * 3
     assert resumed.stdout == run(*options).stdout
 
 

@@ -7,6 +7,7 @@ shape and range in it is checked before a network is built from it.
 from __future__ import annotations
 
 import math
+import os
 import pickletools
 import zipfile
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -154,7 +155,7 @@ def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
         net.path(path).network.load_state_dict(given)
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write ``checkpoint`` to ``path``: beside it first, then renamed."""
     net = checkpoint.net
     save_atomically(
@@ -181,7 +182,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
                 "attack": checkpoint.samples.attack,
             },
         },
-        path,
+        Path(path),
     )
 
 
@@ -404,7 +405,10 @@ def plain_record(raw: Any, key: str, *, path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: Path, *, factory: Factory | None = None, arguments: Mapping[str, Argument] | None = None
+    path: str | os.PathLike[str],
+    *,
+    factory: Factory | None = None,
+    arguments: Mapping[str, Argument] | None = None,
 ) -> Checkpoint:
     """Read a checkpoint that may come from a stranger.
 
@@ -418,6 +422,7 @@ def load_checkpoint(
         CheckpointError: if anything in it is not as this version writes it, or the network is the user's own and there
             is no factory or one that gives another network.
     """
+    path = Path(path)
     raw = read_plain(path)
     read = _Reader(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), str) or raw["format"] != FORMAT:

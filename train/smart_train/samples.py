@@ -10,6 +10,7 @@ from torch import Tensor
 from smart_train.attacks import Attack
 from smart_train.checkpoint import Samples
 from smart_train.evaluation.accuracy import CHUNK, to_tensor
+from smart_train.evaluation.memory import usual_chunk
 from smart_train.methods.step import fixed
 from smart_train.network import PathNetwork, SmartNetwork
 
@@ -71,13 +72,15 @@ def _adversarial(
 ) -> Tensor:
     device = generator.device
     parts = []
+    height, width, channels = images.shape[1:]
+    chunk = usual_chunk([model], (channels, height, width), most=CHUNK)
     with fixed(model):
-        for start in range(0, len(labels), CHUNK):
-            part = images[start : start + CHUNK]
+        for start in range(0, len(labels), chunk):
+            part = images[start : start + chunk]
             floats = attack.perturb(
                 model,
                 to_tensor(part.to(device)),
-                labels[start : start + CHUNK].to(device),
+                labels[start : start + chunk].to(device),
                 generator=generator,
             )
             original = part.permute(0, 3, 1, 2).double()

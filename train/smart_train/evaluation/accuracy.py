@@ -15,10 +15,11 @@ from torch import Tensor
 from smart_train.attacks import Attack, Model
 from smart_train.data.images import Split
 from smart_train.errors import ConfigError
+from smart_train.evaluation.memory import usual_chunk
 from smart_train.methods.step import fixed
 from smart_train.network import PathNetwork
 
-CHUNK = 256  # images at a time: enough to fill a core, little memory
+CHUNK = 256  # images at a time at most: enough to fill a core, little memory
 Z_95 = 1.959964  # the normal distribution's 97.5% point
 
 
@@ -120,16 +121,18 @@ def accuracy(
         done: called with the number of images of each finished chunk.
     """
     right = 0
+    height, width, channels = split.images.shape[1:]
+    chunk = CHUNK if attack is None else usual_chunk([model], (channels, height, width), most=CHUNK)
     with fixed(model):
-        for start in range(0, len(split), CHUNK):
-            images = to_tensor(torch.from_numpy(split.images[start : start + CHUNK]).to(device))
-            labels = torch.from_numpy(split.labels[start : start + CHUNK]).to(device)
+        for start in range(0, len(split), chunk):
+            images = to_tensor(torch.from_numpy(split.images[start : start + chunk]).to(device))
+            labels = torch.from_numpy(split.labels[start : start + chunk]).to(device)
             correct = classified_rightly(model, images, labels)
             if attack is not None and correct.any():
                 images, labels = images[correct], labels[correct]  # the others are wrong already
                 correct = classified_rightly(model, attack.fool(model, images, labels, generator=generator), labels)
             right += int(correct.sum())
-            done(len(split.labels[start : start + CHUNK]))
+            done(len(split.labels[start : start + chunk]))
     return Accuracy(right, len(split))
 
 

@@ -26,12 +26,9 @@ from smart_train.attacks import Model
 from smart_train.checkpoint import Checkpoint
 from smart_train.errors import ConfigError
 from smart_train.evaluation.accuracy import CHUNK, Accuracy, to_tensor
-from smart_train.evaluation.named import NamedAttack, Pgd
+from smart_train.evaluation.named import SQUARE, NamedAttack, Pgd
 from smart_train.methods.step import fixed
 from smart_train.network import SmartNetwork
-
-SQUARE = "square"
-"""The attack by name that needs scores only."""
 
 BLACK_BOX = (
     "Black-box: the attacker sees the scores that the deployed graph gives any image, asks for those of up to 5,000 "
@@ -41,7 +38,8 @@ BLACK_BOX = (
 TRANSFER = (
     "Transfer from the source to the deployed graph: the attacker knows the float network, its weights and which path "
     "runs, not the graph with its rounding; adversarial images are made on the masked path, within eps of each pixel "
-    "(L-infinity, pixels in [0, 1]), and tried on the graph. Who attacks the graph itself may break more."
+    "(L-infinity, pixels in [0, 1]), and tried on the graph; Square alone is made on the graph, by its scores. Who "
+    "follows the graph's own rounding may break more."
 )
 
 
@@ -151,6 +149,12 @@ class OpenBundle(AbstractContextManager["OpenBundle"]):
         return "bundle"
 
     @property
+    def made_on(self) -> dict[str, nn.Module]:
+        """The networks whose gradients attacks follow, by path: the masked ones of the source, none without it."""
+        sources = {name: self.net.path(name).source for name in self.net.path_names}
+        return {name: source for name, source in sources.items() if source is not None}
+
+    @property
     def digest(self) -> str:
         """The SHA-256 of its checksums."""
         return self.bundle.digest
@@ -212,13 +216,13 @@ class OpenBundle(AbstractContextManager["OpenBundle"]):
         return notes_on(self.manifest, engine_name=self.engine)
 
     def attacks(self, attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
-        """Return ``attacks`` as they are made on the bundle: on its source, or on the graphs if they can be.
+        """Return ``attacks`` as they are made on the bundle: on its source, or on the graphs where scores suffice.
 
         Raises:
             ConfigError: there is no source, and one of them needs gradients.
         """
         if self.source is not None:
-            return [Transferred(attack) for attack in attacks]
+            return [attack if attack.name == SQUARE else Transferred(attack) for attack in attacks]
         for attack in attacks:
             if attack.name != SQUARE:
                 raise ConfigError(
@@ -254,6 +258,11 @@ def open_bundle(
     paths = BundlePaths(bundle, source=None if source is None else source.checkpoint.net, threads=threads)
     replayed = None if source is None else replay(paths, bundle.manifest, source.checkpoint)
     return OpenBundle(bundle, paths, source, replayed)
+
+
+def as_listed(attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
+    """Return ``attacks`` without what `OpenBundle.attacks` made of them."""
+    return [attack.attack if isinstance(attack, Transferred) else attack for attack in attacks]
 
 
 @dataclass(frozen=True)

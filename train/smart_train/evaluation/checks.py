@@ -26,7 +26,8 @@ from torch import Tensor
 from smart_train.attacks import Attack, Model
 from smart_train.data.images import Split
 from smart_train.evaluation.accuracy import Accuracy, classified_rightly, some_indices
-from smart_train.evaluation.measure import CHUNK, Paths, exactly, in_chunks, run_settings, settings, tensors
+from smart_train.evaluation.measure import Paths, exactly, in_chunks, run_settings, settings, tensors
+from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import (
     AUTOATTACK,
     CLEAN,
@@ -57,6 +58,7 @@ MOST_FOR_SQUARE = 0.002  # AutoAttack's own flag
 LEAST_FOR_ONE_STEP = 1 / 3  # of what many steps break: 0.5 and more on networks on digits, 0.08 where it overfitted
 MOST_DISTORTED = 0.05  # up to 0.04 on honest networks on digits, 0.15 to 0.45 after catastrophic overfitting
 
+_SUM_TO_ONE = 1e-4  # many times what summing a thousand probabilities in float32 loses
 _SCORES_DIFFER = 1e-4  # AutoAttack's, between scores of norm 1: other orders of summing in float32 stay far below
 _SHORTER = (0.25, 0.5, 0.75)
 
@@ -129,6 +131,7 @@ class Examined:
         attacks: that were asked for.
         right: by ``clean`` and the attacks' names, which images are right, bool (N,).
         same_scores: of which images the scores were the same twice, bool (N,).
+        like_probabilities: of which images the scores might be probabilities, none below 0 and 1 in all, bool (N,).
         has_gradient: of which images the gradient is not exactly zero, bool (N,).
         under_attack: None at eps 0.
     """
@@ -137,6 +140,7 @@ class Examined:
     attacks: Sequence[NamedAttack]
     right: Mapping[str, Right]
     same_scores: Right
+    like_probabilities: Right
     has_gradient: Right
     under_attack: UnderAttack | None
 
@@ -157,7 +161,7 @@ def which_images(total: int, *, seed: int) -> npt.NDArray[np.int64]:
 
 def work(total: int, *, eps: float) -> int:
     """Return how many images `examine` reports as done, for one path and ``total`` images of a split."""
-    return min(total, MOST_IMAGES) * (2 if eps == 0 else 9 + len(_radii(eps)))
+    return min(total, MOST_IMAGES) * (3 if eps == 0 else 10 + len(_radii(eps)))
 
 
 def examine_network(
@@ -258,6 +262,7 @@ def examine(
         return probe(key.pop("attack"), partial(_withstands, attack), among, depends=depends, **key)
 
     same_scores = probe("same scores", _same_scores)
+    like_probabilities = probe("probabilities", _like_probabilities)
     has_gradient = probe("gradient", _has_gradient)
     under_attack = None
     if eps > 0:
@@ -294,6 +299,7 @@ def examine(
         attacks=attacks,
         right=right,
         same_scores=same_scores,
+        like_probabilities=like_probabilities,
         has_gradient=has_gradient,
         under_attack=under_attack,
     )
@@ -334,6 +340,13 @@ def _same_scores(model: Model, images: Tensor, _: Tensor, __: int) -> Tensor:
     return same
 
 
+@torch.no_grad()
+def _like_probabilities(model: Model, images: Tensor, _: Tensor, __: int) -> Tensor:
+    scores = model(images).float()
+    alike: Tensor = (scores >= 0).all(dim=1) & ((scores.sum(dim=1) - 1).abs() <= _SUM_TO_ONE)
+    return alike
+
+
 def _gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     images = images.clone().requires_grad_()
     with torch.enable_grad():
@@ -360,7 +373,7 @@ def _withstands_steps(lengths: Sequence[float], model: Model, images: Tensor, la
 
 def judge(path: str, found: Examined) -> list[Check]:
     """Return every check of one path."""
-    own = [_robust_below_clean(found), _same(found), _gradients(found)]
+    own = [_robust_below_clean(found), _same(found), _logits(found), _gradients(found)]
     if found.under_attack is None:
         own += [(name, None, {}, "eps is 0, so there was no attack") for name in _OF_ATTACKS]
     else:
@@ -399,6 +412,19 @@ def _same(found: Examined) -> _Judged:
         "attacks follow gradients of something else than what is judged."
         if differ
         else "Images have the same scores from call to call.",
+    )
+
+
+def _logits(found: Examined) -> _Judged:
+    shares = bool(found.like_probabilities.all())
+    return (
+        "logits",
+        not shares,
+        {"images": len(found.like_probabilities), "like_probabilities": int(found.like_probabilities.sum())},
+        "The scores of every image are probabilities: attacks take the softmax of them a second time, which leaves "
+        "little of the gradient; take the network's last softmax away."
+        if shares
+        else "The scores are logits, not probabilities.",
     )
 
 

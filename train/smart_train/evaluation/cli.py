@@ -25,11 +25,12 @@ from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
 from smart_train.evaluation.accuracy import some_indices
-from smart_train.evaluation.bundles import Source, open_bundle
+from smart_train.evaluation.bundles import Source, as_listed, open_bundle
 from smart_train.evaluation.checks import MOST_IMAGES, eps_curve, examine_network, judge, summary, work
 from smart_train.evaluation.corruptions import STEPS, check_corruptions, measure_corruptions
 from smart_train.evaluation.corruptions import table as corruptions_table
-from smart_train.evaluation.measure import CHUNK, measure
+from smart_train.evaluation.measure import measure
+from smart_train.evaluation.memory import CHUNK, MEMORY, enough_memory, usual_chunk
 from smart_train.evaluation.models import OpenCheckpoint, OpenModel
 from smart_train.evaluation.named import NamedAttack, parse_attacks
 from smart_train.evaluation.page.cli import PageOptions, report_options
@@ -86,9 +87,10 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     "--threats/--no-threats",
     default=True,
     help="With attacks and two or more paths: images made on one path tried on the others, an attacker who does not "
-    "know the path, and the worst of all. On unless told, since figures of each path alone say nothing of an attacker "
-    "who uses them together. Takes PGD (the strongest of --attack, else pgd20x1) up to twice on each path, also on "
-    "what is broken: about four times as long as the same PGD alone, little beside AutoAttack.",
+    "know the path, and the worst of all; of bundles with --source only. On unless told, since figures of each path "
+    "alone say nothing of an attacker who uses them together. Takes PGD (the strongest of --attack, else pgd20x1) up "
+    "to twice on each path, also on what is broken: about four times as long as the same PGD alone, little beside "
+    "AutoAttack.",
 )
 @click.option(
     "--checks/--no-checks",
@@ -97,7 +99,12 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     f"most {MOST_IMAGES:,} images. If a check fails, the exit status is {SUSPECT} after the result. Takes about as "
     "long as pgd50x5.",
 )
-@click.option("--chunk", default=CHUNK, type=click.IntRange(min=1), help="Images that are attacked together.")
+@click.option(
+    "--chunk",
+    type=click.IntRange(min=1),
+    help=f"Images that are attacked together.  [default: {CHUNK}, fewer where gradients would take more than "
+    f"{MEMORY // 2**30} GiB]",
+)
 @click.option(
     "-o",
     "--output",
@@ -127,7 +134,7 @@ def main(
     seed: int,
     threats: bool,
     checks: bool,
-    chunk: int,
+    chunk: int | None,
     output: Path | None,
     resume: bool,
     page: PageOptions,
@@ -147,8 +154,19 @@ def main(
         raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
     if corruptions:
         check_corruptions()  # what is missing is missed now, not after an hour of attacks
-    radius = None if eps is None else parse_fraction(eps)
-    step = None if step_size is None else parse_fraction(step_size)
+    wishes = _Wishes(
+        attack=attack,
+        eps=None if eps is None else parse_fraction(eps),
+        steps=steps,
+        restarts=restarts,
+        step_size=None if step_size is None else parse_fraction(step_size),
+        examples=examples,
+        seed=seed,
+        chunk=chunk,
+        corruptions=corruptions,
+        threats=threats,
+        checks=checks,
+    )
     if source is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
     origin = None if source is None else Source(own.load(source), digest_of_file(source))
@@ -159,34 +177,17 @@ def main(
         for file in models:
             model = _open(file, own=own, trust=trust, source=origin, until=opened)
             images = _images(model, file, data=data, places=places, sets=sets)
-            size = model.eps if radius is None else radius
-            attacks = model.attacks(
-                parse_attacks(attack or model.usual_attack, eps=size, steps=steps, restarts=restarts, step_size=step)
-            )
-            indices = None if examples is None else some_indices(len(images.test), examples, seed=seed)
-            asked = bool(attacks) and model.kind == "checkpoint"  # graphs of a bundle have no gradients to follow
-            subjects.append(
-                _Subject(
-                    file,
-                    model,
-                    images,
-                    size,
-                    attacks,
-                    indices,
-                    threats=threats and asked and len(model.net.path_names) > 1,
-                    corrupted=corruptions,
-                    checked=checks and asked,
-                )
-            )
+            subjects.append(wishes.subject(file, model, images))
         total = sum(subject.work for subject in subjects)
         shards = join_shards(chosen)
         place = shards.device or torch.device(chosen)
         records = opened.enter_context(Records(output, resume=resume, shards=shards))
         advance = opened.enter_context(house.progress("measuring", total=total))
-        running = _Run(records, shards, advance, {"seed": seed, "chunk": chunk, "device": place})
+        running = _Run(records, shards, advance, {"seed": seed, "device": place})
         for subject in subjects:
             subject.model.net.to(place)
-            measured.append(running.checked(subject, running.attacked(subject)))
+            with enough_memory(subject.chunk):
+                measured.append(running.checked(subject, running.attacked(subject)))
             if shards.first:
                 page.picture(subject.model, subject.split, attacks=subject.attacks, seed=seed, device=place)
             subject.model.net.to("cpu")  # a GPU holds one at a time
@@ -195,14 +196,6 @@ def main(
         page.write(document(measured), device=place, processes=shards.world)  # after the figures: none is lost with it
         if any(one.suspect for one in measured):
             raise click.exceptions.Exit(SUSPECT)
-
-
-def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
-    if found:
-        title, columns, rows = threats_table(found)
-        house.print_wide(house.table(title, columns, rows, text_columns=1 + (len(found) > 1)))
-        for sentence in EXPLAINED:
-            house.note(sentence)
 
 
 @dataclass(frozen=True)
@@ -215,6 +208,7 @@ class _Subject:
     eps: float
     attacks: Sequence[NamedAttack]
     indices: npt.NDArray[np.int64] | None
+    chunk: int
     threats: bool
     corrupted: bool
     checked: bool
@@ -231,6 +225,49 @@ class _Subject:
         each = 1 + len(self.attacks) + STEPS * self.corrupted
         checks = len(paths) * work(images, eps=self.eps) if self.checked else 0
         return images * (len(paths) * each + len(sources(paths)) * self.threats) + checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wishes:
+    """What the user wants measured of every model; None where a model's own value is to be taken."""
+
+    attack: str | None
+    eps: float | None
+    steps: int
+    restarts: int
+    step_size: float | None
+    examples: int | None
+    seed: int
+    chunk: int | None
+    corruptions: bool
+    threats: bool
+    checks: bool
+
+    def subject(self, file: Path, model: OpenModel, images: ImageSet) -> _Subject:
+        """Return ``model`` with what it is to be measured by; raises ConfigError if that cannot be."""
+        eps = model.eps if self.eps is None else self.eps
+        attacks = model.attacks(
+            parse_attacks(
+                self.attack or model.usual_attack,
+                eps=eps,
+                steps=self.steps,
+                restarts=self.restarts,
+                step_size=self.step_size,
+            )
+        )
+        total, made_on = len(images.test), model.made_on
+        return _Subject(
+            file,
+            model,
+            images,
+            eps,
+            attacks,
+            None if self.examples is None else some_indices(total, self.examples, seed=self.seed),
+            self.chunk or usual_chunk([*made_on.values()], model.input_shape),
+            threats=self.threats and bool(attacks) and len(made_on) > 1,
+            corrupted=self.corruptions,
+            checked=self.checks and bool(attacks) and model.kind == "checkpoint",
+        )
 
 
 @dataclass(frozen=True)
@@ -264,7 +301,7 @@ class _Run:
 
     def _common(self, subject: _Subject) -> dict[str, Any]:
         about = {**subject.model.about, "data": subject.images.digest}
-        return {**self.options, "records": self.records, "about": about}
+        return {**self.options, "chunk": subject.chunk, "records": self.records, "about": about}
 
     def _attacked(self, subject: _Subject, *, done: Callable[[str, str, int], None]) -> Measured:
         model, split, attacks = subject.model, subject.split, subject.attacks
@@ -273,8 +310,9 @@ class _Run:
         threats = None
         if subject.threats:
             paths = {name: model.net.path(name) for name in model.net.path_names}
-            pgd = strongest_pgd(attacks, eps=subject.eps)
-            threats = measure_threats(paths, split, attack=pgd, right=right, **common)
+            pgd = strongest_pgd(as_listed(attacks), eps=subject.eps)
+            stand_ins = None if model.kind == "checkpoint" else model.made_on
+            threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, **common)
         return Measured(
             model=subject.file,
             kind=model.kind,
@@ -288,6 +326,7 @@ class _Run:
             labels=split.labels,
             class_names=model.class_names,
             seed=self.options["seed"],
+            chunk=subject.chunk,
             indices=subject.indices,
             threats=threats,
             replay=model.replay,
@@ -362,6 +401,14 @@ def _print_tables(measured: Sequence[Measured], subjects: Sequence[_Subject]) ->
     for subject in subjects:
         for sentence in subject.model.notes:
             house.note(f"{subject.file}: {sentence}")
+
+
+def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
+    if found:
+        title, columns, rows = threats_table(found)
+        house.print_wide(house.table(title, columns, rows, text_columns=1 + (len(found) > 1)))
+        for sentence in EXPLAINED:
+            house.note(sentence)
 
 
 if __name__ == "__main__":

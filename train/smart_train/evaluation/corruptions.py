@@ -20,7 +20,8 @@ import torch
 from smart_devices.errors import MissingExtraError
 from smart_train.data.images import Labels, Pixels, Split
 from smart_train.evaluation.accuracy import Accuracy, classified_rightly, to_tensor
-from smart_train.evaluation.measure import CHUNK, Paths, chunk_seed, exactly, run_settings
+from smart_train.evaluation.measure import Paths, chunk_seed, exactly, run_settings
+from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.records import Records, Right
 from smart_train.methods.step import fixed
 

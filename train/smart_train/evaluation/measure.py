@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from smart_train.data.images import Split
 from smart_train.evaluation.accuracy import classified_rightly, to_tensor
+from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Records, Right
 from smart_train.methods.step import fixed
-
-CHUNK = 512
-"""Images that are attacked together: enough to fill a core, and the gradients of large ones still fit its memory."""
 
 
 class Paths(Protocol):

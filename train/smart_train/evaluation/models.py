@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from torch import nn
+
 from smart_train.checkpoint import Checkpoint
 from smart_train.evaluation.bundles import OpenBundle
 from smart_train.evaluation.named import NamedAttack
@@ -32,6 +34,11 @@ class OpenCheckpoint:
     def net(self) -> SmartNetwork:
         """Its paths."""
         return self.checkpoint.net
+
+    @property
+    def made_on(self) -> dict[str, nn.Module]:
+        """The networks whose gradients attacks follow, by path: its own."""
+        return {path: self.net.path(path) for path in self.net.path_names}
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

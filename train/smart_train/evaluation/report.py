@@ -38,6 +38,7 @@ class Measured:
         labels: of the images, int64 (N,).
         class_names: one a class, in the order of the labels.
         seed: of the attacks and of the choice of images.
+        chunk: images that were attacked together; with the seed it determines all that is random.
         indices: of the test images that were chosen, None for all.
         threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
         kind: what ``model`` is.
@@ -58,6 +59,7 @@ class Measured:
     labels: Labels
     class_names: Sequence[str]
     seed: int
+    chunk: int
     indices: npt.NDArray[np.int64] | None
     threats: Threats | None = None
     kind: Literal["checkpoint", "bundle"] = "checkpoint"
@@ -111,6 +113,7 @@ class Measured:
             "examples": self.examples,
             "example_indices": None if self.indices is None else self.indices.tolist(),
             "seed": self.seed,
+            "chunk": self.chunk,
             "split": "test",
             "classes": [self._class(int(label)) for label in np.unique(self.labels)],
             "paths": {path: self._path(path) for path in self.right},

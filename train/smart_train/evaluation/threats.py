@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from smart_train.attacks import Attack
 from smart_train.data.images import Split
 from smart_train.evaluation.accuracy import Accuracy, classified_rightly, to_tensor, wilson
-from smart_train.evaluation.measure import CHUNK, chunk_seed, exactly, run_settings, settings
+from smart_train.evaluation.measure import chunk_seed, exactly, run_settings, settings
+from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import CLEAN, NamedAttack, Pgd
 from smart_train.evaluation.records import Records, Right
 from smart_train.methods.step import fixed
@@ -57,11 +58,13 @@ class Threats:
         aimed: by path, which images withstand every attack that was aimed at the path, clean ones included, bool (N,).
         right: by source, each path alone and all together, then by the path that runs, which images are right without
             an attack and as the source's images, bool (N,).
+        stood_in: whether other networks stood for the paths where the images were made.
     """
 
     attack: Pgd
     aimed: Mapping[str, Right]
     right: Mapping[Source, Mapping[str, Right]]
+    stood_in: bool = False
 
     @property
     def paths(self) -> Source:
@@ -91,7 +94,7 @@ class Threats:
         """Return it for machines."""
         mean = self.right[self.paths]
         return {
-            "attack": self.attack.record,
+            "attack": {**self.attack.record, **({"made_on": "source"} if self.stood_in else {})},
             "transfer": {
                 "threat_model": TRANSFER,
                 "paths": {
@@ -131,6 +134,7 @@ def measure_threats(
     *,
     attack: Pgd,
     right: Mapping[str, Mapping[str, Right]],
+    made_on: Mapping[str, nn.Module] | None = None,
     seed: int,
     records: Records,
     about: Mapping[str, Any],
@@ -150,6 +154,8 @@ def measure_threats(
         split: what to measure on.
         attack: makes the images.
         right: what `measure` found of the attacks on each path.
+        made_on: the network that stands for each path where images are made, for paths without gradients; by default
+            the paths themselves.
         seed: of the attack.
         records: what is known already, and where results are kept.
         about: as `measure` takes it.
@@ -157,10 +163,11 @@ def measure_threats(
         device: where the paths are.
         done: called with the source in words, the attack and the number of images, chunk by chunk.
     """
+    made_on = paths if made_on is None else made_on
     about = {**run_settings(about, seed=seed, chunk=chunk, split=split), **settings(attack)}
     found: dict[Source, dict[str, Right]] = {}
     with exactly(), ExitStack() as stack:
-        for model in paths.values():
+        for model in [*paths.values(), *made_on.values()]:
             stack.enter_context(fixed(model))
         for source in sources(tuple(paths)):
             parts: dict[str, list[Right]] = {path: [] for path in paths}
@@ -172,7 +179,7 @@ def measure_threats(
                         paths,
                         part,
                         attack=attack.attack,
-                        source=source,
+                        models=[made_on[path] for path in source],
                         before={path: right[path][CLEAN][start : start + chunk] for path in paths},
                         seed=chunk_seed(seed, attack.name, number),
                         device=device,
@@ -183,7 +190,12 @@ def measure_threats(
                     parts[path].append(records.of(key, count=len(part), judge=partial(_of, tried, path)))
                 done(" and ".join(source), f"{attack.name} tried on all", len(part))
             found[source] = {path: np.concatenate(ones) for path, ones in parts.items()}
-    return Threats(attack=attack, aimed={path: _all([*right[path].values()]) for path in paths}, right=found)
+    return Threats(
+        attack=attack,
+        aimed={path: _all([*right[path].values()]) for path in paths},
+        right=found,
+        stood_in=made_on is not paths,
+    )
 
 
 def _tried(
@@ -191,12 +203,12 @@ def _tried(
     part: Split,
     *,
     attack: Attack,
-    source: Source,
+    models: Sequence[nn.Module],
     before: Mapping[str, Right],
     seed: int,
     device: torch.device | str,
 ) -> dict[str, Right]:
-    """Return by path which images of ``part`` are right before and after they were perturbed on ``source``."""
+    """Return by path which images of ``part`` are right before and after an attack on the mean loss of ``models``."""
     right = {path: one.copy() for path, one in before.items()}
     wanted = np.logical_or.reduce([*before.values()])  # what no path gets right counts for none
     if not wanted.any():
@@ -206,7 +218,7 @@ def _tried(
     labels = torch.from_numpy(part.labels).to(device)[left]
 
     def scores(images: Tensor) -> Tensor:
-        return torch.stack([paths[path](images) for path in source], dim=2)
+        return torch.stack([model(images) for model in models], dim=2)
 
     generator = torch.Generator(device=images.device).manual_seed(seed)
     adversarial = attack.perturb(scores, images, labels, generator=generator)

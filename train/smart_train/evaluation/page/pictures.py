@@ -12,7 +12,6 @@ from torch import Tensor
 from smart_train.attacks import Attack
 from smart_train.data.images import Pixels, Split
 from smart_train.evaluation.accuracy import to_tensor
-from smart_train.evaluation.bundles import SQUARE
 from smart_train.evaluation.measure import Paths, chunk_seed, exactly
 from smart_train.evaluation.models import OpenModel
 from smart_train.evaluation.named import NamedAttack, Pgd
@@ -68,7 +67,7 @@ def shown_attack(model: OpenModel, attacks: Sequence[NamedAttack], *, eps: float
     """
     listed = (attack for attack in attacks if "steps" in attack.record)
     first = next(listed, None)
-    if first is not None or model.usual_attack == SQUARE:
+    if first is not None or not model.made_on:
         return first or attacks[0]
     return model.attacks([Pgd(Attack(name="pgd", eps=eps, steps=20))])[0]
 
