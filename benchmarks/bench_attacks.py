@@ -161,7 +161,7 @@ def main() -> None:
     environment = read_environment(packages=("torch", "pyautoattack"))
     split, eps, net = load_data("digits").test, checkpoint.samples.eps, checkpoint.net
     times = [compare(net, split, Attack(eps=eps, steps=steps, restarts=n)) for steps, n in ((20, 1), (50, 5))]
-    attacks = parse_attacks(ATTACKS, eps=eps, steps=1, restarts=1, step_size=None)
+    attacks = parse_attacks(ATTACKS, eps=eps, steps=1, restarts=1, step_size=None, classes=10)
     right = measure(net, split, attacks=attacks, seed=SEED, records=Records(), about={})
     found = {
         path: {name: Accuracy(int(each.sum()), len(each)) for name, each in by_attack.items()}

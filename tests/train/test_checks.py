@@ -27,7 +27,7 @@ from smart_train.evaluation.accuracy import classified_rightly, to_tensor
 from smart_train.evaluation.checks import Examined, above, eps_curve, examine, examine_network, judge, summary
 from smart_train.evaluation.cli import main as smart_eval
 from smart_train.evaluation.measure import measure
-from smart_train.evaluation.named import Pgd
+from smart_train.evaluation.named import AutoAttackParts, Pgd
 from smart_train.evaluation.records import Records
 from train.networks import image_set
 
@@ -122,6 +122,27 @@ def test_a_random_layer_is_flagged(plain: nn.Module) -> None:
     assert found >= {"same-scores", "no-bound"}
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda scores: 30 * scores, "other-loss"),  # the softmax is nearly saturated: little of its gradient is left
+        (lambda scores: 10 * torch.tanh(2 * scores), "other-loss"),
+        (lambda scores: torch.where(scores.amax(dim=1, keepdim=True) > 4, torch.nan, scores), "finite-scores"),
+        (lambda scores: 1e38 * scores, "finite-scores"),
+    ],
+)
+def test_scores_that_lead_attacks_astray_are_flagged(
+    change: Callable[[Tensor], Tensor], name: str, robust: nn.Module
+) -> None:
+    assert name in failed(examined(lambda images: change(robust(images)), images=360))
+
+
+def test_no_number_is_no_answer() -> None:
+    scores = torch.tensor([[0.0, 1.0], [0.0, torch.nan], [torch.nan, 1.0], [0.0, torch.inf]])
+    right = classified_rightly(lambda _: scores, torch.zeros(4, 1, 1, 1), torch.ones(4, dtype=torch.int64))
+    assert right.tolist() == [True, False, False, True]
+
+
 def test_scores_that_hang_on_the_images_beside_are_flagged(plain: nn.Module) -> None:
     assert "same-scores" in failed(
         examined(lambda images: plain(images) * (1 + images.mean()) - 5 * images.mean(), images=50)
@@ -156,6 +177,7 @@ def test_without_eps_there_is_nothing_to_judge_but_the_network(plain: nn.Module)
     passed = {check.name: check.passed for check in judge("clean", found)}
     assert [name for name, value in passed.items() if value] == [
         "robust-below-clean",
+        "finite-scores",
         "same-scores",
         "logits",
         "zero-gradients",
@@ -178,8 +200,71 @@ def test_more_steps_or_a_larger_eps_that_help_are_flagged(plain: nn.Module) -> N
     assert failed(dataclasses.replace(found, under_attack=dataclasses.replace(under, few=nothing))) == {"more-steps"}
     many = {radius: everything if radius == 2 * EPS else right for radius, right in under.many.items()}
     assert failed(dataclasses.replace(found, under_attack=dataclasses.replace(under, many=many))) == {"larger-eps"}
-    noisy = dataclasses.replace(under, noise=nothing)
-    assert failed(dataclasses.replace(found, under_attack=noisy)) == {"noise"}
+    noisy = dataclasses.replace(under, noise=nothing, many={**under.many, EPS: under.few | found.right["clean"]})
+    assert failed(dataclasses.replace(found, under_attack=noisy)) >= {"noise"}
+    hopeless = dataclasses.replace(under, noise=nothing, many={**under.many, EPS: nothing})
+    (check,) = (
+        check for check in judge("", dataclasses.replace(found, under_attack=hopeless)) if check.name == "noise"
+    )
+    assert check.passed is None, "where attacks leave nothing, nothing can be too high"
+
+
+def first(count: int, *, of: int = IMAGES) -> np.ndarray:
+    """So many of the images."""
+    return np.arange(of) < count
+
+
+def test_thresholds_are_where_the_documentation_says(robust: nn.Module) -> None:
+    found = examined(robust)
+    under = found.under_attack
+    assert under is not None
+    clean = {**found.right, "clean": first(IMAGES)}
+
+    def fails(name: str, changes: dict[str, Any], **others: Any) -> bool:
+        changed = dataclasses.replace(found, under_attack=dataclasses.replace(under, **changes), **others)
+        return name in failed(changed)
+
+    for count, expected in ((2, False), (3, True)):  # 1 %
+        assert fails("zero-gradients", {}, has_gradient=~first(count)) is expected
+    for count, expected in ((18, False), (19, True)):  # 5 %, and what comes up by chance once in a hundred draws
+        assert fails("noise", {"noise": ~first(count)}, right=clean) is expected
+        many = {**under.many, EPS: first(IMAGES)}
+        assert fails("other-loss", {"many": many, "other_loss": ~first(count)}) is expected
+        none = {"many": many, "one_step": first(IMAGES), "shorter_steps": ~first(count)}
+        assert fails("one-step", none, right=clean) is expected
+        square = {"by_square": first(count), "square_alone": ~first(IMAGES)}
+        assert fails("square", square, right=clean | {"pgd20x1": first(IMAGES)}) is expected
+        assert not fails("square", square, right=clean | {"autoattack": ~first(count)}), (
+            "it is among what was asked for"
+        )
+    for count, expected in ((2, False), (3, True)):
+        assert fails("square", {"square_alone": first(count)}) is expected
+    for count, expected in ((6, False), (7, True)):
+        assert fails("no-bound", {"many": {**under.many, 1.0: first(count)}}) is expected
+
+
+def test_what_any_attack_by_gradients_broke_is_not_left_for_square(plain: nn.Module) -> None:
+    test = load_data("digits").test
+    split, all_, none = Split(test.images[:40], test.labels[:40]), first(40, of=40), first(0, of=40)
+    common: dict[str, Any] = {"eps": EPS, "records": Records(), "about": {}}
+    pgd, square = Pgd(Attack(eps=EPS, steps=1)), AutoAttackParts("square", EPS, queries=7)
+    found = examine(plain, split, right={"clean": all_, pgd.name: none}, attacks=[pgd], **common).under_attack
+    assert found is not None
+    assert found.square_tried == 0
+    left = examine(plain, split, right={"clean": all_, "square": all_}, attacks=[square], **common).under_attack
+    asked = examine(plain, split, right={"clean": all_, "square": none}, attacks=[square], **common).under_attack
+    assert left is not None
+    assert asked is not None
+    assert (left.square_queries, asked.square_queries) == (7, 7), "what was asked for is taken"
+    assert left.by_square.sum() == 0
+    assert asked.by_square.sum() == asked.square_tried == left.square_tried > 0
+
+
+def test_steps_that_are_too_short_are_not_held_against_the_network(plain: nn.Module) -> None:
+    found = examined(plain)
+    short = Pgd(Attack(eps=EPS, steps=50, step_size=1e-6))
+    changed = dataclasses.replace(found, attacks=[short], right={**found.right, short.name: found.right["clean"]})
+    assert "more-steps" not in failed(changed)
 
 
 def test_without_pyautoattack_square_is_not_judged(plain: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

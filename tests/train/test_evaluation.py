@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyautoattack
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -27,7 +30,7 @@ from smart_train.network import SmartNetwork
 from train.networks import image_set
 
 EPS = 0.1
-FIGURES = {"eps": EPS, "steps": 20, "restarts": 1, "step_size": None}
+FIGURES = {"eps": EPS, "steps": 20, "restarts": 1, "step_size": None, "classes": 10}
 
 
 class Counting:
@@ -134,6 +137,42 @@ def test_two_classes_are_too_few_for_the_targeted_attack() -> None:
         AutoAttackParts("autoattack", EPS)(
             nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), images, torch.zeros(2, dtype=torch.int64), seed=0
         )
+    for name in ("autoattack", "pgd2000x20,apgd-t"):  # before hours of PGD, not after
+        with pytest.raises(ConfigError, match="apgd-ce,fab-t,square"):
+            parse_attacks(name, **{**FIGURES, "classes": 3})  # type: ignore[arg-type]
+    assert len(parse_attacks("apgd-ce,fab-t,square", **{**FIGURES, "classes": 3})) == 3  # type: ignore[arg-type]
+
+
+def test_parts_of_autoattack_are_checked_when_they_are_named() -> None:
+    with pytest.raises(ConfigError, match="got 'fab'"):
+        AutoAttackParts("fab", EPS)
+    with pytest.raises(ConfigError, match=r"eps in \[0, 1\]"):
+        AutoAttackParts("square", 7)
+
+
+def test_autoattack_runs_in_its_standard_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Watched(pyautoattack.AutoAttack):  # type: ignore[misc]
+        def run_standard_evaluation(self, images: Tensor, labels: Tensor, **_: Any) -> Any:
+            made.append(self)
+            return images, labels
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Watched)
+    AutoAttackParts("autoattack", EPS)(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 10)),
+        torch.rand(2, 1, 4, 4),
+        torch.zeros(2, dtype=torch.int64),
+        seed=5,
+    )
+    (found,) = made
+    assert found.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (found.norm, found.epsilon, found.seed) == ("Linf", EPS, 5)
+    assert (found.apgd.n_iter, found.apgd_targeted.n_iter, found.fab.n_iter, found.square.n_queries) == (100,) * 3 + (
+        5000,
+    )
+    assert found.apgd.n_restarts == found.apgd_targeted.n_restarts == found.fab.n_restarts == 1
+    assert found.apgd_targeted.n_target_classes == found.fab.n_target_classes == 9
 
 
 def test_autoattack_leaves_random_states_alone_and_repeats_itself() -> None:
@@ -148,6 +187,28 @@ def test_autoattack_leaves_random_states_alone_and_repeats_itself() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
     assert float((first - images).abs().max()) <= 0.02 + 1e-6
     assert torch.equal(AutoAttackParts("autoattack", 0.0)(model, images, labels, seed=3), images)
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Changes nothing, and notes the seeds that it is given."""
+
+    seeds: list[int]
+    name: str = "noting"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def __call__(self, _: Any, images: Tensor, __: Tensor, *, seed: int) -> Tensor:
+        self.seeds.append(seed)
+        return images
+
+
+def test_each_chunk_is_attacked_by_a_seed_of_its_own_that_is_the_same_on_each_path(trained: Path) -> None:
+    attack = Noting([])
+    measured(net_of(trained), Records(), attacks=[attack], seed=6)
+    assert attack.seeds == [chunk_seed(6, "noting", chunk) for chunk in range(3)] * 2
 
 
 def net_of(trained: Path) -> SmartNetwork:
@@ -183,7 +244,7 @@ def test_a_run_goes_on_wherever_it_was_cut_off(trained: Path, tmp_path: Path) ->
         whole = measured(net, records)
     content = file.read_bytes()
     assert content.count(b"\n") == 2 * 3 * 3, "paths, attacks and chunks"
-    for cut in (0, 1, len(content) // 3, content.index(b"\n") + 1, len(content) - 1, len(content)):
+    for cut in (0, len(content) // 3, content.index(b"\n") + 1, len(content) - 1, len(content)):
         file.write_bytes(content[:cut])
         with Records(file, resume=True) as records:
             assert equal(measured(net, records), whole)
@@ -199,7 +260,9 @@ def test_results_of_other_runs_are_not_taken_and_not_lost(trained: Path, tmp_pat
         {"seed": 1},
         {"about": {"model": "other"}},
         {"chunk": 7},
-        {"attacks": [Pgd(Attack(eps=0.2, steps=3))]},
+        {"attacks": [Pgd(Attack(eps=0.2, steps=3, restarts=2))]},
+        {"attacks": [Pgd(Attack(eps=EPS, steps=3, restarts=2, step_size=0.01))]},
+        {"attacks": [AutoAttackParts("apgd-ce", 0.2)]},
     ]
     for changes in others:
         with Records(file, resume=True) as records:
@@ -218,6 +281,40 @@ def test_a_file_of_something_else_is_refused_and_kept(line: str, tmp_path: Path)
     with pytest.raises(ConfigError, match="expected no file"):
         Records(file)
     assert file.read_bytes() == line.encode("latin-1") + b"\n"
+
+
+def test_a_file_without_a_whole_line_is_refused_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "export.json"
+    file.write_text('{"what": "json.dump ends without a newline"}')
+    with pytest.raises(ConfigError, match="got no whole line"):
+        Records(file, resume=True)
+    assert file.read_text() == '{"what": "json.dump ends without a newline"}'
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    with Records(str(file)), pytest.raises(ConfigError, match="expected no other run that writes"):
+        Records(file, resume=True)
+    with Records(file, resume=True):
+        pass
+
+
+def test_a_line_that_does_not_fit_the_disk_is_an_error_and_cut_off_later(tmp_path: Path) -> None:
+    file, key = tmp_path / "results.jsonl", {"attack": "x", "chunk": 0}
+    right = np.array([True, False])
+    with Records(file) as records:
+        records.of(key, count=2, judge=lambda: right)
+        whole = file.read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 9, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"results\.jsonl"):
+                records.of({**key, "chunk": 1}, count=2, judge=lambda: right)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(file.read_bytes()) == len(whole) + 9
+    with Records(file, resume=True):
+        assert file.read_bytes() == whole
 
 
 def test_seeds_differ_by_chunk_attack_and_seed() -> None:
@@ -261,10 +358,10 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, dat
             pass  # it is killed in the midst of its checks
         process.kill()
     kept = output.read_bytes().count(b"\n")
-    assert 20 < kept < 2 * 18 * 3, "it was killed before it ended"
+    assert 20 < kept < 2 * 20 * 3, "it was killed before it ended"
     resumed = run(*options, "-o", str(output), "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert output.read_bytes().count(b"\n") == 2 * 18 * 3
+    assert output.read_bytes().count(b"\n") == 2 * 20 * 3
     assert resumed.stdout == run(*options).stdout
 
 
@@ -303,6 +400,26 @@ def test_tables_have_a_column_for_each_attack_and_a_row_for_each_path(trained: P
     assert done.exit_code == 0, done.output
     for words in ("2 models", "pgd1x1", "apgd-ce", "worst of all", "robust"):
         assert words in done.stdout
+
+
+def test_other_images_of_the_same_number_are_another_run(trained: Path, data: str, tmp_path: Path) -> None:
+    options = [str(trained), "--data", data, "--attack", "pgd1x1", "--no-checks", "--no-threats", "--json"]
+    output, total = ("-o", str(tmp_path / "results.jsonl"), "--resume"), len(image_set().test)
+    chosen = ("--examples", str(total))  # all of them, in another order
+    assert run(*options, *output).exit_code == 0
+    assert run(*options, *chosen, *output).stdout == run(*options, *chosen).stdout
+
+
+@pytest.mark.parametrize("eps", ["nan", "1e400", "2", "-1", "8/0"])
+def test_a_radius_that_is_none_is_refused_also_without_an_attack(trained: Path, data: str, eps: str) -> None:
+    done = run(str(trained), "--data", data, "--attack", "clean", "--eps", eps, "--json")
+    assert done.exit_code in {1, 2}
+    assert done.stdout == ""
+    assert "Traceback" not in done.output
+
+
+def test_no_name_is_not_the_usual_attack(trained: Path, data: str) -> None:
+    assert "got ''" in run(str(trained), "--data", data, "--attack", "").output
 
 
 def test_going_on_needs_a_file(trained: Path) -> None:

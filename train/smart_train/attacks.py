@@ -18,6 +18,23 @@ from smart_train.errors import ConfigError
 AttackName = Literal["pgd", "fgsm-rs"]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 Model = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Of scores (N, classes) and labels (N,): what an attack increases, the sum over the images."""
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy, a scalar; its gradient vanishes where scores lie far apart."""
+    return F.cross_entropy(scores, labels, reduction="sum")
+
+
+def margin(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return how far the best other class lies above the labels', a scalar, whatever the scale of the scores.
+
+    Carlini and Wagner (2017, arXiv 1608.04644, section V-A, f6 without its floor).
+    """
+    own = scores.gather(1, labels.unsqueeze(1))
+    others = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return (others.amax(dim=1) - own.squeeze(1)).sum()
 
 
 @dataclass(frozen=True)
@@ -100,18 +117,21 @@ class Attack:
             left = left[~wrong.all(dim=1)]
         return found
 
-    def fool(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+    def fool(
+        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss = cross_entropy
+    ) -> Tensor:
         """Return adversarial images as `perturb` does, each left alone as soon as the model errs on it.
 
         This is the attack that measures: any iterate of any restart may break an image, as in AutoAttack, and what is
-        broken costs nothing more. An image that withstands is returned as the last restart left it.
+        broken costs nothing more. An image that withstands is returned as the last restart left it. ``loss`` is what is
+        increased in the place of the cross-entropy.
         """
         found = images.clone()
         left = torch.arange(len(labels), device=labels.device)
         for _ in range(self.restarts):
             if len(left) == 0:
                 break
-            found[left], right = self._until_wrong(model, images[left], labels[left], generator=generator)
+            found[left], right = self._until_wrong(model, images[left], labels[left], generator=generator, loss=loss)
             left = left[right]
         return found
 
@@ -132,7 +152,7 @@ class Attack:
         return adversarial
 
     def _until_wrong(
-        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator
+        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss
     ) -> tuple[Tensor, Tensor]:
         """Return the images of one restart, and which of them (N,) the model still classifies rightly."""
         adversarial, low, high = self._start(images, generator=generator)
@@ -146,8 +166,7 @@ class Attack:
                 right = scores.detach().argmax(dim=1) == labels
                 gradient = None
                 if not last and right.any():
-                    loss = F.cross_entropy(scores[right], labels[right], reduction="sum")
-                    (gradient,) = torch.autograd.grad(loss, adversarial)
+                    (gradient,) = torch.autograd.grad(loss(scores[right], labels[right]), adversarial)
             adversarial = adversarial.detach()
             found[at] = adversarial
             if gradient is None:

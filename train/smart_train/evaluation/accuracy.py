@@ -93,8 +93,12 @@ def _nothing(_: int) -> None:
 
 @torch.no_grad()
 def classified_rightly(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    """Return which of ``images``, float (N, C, H, W), the model gives their labels, bool (N,)."""
-    right: Tensor = model(images).argmax(dim=1) == labels
+    """Return which of ``images``, float (N, C, H, W), the model gives their labels, bool (N,).
+
+    Scores that are no numbers are no answer, though the largest of them has a place.
+    """
+    scores = model(images)
+    right: Tensor = (scores.argmax(dim=1) == labels) & ~scores.isnan().any(dim=1)
     return right
 
 

@@ -35,7 +35,7 @@ BLACK_BOX = (
     "images for each one attacked, knows no weights, and changes each pixel by at most eps (L-infinity, pixels in "
     "[0, 1]). Who knows the weights may break more."
 )
-TRANSFER = (
+FROM_SOURCE = (
     "Transfer from the source to the deployed graph: the attacker knows the float network, its weights and which path "
     "runs, not the graph with its rounding; adversarial images are made on the masked path, within eps of each pixel "
     "(L-infinity, pixels in [0, 1]), and tried on the graph; Square alone is made on the graph, by its scores. Who "
@@ -208,7 +208,7 @@ class OpenBundle(AbstractContextManager["OpenBundle"]):
     @property
     def threat_model(self) -> str:
         """What the attacker knows and may do."""
-        return BLACK_BOX if self.source is None else TRANSFER
+        return BLACK_BOX if self.source is None else FROM_SOURCE
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from scipy.special import bdtrc
 from torch import Tensor
 
-from smart_train.attacks import Attack, Model
+from smart_train.attacks import Attack, Model, margin
 from smart_train.data.images import Split
 from smart_train.evaluation.accuracy import Accuracy, classified_rightly, some_indices
 from smart_train.evaluation.measure import Paths, exactly, in_chunks, run_settings, settings, tensors
@@ -53,9 +53,12 @@ CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
 CHANCE = 0.01  # at most so often does a network whose share is just the threshold fail a check that counts images
 MOST_ZERO_GRADIENTS = 0.01  # AutoAttack flags any; a few are usual where a network of float32 is very sure
 MOST_LOST_TO_NOISE = 0.05  # random signs hardly move a sum over many pixels, a gradient's do (Goodfellow et al. 2015)
+MOST_LEFT_TO_NOISE = 0.05  # of accuracy under attack: no more than that can be too high
 MOST_LEFT_WITHOUT_BOUND = 0.01  # at eps 1 any image may become any other, so nothing can be left but what got stuck
 MOST_FOR_SQUARE = 0.002  # AutoAttack's own flag
 LEAST_FOR_ONE_STEP = 1 / 3  # of what many steps break: 0.5 and more on networks on digits, 0.08 where it overfitted
+MOST_BY_OTHER_LOSS = 0.05  # up to 0.036 on networks on digits, 0.06 to 0.27 where scores were scaled or bounded
+MOST_BY_SQUARE = 0.05  # of what the attacks asked for leave: with 300 queries up to 0.02 on networks on digits, after PGD-20
 MOST_DISTORTED = 0.05  # up to 0.04 on honest networks on digits, 0.15 to 0.45 after catastrophic overfitting
 
 _SUM_TO_ONE = 1e-4  # many times what summing a thousand probabilities in float32 loses
@@ -107,9 +110,11 @@ class UnderAttack:
         shorter_steps: after each of three shorter steps in the same direction.
         few: after PGD with few steps.
         many: after PGD with many steps, by radius, ascending; the last is 1.
+        other_loss: after PGD with many steps on the margin of the scores.
         square_queries: of Square, an image; None without pyautoattack.
         square_tried: how many images attacks by gradients left for Square.
-        square_alone: not which are right, but which are wrong after Square and after no attack by gradients.
+        by_square: not which are right, but which Square breaks that attacks by gradients left.
+        square_alone: which of these not even the strongest attacks by gradients break.
     """
 
     noise: Right
@@ -117,8 +122,10 @@ class UnderAttack:
     shorter_steps: Right
     few: Right
     many: Mapping[float, Right]
+    other_loss: Right
     square_queries: int | None
     square_tried: int
+    by_square: Right
     square_alone: Right
 
 
@@ -131,6 +138,7 @@ class Examined:
         attacks: that were asked for.
         right: by ``clean`` and the attacks' names, which images are right, bool (N,).
         same_scores: of which images the scores were the same twice, bool (N,).
+        finite: of which images all scores are finite, bool (N,).
         like_probabilities: of which images the scores might be probabilities, none below 0 and 1 in all, bool (N,).
         has_gradient: of which images the gradient is not exactly zero, bool (N,).
         under_attack: None at eps 0.
@@ -140,6 +148,7 @@ class Examined:
     attacks: Sequence[NamedAttack]
     right: Mapping[str, Right]
     same_scores: Right
+    finite: Right
     like_probabilities: Right
     has_gradient: Right
     under_attack: UnderAttack | None
@@ -161,7 +170,7 @@ def which_images(total: int, *, seed: int) -> npt.NDArray[np.int64]:
 
 def work(total: int, *, eps: float) -> int:
     """Return how many images `examine` reports as done, for one path and ``total`` images of a split."""
-    return min(total, MOST_IMAGES) * (3 if eps == 0 else 10 + len(_radii(eps)))
+    return min(total, MOST_IMAGES) * (4 if eps == 0 else 12 + len(_radii(eps)))
 
 
 def examine_network(
@@ -262,6 +271,7 @@ def examine(
         return probe(key.pop("attack"), partial(_withstands, attack), among, depends=depends, **key)
 
     same_scores = probe("same scores", _same_scores)
+    finite = probe("finite scores", _finite)
     like_probabilities = probe("probabilities", _like_probabilities)
     has_gradient = probe("gradient", _has_gradient)
     under_attack = None
@@ -272,17 +282,18 @@ def examine(
         shorter = probe("fgsm, shorter", partial(_withstands_steps, [part * eps for part in _SHORTER]), clean, eps=eps)
         few = withstands(_pgd(FEW, eps), clean)
         many = {radius: withstands(_pgd(MANY, radius), clean) for radius in _radii(eps)}
+        other_loss = probe("pgd, margin", partial(_withstands_margin, eps), clean, eps=eps, steps=MANY[0])
         by_gradients = [right[attack.name] for attack in attacks if attack.name not in {AUTOATTACK, SQUARE}]
-        left = np.logical_and.reduce([clean, one_step, shorter, few, many[eps], *by_gradients])
+        left = np.logical_and.reduce([clean, one_step, shorter, few, many[eps], other_loss, *by_gradients])
         queries = next((attack.record["queries"] for attack in attacks if attack.name == SQUARE), None)
         if queries is None and has_pyautoattack():
             own = AutoAttackParts(SQUARE, eps, queries=QUERIES)
             queries = own.queries
-            alone = left & ~withstands(own, left, depends=True)
+            by_square = left & ~withstands(own, left, depends=True)
         else:
-            alone = left & ~right.get(SQUARE, left)
+            by_square = left & ~right.get(SQUARE, left)
             done(SQUARE, len(split))
-        alone = withstands(_pgd(STRONGEST, eps), alone, depends=True)
+        alone = withstands(_pgd(STRONGEST, eps), by_square, depends=True)
         alone = probe("apgd-t", partial(_withstands_targets, eps), alone, depends=True, eps=eps)
         under_attack = UnderAttack(
             noise=noise,
@@ -290,8 +301,10 @@ def examine(
             shorter_steps=shorter,
             few=few,
             many=many,
+            other_loss=other_loss,
             square_queries=queries,
             square_tried=int(left.sum()),
+            by_square=by_square,
             square_alone=alone,
         )
     return Examined(
@@ -299,6 +312,7 @@ def examine(
         attacks=attacks,
         right=right,
         same_scores=same_scores,
+        finite=finite,
         like_probabilities=like_probabilities,
         has_gradient=has_gradient,
         under_attack=under_attack,
@@ -323,6 +337,12 @@ def _withstands(attack: NamedAttack, model: Model, images: Tensor, labels: Tenso
     return right
 
 
+def _withstands_margin(eps: float, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator(device=images.device).manual_seed(seed)
+    found = _pgd(MANY, eps).attack.fool(model, images, labels, generator=generator, loss=margin)
+    return classified_rightly(model, found, labels)
+
+
 def _withstands_targets(eps: float, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:
     """Of networks with too few classes for APGD-T all images do: it is not tried."""
     with torch.no_grad():
@@ -336,8 +356,13 @@ def _same_scores(model: Model, images: Tensor, _: Tensor, __: int) -> Tensor:
     """Twice, the second time in two halves: neither chance nor the images beside it may change an image's scores."""
     scores = [model(images), torch.cat([model(part) for part in images.tensor_split(2) if len(part)])]
     first, second = (each.float() / (each.float().norm(dim=1, keepdim=True) + 1e-10) for each in scores)
-    same: Tensor = (first - second).norm(dim=1) <= _SCORES_DIFFER
-    return same
+    differ: Tensor = (first - second).norm(dim=1) > _SCORES_DIFFER  # what is no number does not: that is told elsewhere
+    return ~differ
+
+
+@torch.no_grad()
+def _finite(model: Model, images: Tensor, _: Tensor, __: int) -> Tensor:
+    return model(images).isfinite().all(dim=1)
 
 
 @torch.no_grad()
@@ -373,7 +398,7 @@ def _withstands_steps(lengths: Sequence[float], model: Model, images: Tensor, la
 
 def judge(path: str, found: Examined) -> list[Check]:
     """Return every check of one path."""
-    own = [_robust_below_clean(found), _same(found), _logits(found), _gradients(found)]
+    own = [_robust_below_clean(found), _finite_scores(found), _same(found), _logits(found), _gradients(found)]
     if found.under_attack is None:
         own += [(name, None, {}, "eps is 0, so there was no attack") for name in _OF_ATTACKS]
     else:
@@ -415,6 +440,19 @@ def _same(found: Examined) -> _Judged:
     )
 
 
+def _finite_scores(found: Examined) -> _Judged:
+    infinite = int((~found.finite).sum())
+    return (
+        "finite-scores",
+        infinite == 0,
+        {"images": len(found.finite), "not_finite": infinite},
+        f"The scores of {_share(infinite, found.finite)} are infinite or no numbers: the network overflows there, and "
+        "nothing can be said of it."
+        if infinite
+        else "All scores are finite.",
+    )
+
+
 def _logits(found: Examined) -> _Judged:
     shares = bool(found.like_probabilities.all())
     return (
@@ -444,12 +482,23 @@ def _noise(found: Examined, under: UnderAttack) -> _Judged:
     clean, noisy = int(found.right[CLEAN].sum()), int(under.noise.sum())
     lost, total = max(0, clean - noisy), len(under.noise)
     failed = above(lost, total, MOST_LOST_TO_NOISE)
+    left = int(under.many[found.eps].sum())
+    hopeless = failed and not above(left, total, MOST_LEFT_TO_NOISE)
+    sentence = f"Uniform noise of eps takes accuracy from {clean / total:.3f} to {noisy / total:.3f}"
+    if hopeless:
+        sentence += f", but attacks leave only {_share(left, under.noise)}: nothing hides, eps is merely large"
+    elif failed:
+        sentence += ": chance finds what attacks are for, so eps is too large here or gradients hide it"
     return (
         "noise",
-        not failed,
-        {"clean": clean / total, "accuracy": noisy / total, "most_lost": MOST_LOST_TO_NOISE},
-        f"Uniform noise of eps takes accuracy from {clean / total:.3f} to {noisy / total:.3f}"
-        + (": chance finds what attacks are for, so eps is too large here or gradients hide it." if failed else "."),
+        None if hopeless else not failed,
+        {
+            "clean": clean / total,
+            "accuracy": noisy / total,
+            "most_lost": MOST_LOST_TO_NOISE,
+            "left_by_attacks": left / total,
+        },
+        f"{sentence}.",
     )
 
 
@@ -502,7 +551,9 @@ def _turned(weaker: Right, stronger: Right) -> bool:
 
 def _more_steps(found: Examined, under: UnderAttack) -> _Judged:
     runs = {_pgd(FEW, found.eps).attack: under.few, _pgd(MANY, found.eps).attack: under.many[found.eps]}
-    runs |= {one.attack: found.right[one.name] for one in found.attacks if isinstance(one, Pgd)}
+    # Steps of a length of the user's own may be too short to come anywhere.
+    usual = [one for one in found.attacks if isinstance(one, Pgd) and one.attack.step_size is None]
+    runs |= {one.attack: found.right[one.name] for one in usual}
     turned = [
         (weaker.label, stronger.label)
         for weaker, left in runs.items()
@@ -517,6 +568,25 @@ def _more_steps(found: Examined, under: UnderAttack) -> _Judged:
         + ": more steps should not help the defender."
         if turned
         else "More steps of PGD do not help the defender.",
+    )
+
+
+def _other_loss(found: Examined, under: UnderAttack) -> _Judged:
+    usual, other = under.many[found.eps], under.other_loss
+    more = int(usual.sum()) - int(other.sum())
+    failed = above(max(0, more), len(usual), MOST_BY_OTHER_LOSS) and _turned(other, usual)
+    return (
+        "other-loss",
+        not failed,
+        {"cross_entropy": float(usual.mean()), "margin": float(other.mean()), "most_share": MOST_BY_OTHER_LOSS},
+        f"{MANY[0]} steps of PGD leave an accuracy of {usual.mean():.3f} on the cross-entropy and {other.mean():.3f} "
+        "on the margin between scores"
+        + (
+            ": the scale of the scores hides the first one's gradient; quote an attack that does not depend on it, "
+            "such as autoattack."
+            if failed
+            else "."
+        ),
     )
 
 
@@ -546,7 +616,12 @@ def _no_bound(_: Examined, under: UnderAttack) -> _Judged:
     )
 
 
-def _square(_: Examined, under: UnderAttack) -> _Judged:
+def _left_of(found: Examined) -> Right:
+    left: Right = np.logical_and.reduce([*found.right.values()])
+    return left
+
+
+def _square(found: Examined, under: UnderAttack) -> _Judged:
     if under.square_queries is None:
         return (
             "square",
@@ -554,20 +629,27 @@ def _square(_: Examined, under: UnderAttack) -> _Judged:
             {},
             "Square was not run: pyautoattack is not installed; pip install 'smart-edge[eval]' installs it.",
         )
-    alone = int(under.square_alone.sum())
-    failed = above(alone, len(under.square_alone), MOST_FOR_SQUARE)
+    alone, total = int(under.square_alone.sum()), len(under.square_alone)
+    more = int((_left_of(found) & under.by_square).sum())
+    mislead, weak = above(alone, total, MOST_FOR_SQUARE), above(more, total, MOST_BY_SQUARE)
+    why = [": the gradients mislead"] * mislead
+    why += [
+        f", and {_share(more, under.by_square)} that the attacks asked for leave: they are too weak to quote"
+    ] * weak
     return (
         "square",
-        not failed,
+        not why,
         {
             "queries": under.square_queries,
             "images": len(under.square_alone),
             "left_for_square": under.square_tried,
             "broken_by_square_alone": alone,
             "most_share": MOST_FOR_SQUARE,
+            "broken_by_square_and_not_by_those_asked_for": more,
+            "most_share_of_these": MOST_BY_SQUARE,
         },
         f"Square, with {under.square_queries} queries and no gradient, breaks {_share(alone, under.square_alone)} "
-        "that no attack by gradients breaks" + (": the gradients mislead." if failed else "."),
+        f"that no attack by gradients breaks{''.join(why)}.",
     )
 
 
@@ -576,6 +658,7 @@ _OF_ATTACKS: Mapping[str, Callable[[Examined, UnderAttack], _Judged]] = MappingP
         "noise": _noise,
         "one-step": _one_step,
         "more-steps": _more_steps,
+        "other-loss": _other_loss,
         "larger-eps": _larger_eps,
         "no-bound": _no_bound,
         "square": _square,

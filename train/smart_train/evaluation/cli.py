@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,10 +17,12 @@ import numpy.typing as npt
 import torch
 
 from smart_devices.console import cli as house
+from smart_devices.python_environment import version_of
 from smart_devices.version import version
 from smart_runtime.cli import trust_option
 from smart_runtime.errors import shortened
 from smart_train.architectures.cli import OwnNetwork, own_network_options
+from smart_train.attacks import Attack
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import DATA_SPECS, NAMED
@@ -51,7 +54,7 @@ _T = TypeVar("_T")
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
-    epilog="""Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 1000
+    epilog="""Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 300
 
 Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 )
@@ -183,7 +186,7 @@ def main(
         place = shards.device or torch.device(chosen)
         records = opened.enter_context(Records(output, resume=resume, shards=shards))
         advance = opened.enter_context(house.progress("measuring", total=total))
-        running = _Run(records, shards, advance, {"seed": seed, "device": place})
+        running = _Run(records, shards, advance, {"seed": seed, "device": place}, _made_with(place))
         for subject in subjects:
             subject.model.net.to(place)
             with enough_memory(subject.chunk):
@@ -219,6 +222,11 @@ class _Subject:
         return test if self.indices is None else Split(test.images[self.indices], test.labels[self.indices])
 
     @property
+    def chosen(self) -> str | None:
+        """A digest of which test images they are; None for all."""
+        return None if self.indices is None else hashlib.blake2b(self.indices.tobytes(), digest_size=8).hexdigest()
+
+    @property
     def work(self) -> int:
         """Images to classify or attack, over all paths."""
         paths, images = self.model.net.path_names, len(self.split)
@@ -246,13 +254,15 @@ class _Wishes:
     def subject(self, file: Path, model: OpenModel, images: ImageSet) -> _Subject:
         """Return ``model`` with what it is to be measured by; raises ConfigError if that cannot be."""
         eps = model.eps if self.eps is None else self.eps
+        Attack(eps=eps)  # checks the range, where there is no attack to check it too
         attacks = model.attacks(
             parse_attacks(
-                self.attack or model.usual_attack,
+                model.usual_attack if self.attack is None else self.attack,
                 eps=eps,
                 steps=self.steps,
                 restarts=self.restarts,
                 step_size=self.step_size,
+                classes=len(model.class_names),
             )
         )
         total, made_on = len(images.test), model.made_on
@@ -278,6 +288,7 @@ class _Run:
     shards: Shards
     advance: house.Advance
     options: Mapping[str, Any]
+    made_with: Mapping[str, Any]
 
     def attacked(self, subject: _Subject) -> Measured:
         """Return what a model gets right, attacked and corrupted."""
@@ -300,7 +311,7 @@ class _Run:
         return result
 
     def _common(self, subject: _Subject) -> dict[str, Any]:
-        about = {**subject.model.about, "data": subject.images.digest}
+        about = {**subject.model.about, "data": subject.images.digest, "chosen": subject.chosen, **self.made_with}
         return {**self.options, "chunk": subject.chunk, "records": self.records, "about": about}
 
     def _attacked(self, subject: _Subject, *, done: Callable[[str, str, int], None]) -> Measured:
@@ -334,10 +345,21 @@ class _Run:
         )
 
 
+def _made_with(device: torch.device) -> dict[str, Any]:
+    """Return what else figures depend on to the bit."""
+    libraries = ("torch", "pyautoattack", "pillow", "onnxruntime")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "smart-edge": version(),
+        **{library: version_of(library) for library in libraries},
+    }
+
+
 def _open(file: Path, *, own: OwnNetwork, trust: Path | None, source: Source | None, until: ExitStack) -> OpenModel:
     """Open a checkpoint, or a bundle until ``until`` ends."""
     if not file.is_dir():
-        return OpenCheckpoint(own.load(file), digest_of_file(file))
+        return OpenCheckpoint.of(own.load(file), digest=digest_of_file(file))
     threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
     return until.enter_context(open_bundle(file, trust=trust, source=source, threads=threads))
 

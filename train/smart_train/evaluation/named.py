@@ -92,11 +92,19 @@ class AutoAttackParts:
     pyautoattack, the authors' code, does it: APGD-CE with 100 steps, APGD-T and FAB-T against 9 targets, and Square
     with 5,000 queries, each on what the ones before left, as `AutoAttack._set_version` sets the standard version.
     ``queries`` are Square's.
+
+    Raises:
+        ConfigError: there is no such part, or eps is out of range.
     """
 
     name: str
     eps: float
     queries: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.name not in _PARTS:
+            raise ConfigError(f"expected one of {', '.join(_PARTS)}, got {self.name!a:.60}; use {AUTOATTACK}")
+        Attack(eps=self.eps)  # checks the range
 
     @property
     def record(self) -> dict[str, Any]:
@@ -106,11 +114,19 @@ class AutoAttackParts:
             {"queries": self.queries} if SQUARE in parts else {}
         )
 
+    def check_classes(self, count: int) -> None:
+        """Raise ConfigError if a network of ``count`` classes has too few for it."""
+        if count < FEWEST_CLASSES and "apgd-t" in _PARTS[self.name]:
+            raise ConfigError(
+                f"expected {FEWEST_CLASSES} or more classes for {self.name}, whose targeted attack needs them, got "
+                f"{count}; use --attack apgd-ce,fab-t,square"
+            )
+
     def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """See `NamedAttack.__call__`.
 
         Raises:
-            ConfigError: the network has too few classes for the targeted attacks.
+            ConfigError: the network has too few classes for it.
             MissingExtraError: pyautoattack is not installed.
         """
         library = _pyautoattack()
@@ -120,11 +136,7 @@ class AutoAttackParts:
         # It seeds the global generators.
         with torch.random.fork_rng(devices=cuda), torch.no_grad(), _without_its_flags():
             classes = model(images[:1]).shape[1]
-            if classes < FEWEST_CLASSES and "apgd-t" in _PARTS[self.name]:
-                raise ConfigError(
-                    f"expected {FEWEST_CLASSES} or more classes for {self.name}, whose targeted attack needs them, "
-                    f"got {classes}; use --attack apgd-ce,square"
-                )
+            self.check_classes(classes)
             attack = library.AutoAttack(
                 model,
                 norm="Linf",
@@ -144,7 +156,10 @@ class AutoAttackParts:
 
 @contextmanager
 def _without_its_flags() -> Iterator[None]:
-    """Keep pyautoattack from printing what it finds suspect: smart-eval's checks judge that on all chunks together."""
+    """Keep pyautoattack from printing what it finds suspect in each chunk: smart-eval's checks look for the same signs.
+
+    These are ``same-scores``, ``logits``, ``zero-gradients``, ``square`` and, of few classes, `parse_attacks`.
+    """
     log = logging.getLogger("auto-attack")
     was, log.disabled = log.disabled, True
     try:
@@ -172,7 +187,9 @@ def has_pyautoattack() -> bool:
     return True
 
 
-def parse_attacks(text: str, *, eps: float, steps: int, restarts: int, step_size: float | None) -> list[NamedAttack]:
+def parse_attacks(
+    text: str, *, eps: float, steps: int, restarts: int, step_size: float | None, classes: int
+) -> list[NamedAttack]:
     """Return the attacks that ``text`` names, separated by commas, each once, without ``clean``.
 
     Args:
@@ -181,9 +198,10 @@ def parse_attacks(text: str, *, eps: float, steps: int, restarts: int, step_size
         steps: of ``pgd`` without figures.
         restarts: likewise.
         step_size: of PGD, None for 2.5 eps / steps.
+        classes: that the networks to attack have.
 
     Raises:
-        ConfigError: there is no such attack, one is named twice, or a value is out of range.
+        ConfigError: there is no such attack, one is named twice, a value is out of range, or the classes are too few.
         MissingExtraError: one of them needs pyautoattack, which is not installed.
     """
     attacks: list[NamedAttack] = []
@@ -193,19 +211,17 @@ def parse_attacks(text: str, *, eps: float, steps: int, restarts: int, step_size
         figures = _PGD.fullmatch(name)
         if name == "pgd" or figures is not None:
             count = (steps, restarts) if figures is None else (int(figures[1]), int(figures[2]))
-            found: NamedAttack = Pgd(
-                Attack(name="pgd", eps=eps, steps=count[0], restarts=count[1], step_size=step_size)
-            )
+            attacks.append(Pgd(Attack(eps=eps, steps=count[0], restarts=count[1], step_size=step_size)))
         elif name in _PARTS:
-            _pyautoattack()  # missed now, not after an hour of PGD
-            Attack(eps=eps)  # checks the range
-            found = AutoAttackParts(name, eps)
+            _pyautoattack()  # missed now, not after an hour of PGD, as are classes
+            part = AutoAttackParts(name, eps)
+            part.check_classes(classes)
+            attacks.append(part)
         else:
             raise ConfigError(
                 f"expected attacks out of {_FORMS}, separated by commas, got {name!a:.60}; write "
                 f"clean,pgd50x5,autoattack"
             )
-        if any(found.name == other.name for other in attacks):
-            raise ConfigError(f"expected each attack once, got {found.name} twice; name it once")
-        attacks.append(found)
+        if any(attacks[-1].name == other.name for other in attacks[:-1]):
+            raise ConfigError(f"expected each attack once, got {attacks[-1].name} twice; name it once")
     return attacks

@@ -6,7 +6,10 @@ Processes that share a run append to one file, a line in one write each.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -33,26 +36,31 @@ class Records:
         shards: the processes that share the run; each opens its records at the same point of it.
 
     Raises:
-        ConfigError: there is such a file without ``resume``, or it holds something else.
+        ConfigError: there is such a file without ``resume``, it holds something else, or another run writes it.
         OSError: the system cannot read or write it.
     """
 
-    def __init__(self, file: Path | None = None, *, resume: bool = False, shards: Shards = ALONE) -> None:
+    def __init__(
+        self, file: str | os.PathLike[str] | None = None, *, resume: bool = False, shards: Shards = ALONE
+    ) -> None:
         self._known: dict[str, Right] = {}
         self._output: BinaryIO | None = None
         self._shards = shards
         if file is None:
             return
+        file = Path(file)
         if shards.first:
             if not resume and file.exists():
                 raise ConfigError(f"expected no file {file}, got one; go on with it by --resume, or name another")
-            if file.exists():
-                self._read(file)
+            self._output = _alone(file)
         shards.wait()
-        if not shards.first and file.exists():
+        try:
             self._read(file)
+            self._output = self._output or file.open("ab", buffering=0)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         shards.wait()  # so that nobody reads what another one has begun to write
-        self._output = file.open("ab", buffering=0)
 
     def __enter__(self) -> Records:
         """Return itself."""
@@ -87,7 +95,10 @@ class Records:
         self._known[text] = right
         if self._output is not None:  # what is written survives if this process is killed
             marks = "".join(_MARKS[int(one)] for one in right)
-            self._output.write(json.dumps({**key, _RIGHT: marks}).encode() + b"\n")
+            line = json.dumps({**key, _RIGHT: marks}).encode() + b"\n"
+            written = self._output.write(line)
+            if written != len(line):  # the next one would be glued to it; what is torn at the end is cut off
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._output.name)
         return right
 
     def unite(self) -> None:
@@ -97,6 +108,8 @@ class Records:
     def _read(self, file: Path) -> None:
         content = file.read_bytes()
         whole = content.rfind(b"\n") + 1
+        if content and not whole:  # the first line is either whole or nobody knows whose it is
+            raise ConfigError(f"expected results of smart-eval in {file}, got no whole line; name another file")
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             found = _parsed(line)
             if found is None:
@@ -107,6 +120,17 @@ class Records:
         if whole < len(content):  # a run that was killed as it wrote
             with file.open("r+b") as damaged:
                 damaged.truncate(whole)
+
+
+def _alone(file: Path) -> BinaryIO:
+    """Open ``file`` to append; raise ConfigError if another run has it open."""
+    output = file.open("ab", buffering=0)
+    try:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, also by a kill
+    except BlockingIOError:
+        output.close()
+        raise ConfigError(f"expected no other run that writes {file}, got one; wait for it, or name another") from None
+    return output
 
 
 def _parsed(line: bytes) -> tuple[str, Right] | None:

@@ -19,11 +19,6 @@ from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Right
 from smart_train.evaluation.threats import Threats
 
-THREAT_MODEL = (
-    "White-box: the attacker knows the network, its weights and which path runs, and changes each pixel by at most eps "
-    "(L-infinity, pixels in [0, 1]). The user chose the path; the attacker cannot change it."
-)
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -40,11 +35,11 @@ class Measured:
         seed: of the attacks and of the choice of images.
         chunk: images that were attacked together; with the seed it determines all that is random.
         indices: of the test images that were chosen, None for all.
-        threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
         kind: what ``model`` is.
         precision: that it computes in.
         engine: what computes it.
         threat_model: a sentence of what the attacker knows and may do.
+        threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
         corruptions: what it gets right under each corruption; None where nobody asked.
         replay: by path, what a bundle makes of the samples of its source; None without one.
         checks: for hidden gradients; none where nobody asked.
@@ -61,11 +56,11 @@ class Measured:
     seed: int
     chunk: int
     indices: npt.NDArray[np.int64] | None
+    kind: Literal["checkpoint", "bundle"]
+    precision: str
+    engine: str
+    threat_model: str
     threats: Threats | None = None
-    kind: Literal["checkpoint", "bundle"] = "checkpoint"
-    precision: str = "fp32"
-    engine: str = "torch"
-    threat_model: str = THREAT_MODEL
     replay: Mapping[str, Replay] | None = None
     corruptions: Sequence[Corrupted] | None = None
     checks: Sequence[Check] = ()
