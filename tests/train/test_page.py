@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import re
 import zlib
@@ -27,8 +28,9 @@ from smart_train.evaluation.models import OpenCheckpoint
 from smart_train.evaluation.named import AutoAttackParts, NamedAttack, Pgd
 from smart_train.evaluation.page import Included, Report, make_pictures, read_included, render, shown_attack
 from smart_train.evaluation.page.axes import axis
-from smart_train.evaluation.page.figures import latency, percent, points
+from smart_train.evaluation.page.figures import latency, percent, points, radius, span
 from smart_train.evaluation.page.html import Markup, tag, text
+from smart_train.evaluation.page.included import Drop, Switch
 from smart_train.evaluation.page.pictures import Attacked, Picture, Pictures
 from smart_train.evaluation.page.png import data_uri, png
 from train.networks import image_set
@@ -100,6 +102,7 @@ def model(name: str = "ckpt.pt", classes: tuple[str, ...] = ("cat", "dog"), **mo
     ]
     return {
         "model": name,
+        "kind": "checkpoint",
         "digest": "ab" * 32,
         "attacks": attacks,
         "eps": 8 / 255,
@@ -130,7 +133,7 @@ def some_pictures(classes: tuple[str, ...] = ("cat", "dog")) -> Pictures:
 def report(*models: dict[str, Any], **changes: Any) -> Report:
     given_ = models or (model(),)
     found = Report(
-        document={"models": given_},
+        models=given_,
         pictures=[None] * len(given_),
         included=Included(),
         command="smart-eval ckpt.pt",
@@ -235,9 +238,11 @@ def test_an_axis_holds_its_values_between_round_numbers(values: list[float], sca
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert (percent(0.9716), points(-0.542), latency(0.0333), latency(4.123)) == (
-        "97.2%", "54.2 points", "33.3 µs", "4.12 ms",
-    )  # fmt: skip
+    assert (percent(0.9716), points(-0.542), span((0.95, 0.9849))) == ("97.2%", "54.2 points", "95.0 to 98.5")
+    times = {0.0333: "33.3 µs", 0.99951: "1 ms", 4.123: "4.12 ms", 999.4: "999 ms", 999.6: "1 s", 12345.0: "12.3 s"}
+    assert {ms: latency(ms) for ms in times} == times
+    radii = {8 / 255: "8/255", 1 / 255: "1/255", 0.3: "0.3", 0.0: "0", 1.0: "1", 0.0123456: "0.01235"}
+    assert {eps: radius(eps) for eps in radii} == radii
 
 
 def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path) -> None:
@@ -254,6 +259,7 @@ def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path)
     page = Parsed(render(found)).text
     for words in ("a/one.pt", "b/one.pt", "33 µs", "2.50x (2.40 to 2.60)", "On the device", "What the export made"):
         assert words in page
+    assert "b/one.pt: Latencies and sizes are those of graphs made of the checkpoint (fp32)." in page
     alone = report(one, included=include(tmp_path, bench=bench_result(digest="11" * 32)))
     assert alone.speeds(one)[1], "one model and one bundle"
     assert "taken for each other" in Parsed(render(alone)).text
@@ -261,6 +267,43 @@ def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path)
     assert of_other.speeds(one) == ({}, False), "the export says whose bundle it is"
     bundle = model("bundle", digest="11" * 32)
     assert not report(bundle, included=included).speeds(bundle)[1]
+
+
+def test_on_the_device_a_graph_has_the_accuracies_of_its_own_bundle(tmp_path: Path) -> None:
+    source, bundle = model("one.pt"), model("bundle", kind="bundle", precision="fp32", engine="e", digest="11" * 32)
+    bundle["paths"] = {path: {**row, **path_record(7, 4)} for path, row in bundle["paths"].items()}
+    result = bench_result()
+    result["rows"][2].update(solo_agrees=False, energy_mj=None)
+    included = include(tmp_path, bench=result, export=export_result())
+    for models in ([source, bundle], [bundle, source]):
+        words = Parsed(render(report(*models, included=included))).text
+        words = words[words.index("On the device") :]
+        assert "cleanfp3270.0%40.0%33 µs33.3 µs2.50x (2.40 to 2.60)÷ 4.004 kB1.25 mJ3.5 W" in words
+        assert "robustfp3270.0%40.0%34 µs (!)34.3 µs2.40x (2.30 to 2.50)÷ 4.004 kB-3.5 W" in words
+        assert "densefp32--82.5 µs83.3 µs1.00x÷ 1.004 kB1.25 mJ3.5 W" in words
+    assert "(!): alone in a fresh process it took another time" in words
+    assert "Switching paths took 0.8 µs; the first result of the new path came after 40 µs, against 4 ms" in words
+    assert "engine onnxruntime-cpu; batch 1; threads 1; usable cores 2; governor unknown" in words
+    assert "energy by rapl. Speed-ups, with 95% intervals, and MACs are against dense." in words
+    assert "clean50.0%1 k (÷ 4.00)1 k4 kB1.0 (-1.0 to 3.0)1.0 (-1.0 to 3.0)" in words
+    assert "robust50.0%1 k (÷ 4.00)1 k4 kB--" in words, "the gate has no word on it"
+    assert "denseall4 k (÷ 1.00)1 k4 kB--" in words
+
+
+def test_saved_results_are_read_whole(tmp_path: Path) -> None:
+    found = include(tmp_path, bench=bench_result(), export=export_result())
+    (bench,), (export,) = found.benches, found.exports
+    assert bench.switch == Switch(median_ms=0.0008, first_result_ms=0.04, cold_load_ms=4.0)
+    assert (bench.device, bench.against) == ("A processor, x86_64", "dense")
+    row = bench.rows[1]
+    assert (row.graph, row.digest, row.median_ms, row.speedup, row.mac_ratio) == ("clean", "11" * 32, 0.033, 2.5, 4.0)
+    assert (export.checkpoint_digest, export.bundle_digest) == ("ab" * 32, "11" * 32)
+    assert export.graphs[0].clean_drop == Drop(value=0.01, low=-0.01, high=0.03)
+    assert [graph.name for graph in export.graphs] == ["clean", "robust", "dense"]
+    plain = {**bench_result(), "switch": None, "energy": None, "reference": None}
+    (least,) = include(tmp_path, plain=plain).benches
+    assert (least.switch, least.against) == (None, None)
+    assert "energy" not in least.conditions
 
 
 def test_what_attackers_of_other_paths_do_is_a_matrix() -> None:
@@ -287,12 +330,78 @@ def check(name: str, *, passed: bool | None) -> dict[str, Any]:
     return {"name": name, "path": "clean", "passed": passed, "figures": {}, "sentence": f"Of {name}: so & so."}
 
 
+THREATS: dict[str, Any] = {
+    "attack": {"name": "pgd20x1", "eps": 8 / 255},
+    "worst": {"threat_model": "Worst!", "paths": {"clean": figure(0), "robust": figure(3)}},
+}
+
+
+def text_of(page: str, element: str, class_: str) -> list[str]:
+    """The text of each element of a class that has none of its name within."""
+    return [Parsed(found).text for found in re.findall(rf'<{element} class="{class_}">.*?</{element}>', page)]
+
+
+def titles(page: str) -> list[str]:
+    """What the marks of drawings are called."""
+    return [Parsed(found).text for found in re.findall("<g class.*?</g>", page)]
+
+
+def test_the_figure_put_forward_is_the_lowest_that_was_found(tmp_path: Path) -> None:
+    included = include(tmp_path, bench=bench_result())
+    page = render(report(model(threats=THREATS), included=included))
+    (lead,) = text_of(page, "p", "lead")
+    assert "gains 30.0 points of accuracy under attack, costs 10.0 points" in lead
+    words = Parsed(page).text
+    assert "30.0%95%: 20.0 to 40.0attacks on this path alone: 50.0% (50.0 to 55.0)" in words
+    assert "withstands all that was tried on the path" in words
+    table = words[words.index("Every attack") : words.index("Accuracy with its 95% interval")]
+    assert "worst of theseall that was tried" in table
+    assert table.endswith("50.0%50.0 to 55.030.0%20.0 to 40.0")
+    assert any("80.0% clean, 30.0% under attack" in title for title in titles(page))
+    device = words[words.index("On the device") :]
+    assert "80.0%30.0%" in device, "accuracies beside latencies"
+    without = Parsed(render(report())).text
+    assert "gains 40.0 points" in without
+    assert "attacks on this path alone" not in without
+    assert "withstands every attack listed. Images made on the other paths were not tried." in without
+
+
+def test_a_path_that_is_best_in_both_costs_nothing() -> None:
+    found = model()
+    found["paths"] = {**found["paths"], "robust": {**found["paths"]["robust"], **path_record(10, 5)}}
+    (lead,) = text_of(render(report(found)), "p", "lead")
+    assert lead == "robust is at least as accurate as any other path, both on clean images and under attack."
+    alone = model()
+    alone["paths"] = {"dense": alone["paths"]["robust"]}
+    alone["classes"] = [{**row, "paths": {"dense": row["paths"]["robust"]}} for row in alone["classes"]]
+    page = render(report(alone))
+    assert text_of(page, "p", "lead") == []
+    assert "other paths" not in Parsed(page).text
+
+
+def test_what_was_never_checked_is_told_so() -> None:
+    words = "Nothing checked whether the attacks failed"
+    checked = model("good.pt", checks=[check("square", passed=True)], suspect=False)
+    assert words in Parsed(render(report())).text
+    assert words not in Parsed(render(report(checked))).text
+    assert words not in Parsed(render(report(model(attacks=[])))).text
+    assert f"ckpt.pt: {words}" in Parsed(render(report(model(), checked))).text
+
+
 def test_a_suspect_result_is_told_before_all_figures() -> None:
     checks = [check("no-bound", passed=True), check("square", passed=None), check("zero-gradients", passed=False)]
     page = Parsed(render(report(model(checks=checks, suspect=True)))).text
     assert page.index("These figures are suspect") < page.index("What each path gives")
     assert "1 of 2 passed" in page
     assert all(f"Of {name}: so & so." in page for name in ("no-bound", "square", "zero-gradients"))
+    shown = render(report(model(checks=checks, suspect=True)))
+    cards = shown.split('<div class="card c')[1:]
+    assert ["suspect</a>" in card.partition("</dl>")[0] for card in cards] == [True, False], "of the clean path only"
+    assert "Checks failed: accuracies under attack may be too high." in text_of(shown, "p", "lead")[1]
+    assert "clean suspect" in page[page.index("Every attack") :]
+    marks = [title for title in titles(shown) if "under attack" in title]
+    assert ["(suspect)" in mark for mark in marks] == [True, False]
+    assert "a hollow mark is suspect" in page
     fine = Parsed(render(report(model(checks=checks[:2], suspect=False)))).text
     assert "suspect" not in fine
     assert "1 of 1 passed" in fine
@@ -311,12 +420,17 @@ def test_accuracy_over_eps_has_a_line_a_path() -> None:
     assert "Accuracy over eps" not in Parsed(render(report())).text
 
 
-def test_without_an_attack_there_is_a_page_of_clean_figures() -> None:
+def test_without_an_attack_there_is_a_page_of_clean_figures(tmp_path: Path) -> None:
     plain = model(attacks=[])
     plain["paths"] = {path: {**row, "attacks": {}} for path, row in plain["paths"].items()}
-    page = Parsed(render(report(plain))).text
-    assert "no attack" in page
-    assert "Accuracy against robustness" not in page
+    page = render(report(plain, included=include(tmp_path, bench=bench_result())))
+    words = Parsed(page).text
+    assert "no attack" in words
+    assert "Accuracy of ckpt.pt" in words
+    assert "80.0%" in words
+    for other in ("robustness", "under attack", "eps", "White-box", "Hollow", "worst", "Every attack", "50.0%"):
+        assert other not in words, other
+    assert "hollow" not in page.partition("</style>")[2]
 
 
 def test_figures_of_different_attackers_are_not_to_be_compared() -> None:
@@ -324,6 +438,40 @@ def test_figures_of_different_attackers_are_not_to_be_compared() -> None:
     assert page.count("Not all models face the same attacker") == 2
     assert "bundle: Black-box, that is." in page
     assert "Not all models" not in Parsed(render(report(model("one.pt"), model("two.pt")))).text
+    some = render(report(model("one.pt"), model("two.pt", threats=THREATS)))
+    assert "Not all models" in Parsed(some).text, "more was tried on one"
+    square = {"name": "square", "eps": 0.3, "parts": ["square"]}
+    both = report(model(attacks=[square]), model("bundle", attacks=[{**square, "made_on": "checkpoint"}]))
+    assert Parsed(render(both)).text.count("of AutoAttack, within eps 0.3 of each pixel: square") == 2
+
+
+def test_headings_leave_no_level_out() -> None:
+    checks = [check("square", passed=False)]
+    shown = [some_pictures(), some_pictures()]
+    for models in ([model(checks=checks, threats=THREATS)], [model("a.pt", checks=checks), model("b.pt")]):
+        page = Parsed(render(report(*models, pictures=shown[: len(models)])))
+        levels = [int(name[1]) for name, _ in page.elements if re.fullmatch("h[1-6]", name)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
+        assert max(levels) == 2 + len(models)
+
+
+def test_of_several_models_what_is_long_opens_on_a_click() -> None:
+    one, two = model("a.pt"), model("b.pt")
+    page = Parsed(render(report(one, two, pictures=[some_pictures(), some_pictures()])))
+    folded = [attributes for name, attributes in page.elements if name == "details" and "class" in attributes]
+    assert ["open" in attributes for attributes in folded] == [True, False] * 2, "classes, pictures"
+    assert page.text.count("no outcome of an attack chose them") == 1, "what holds of all is said once"
+    alone = Parsed(render(report(one, pictures=[some_pictures()])))
+    assert not [1 for name, attributes in alone.elements if name == "details" and "class" in attributes]
+
+
+def test_many_models_are_counted_in_the_heading() -> None:
+    heads = [Parsed(render(report(*(model(f"{i}.pt") for i in range(count))))).text for count in (3, 4)]
+    assert "robustness of 0.pt, 1.pt, 2.pt" in heads[0]
+    assert "robustness of 4 models" in heads[1]
+    assert all(f"{i}.pt" in heads[1] for i in range(4))
 
 
 def test_many_classes_are_drawn_in_part_and_listed_whole() -> None:

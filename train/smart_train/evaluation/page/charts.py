@@ -11,7 +11,7 @@ from smart_train.evaluation.page.html import Markup, join, tag
 
 COLOURS = 4
 _WIDTH, _HEIGHT = 360, 270  # in units; 12 of them are a line of text, so it can be read at a phone's width
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 14, 44
 _LETTER = 6.4  # a digit's width at the charts' font size, for where labels fit
 
 
@@ -28,6 +28,7 @@ class Point:
         label: a few characters to stand beside it.
         title: all of it in words.
         colour: which of the `COLOURS`.
+        hollow: not to be trusted.
     """
 
     x: float
@@ -38,17 +39,17 @@ class Point:
     label: str
     title: str
     colour: int
+    hollow: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line through (x, fraction), each with an interval or None."""
+    """A line through (x, fraction), each with its interval."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    intervals: Sequence[Sequence[float]] | None
+    intervals: Sequence[Sequence[float]]
     colour: int
-    dashed: bool = False
 
 
 def swatch(index: int | None) -> Markup:
@@ -65,14 +66,14 @@ def _drawing(*children: object, label: str, height: float = _HEIGHT) -> Markup:
     return tag("svg", *children, class_="chart", viewBox=f"0 0 {_WIDTH} {height:g}", role="img", aria_label=label)
 
 
-def _frame(x: Axis, y: Axis, *, x_title: str, y_title: str, x_format: str) -> Markup:
-    """Return grid, numbers and titles; y is a fraction, x is one where ``x_format`` is ``%``."""
+def _frame(x: Axis, y: Axis, *, x_title: str, y_title: str, x_percent: bool) -> Markup:
+    """Return grid, numbers and titles; y is a fraction, x is one where ``x_percent`` says so."""
     parts: list[Markup] = []
     for value in y.ticks:
         parts.append(tag("path", d=f"M{x.start:g} {y.at(value):g}H{x.end:g}", class_="grid"))
         parts.append(tag("text", f"{100 * value:g}", x=x.start - 6, y=y.at(value) + 4, class_="tick end"))
     for value in x.ticks:
-        shown = f"{100 * value:g}" if x_format == "%" else f"{value:{x_format}}"
+        shown = f"{100 * value:g}" if x_percent else f"{value:g}"
         parts.append(tag("path", d=f"M{x.at(value):g} {y.start:g}v4", class_="axis"))
         parts.append(tag("text", shown, x=x.at(value), y=y.start + 17, class_="tick middle"))
     parts.append(tag("path", d=f"M{x.start:g} {y.start:g}H{x.end:g}", class_="axis"))
@@ -107,12 +108,12 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str, label: str) 
                 tag("circle", cx=at_x, cy=at_y, r=radius, class_="area") if radius else None,
                 tag("path", d=f"M{x.at(x_low):g} {at_y:g}H{x.at(x_high):g}", class_="whisker"),
                 tag("path", d=f"M{at_x:g} {y.at(y_low):g}V{y.at(y_high):g}", class_="whisker"),
-                tag("circle", cx=at_x, cy=at_y, r=4, class_="mark"),
+                tag("circle", cx=at_x, cy=at_y, r=4, class_="hollow" if point.hollow else "mark"),
                 tag("text", point.label, x=place[0], y=place[1], class_=f"label {place[2]}"),
                 class_=colour(point.colour),
             )
         )
-    return _drawing(_frame(x, y, x_title=x_title, y_title=y_title, x_format="%"), *marks, label=label)
+    return _drawing(_frame(x, y, x_title=x_title, y_title=y_title, x_percent=True), *marks, label=label)
 
 
 _Box = tuple[float, float, float, float]
@@ -152,9 +153,7 @@ def _label_place(
     return best[1], best[2]
 
 
-def lines(
-    found: Sequence[Line], *, x_title: str, y_title: str, label: str, x_format: str = "g", mark: float | None = None
-) -> Markup:
+def lines(found: Sequence[Line], *, x_title: str, y_title: str, label: str, mark: float | None = None) -> Markup:
     """Return lines over a number, fractions from 0 to 1, their intervals as bands; ``mark`` is an upright line."""
     x = axis([at for line in found for at, _ in line.points], start=_LEFT, end=_WIDTH - _RIGHT)
     y = axis([0, 1], start=_HEIGHT - _BOTTOM, end=_TOP, top=1)
@@ -163,17 +162,17 @@ def lines(
         upright = tag("path", d=f"M{x.at(mark):g} {y.start:g}V{y.end:g}", class_="guide")
     drawn = []
     for line in found:
-        ends = line.intervals or []
-        upper = [f"{x.at(at):g} {y.at(high):g}" for (at, _), (_, high) in zip(line.points, ends, strict=False)]
-        lower = [f"{x.at(at):g} {y.at(low):g}" for (at, _), (low, _) in zip(line.points, ends, strict=False)]
+        spans = [(at, low, high) for (at, _), (low, high) in zip(line.points, line.intervals, strict=True)]
+        upper = [f"{x.at(at):g} {y.at(high):g}" for at, _, high in spans]
+        lower = [f"{x.at(at):g} {y.at(low):g}" for at, low, _ in spans]
         drawn.append(
             tag(
                 "g",
-                tag("path", d=f"M{'L'.join(upper + lower[::-1])}Z", class_="band") if len(ends) > 1 else None,
+                tag("path", d=f"M{'L'.join(upper + lower[::-1])}Z", class_="band"),
                 tag(
                     "path",
                     d=f"M{'L'.join(f'{x.at(at):g} {y.at(value):g}' for at, value in line.points)}",
-                    class_="line dashed" if line.dashed else "line",
+                    class_="line",
                 ),
                 *(
                     tag(
@@ -189,20 +188,15 @@ def lines(
                 class_=colour(line.colour),
             )
         )
-    return _drawing(_frame(x, y, x_title=x_title, y_title=y_title, x_format=x_format), upright, *drawn, label=label)
-
-
-def key(names: Sequence[tuple[object, int]]) -> Markup:
-    """Return which colour stands for what."""
-    return tag("ul", *(tag("li", swatch(index), name) for name, index in names), class_="key")
+    return _drawing(_frame(x, y, x_title=x_title, y_title=y_title, x_percent=False), upright, *drawn, label=label)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What one path does on one class: fractions on clean images and under the worst attack."""
+    """What one path does on one class: fractions on clean images and under the worst attack, None without any."""
 
     clean: float
-    worst: float
+    worst: float | None
     colour: int
 
 
@@ -223,14 +217,12 @@ def pairs(rows: Sequence[tuple[str, Sequence[Pair]]], *, x_title: str, label: st
         parts.append(tag("text", short, x=x.start - 8, y=round(top + line / 2 + 4, 2), class_="tick end"))
         for j, pair in enumerate(found):
             y = top + 10 + 12 * j
-            parts.append(
-                tag(
-                    "g",
-                    tag("title", f"{name}: {percent(pair.clean)} clean, {percent(pair.worst)} under attack"),
-                    tag("path", d=f"M{x.at(pair.worst):g} {y}H{x.at(pair.clean):g}", class_="line"),
-                    tag("circle", cx=x.at(pair.worst), cy=y, r=3.5, class_="hollow"),
-                    tag("circle", cx=x.at(pair.clean), cy=y, r=3.5, class_="mark"),
-                    class_=colour(pair.colour),
-                )
-            )
+            words, clean = f"{name}: {percent(pair.clean)} clean", x.at(pair.clean)
+            marks = [tag("circle", cx=clean, cy=y, r=3.5, class_="mark")]
+            if pair.worst is not None:
+                words += f", {percent(pair.worst)} under the worst attack"
+                worst = x.at(pair.worst)
+                hollow = tag("circle", cx=worst, cy=y, r=3.5, class_="hollow")
+                marks = [tag("path", d=f"M{worst:g} {y}H{clean:g}", class_="line"), hollow, *marks]
+            parts.append(tag("g", tag("title", words), *marks, class_=colour(pair.colour)))
     return _drawing(*parts, label=label, height=height)

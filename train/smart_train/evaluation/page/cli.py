@@ -96,7 +96,7 @@ class PageOptions:
         if self._file is None:
             return
         found = Report(
-            document=document,
+            models=document["models"],
             pictures=self._pictures,
             included=self._included,
             command=shlex.join(["smart-eval", *house.typed()]),

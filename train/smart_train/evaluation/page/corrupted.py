@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from smart_train.evaluation.page import charts
-from smart_train.evaluation.page.figures import percent, span
+from smart_train.evaluation.page.figures import accuracy
 from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
-from smart_train.evaluation.page.subject import Report
+from smart_train.evaluation.page.subject import Model, Report
 
 
 def corruptions(report: Report) -> Markup | None:
@@ -16,10 +13,10 @@ def corruptions(report: Report) -> Markup | None:
     found = [model for model in report.models if model.get("corruptions")]
     if not found:
         return None
-    return section("corruptions", "Without an attacker: corruptions", *(_model(report, model) for model in found))
+    return section("corruptions", "Without an attacker: corruptions", *report.each(found, _model, folded=True))
 
 
-def _model(report: Report, model: Mapping[str, Any]) -> Markup:
+def _model(report: Report, model: Model) -> Markup:
     rows = model["corruptions"]
     kinds = list(dict.fromkeys(row["name"] for row in rows))
     paths = list(model["paths"])
@@ -28,21 +25,14 @@ def _model(report: Report, model: Mapping[str, Any]) -> Markup:
             row["name"],
             str(row["severity"]),
             f"{row['parameter']:g}",
-            *(
-                join(
-                    tag("span", percent(row["paths"][path]["accuracy"]), class_="figure"),
-                    tag("span", span(row["paths"][path]["interval"]), class_="interval"),
-                )
-                for path in paths
-            ),
+            *(accuracy(row["paths"][path]["accuracy"], row["paths"][path]["interval"]) for path in paths),
         ]
         for row in rows
     ]
     meanings = dict.fromkeys(f"{row['name']}: {row['parameter_meaning']}" for row in rows)
     return join(
-        tag("h3", name_of(report.name(model))) if len(report.models) > 1 else None,
         tag("div", *(_kind(report, model, kind) for kind in kinds), class_="grid-of-two"),
-        charts.key([(name_of(path), report.colour(path)) for path in paths]),
+        report.key(paths),
         note(
             f"{', '.join(sorted({row['set'] for row in rows}))}; severity 0 is the clean image. Bands: 95% intervals."
         ),
@@ -59,7 +49,7 @@ def _model(report: Report, model: Mapping[str, Any]) -> Markup:
     )
 
 
-def _kind(report: Report, model: Mapping[str, Any], kind: str) -> Markup:
+def _kind(report: Report, model: Model, kind: str) -> Markup:
     rows = [row for row in model["corruptions"] if row["name"] == kind]
     lines = []
     for path, found in model["paths"].items():
@@ -77,7 +67,7 @@ def _kind(report: Report, model: Mapping[str, Any], kind: str) -> Markup:
         )
     return tag(
         "figure",
-        tag("h4", kind.replace("-", " ")),
+        report.under(kind.replace("-", " ")),
         charts.lines(
             lines,
             x_title="severity",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from smart_runtime.units import si
 from smart_train.evaluation.page.figures import latency, percent, size
 from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
-from smart_train.evaluation.page.included import Bench, Drop, Export, Speed
-from smart_train.evaluation.page.subject import Report
+from smart_train.evaluation.page.included import Bench, Drop, Export, Speed, Switch
+from smart_train.evaluation.page.subject import Model, Report, under_attack
 
 _UNKNOWN = "-"
 
@@ -22,9 +22,10 @@ def on_the_device(report: Report) -> Markup | None:
 def _bench(report: Report, bench: Bench) -> Markup:
     several = len({row.bundle for row in bench.rows}) > 1
     energy = any(row.energy_mj is not None for row in bench.rows)
+    attacked = any(model["attacks"] for model in report.models)
     accuracies = {
-        id(row): model["paths"][path]
-        for model in report.models
+        id(row): _accuracies(model, path)[: 1 + attacked]
+        for model in sorted(report.models, key=lambda model: model["kind"] == "bundle")  # whose row it is comes last
         for path, row in report.speeds(model)[0].items()
         if path in model["paths"]
     }
@@ -32,7 +33,7 @@ def _bench(report: Report, bench: Bench) -> Markup:
         "graph",
         *(["bundle"] if several else []),
         "precision",
-        *(["clean", "worst attack"] if accuracies else []),
+        *(["clean images", "under attack"][: 1 + attacked] if accuracies else []),
         "median",
         "90% below",
         "speed-up",
@@ -46,15 +47,7 @@ def _bench(report: Report, bench: Bench) -> Markup:
         cells += [name_of(row.bundle or _UNKNOWN)] if several else []
         cells += [row.precision or _UNKNOWN]
         if accuracies:
-            found = accuracies.get(id(row))
-            cells += (
-                [_UNKNOWN, _UNKNOWN]
-                if found is None
-                else [
-                    percent(found["clean_accuracy"]),
-                    percent(found["robust_accuracy"]),
-                ]
-            )
+            cells += accuracies.get(id(row), [_UNKNOWN] * (1 + attacked))
         cells += [latency(row.median_ms) + ("" if row.agrees else " (!)"), latency(row.p90_ms), _speedup(row)]
         cells += [_UNKNOWN if row.mac_ratio is None else f"÷ {row.mac_ratio:.2f}", size(row.bytes)]
         if energy:
@@ -64,7 +57,7 @@ def _bench(report: Report, bench: Bench) -> Markup:
     return join(
         tag("h3", name_of(bench.device)),
         table(label="latency and size of each graph", columns=columns, rows=rows, text_columns=3 if several else 2),
-        tag("p", bench.switch) if bench.switch else None,
+        None if bench.switch is None else tag("p", _switch(bench.switch)),
         note(
             f"smart-bench, from {bench.file}: ",
             "; ".join(f"{name} {value}" for name, value in bench.conditions.items()),
@@ -73,6 +66,18 @@ def _bench(report: Report, bench: Bench) -> Markup:
             if not all(row.agrees for row in bench.rows)
             else None,
         ),
+    )
+
+
+def _accuracies(model: Model, path: str) -> list[str]:
+    under = percent(under_attack(model, path)[0]) if model["attacks"] else _UNKNOWN
+    return [percent(model["paths"][path]["clean_accuracy"]), under]
+
+
+def _switch(switch: Switch) -> str:
+    return (
+        f"Switching paths took {latency(switch.median_ms)}; the first result of the new path came after "
+        f"{latency(switch.first_result_ms)}, against {latency(switch.cold_load_ms)} for a cold load."
     )
 
 
@@ -114,40 +119,6 @@ def _export(report: Report, export: Export) -> Markup:
             ". Losses are in points of accuracy from the masked network to the graph, with 95% intervals."
             if judged
             else ".",
-        ),
-    )
-
-
-def replayed(report: Report) -> Markup | None:
-    """Return what bundles make of the samples of the checkpoints that they came from."""
-    found = [model for model in report.models if model.get("replay")]
-    columns: list[object] = ["path", "bundle"]
-    columns += [f"{kind}, {who}" for kind in ("clean", "adversarial") for who in ("checkpoint", "graph")]
-    rows: list[list[object]] = [
-        [
-            report.path(path),
-            name_of(f"{report.name(model)} ({model['precision']})"),
-            *(percent(row[who][kind]["accuracy"]) for kind in ("clean", "adversarial") for who in ("source", "graph")),
-            percent(row["same_class"]),
-            f"{row['max_rel_diff']:.1e}",
-        ]
-        for model in found
-        for path, row in model["replay"].items()
-    ]
-    if not found:
-        return None
-    return section(
-        "replay",
-        "The checkpoint and its graphs",
-        table(
-            label="accuracy of paths and their graphs on the checkpoint's samples",
-            columns=[*columns, "same class", "largest difference"],
-            rows=rows,
-            text_columns=2,
-        ),
-        note(
-            "On the samples that the checkpoint carries, clean and as they were attacked on its masked paths, the same "
-            "images for both; the largest difference of any score is relative to the largest score."
         ),
     )
 

@@ -25,8 +25,17 @@ def points(difference: float) -> str:
 
 
 def latency(ms: float) -> str:
-    """Return milliseconds as people say them: ``33.1 us``, ``4.12 ms``."""
-    return f"{1000 * ms:.3g} µs" if ms < 1 else f"{ms:.3g} ms"
+    """Return milliseconds as people say them: ``33.1 µs``, ``4.12 ms``, ``1.2 s``."""
+    for factor, unit in ((1000, "µs"), (1, "ms")):
+        if factor * ms < 999.5:  # more would be shown as 1e+03
+            return f"{factor * ms:.3g} {unit}"
+    return si(ms / 1000, "s")
+
+
+def radius(eps: float) -> str:
+    """Return eps as people write it: ``8/255`` where it is a whole number of levels, else ``0.3``."""
+    levels = round(eps * 255)
+    return f"{levels}/255" if levels and abs(eps * 255 - levels) < 1e-6 and levels != 255 else f"{eps:.4g}"
 
 
 def size(count: int) -> str:
@@ -34,26 +43,27 @@ def size(count: int) -> str:
     return si(count, "B")
 
 
-def accuracy(value: float, interval: Sequence[float] | None = None, *, colour: str = "c0") -> Markup:
-    """Return an accuracy for a table's cell: the number, its interval, and both as a bar."""
-    low, high = interval or (value, value)
-    return join(
-        tag("span", percent(value), class_="figure"),
-        tag("span", span(interval), class_="interval") if interval else None,
-        bar(value, low=low, high=high, colour=colour),
-    )
+def accuracy(value: float, interval: Sequence[float]) -> Markup:
+    """Return an accuracy for a table's cell: the number, and below it its interval."""
+    return join(tag("span", percent(value), class_="figure"), tag("span", span(interval), class_="interval"))
 
 
-def bar(value: float, *, low: float, high: float, colour: str) -> Markup:
-    """Return a fraction as a bar from 0 to 1 with its interval as a line; what it shows stands beside it as text."""
+def barred(value: float, interval: Sequence[float], *, colour: str | None) -> Markup:
+    """Return an accuracy for a table's cell with both also drawn as a bar from 0 to 1; grey for no colour."""
+    low, high = interval
     width = 100.0
-    return tag(
-        "svg",
-        tag("rect", x=0, y=3, width=width, height=4, class_="track"),
-        tag("rect", x=0, y=3, width=round(width * value, 2), height=4, class_=f"fill {colour}"),
-        tag("path", d=f"M{width * low:.2f} 5H{width * high:.2f}", class_="whisker") if high > low else None,
-        class_="bar",
-        viewBox=f"0 0 {width:.0f} 10",
-        preserveAspectRatio="none",
-        aria_hidden="true",
+    return join(
+        accuracy(value, interval),
+        tag(
+            "svg",
+            tag("rect", x=0, y=3, width=width, height=4, class_="track"),
+            tag(
+                "rect", x=0, y=3, width=round(width * value, 2), height=4, class_=f"fill {colour}" if colour else "fill"
+            ),
+            tag("path", d=f"M{width * low:.2f} 5H{width * high:.2f}", class_="whisker"),
+            class_="bar",
+            viewBox=f"0 0 {width:.0f} 10",
+            preserveAspectRatio="none",
+            aria_hidden="true",
+        ),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
 
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # no HTML text may hold these
 _VOID = frozenset({"img", "meta", "br"})
@@ -81,11 +80,6 @@ def _kind(column: int, text_columns: int) -> str | None:
 def section(anchor: str, title: str, *children: object, half: bool = False, style: str | None = None) -> Markup:
     """Return a section with its heading; of ``half`` ones, two stand beside each other where there is room."""
     return tag("section", tag("h2", title), *children, id=anchor, class_="half" if half else style)
-
-
-def side_by_side(blocks: Sequence[Markup]) -> Markup:
-    """Return a block alone as it is, several in two columns where there is room."""
-    return blocks[0] if len(blocks) == 1 else tag("div", *(tag("div", block) for block in blocks), class_="grid-of-two")
 
 
 def note(*children: object) -> Markup:

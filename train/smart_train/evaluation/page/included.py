@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smart_runtime.bench.saved import MAX_BYTES
 from smart_runtime.documents import Reader, parse_document
 from smart_train.errors import ConfigError
-
-MAX_BYTES = 16 * 1024 * 1024
-"""No result is larger: smart-bench's of ten graphs in a thousand blocks is below 1 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +26,6 @@ class Speed:
     speedup_low: float | None
     speedup_high: float | None
     mac_ratio: float | None
-    parameters: int | None
     bytes: int
     power_w: float | None
     energy_mj: float | None
@@ -37,18 +34,24 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Switch:
+    """How long it took to change paths, until the first result of the new one, and to load a model instead."""
+
+    median_ms: float
+    first_result_ms: float
+    cold_load_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """A result of smart-bench: its rows, what they were measured with and on, what to know about them."""
 
     file: str
-    engine: str
-    batch: int
-    threads: int
     rows: Sequence[Speed]
     against: str | None
     device: str
     conditions: Mapping[str, str]
-    switch: str | None
+    switch: Switch | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +158,6 @@ def _bench(root: Reader, name: str) -> Bench:
         conditions["energy"] = f"by {source}" if source else f"unknown: {unknown}" if unknown else "unknown"
     return Bench(
         file=name,
-        engine=root.string("engine"),
-        batch=root.integer("batch", low=1),
-        threads=root.integer("threads", low=1),
         rows=rows,
         against=reference,
         device=f"{environment.string('cpu')}, {environment.string('machine')}",
@@ -166,11 +166,11 @@ def _bench(root: Reader, name: str) -> Bench:
     )
 
 
-def _switch(switch: Reader) -> str:
-    median, first, cold = (switch.positive(key) for key in ("median_us", "first_result_ms", "cold_load_ms"))
-    return (
-        f"Switching paths took {median:.2g} µs; the first result of the new path came after {first:.3g} ms, against "
-        f"{cold:.3g} ms for a cold load."
+def _switch(switch: Reader) -> Switch:
+    return Switch(
+        median_ms=switch.positive("median_us") / 1000,
+        first_result_ms=switch.positive("first_result_ms"),
+        cold_load_ms=switch.positive("cold_load_ms"),
     )
 
 
@@ -187,7 +187,6 @@ def _speed(entry: Reader, digests: Mapping[str, str], *, against: str | None) ->
         speedup_low=entry.optional_number("speedup_low"),
         speedup_high=entry.optional_number("speedup_high"),
         mac_ratio=entry.optional_number("mac_ratio"),
-        parameters=entry.optional_integer("parameters", low=0),
         bytes=entry.integer("bytes", low=0),
         power_w=entry.optional_number("power_w"),
         energy_mj=entry.optional_number("energy_mj"),

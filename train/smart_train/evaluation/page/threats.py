@@ -1,4 +1,4 @@
-"""What attackers achieve who do not aim at the path that runs."""
+"""What attackers achieve who do not aim at the path that runs, and who every attacker is, in words."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from smart_train.evaluation.page.charts import colour
-from smart_train.evaluation.page.details import radius
-from smart_train.evaluation.page.figures import accuracy
-from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
-from smart_train.evaluation.page.subject import Report
+from smart_train.evaluation.page.figures import barred, radius
+from smart_train.evaluation.page.html import Markup, join, name_of, section, table, tag
+from smart_train.evaluation.page.subject import Model, Report
 
 _KINDS = {
     "transfer": "Made on a path",
@@ -24,12 +23,30 @@ def transfer(report: Report) -> Markup | None:
     found = [model for model in report.models if model.get("threats")]
     if not found:
         return None
-    return section("transfer", "Attacks on one path, tried on the other", *(_model(report, model) for model in found))
+    sentences = dict.fromkeys(
+        (kind, model["threats"][key]["threat_model"])
+        for key, kind in _KINDS.items()
+        for model in found
+        if key in model["threats"]
+    )
+    return section(
+        "transfer",
+        "Attacks on one path, tried on the other",
+        *report.each(found, _matrix),
+        tag("dl", *(join(tag("dt", kind), tag("dd", sentence)) for kind, sentence in sentences), class_="facts"),
+        *report.told(_made_by),
+    )
 
 
-def _model(report: Report, model: Mapping[str, Any]) -> Markup:
-    threats = model["threats"]
-    made, mean, worst, chosen = (threats.get(kind, {}) for kind in _KINDS)
+def _made_by(model: Model) -> str | None:
+    attack = model.get("threats", {}).get("attack")
+    if attack is None:
+        return None
+    return f"Images by {attack['name']} within eps {radius(attack['eps'])}; accuracy with 95% intervals."
+
+
+def _matrix(report: Report, model: Model) -> Markup:
+    made, mean, worst, chosen = (model["threats"].get(kind, {}) for kind in _KINDS)
     paths = list(model["paths"])
     columns: list[object] = ["path that runs", *(join("made on ", name_of(path)) for path in paths)]
     columns += ["on the mean loss"] if mean else []
@@ -44,21 +61,39 @@ def _model(report: Report, model: Mapping[str, Any]) -> Markup:
         rows.append(cells)
     blank: list[object] = [""] * len(paths)
     if mean.get("expected"):
-        end = [_cell(mean.get("expected_worst"), "")] if worst else []
-        rows.append(["one at random", *blank, _cell(mean["expected"], ""), *end])
+        end = [_cell(mean.get("expected_worst"))] if worst else []
+        rows.append(["one at random", *blank, _cell(mean["expected"]), *end])
     if chosen and worst:
-        rows.append(["the attacker's choice", *blank, *([""] if mean else []), _cell(chosen, "")])
-    sentences = [(kind, threats[key]["threat_model"]) for key, kind in _KINDS.items() if key in threats]
-    attack = threats.get("attack", {})
-    return join(
-        tag("h3", name_of(report.name(model))) if len(report.models) > 1 else None,
-        table(label="accuracy of each path on images made on each", columns=columns, rows=rows),
-        tag("dl", *(join(tag("dt", kind), tag("dd", sentence)) for kind, sentence in sentences), class_="facts"),
-        note(f"Images by {attack['name']} within eps {radius(attack['eps'])}; accuracy with 95% intervals.")
-        if attack
-        else None,
+        rows.append(["the attacker's choice", *blank, *([""] if mean else []), _cell(chosen)])
+    return table(label="accuracy of each path on images made on each", columns=columns, rows=rows)
+
+
+def _cell(figure: Mapping[str, Any] | None, own: str | None = None) -> object:
+    return "" if figure is None else barred(figure["accuracy"], figure["interval"], colour=own)
+
+
+def threat_models(report: Report) -> Markup | None:
+    """Return in words what the attacker of each figure may do, and what each attack does."""
+    attacked = [model for model in report.models if model["attacks"]]
+    if not attacked:
+        return None
+    attacks = dict.fromkeys((one["name"], _attack(one)) for model in attacked for one in model["attacks"])
+    return section(
+        "threats",
+        "Who the attacker is",
+        *report.told(lambda model: model["threat_model"] if model["attacks"] else None),
+        tag("dl", *(join(tag("dt", name), tag("dd", words)) for name, words in attacks), class_="facts"),
     )
 
 
-def _cell(figure: Mapping[str, Any] | None, own: str) -> object:
-    return "" if figure is None else accuracy(figure["accuracy"], figure.get("interval"), colour=own)
+def _attack(attack: Mapping[str, Any]) -> str:
+    eps = f"within eps {radius(attack['eps'])} of each pixel" if "eps" in attack else ""
+    source = ", made on the checkpoint that the bundle was exported from" if "made_on" in attack else ""
+    if "steps" in attack:
+        step = f" of {attack['step_size']:.4g}" if attack.get("step_size") is not None else ""
+        strength = f"{attack['steps']} steps{step}, {attack['restarts']} random start(s)"
+        return f"projected gradient descent, {eps}: {strength}{source}"
+    if "parts" in attack:
+        return f"of AutoAttack, {eps}: {', '.join(attack['parts'])}{source}"
+    more = (f"{key.replace('_', ' ')} {value}" for key, value in attack.items() if key not in {"name", "eps"})
+    return ", ".join(filter(None, (eps, *more)))

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from smart_train.evaluation.page import charts
-from smart_train.evaluation.page.figures import percent, span
-from smart_train.evaluation.page.html import Markup, join, name_of, section, side_by_side, table, tag
-from smart_train.evaluation.page.subject import Report
+from smart_train.evaluation.page.figures import accuracy
+from smart_train.evaluation.page.html import Markup, join, name_of, section, table, tag
+from smart_train.evaluation.page.subject import Model, Report
 
 _SIGNS = {True: ("✓", "good", "passed"), False: ("✗", "bad", "failed"), None: ("-", "plain", "not judged")}
 
@@ -20,12 +20,11 @@ def verdict(report: Report) -> Markup | None:
         return None
     failed = [check for model in found for check in model["checks"] if check["passed"] is False]
     title = "These figures are suspect" if failed else "Checks for hidden gradients"
-    return section(
-        "checks", title, *(_checks(report, model) for model in found), style="verdict bad" if failed else "verdict good"
-    )
+    style = "verdict bad" if failed else "verdict good"
+    return section("checks", title, *report.each(found, _checks), style=style)
 
 
-def _checks(report: Report, model: Mapping[str, Any]) -> Markup:
+def _checks(report: Report, model: Model) -> Markup:
     checks = model["checks"]
     failed = [check for check in checks if check["passed"] is False]
     judged = [check for check in checks if check["passed"] is not None]
@@ -35,7 +34,6 @@ def _checks(report: Report, model: Mapping[str, Any]) -> Markup:
             " Accuracies under attack may be too high: the attacks may have failed where the network did not withstand."
         )
     return join(
-        tag("h3", name_of(report.name(model))) if len(report.models) > 1 else None,
         tag("p", says, class_="lead" if failed else None),
         _list(report, failed) if failed else None,
         tag("details", tag("summary", "Every check"), _list(report, [one for one in checks if one not in failed])),
@@ -65,17 +63,19 @@ def over_eps(report: Report, *, half: bool) -> Markup | None:
     found = [model for model in report.models if model.get("eps_curve")]
     if not found:
         return None
-    return section("over-eps", "Accuracy over eps", side_by_side([_curve(report, model) for model in found]), half=half)
+    return section(
+        "over-eps", "Accuracy over eps", tag("div", *report.each(found, _curve), class_="grid-of-two"), half=half
+    )
 
 
-def _curve(report: Report, model: Mapping[str, Any]) -> Markup:
+def _curve(report: Report, model: Model) -> Markup:
     curve = model["eps_curve"]
     paths = curve["paths"]
     drawn = [
         charts.Line(
             name=path,
             points=list(zip(curve["eps"], found["accuracy"], strict=True)),
-            intervals=found.get("interval"),
+            intervals=found["interval"],
             colour=report.colour(path),
         )
         for path, found in paths.items()
@@ -83,18 +83,11 @@ def _curve(report: Report, model: Mapping[str, Any]) -> Markup:
     rows: list[list[object]] = [
         [
             f"{eps:.4g}",
-            *(
-                join(
-                    tag("span", percent(found["accuracy"][i]), class_="figure"),
-                    tag("span", span(found["interval"][i]), class_="interval"),
-                )
-                for found in paths.values()
-            ),
+            *(accuracy(found["accuracy"][i], found["interval"][i]) for found in paths.values()),
         ]
         for i, eps in enumerate(curve["eps"])
     ]
     return join(
-        tag("h3", name_of(report.name(model))) if len(report.models) > 1 else None,
         tag(
             "figure",
             charts.lines(
@@ -104,7 +97,7 @@ def _curve(report: Report, model: Mapping[str, Any]) -> Markup:
                 label="accuracy of each path over eps; the table below has the figures",
                 mark=model["eps"],
             ),
-            charts.key([(name_of(path), report.colour(path)) for path in paths]),
+            report.key(paths),
             tag(
                 "figcaption",
                 f"Under {curve['attack']} on {curve['examples']} images; bands are 95% intervals. The dotted line is "
