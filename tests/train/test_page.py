@@ -9,10 +9,9 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,19 +20,20 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.evaluation.cli import main as smart_eval
 from smart_train.evaluation.models import OpenCheckpoint
 from smart_train.evaluation.named import AutoAttackParts, NamedAttack, Pgd
-from smart_train.evaluation.page import Included, Report, make_pictures, read_included, render, shown_attack
+from smart_train.evaluation.page import Included, make_pictures, read_included, render, shown_attack
 from smart_train.evaluation.page.axes import axis
 from smart_train.evaluation.page.figures import latency, percent, points, radius, span
 from smart_train.evaluation.page.html import Markup, tag, text
 from smart_train.evaluation.page.included import Drop, Switch
-from smart_train.evaluation.page.pictures import Attacked, Picture, Pictures
 from smart_train.evaluation.page.png import data_uri, png
 from train.networks import image_set
+from train.reports import THREATS, check, corruption_rows, curve, figure, model, path_record, report, some_pictures
 from train.results import bench_result, export_result
 
 VOID = {"meta", "img", "br"}
@@ -78,68 +78,6 @@ class Parsed(HTMLParser):
     @property
     def shape(self) -> list[tuple[str, list[str]]]:
         return [(name, sorted(attributes)) for name, attributes in self.elements]
-
-
-def figure(correct: int, total: int = 10) -> dict[str, Any]:
-    value = correct / total
-    return {"accuracy": value, "interval": [max(0, value - 0.1), min(1, value + 0.1)], "correct": correct}
-
-
-def path_record(clean: int, robust: int) -> dict[str, Any]:
-    return {
-        "clean_accuracy": clean / 10,
-        "clean_interval": [clean / 10 - 0.05, clean / 10],
-        "robust_accuracy": robust / 10,
-        "robust_interval": [robust / 10, robust / 10 + 0.05],
-    }
-
-
-def model(name: str = "ckpt.pt", classes: tuple[str, ...] = ("cat", "dog"), **more: Any) -> dict[str, Any]:
-    paths = {"clean": path_record(9, 1), "robust": path_record(8, 5)}
-    attacks = [
-        {"name": "pgd20x1", "eps": 8 / 255, "steps": 20, "restarts": 1, "step_size": 0.01},
-        {"name": "autoattack", "eps": 8 / 255, "parts": ["apgd-ce", "square"]},
-    ]
-    return {
-        "model": name,
-        "kind": "checkpoint",
-        "digest": "ab" * 32,
-        "attacks": attacks,
-        "eps": 8 / 255,
-        "threat_model": "White-box & friends.",
-        "examples": 10,
-        "example_indices": None,
-        "seed": 0,
-        "paths": {
-            path: {**row, "attacks": {attack["name"]: figure(5) for attack in attacks}} for path, row in paths.items()
-        },
-        "classes": [{"name": one, "label": i, "examples": 5, "paths": paths} for i, one in enumerate(classes)],
-        **more,
-    }
-
-
-def some_pictures(classes: tuple[str, ...] = ("cat", "dog")) -> Pictures:
-    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    says = {"clean": 0, "robust": 1}
-    attacked = {path: Attacked(pixels=pixels, perturbation=pixels, says=says) for path in says}
-    return Pictures(
-        class_names=classes,
-        attack="pgd20x1",
-        eps=8 / 255,
-        pictures=[Picture(pixels=pixels, label=0, says=says, attacked=attacked)],
-    )
-
-
-def report(*models: dict[str, Any], **changes: Any) -> Report:
-    given_ = models or (model(),)
-    found = Report(
-        models=given_,
-        pictures=[None] * len(given_),
-        included=Included(),
-        command="smart-eval ckpt.pt",
-        environment={"device": "a processor"},
-    )
-    return replace(found, **changes)
 
 
 def include(folder: Path, **files: Mapping[str, Any]) -> Included:
@@ -265,8 +203,11 @@ def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path)
     assert "taken for each other" in Parsed(render(alone)).text
     of_other = report(one, included=included)
     assert of_other.speeds(one) == ({}, False), "the export says whose bundle it is"
-    bundle = model("bundle", digest="11" * 32)
+    bundle = model("bundle", digest="11" * 32, kind="bundle", precision="fp32", engine="e")
     assert not report(bundle, included=included).speeds(bundle)[1]
+    other = {**bundle, "digest": "22" * 32}
+    bench = include(tmp_path, bench=bench_result(digest="11" * 32))
+    assert report(other, included=bench).speeds(other) == ({}, False), "a bundle of another digest is another one"
 
 
 def test_on_the_device_a_graph_has_the_accuracies_of_its_own_bundle(tmp_path: Path) -> None:
@@ -324,16 +265,6 @@ def test_what_attackers_of_other_paths_do_is_a_matrix() -> None:
     for words in ("Transfer!", "Unknown!", "Worst!", "Chosen!", "made on robust", "one at random", "40.0%", "30.0%"):
         assert words in page
     assert "made on robust" not in Parsed(render(report())).text
-
-
-def check(name: str, *, passed: bool | None) -> dict[str, Any]:
-    return {"name": name, "path": "clean", "passed": passed, "figures": {}, "sentence": f"Of {name}: so & so."}
-
-
-THREATS: dict[str, Any] = {
-    "attack": {"name": "pgd20x1", "eps": 8 / 255},
-    "worst": {"threat_model": "Worst!", "paths": {"clean": figure(0), "robust": figure(3)}},
-}
 
 
 def text_of(page: str, element: str, class_: str) -> list[str]:
@@ -409,9 +340,7 @@ def test_a_suspect_result_is_told_before_all_figures() -> None:
 
 
 def test_accuracy_over_eps_has_a_line_a_path() -> None:
-    rows = {"accuracy": [0.9, 0.5, 0.125], "interval": [[0.8, 1.0], [0.4, 0.6], [0.1, 0.2]]}
-    curve = {"attack": "pgd50x1", "examples": 10, "eps": [0.0, 0.1, 0.2], "paths": {"clean": rows, "robust": rows}}
-    page = Parsed(render(report(model(eps_curve=curve))))
+    page = Parsed(render(report(model(eps_curve=curve()))))
     assert "Under pgd50x1 on 10 images" in page.text
     assert "12.5%" in page.text
     bands = [attributes["d"] for _, attributes in page.elements if attributes.get("class") == "band"]
@@ -505,7 +434,9 @@ def test_pictures_are_attacked_within_eps_and_the_same_each_time(trained: Path) 
 class Blind(OpenCheckpoint):
     """Like a bundle whose source nobody gave."""
 
-    usual_attack: ClassVar[str] = "square"
+    @property
+    def made_on(self) -> dict[str, nn.Module]:
+        return {}
 
 
 def test_pictures_are_attacked_by_pgd_where_there_are_gradients(trained: Path) -> None:
@@ -517,19 +448,7 @@ def test_pictures_are_attacked_by_pgd_where_there_are_gradients(trained: Path) -
 
 
 def test_corruptions_are_drawn_by_kind_from_the_clean_image_on() -> None:
-    rows = [
-        {
-            "set": "our own set",
-            "name": kind,
-            "severity": severity,
-            "parameter": severity / 8,
-            "parameter_meaning": "how much",
-            "paths": {"clean": figure(9 - severity), "robust": figure(8 - severity)},
-        }
-        for kind in ("gaussian-noise", "jpeg")
-        for severity in (1, 2)
-    ]
-    page = Parsed(render(report(model(corruptions=rows))))
+    page = Parsed(render(report(model(corruptions=corruption_rows()))))
     for words in ("our own set", "gaussian noise", "jpeg: how much", "0.125", "80.0%"):
         assert words in page.text
     lines = [attributes["d"] or "" for _, attributes in page.elements if attributes.get("class") == "line"]

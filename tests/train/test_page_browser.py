@@ -12,6 +12,9 @@ from click.testing import CliRunner
 
 from browser import Page, Scheme, browser, find_browser
 from smart_train.evaluation.cli import main as smart_eval
+from smart_train.evaluation.page import render
+from train.reports import THREATS, check, corruption_rows, curve, model, some_pictures
+from train.reports import report as made_of
 from train.results import bench_result, export_result
 
 FOUND = find_browser()
@@ -73,6 +76,16 @@ def report(trained: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
+def doubted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of all sections, one path of which is suspect."""
+    checks = [check("square", passed=False), check("no-bound", passed=True), check("one-step", passed=None)]
+    found = model(checks=checks, suspect=True, threats=THREATS, corruptions=corruption_rows(), eps_curve=curve())
+    file = tmp_path_factory.mktemp("doubted") / "report.html"
+    file.write_text(render(made_of(found, pictures=[some_pictures()])), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     assert FOUND is not None
     with browser(FOUND) as opened:
@@ -96,6 +109,20 @@ def test_the_page_fits_and_can_be_read(page: Page, report: Path, width: int, sch
     assert page.value("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.value("document.images.length") > 10
     assert page.value("document.querySelectorAll('svg.chart').length") >= 3
+
+
+@pytest.mark.parametrize("scheme", get_args(Scheme))
+def test_doubt_is_seen_beside_the_figure(page: Page, doubted: Path, scheme: Scheme) -> None:
+    page.open(doubted, width=375, scheme=scheme)
+    page.value("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert page.value("document.documentElement.scrollWidth") <= 375
+    assert page.value(OUTSIDE) == []
+    assert page.value(PALE) == []
+    beside = "[...document.querySelectorAll('.card .big')].map(e => e.innerText.replace(/\\s+/g, ' '))"
+    assert page.value(beside) == ["90.0%", "0.0% suspect", "80.0%", "30.0%"]
+    cut_off = "[...document.querySelectorAll('.flag')].filter(e => e.getClientRects().length > 1).length"
+    assert page.value(cut_off) == 0
+    assert page.complaints == []
 
 
 def test_the_page_prints_in_ink_on_paper(page: Page, report: Path) -> None:

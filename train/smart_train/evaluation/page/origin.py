@@ -11,8 +11,9 @@ def made_by(report: Report) -> Markup:
     facts: list[tuple[object, object]] = [*report.environment.items()]
     for model in report.models:
         which = f"chosen by seed {model['seed']}" if model["example_indices"] else "all of them"
-        measured = f"{model['examples']} test images, {which}; attacks seeded by {model['seed']}"
-        facts.append((name_of(model["model"]), f"SHA-256 {model['digest']}; measured on {measured}"))
+        measured = f"measured on {model['examples']} test images, {which}; "
+        measured += f"attacks seeded by {model['seed']}, {model['chunk']} images at a time"
+        facts.append((name_of(model["model"]), f"SHA-256 {model['digest']}; {measured}"))
     return section(
         "made",
         "How this page was made",

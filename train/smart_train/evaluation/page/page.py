@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from importlib import resources
 
-from smart_train.evaluation.page.answers import gains, results, trade_off
 from smart_train.evaluation.page.classes import classes
 from smart_train.evaluation.page.corrupted import corruptions
 from smart_train.evaluation.page.device import exported, on_the_device
 from smart_train.evaluation.page.figures import radius
+from smart_train.evaluation.page.gains import gains
 from smart_train.evaluation.page.gallery import gallery
 from smart_train.evaluation.page.html import Markup, name_of, tag
 from smart_train.evaluation.page.origin import made_by
 from smart_train.evaluation.page.replay import replayed
-from smart_train.evaluation.page.subject import Report, suspect
+from smart_train.evaluation.page.results import results
+from smart_train.evaluation.page.subject import Report
 from smart_train.evaluation.page.threats import threat_models, transfer
-from smart_train.evaluation.page.trust import over_eps, verdict
+from smart_train.evaluation.page.tradeoff import trade_off
+from smart_train.evaluation.page.trust import over_eps, suspect, verdict
 
 # Nothing is fetched and nothing runs, even if an escape were forgotten: styles and pictures of the page itself only.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

@@ -116,7 +116,7 @@ class Report:
         """Return what was measured of a model's graphs, by name, and whether that it is this model's is assumed.
 
         A bundle is known by its digest, a checkpoint by that of the bundle that smart-export says it made of it. One
-        model and one bundle, of which nothing says otherwise, are taken for each other. Of several bundles of one
+        checkpoint and one bundle, of which nothing says otherwise, are taken for each other. Of several bundles of one
         checkpoint the fp32 one counts, since accuracies are measured in fp32.
         """
         rows = [row for bench in self.included.benches for row in bench.rows if row.digest is not None]
@@ -125,7 +125,7 @@ class Report:
         found = [row for row in rows if row.digest in own]
         assumed = False
         known = {one.bundle_digest for one in exports}
-        if not found and not self.several and len({row.digest for row in rows}) == 1:
+        if not found and not self.several and model["kind"] == "checkpoint" and len({row.digest for row in rows}) == 1:
             found = [row for row in rows if row.digest not in known and row.graph in (*model["paths"], "dense")]
             assumed = bool(found)
         best: dict[str, Speed] = {}
@@ -150,8 +150,3 @@ def under_attack(model: Model, path: str) -> tuple[float, Sequence[float]]:
         return worst["accuracy"], worst["interval"]
     found = model["paths"][path]
     return found["robust_accuracy"], found["robust_interval"]
-
-
-def suspect(model: Model, path: str) -> bool:
-    """Return whether a check of this path failed, so that its figures under attack may be too high."""
-    return any(check["passed"] is False and check["path"] == path for check in model.get("checks", ()))

@@ -7,8 +7,8 @@ from typing import Any
 
 from smart_train.evaluation.page.charts import colour
 from smart_train.evaluation.page.figures import barred, radius
-from smart_train.evaluation.page.html import Markup, join, name_of, section, table, tag
-from smart_train.evaluation.page.subject import Model, Report
+from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
+from smart_train.evaluation.page.subject import Model, Report, tried_more
 
 _KINDS = {
     "transfer": "Made on a path",
@@ -97,3 +97,19 @@ def _attack(attack: Mapping[str, Any]) -> str:
         return f"of AutoAttack, {eps}: {', '.join(attack['parts'])}{source}"
     more = (f"{key.replace('_', ' ')} {value}" for key, value in attack.items() if key not in {"name", "eps"})
     return ", ".join(filter(None, (eps, *more)))
+
+
+def attackers_differ(report: Report) -> Markup | None:
+    """Return a warning where one model's attacker may do what another's may not."""
+    attackers = {
+        (model["threat_model"], tried_more(model) or len(model["paths"]) == 1)
+        for model in report.models
+        if model["attacks"]
+    }
+    if len(attackers) < 2:
+        return None
+    return note(
+        "Not all models face the same attacker: compare figures under attack only within one of ",
+        tag("a", "the threat models", href="#threats"),
+        ".",
+    )

@@ -13,6 +13,16 @@ from smart_train.evaluation.page.subject import Model, Report
 _SIGNS = {True: ("✓", "good", "passed"), False: ("✗", "bad", "failed"), None: ("-", "plain", "not judged")}
 
 
+def suspect(model: Model, path: str) -> bool:
+    """Return whether a check of this path failed, so that its figures under attack may be too high."""
+    return any(check["passed"] is False and check["path"] == path for check in model.get("checks", ()))
+
+
+def flag(model: Model, path: str) -> Markup | None:
+    """Return what stands beside a figure of a path that is suspect; it leads to the reasons."""
+    return join(" ", tag("a", "suspect", href="#checks", class_="flag wrong")) if suspect(model, path) else None
+
+
 def verdict(report: Report) -> Markup | None:
     """Return whether the figures are suspect, and each check in a sentence."""
     found = [model for model in report.models if model.get("checks")]
