@@ -365,11 +365,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, dat
     assert resumed.stdout == run(*options).stdout
 
 
+WHO = ("shared", "alone")
+
+
 def test_processes_that_share_a_run_end_as_one_alone(trained: Path, data: str, tmp_path: Path) -> None:
-    output = tmp_path / "results.jsonl"
+    files = {who: ["-o", str(tmp_path / f"{who}.jsonl"), "--report", str(tmp_path / f"{who}.html")] for who in WHO}
     options = [str(trained), "--data", data, "--attack", "pgd3x2", "--chunk", "11", "--device", "cpu", "--json"]
     shared = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    module = ["-m", "smart_train.evaluation.cli", *options, "-o", str(output)]
+    module = ["-m", "smart_train.evaluation.cli", *options, *files["shared"]]
     done = subprocess.run(
         [sys.executable, *shared, *module],
         capture_output=True,
@@ -382,11 +385,17 @@ def test_processes_that_share_a_run_end_as_one_alone(trained: Path, data: str, t
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = run(*options, "-o", str(tmp_path / "alone.jsonl"))
+        alone = run(*options, *files["alone"])
     finally:
         torch.set_num_threads(threads)
     assert done.stdout == alone.stdout
-    assert sorted(output.read_text().splitlines()) == sorted((tmp_path / "alone.jsonl").read_text().splitlines())
+    lines, lines_alone = (sorted((tmp_path / f"{who}.jsonl").read_text().splitlines()) for who in WHO)
+    assert lines == lines_alone
+    assert done.stderr.count("report: ") == 1, "the first process writes it"
+    page, page_alone = ((tmp_path / f"{who}.html").read_text(encoding="utf-8") for who in WHO)
+    assert ", shared by 2 processes" in page
+    page = page.replace(str(tmp_path / "shared"), str(tmp_path / "alone"))
+    assert page.replace(", shared by 2 processes", "") == page_alone
 
 
 def test_an_attack_by_its_strength_is_the_one_by_its_name(trained: Path, data: str) -> None:

@@ -59,7 +59,9 @@ def _bench(report: Report, bench: Bench) -> Markup:
         table(label="latency and size of each graph", columns=columns, rows=rows, text_columns=3 if several else 2),
         None if bench.switch is None else tag("p", _switch(bench.switch)),
         note(
-            f"smart-bench, from {bench.file}: ",
+            "smart-bench, from ",
+            name_of(bench.file),
+            ": ",
             "; ".join(f"{name} {value}" for name, value in bench.conditions.items()),
             f". Speed-ups, with 95% intervals, and MACs are against {bench.against}." if bench.against else ".",
             " (!): alone in a fresh process it took another time, so the machine was busy; measure again."
@@ -114,7 +116,9 @@ def _export(report: Report, export: Export) -> Markup:
         tag("h3", name_of(export.bundle)),
         table(label="graphs of the export", columns=columns, rows=rows),
         note(
-            f"smart-export, from {export.file}: {export.precision} for {export.target}",
+            "smart-export, from ",
+            name_of(export.file),
+            f": {export.precision} for {export.target}",
             f" ({export.profile})" if export.profile != export.target else None,
             ". Losses are in points of accuracy from the masked network to the graph, with 95% intervals."
             if judged

@@ -60,7 +60,7 @@ def _card(report: Report, model: Model, path: str, speed: Speed | None) -> Marku
     if model["attacks"]:
         value, interval = under_attack(model, path)
         more = [f"95%: {span(interval)}"]
-        if value != found["robust_accuracy"]:
+        if tried_more(model):
             own = f"{percent(found['robust_accuracy'])} ({span(found['robust_interval'])})"
             more.append(f"attacks on this path alone: {own}")
         figures.append(("under attack", join(percent(value), flag(model, path)), more))
