@@ -304,6 +304,8 @@ def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path)
     assert not assumed
     assert rows["clean"].median_ms == 0.033
     page = Parsed(render(found)).text
+    for words in ("2.50x the speed of dense", "dense's MACs ÷ 4.00", "4 kB", "2.40x the speed of dense"):
+        assert words in page
     for words in ("a/one.pt", "b/one.pt", "33 µs", "2.50x (2.40 to 2.60)", "On the device", "What the export made"):
         assert words in page
     assert "b/one.pt: Latencies and sizes are those of graphs made of the checkpoint (fp32)." in page
@@ -319,6 +321,23 @@ def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path)
     assert report(other, included=bench).speeds(other) == ({}, False), "a bundle of another digest is another one"
 
 
+@pytest.mark.parametrize("order", [("int8", "fp32"), ("fp32", "int8"), ("int8",)])
+def test_a_checkpoint_has_the_latencies_of_its_fp32_graphs_where_there_are_some(
+    order: tuple[str, ...], tmp_path: Path
+) -> None:
+    files: dict[str, Any] = {}
+    for precision, digest in (("int8", "22" * 32), ("fp32", "33" * 32)):
+        bench = bench_result(digest=digest)
+        bench["rows"] = [{**row, "precision": precision} for row in bench["rows"]]
+        files |= {f"{precision} bench": bench, f"{precision} export": export_result(bundle=digest)}
+    shown = [f"{precision} {kind}" for precision in order for kind in ("bench", "export")]
+    found = report(included=include(tmp_path, **{name: files[name] for name in shown}))
+    speeds, assumed = found.speeds(found.models[0])
+    assert {speed.precision for speed in speeds.values()} == {"fp32" if "fp32" in order else "int8"}
+    assert not assumed
+    assert f"graphs made of the checkpoint ({speeds['clean'].precision})" in Parsed(render(found)).text
+
+
 def test_on_the_device_a_graph_has_the_accuracies_of_its_own_bundle(tmp_path: Path) -> None:
     source, bundle = model("one.pt"), model("bundle", kind="bundle", precision="fp32", engine="e", digest="11" * 32)
     bundle["paths"] = {path: {**row, **path_record(7, 4)} for path, row in bundle["paths"].items()}
@@ -332,6 +351,7 @@ def test_on_the_device_a_graph_has_the_accuracies_of_its_own_bundle(tmp_path: Pa
         assert "robustfp3270.0%40.0%34 µs (!)34.3 µs2.40x (2.30 to 2.50)÷ 4.004 kB-3.5 W" in words
         assert "densefp32--82.5 µs83.3 µs1.00x÷ 1.004 kB1.25 mJ3.5 W" in words
     assert "(!): alone in a fresh process it took another time" in words
+    assert "one.pt: Latencies and sizes are those" in Parsed(render(report(*models, included=included))).text
     assert "Switching paths took 0.8 µs; the first result of the new path came after 40 µs, against 4 ms" in words
     assert "engine onnxruntime-cpu; batch 1; threads 1; usable cores 2; governor unknown" in words
     assert "energy by rapl. Speed-ups, with 95% intervals, and MACs are against dense." in words
@@ -404,6 +424,28 @@ def test_the_figure_put_forward_is_the_lowest_that_was_found(tmp_path: Path) -> 
     assert "gains 40.0 points" in without
     assert "attacks on this path alone" not in without
     assert "withstands every attack listed. Images made on the other paths were not tried." in without
+
+
+@pytest.mark.parametrize(
+    ("robust_ms", "words"),
+    [
+        (0.035, "on clean images, in about the same time."),
+        (0.0825, "on clean images, and takes 2.50 times as long."),
+        (0.0165, "on clean images, and takes 0.50 times as long."),
+        (None, "on clean images."),
+    ],
+)
+def test_what_a_choice_costs_in_time_is_told_where_it_is_known(
+    robust_ms: float | None, words: str, tmp_path: Path
+) -> None:
+    bench = bench_result()
+    if robust_ms is None:
+        bench["rows"].pop()
+    else:
+        bench["rows"][2]["median_ms"] = robust_ms
+    page = render(report(included=include(tmp_path, bench=bench, export=export_result())))
+    (lead,) = text_of(page, "p", "lead")
+    assert lead.endswith(words)
 
 
 def test_a_path_that_is_best_in_both_costs_nothing() -> None:
@@ -570,8 +612,9 @@ def test_a_bundle_shows_what_it_makes_of_its_checkpoints_samples() -> None:
     replay = {"source": both, "graph": both, "same_class": 0.985, "max_rel_diff": 0.0123}
     found = model("int8", kind="bundle", precision="int8", engine="onnxruntime-cpu", replay={"clean": replay})
     page = Parsed(render(report(found, model()))).text
-    for words in ("int8 (int8, onnxruntime-cpu)", "98.5%", "1.2e-02", "The checkpoint and its graphs"):
+    for words in ("cleanint8 (int8, onnxruntime-cpu)", "robustckpt.pt", "The checkpoint and its graphs"):
         assert words in page
+    assert "cleanint8 (int8)90.0%90.0%40.0%40.0%98.5%1.2e-02" in page
 
 
 @pytest.mark.parametrize(

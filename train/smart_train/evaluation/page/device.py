@@ -31,7 +31,6 @@ def _bench(report: Report, bench: Bench) -> Markup:
     }
     columns: list[object] = [
         "graph",
-        *(["bundle"] if several else []),
         "precision",
         *(["clean images", "under attack"][: 1 + attacked] if accuracies else []),
         "median",
@@ -43,9 +42,8 @@ def _bench(report: Report, bench: Bench) -> Markup:
     ]
     rows = []
     for row in bench.rows:
-        cells: list[object] = [report.path(row.graph)]
-        cells += [name_of(row.bundle or _UNKNOWN)] if several else []
-        cells += [row.precision or _UNKNOWN]
+        bundle = tag("small", name_of(row.bundle or _UNKNOWN)) if several else None
+        cells: list[object] = [join(report.path(row.graph), bundle), row.precision or _UNKNOWN]
         if accuracies:
             cells += accuracies.get(id(row), [_UNKNOWN] * (1 + attacked))
         cells += [latency(row.median_ms) + ("" if row.agrees else " (!)"), latency(row.p90_ms), _speedup(row)]
@@ -56,7 +54,7 @@ def _bench(report: Report, bench: Bench) -> Markup:
         rows.append(cells)
     return join(
         tag("h3", name_of(bench.device)),
-        table(label="latency and size of each graph", columns=columns, rows=rows, text_columns=3 if several else 2),
+        table(label="latency and size of each graph", columns=columns, rows=rows, text_columns=2),
         None if bench.switch is None else tag("p", _switch(bench.switch)),
         note(
             "smart-bench, from ",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smart_train.evaluation.page.figures import percent
-from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table
+from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
 from smart_train.evaluation.page.subject import Report
 
 
@@ -12,13 +12,12 @@ def replayed(report: Report) -> Markup | None:
     found = [model for model in report.models if model.get("replay")]
     if not found:
         return None
-    columns: list[object] = ["path", *(["bundle"] if len(found) > 1 else [])]
+    columns: list[object] = ["path"]
     columns += [f"{kind}, {who}" for kind in ("clean", "adversarial") for who in ("checkpoint", "graph")]
     columns += ["same class", "largest difference"]
     rows: list[list[object]] = [
         [
-            report.path(path),
-            *([join(name_of(report.name(model)), f" ({model['precision']})")] if len(found) > 1 else []),
+            join(report.path(path), tag("small", name_of(report.name(model)), f" ({model['precision']})")),
             *(percent(row[who][kind]["accuracy"]) for kind in ("clean", "adversarial") for who in ("source", "graph")),
             percent(row["same_class"]),
             f"{row['max_rel_diff']:.1e}",
@@ -33,7 +32,6 @@ def replayed(report: Report) -> Markup | None:
             label="accuracy of paths and their graphs on the checkpoint's samples",
             columns=columns,
             rows=rows,
-            text_columns=1 + (len(found) > 1),
         ),
         note(
             "On the samples that the checkpoint carries, clean and as they were attacked on its masked paths, the same "

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from smart_train.evaluation.page import charts
 from smart_train.evaluation.page.figures import barred
-from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table
-from smart_train.evaluation.page.subject import Report, tried_more, under_attack
+from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
+from smart_train.evaluation.page.subject import Model, Report, tried_more, under_attack
 from smart_train.evaluation.page.threats import attackers_differ
 from smart_train.evaluation.page.trust import flag
 
@@ -17,7 +17,7 @@ def results(report: Report) -> Markup:
     names = list(dict.fromkeys(attack["name"] for model in report.models for attack in model["attacks"]))
     worst, more = len(names) > 1, any(map(tried_more, report.models))
     counts = len({model["examples"] for model in report.models}) > 1
-    columns: list[object] = ["path", *(["model"] if report.several else []), *(["images"] if counts else []), "clean"]
+    columns: list[object] = ["path", *(["images"] if counts else []), "clean images"]
     columns += [*names, *(["worst of these"] if worst else []), *(["all that was tried"] if more else [])]
     rows: list[list[object]] = []
     for model in report.models:
@@ -29,22 +29,22 @@ def results(report: Report) -> Markup:
                 figures.append(None if one is None else (one["accuracy"], one["interval"]))
             figures += [(found["robust_accuracy"], found["robust_interval"])] if worst else []
             figures += [under_attack(model, path) if tried_more(model) else None] if more else []
-            cells: list[object] = [join(report.path(path), flag(model, path))]
-            precision = f" ({model['precision']}, {model['engine']})" if model["kind"] == "bundle" else None
-            cells += [join(name_of(report.name(model)), precision)] if report.several else []
-            cells += [str(model["examples"])] if counts else []
-            rows.append([*cells, *("" if one is None else barred(*one, colour=colour) for one in figures)])
+            cells = [str(model["examples"])] if counts else []
+            who = join(
+                report.path(path), flag(model, path), tag("small", *_which(report, model)) if report.several else None
+            )
+            rows.append([who, *cells, *("" if one is None else barred(*one, colour=colour) for one in figures)])
     counted = " An image counts under an attack if it is classified rightly before and after it"
     counted += "; under the worst of these, if it withstands every one." if worst else "."
     return section(
         "results",
         "Every attack" if names else "Accuracy",
-        table(
-            label="accuracy of each path under each attack",
-            columns=columns,
-            rows=rows,
-            text_columns=1 + report.several,
-        ),
+        table(label="accuracy of each path under each attack", columns=columns, rows=rows),
         note("Accuracy with its 95% interval (Wilson 1927).", counted if names else None),
         attackers_differ(report),
     )
+
+
+def _which(report: Report, model: Model) -> list[object]:
+    how = f" ({model['precision']}, {model['engine']})" if model["kind"] == "bundle" else ""
+    return [name_of(report.name(model)), how]
