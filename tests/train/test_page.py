@@ -308,6 +308,11 @@ def test_latencies_are_those_of_the_checkpoint_that_was_exported(tmp_path: Path)
         assert words in page
     for words in ("a/one.pt", "b/one.pt", "33 µs", "2.50x (2.40 to 2.60)", "On the device", "What the export made"):
         assert words in page
+    assert "the area of a mark is in proportion to the latency" in page
+    shown = titles(render(found))
+    assert shown[2] == "b/one.pt, clean: 90.0% clean, 10.0% under attack, 33 µs a callB 33 µs"
+    assert shown[0] == "a/one.pt, clean: 90.0% clean, 10.0% under attackA"
+    assert "the area of a mark" not in Parsed(render(report())).text
     assert "b/one.pt: Latencies and sizes are those of graphs made of the checkpoint (fp32)." in page
     alone = report(one, included=include(tmp_path, bench=bench_result(digest="11" * 32)))
     assert alone.speeds(one)[1], "one model and one bundle"
@@ -474,7 +479,7 @@ def test_a_suspect_result_is_told_before_all_figures() -> None:
     checks = [check("no-bound", passed=True), check("square", passed=None), check("zero-gradients", passed=False)]
     page = Parsed(render(report(model(checks=checks, suspect=True)))).text
     assert page.index("These figures are suspect") < page.index("What each path gives")
-    assert "1 of 2 passed" in page
+    assert "1 of 2 passed. 1 could not be judged. Accuracies under attack may be too high" in page
     assert all(f"Of {name}: so & so." in page for name in ("no-bound", "square", "zero-gradients"))
     shown = render(report(model(checks=checks, suspect=True)))
     cards = shown.split('<div class="card c')[1:]
@@ -486,7 +491,8 @@ def test_a_suspect_result_is_told_before_all_figures() -> None:
     assert "a hollow mark is suspect" in page
     fine = Parsed(render(report(model(checks=checks[:2], suspect=False)))).text
     assert "suspect" not in fine
-    assert "1 of 1 passed" in fine
+    assert "1 of 1 passed. 1 could not be judged.Every check" in fine
+    assert "2 of 2 passed.Every check" in Parsed(render(report(model(checks=checks[:1] * 2, suspect=False)))).text
     assert "Checks" not in Parsed(render(report())).text
 
 
@@ -545,6 +551,34 @@ def test_of_several_models_what_is_long_opens_on_a_click() -> None:
     assert page.text.count("no outcome of an attack chose them") == 1, "what holds of all is said once"
     alone = Parsed(render(report(one, pictures=[some_pictures()])))
     assert not [1 for name, attributes in alone.elements if name == "details" and "class" in attributes]
+
+
+def test_each_of_several_models_has_a_letter_in_the_drawing() -> None:
+    files = [f"{i}.pt" for i in range(28)]
+    page = Parsed(render(report(*map(model, files))))
+    for label, file in (("A", "0.pt"), ("Z", "25.pt"), ("27", "26.pt"), ("28", "27.pt")):
+        assert f"{label}: {file}" in page.text
+        assert page.words.count(label) == 2, "a mark for each path"
+    assert "A: ckpt.pt" not in Parsed(render(report())).text
+
+
+def test_the_table_has_what_tells_its_rows_apart() -> None:
+    def table(*models: dict[str, Any]) -> str:
+        words = Parsed(render(report(*models))).text
+        return words[words.index("Every attackpath") : words.index("before and after it") + 80]
+
+    first = model()["attacks"][:1]
+    one = {**model("a.pt", attacks=first), "examples": 10}
+    alone, of_two = table(one), table(model())
+    assert alone.startswith("Every attackpathclean imagespgd20x1clean90.0%")
+    assert "worst of these" not in alone
+    assert of_two.startswith("Every attackpathclean imagespgd20x1autoattackworst of theseclean90.0%")
+    assert "before and after it; under the worst of these, if it withstands every one." in of_two
+    equal, unequal = table(one, {**one, "model": "b.pt"}), table(one, {**one, "model": "b.pt", "examples": 20})
+    assert "cleana.pt90.0%" in equal
+    assert unequal.startswith("Every attackpathimagesclean imagespgd20x1")
+    assert "cleana.pt1090.0%" in unequal
+    assert "cleanb.pt2090.0%" in unequal
 
 
 def test_many_models_are_counted_in_the_heading() -> None:

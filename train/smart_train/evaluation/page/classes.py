@@ -70,7 +70,7 @@ def _classes(report: Report, model: Model) -> Markup:
                 columns=[
                     "class",
                     "images",
-                    *(join(report.path(path), f" {kind}") for path in paths for kind in kinds.values()),
+                    *(join(report.path(path), f": {kind}") for path in paths for kind in kinds.values()),
                 ],
                 rows=cells,
             ),

@@ -39,6 +39,8 @@ def _checks(report: Report, model: Model) -> Markup:
     failed = [check for check in checks if check["passed"] is False]
     judged = [check for check in checks if check["passed"] is not None]
     says = f"{len(judged) - len(failed)} of {len(judged)} passed."
+    if len(judged) < len(checks):
+        says += f" {len(checks) - len(judged)} could not be judged."
     if failed:
         says += (
             " Accuracies under attack may be too high: the attacks may have failed where the network did not withstand."
@@ -46,7 +48,11 @@ def _checks(report: Report, model: Model) -> Markup:
     return join(
         tag("p", says, class_="lead" if failed else None),
         _list(report, failed) if failed else None,
-        tag("details", tag("summary", "Every check"), _list(report, [one for one in checks if one not in failed])),
+        tag(
+            "details",
+            tag("summary", "Every other check" if failed else "Every check"),
+            _list(report, [one for one in checks if one not in failed]),
+        ),
     )
 
 
