@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 
 from smart_train import Attack, ConfigError, load_checkpoint
+from smart_train.data.images import Split
 from smart_train.evaluation.cli import main as smart_eval
 from smart_train.evaluation.models import OpenCheckpoint
 from smart_train.evaluation.named import AutoAttackParts, NamedAttack, Pgd
@@ -33,6 +34,7 @@ from smart_train.evaluation.page.charts import Line, Pair, Point, lines, pairs, 
 from smart_train.evaluation.page.figures import barred, latency, percent, points, radius, span
 from smart_train.evaluation.page.html import Markup, tag, text
 from smart_train.evaluation.page.included import Drop, Switch
+from smart_train.evaluation.page.pictures import Pictures
 from smart_train.evaluation.page.png import data_uri, png
 from train.networks import image_set
 from train.reports import THREATS, check, corruption_rows, curve, figure, model, path_record, report, some_pictures
@@ -526,9 +528,21 @@ def test_figures_of_different_attackers_are_not_to_be_compared() -> None:
     assert "Not all models" not in Parsed(render(report(model("one.pt"), model("two.pt")))).text
     some = render(report(model("one.pt"), model("two.pt", threats=THREATS)))
     assert "Not all models" in Parsed(some).text, "more was tried on one"
-    square = {"name": "square", "eps": 0.3, "parts": ["square"]}
-    both = report(model(attacks=[square]), model("bundle", attacks=[{**square, "made_on": "checkpoint"}]))
-    assert Parsed(render(both)).text.count("of AutoAttack, within eps 0.3 of each pixel: square") == 2
+
+
+def test_each_attack_is_told_with_its_strength() -> None:
+    square = AutoAttackParts("square", 0.3).record
+    pgd = {**Pgd(Attack(eps=0.3, steps=20, restarts=5)).record, "made_on": "source"}
+    words = Parsed(render(report(model(attacks=[square]), model("bundle", attacks=[{**square, **pgd}, square])))).text
+    words = words[words.index("Who the attacker is") : words.index("How this page was made")]
+    assert words.endswith(
+        "squareof AutoAttack, within eps 0.3 of each pixel: square, Square with up to 5,000 queries an image"
+        "pgd20x5projected gradient descent, within eps 0.3 of each pixel: 20 steps of 0.0375, 5 random start(s), "
+        "made on the checkpoint that the bundle was exported from"
+    )
+    parts = {"name": "apgd-t", "eps": 8 / 255, "parts": ["apgd-t"], "made_on": "source"}
+    words = Parsed(render(report(model(attacks=[parts])))).text
+    assert "apgd-tof AutoAttack, within eps 8/255 of each pixel: apgd-t, made on the checkpoint that" in words
 
 
 def test_headings_leave_no_level_out() -> None:
@@ -614,6 +628,96 @@ def test_pictures_are_attacked_within_eps_and_the_same_each_time(trained: Path) 
             assert np.abs(shown - change / 255).max() <= 0.5 / 255 + 0.2 * 0.5 / 255 + 1e-9
     rightly = [picture for picture in found.pictures if set(picture.says.values()) == {picture.label}]
     assert len({picture.label for picture in rightly}) == min(len(rightly), len(data.class_names))
+
+
+class Reading(nn.Module):
+    """Says the class that stands in an image's first pixel; ``wrong`` if the second one is not black."""
+
+    def __init__(self, *, wrong: bool) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        first, second = (images[:, 0, 0, i].mul(255).round().long() for i in (0, 1))
+        return nn.functional.one_hot((first + (second > 0) * self.wrong) % 3, 3).float()
+
+
+class TwoReaders:
+    """What `make_pictures` asks of a model and its network."""
+
+    class_names = ("a", "b", "c")
+    path_names = ("sure", "unsure")
+
+    @property
+    def net(self) -> TwoReaders:
+        return self
+
+    def path(self, name: str) -> nn.Module:
+        return Reading(wrong=name == "unsure")
+
+
+class Brighter:
+    """Adds its radius to each pixel."""
+
+    name = "brighter"
+
+    def __init__(self, **more: str) -> None:
+        self.record: dict[str, Any] = {"name": self.name, "eps": 2 / 255, **more}
+
+    def __call__(self, model: Any, images: torch.Tensor, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+        assert len(model(images)) == len(labels)
+        assert 0 <= seed < 2**64
+        return (images + 2 / 255).clamp(0, 1)
+
+
+def shown_of(labels: list[int], unsure: list[int], *, size: int = 4, **more: str) -> Pictures:
+    """Pictures of images whose third pixel is their number."""
+    images = np.zeros((len(labels), size, size, 3), dtype=np.uint8)
+    images[:, 0, 0], images[:, 0, 2] = np.array(labels)[:, None], np.arange(len(labels))[:, None]
+    images[unsure, 0, 1] = 9
+    split = Split(images, np.array(labels, dtype=np.int64))
+    subject: Any = TwoReaders()
+    return make_pictures(subject, split, attack=Brighter(**more), eps=2 / 255, seed=0)
+
+
+def test_pictures_are_the_first_of_different_classes_that_every_path_gets_right() -> None:
+    found = shown_of([0, 0, 1, 1, 2, 2, 0, 1], unsure=[0, 4, 5])
+    assert [int(picture.pixels[0, 2, 0]) for picture in found.pictures] == [1, 2, 3, 6, 7, 0]
+    first, last = found.pictures[0], found.pictures[-1]
+    assert (first.label, first.says) == (0, {"sure": 0, "unsure": 0})
+    assert (last.label, last.says) == (0, {"sure": 0, "unsure": 1})
+    attacked = first.attacked["unsure"]
+    assert attacked.says == {"sure": 2, "unsure": 0}, "two levels brighter, and no longer black"
+    assert attacked.pixels.min() == 2
+    assert np.all(attacked.perturbation == 255), "as far up as it may go"
+    assert found.attack == "brighter"
+    assert shown_of([0, 1], [], made_on="source").attack == "brighter made on its source"
+    assert [int(one.pixels[0, 2, 0]) for one in shown_of([2, 1, 0], []).pictures] == [0, 1, 2], "in their order"
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 6), (200, 5), (300, 2), (600, 2)])
+def test_large_pictures_are_few(size: int, count: int) -> None:
+    assert len(shown_of([0, 1, 2] * 3, [], size=size).pictures) == count
+
+
+def test_pictures_are_shown_with_what_each_path_says_of_them() -> None:
+    shown = shown_of([0, 1], [1])
+    changed = model(classes=("a", "b"))
+    changed["paths"] = {"sure": changed["paths"]["clean"], "unsure": changed["paths"]["robust"]}
+    changed["classes"] = [{**row, "paths": changed["paths"]} for row in changed["classes"]]
+    page = Parsed(render(report(changed, pictures=[shown])))
+    words = page.text[page.text.index("What an attack looks like") :]
+    assert "originalIt is asure: a ✓ rightunsure: a ✓ right" in words
+    assert "originalIt is bsure: b ✓ rightunsure: c ✗ wrong" in words
+    assert "changeattackedMade on sure" in words
+    assert "They were attacked again for this page, by brighter within eps 2/255" in words
+    images = [attributes for name, attributes in page.elements if name == "img"]
+    assert len(images) == 2 * (1 + 2 * 2)
+    assert images[0]["src"] == data_uri(shown.pictures[0].pixels)
+    assert (images[0]["width"], images[0]["alt"]) == ("4", "a test image of class a")
+    assert {attributes["class"] for attributes in images} == {"pixelated"}
+    still = Parsed(render(report(changed, pictures=[replace(shown, eps=0.0)]))).text
+    assert "The radius is 0, so nothing changes." in still
 
 
 class Blind(OpenCheckpoint):

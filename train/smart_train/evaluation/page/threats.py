@@ -87,16 +87,13 @@ def threat_models(report: Report) -> Markup | None:
 
 
 def _attack(attack: Mapping[str, Any]) -> str:
-    eps = f"within eps {radius(attack['eps'])} of each pixel" if "eps" in attack else ""
+    within = f"within eps {radius(attack['eps'])} of each pixel"
     source = ", made on the checkpoint that the bundle was exported from" if "made_on" in attack else ""
     if "steps" in attack:
-        step = f" of {attack['step_size']:.4g}" if attack.get("step_size") is not None else ""
-        strength = f"{attack['steps']} steps{step}, {attack['restarts']} random start(s)"
-        return f"projected gradient descent, {eps}: {strength}{source}"
-    if "parts" in attack:
-        return f"of AutoAttack, {eps}: {', '.join(attack['parts'])}{source}"
-    more = (f"{key.replace('_', ' ')} {value}" for key, value in attack.items() if key not in {"name", "eps"})
-    return ", ".join(filter(None, (eps, *more)))
+        strength = f"{attack['steps']} steps of {attack['step_size']:.4g}, {attack['restarts']} random start(s)"
+        return f"projected gradient descent, {within}: {strength}{source}"
+    queries = f", Square with up to {attack['queries']:,} queries an image" if "queries" in attack else ""
+    return f"of AutoAttack, {within}: {', '.join(attack['parts'])}{queries}{source}"
 
 
 def attackers_differ(report: Report) -> Markup | None:
