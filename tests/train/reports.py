@@ -1,14 +1,55 @@
-"""Reports of small figures for tests of the page, each part as smart-eval makes it."""
+"""Reports of small figures for tests of the page, each part as smart-eval makes it, and the page as it is read."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 
 from smart_train.evaluation.page import Included, Report
 from smart_train.evaluation.page.pictures import Attacked, Picture, Pictures
+
+VOID = {"meta", "img", "br"}
+
+
+class Parsed(HTMLParser):
+    """A page as a browser takes it: elements, attributes and text; refuses what is not balanced."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+    @property
+    def shape(self) -> list[tuple[str, list[str]]]:
+        return [(name, sorted(attributes)) for name, attributes in self.elements]
+
+
+def marks(page: Parsed, class_: str) -> list[dict[str, str | None]]:
+    return [attributes for _, attributes in page.elements if attributes.get("class") == class_]
 
 
 def figure(correct: int, total: int = 10) -> dict[str, Any]:

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 import json
 import re
-import zlib
 from collections.abc import Mapping
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from torch import nn
 
-from smart_train import Attack, ConfigError, load_checkpoint
-from smart_train.data.images import Split
+from smart_train import Attack, ConfigError
 from smart_train.evaluation.cli import main as smart_eval
-from smart_train.evaluation.models import OpenCheckpoint
-from smart_train.evaluation.named import AutoAttackParts, NamedAttack, Pgd
-from smart_train.evaluation.page import Included, make_pictures, read_included, render, shown_attack
-from smart_train.evaluation.page.axes import axis
-from smart_train.evaluation.page.charts import Line, Pair, Point, lines, pairs, scatter
-from smart_train.evaluation.page.figures import barred, latency, percent, points, radius, span
+from smart_train.evaluation.named import AutoAttackParts, Pgd
+from smart_train.evaluation.page import Included, read_included, render
+from smart_train.evaluation.page.figures import latency, percent, points, radius, span
 from smart_train.evaluation.page.html import Markup, tag, text
 from smart_train.evaluation.page.included import Drop, Switch
-from smart_train.evaluation.page.pictures import Pictures
-from smart_train.evaluation.page.png import data_uri, png
-from train.networks import image_set
-from train.reports import THREATS, check, corruption_rows, curve, figure, model, path_record, report, some_pictures
+from train.reports import (
+    THREATS,
+    VOID,
+    Parsed,
+    check,
+    corruption_rows,
+    curve,
+    figure,
+    model,
+    path_record,
+    report,
+    some_pictures,
+)
 from train.results import bench_result, export_result
 
-VOID = {"meta", "img", "br"}
 ALLOWED = {
     *("html", "head", "title", "style", "body", "header", "main", "section", "div", "article", "figure", "figcaption"),
     *("h1", "h2", "h3", "h4", "p", "span", "strong", "b", "small", "bdi", "pre", "code", "ul", "li", "dl", "dt", "dd"),
@@ -48,40 +43,6 @@ ALLOWED = {
     "a",
     *VOID,
 }
-
-
-class Parsed(HTMLParser):
-    """A page as a browser takes it: elements, attributes and text; refuses what is not balanced."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return "".join(self.words)
-
-    @property
-    def shape(self) -> list[tuple[str, list[str]]]:
-        return [(name, sorted(attributes)) for name, attributes in self.elements]
 
 
 def include(folder: Path, **files: Mapping[str, Any]) -> Included:
@@ -152,128 +113,6 @@ def test_markup_is_kept_and_only_that() -> None:
     assert text(Markup("<b>")) == "<b>"
     assert tag("p", "<b>", tag("b", "&")) == "<p>&lt;b&gt;<b>&amp;</b></p>"
     assert tag("img", src="a", alt="", hidden=True, width=None) == '<img src="a" alt="" hidden>'
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_pictures_come_back_as_they_were(channels: int) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
-    uri = data_uri(pixels)
-    with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) as opened:
-        found = np.asarray(opened)
-    expected = pixels.mean(axis=2).round().astype(np.uint8) if channels == 2 else pixels.squeeze()
-    np.testing.assert_array_equal(found, expected)
-    assert png(pixels).endswith(b"IEND" + zlib.crc32(b"IEND").to_bytes(4, "big"))
-
-
-@given(
-    values=st.lists(st.floats(0, 1), min_size=1, max_size=9),
-    scale=st.sampled_from([1e-6, 1.0, 255.0]),
-    bounded=st.booleans(),
-)
-def test_an_axis_holds_its_values_between_round_numbers(values: list[float], scale: float, bounded: bool) -> None:
-    values = [value * scale for value in values]
-    found = axis(values, start=10, end=110, top=1 if bounded and scale <= 1 else None)
-    assert found.low <= min(values) + 1e-9 * scale
-    assert found.high >= max(values) - 1e-9 * scale
-    assert 2 <= len(found.ticks) <= 9
-    assert all(10 - 1e-6 <= found.at(value) <= 110 + 1e-6 for value in [*values, *found.ticks])
-
-
-def number(element: dict[str, str | None], key: str) -> float:
-    value = element[key]
-    assert value is not None
-    return float(value)
-
-
-def marks(page: Parsed, class_: str) -> list[dict[str, str | None]]:
-    return [attributes for _, attributes in page.elements if attributes.get("class") == class_]
-
-
-def point(x: float, y: float, **changes: Any) -> Point:
-    usual = Point(
-        x=x, y=y, x_interval=(x - 0.05, x + 0.05), y_interval=(y - 0.1, y + 0.1), size=None, label="A 33 µs",
-        title="all of it", colour=0, hollow=False,
-    )  # fmt: skip
-    return replace(usual, **changes)
-
-
-def test_the_trade_off_is_drawn_to_scale() -> None:
-    points = [point(0.2, 0.5, size=1.0, colour=1), point(0.4, 0.8, size=4.0), point(0.6, 0.8, hollow=True)]
-    page = Parsed(scatter(points, x_title="x", y_title="y", label="all in words"))
-    small, large = (number(one, "r") for one in marks(page, "area"))
-    assert large == pytest.approx(2 * small, abs=0.02), "four times the area"
-    first, second, third = [*marks(page, "mark"), *marks(page, "hollow")]
-    xs, ys = ([number(one, key) for one in (first, second, third)] for key in ("cx", "cy"))
-    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.02)
-    assert xs[0] < xs[1]
-    assert ys[0] > ys[1] == ys[2], "up is better"
-    whiskers = [re.findall(r"[-\d.]+", one["d"] or "") for one in marks(page, "whisker")]
-    left, at, right = (float(value) for value in whiskers[0])
-    assert (left + right) / 2 == pytest.approx(xs[0], abs=0.02)
-    assert at == ys[0]
-    assert (right - left) == pytest.approx(0.5 * (xs[1] - xs[0]), abs=0.02)
-    assert marks(page, "chart")[0]["aria-label"] == "all in words"
-    assert marks(page, "chart")[0]["role"] == "img"
-
-
-def labels(page: Parsed) -> list[tuple[float, float, float, float]]:
-    """The boxes of the labels of a drawing of which all say the same: left, top, right, bottom."""
-    wide, found = 6.4 * len("A 33 µs"), []
-    for kind, shift in (("start", 0.0), ("end", 1.0), ("middle", 0.5)):
-        for one in marks(page, f"label {kind}"):
-            left, base = number(one, "x") - shift * wide, number(one, "y")
-            found.append((left, base - 11, left + wide, base + 2))
-    return found
-
-
-@given(st.lists(st.tuples(st.floats(0.06, 0.94), st.floats(0.11, 0.89)), min_size=1, max_size=8))
-def test_labels_stay_inside_of_the_drawing(places: list[tuple[float, float]]) -> None:
-    page = Parsed(scatter([point(x, y) for x, y in places], x_title="x", y_title="y", label=""))
-    boxes = labels(page)
-    assert len(boxes) == len(places)
-    for left, top, right, bottom in boxes:
-        assert 0 <= left <= right <= 360
-        assert 0 <= top <= bottom <= 270
-
-
-def test_labels_of_equal_points_are_not_on_each_other() -> None:
-    boxes = labels(Parsed(scatter([point(0.5, 0.5)] * 4, x_title="x", y_title="y", label="")))
-    for one, other in itertools.combinations(boxes, 2):
-        wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
-        assert wide <= 0 or high <= 5, "lines of a text may touch"
-
-
-def test_lines_and_pairs_are_drawn_to_scale() -> None:
-    line = Line(name="p", points=[(0, 1.0), (2, 0.5), (4, 0.0)], intervals=[(0.9, 1.0), (0.4, 0.6), (0, 0.1)], colour=2)
-    page = Parsed(lines([line], x_title="x", y_title="y", label="", mark=2))
-    dots = [(number(one, "cx"), number(one, "cy")) for one in marks(page, "mark")]
-    assert dots == [(54, 14), (200, 120), (346, 226)]
-    assert marks(page, "guide")[0]["d"] == "M200 226V14"
-    assert marks(page, "line")[0]["d"] == "M54 14L200 120L346 226"
-    assert marks(page, "band")[0]["d"] == "M54 14L200 98.8L346 204.8L346 226L200 141.2L54 35.2Z"
-    assert "p, 2: 50.0%" in page.text
-    assert not marks(Parsed(lines([line], x_title="x", y_title="y", label="")), "guide")
-    both, clean = Pair(clean=1.0, worst=0.5, colour=0), Pair(clean=0.0, worst=None, colour=1)
-    page = Parsed(pairs([("a class of a long name", [both, clean]), ("dog", [both, clean])], x_title="x", label=""))
-    assert "a class of a …" in page.words
-    assert "a class of a long name: 100.0% clean, 50.0% under the worst attack" in page.text
-    assert "dog: 0.0% clean" in page.words
-    full, hollow = marks(page, "mark"), marks(page, "hollow")
-    assert (len(full), len(hollow)) == (4, 2)
-    left, middle, right = number(full[1], "cx"), number(hollow[0], "cx"), number(full[0], "cx")
-    assert right == 346
-    assert middle == pytest.approx((left + right) / 2, abs=0.02)
-    assert number(full[1], "cy") - number(full[0], "cy") == 12
-    assert number(full[2], "cy") - number(full[0], "cy") == 32, "two paths and a gap"
-
-
-def test_a_bar_is_as_long_as_its_share() -> None:
-    page = Parsed(barred(0.25, (0.2, 0.35), colour="c1"))
-    assert [attributes.get("width") for name, attributes in page.elements if name == "rect"] == ["100.0", "25.0"]
-    assert marks(page, "fill c1")
-    assert marks(page, "whisker")[0]["d"] == "M20.00 5H35.00"
-    assert page.text == "25.0%20.0 to 35.0"
-    assert marks(Parsed(barred(0.25, (0.2, 0.35), colour=None)), "fill")
 
 
 def test_a_model_is_called_by_as_little_as_tells_it_from_others() -> None:
@@ -607,133 +446,6 @@ def test_many_classes_are_drawn_in_part_and_listed_whole() -> None:
     page = Parsed(render(report(model(classes=names)))).text
     assert "Of 60 classes, the 20 hit most." in page
     assert all(name in page for name in names)
-
-
-def test_pictures_are_attacked_within_eps_and_the_same_each_time(trained: Path) -> None:
-    model, data = OpenCheckpoint(load_checkpoint(trained), "ab"), image_set()
-    attack = Pgd(Attack(eps=0.1, steps=5))
-    options: dict[str, Any] = {"attack": attack, "eps": 0.1, "seed": 0}
-    state = torch.random.get_rng_state()
-    found, again = (make_pictures(model, data.test, **options) for _ in range(2))
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert 2 <= len(found.pictures) <= 6
-    for first, second in zip(found.pictures, again.pictures, strict=True):
-        assert np.array_equal(first.pixels, second.pixels)
-        assert set(first.attacked) == set(model.net.path_names)
-        for path, one in first.attacked.items():
-            assert np.array_equal(one.pixels, second.attacked[path].pixels)
-            change = one.pixels.astype(int) - first.pixels
-            assert abs(change).max() <= 0.1 * 255 + 0.5, "rounded to a level"
-            shown = (one.perturbation / 255 - 0.5) * 0.2
-            assert np.abs(shown - change / 255).max() <= 0.5 / 255 + 0.2 * 0.5 / 255 + 1e-9
-    rightly = [picture for picture in found.pictures if set(picture.says.values()) == {picture.label}]
-    assert len({picture.label for picture in rightly}) == min(len(rightly), len(data.class_names))
-
-
-class Reading(nn.Module):
-    """Says the class that stands in an image's first pixel; ``wrong`` if the second one is not black."""
-
-    def __init__(self, *, wrong: bool) -> None:
-        super().__init__()
-        self.wrong = wrong
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        first, second = (images[:, 0, 0, i].mul(255).round().long() for i in (0, 1))
-        return nn.functional.one_hot((first + (second > 0) * self.wrong) % 3, 3).float()
-
-
-class TwoReaders:
-    """What `make_pictures` asks of a model and its network."""
-
-    class_names = ("a", "b", "c")
-    path_names = ("sure", "unsure")
-
-    @property
-    def net(self) -> TwoReaders:
-        return self
-
-    def path(self, name: str) -> nn.Module:
-        return Reading(wrong=name == "unsure")
-
-
-class Brighter:
-    """Adds its radius to each pixel."""
-
-    name = "brighter"
-
-    def __init__(self, **more: str) -> None:
-        self.record: dict[str, Any] = {"name": self.name, "eps": 2 / 255, **more}
-
-    def __call__(self, model: Any, images: torch.Tensor, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
-        assert len(model(images)) == len(labels)
-        assert 0 <= seed < 2**64
-        return (images + 2 / 255).clamp(0, 1)
-
-
-def shown_of(labels: list[int], unsure: list[int], *, size: int = 4, **more: str) -> Pictures:
-    """Pictures of images whose third pixel is their number."""
-    images = np.zeros((len(labels), size, size, 3), dtype=np.uint8)
-    images[:, 0, 0], images[:, 0, 2] = np.array(labels)[:, None], np.arange(len(labels))[:, None]
-    images[unsure, 0, 1] = 9
-    split = Split(images, np.array(labels, dtype=np.int64))
-    subject: Any = TwoReaders()
-    return make_pictures(subject, split, attack=Brighter(**more), eps=2 / 255, seed=0)
-
-
-def test_pictures_are_the_first_of_different_classes_that_every_path_gets_right() -> None:
-    found = shown_of([0, 0, 1, 1, 2, 2, 0, 1], unsure=[0, 4, 5])
-    assert [int(picture.pixels[0, 2, 0]) for picture in found.pictures] == [1, 2, 3, 6, 7, 0]
-    first, last = found.pictures[0], found.pictures[-1]
-    assert (first.label, first.says) == (0, {"sure": 0, "unsure": 0})
-    assert (last.label, last.says) == (0, {"sure": 0, "unsure": 1})
-    attacked = first.attacked["unsure"]
-    assert attacked.says == {"sure": 2, "unsure": 0}, "two levels brighter, and no longer black"
-    assert attacked.pixels.min() == 2
-    assert np.all(attacked.perturbation == 255), "as far up as it may go"
-    assert found.attack == "brighter"
-    assert shown_of([0, 1], [], made_on="source").attack == "brighter made on its source"
-    assert [int(one.pixels[0, 2, 0]) for one in shown_of([2, 1, 0], []).pictures] == [0, 1, 2], "in their order"
-
-
-@pytest.mark.parametrize(("size", "count"), [(4, 6), (200, 5), (300, 2), (600, 2)])
-def test_large_pictures_are_few(size: int, count: int) -> None:
-    assert len(shown_of([0, 1, 2] * 3, [], size=size).pictures) == count
-
-
-def test_pictures_are_shown_with_what_each_path_says_of_them() -> None:
-    shown = shown_of([0, 1], [1])
-    changed = model(classes=("a", "b"))
-    changed["paths"] = {"sure": changed["paths"]["clean"], "unsure": changed["paths"]["robust"]}
-    changed["classes"] = [{**row, "paths": changed["paths"]} for row in changed["classes"]]
-    page = Parsed(render(report(changed, pictures=[shown])))
-    words = page.text[page.text.index("What an attack looks like") :]
-    assert "originalIt is asure: a ✓ rightunsure: a ✓ right" in words
-    assert "originalIt is bsure: b ✓ rightunsure: c ✗ wrong" in words
-    assert "changeattackedMade on sure" in words
-    assert "They were attacked again for this page, by brighter within eps 2/255" in words
-    images = [attributes for name, attributes in page.elements if name == "img"]
-    assert len(images) == 2 * (1 + 2 * 2)
-    assert images[0]["src"] == data_uri(shown.pictures[0].pixels)
-    assert (images[0]["width"], images[0]["alt"]) == ("4", "a test image of class a")
-    assert {attributes["class"] for attributes in images} == {"pixelated"}
-    still = Parsed(render(report(changed, pictures=[replace(shown, eps=0.0)]))).text
-    assert "The radius is 0, so nothing changes." in still
-
-
-class Blind(OpenCheckpoint):
-    """Like a bundle whose source nobody gave."""
-
-    @property
-    def made_on(self) -> dict[str, nn.Module]:
-        return {}
-
-
-def test_pictures_are_attacked_by_pgd_where_there_are_gradients(trained: Path) -> None:
-    opened = OpenCheckpoint(load_checkpoint(trained), "ab")
-    listed: list[NamedAttack] = [AutoAttackParts("square", 0.1), Pgd(Attack(eps=0.1, steps=3))]
-    assert shown_attack(opened, listed, eps=0.1).name == "pgd3x1"
-    assert shown_attack(opened, listed[:1], eps=0.1).name == "pgd20x1"
-    assert shown_attack(Blind(opened.checkpoint, "ab"), listed[:1], eps=0.1).name == "square"
 
 
 def test_corruptions_are_drawn_by_kind_from_the_clean_image_on() -> None:
