@@ -239,6 +239,10 @@ def test_what_attackers_of_other_paths_do_is_a_matrix() -> None:
     page = Parsed(render(report(model(threats=threats)))).text
     for words in ("Transfer!", "Unknown!", "Worst!", "Chosen!", "made on robust", "one at random", "40.0%", "30.0%"):
         assert words in page
+    row = page[page.index("clean20.0%") : page.index("Made on a path")]
+    assert row.startswith("clean20.0%10.0 to 30.070.0%60.0 to 80.020.0%10.0 to 30.020.0%10.0 to 30.0robust")
+    assert row.endswith("one at random40.0%30.0 to 50.030.0%20.0 to 40.0the attacker's choice10.0%0.0 to 20.0")
+    assert "Images by pgd20x1 within eps 0.3" in page
     assert "made on robust" not in Parsed(render(report())).text
 
 
@@ -330,6 +334,8 @@ def test_a_suspect_result_is_told_before_all_figures() -> None:
     shown_marks = [title for title in titles(shown) if "under attack" in title]
     assert ["(suspect)" in mark for mark in shown_marks] == [True, False]
     assert "a hollow mark is suspect" in page
+    assert '<section id="checks" class="verdict bad">' in shown
+    assert '<section id="checks" class="verdict good">' in render(report(model(checks=checks[:2], suspect=False)))
     fine = Parsed(render(report(model(checks=checks[:2], suspect=False)))).text
     assert "suspect" not in fine
     assert "1 of 1 passed. 1 could not be judged.Every check" in fine
@@ -365,6 +371,11 @@ def test_figures_of_different_attackers_are_not_to_be_compared() -> None:
     assert page.count("Not all models face the same attacker") == 2
     assert "bundle: Black-box, that is." in page
     assert "Not all models" not in Parsed(render(report(model("one.pt"), model("two.pt")))).text
+    alone = model("alone.pt", threats=THREATS)
+    alone["paths"] = {"clean": alone["paths"]["clean"]}
+    alone["classes"] = []
+    both = report({**alone, "threats": {}}, model("two.pt", threats=THREATS))
+    assert "Not all models" not in Parsed(render(both)).text, "of one path there is nothing more to try"
     some = render(report(model("one.pt"), model("two.pt", threats=THREATS)))
     assert "Not all models" in Parsed(some).text, "more was tried on one"
 
@@ -445,6 +456,7 @@ def test_many_classes_are_drawn_in_part_and_listed_whole() -> None:
     names = tuple(f"class {i}" for i in range(60))
     page = Parsed(render(report(model(classes=names)))).text
     assert "Of 60 classes, the 20 hit most." in page
+    assert "hit most" not in Parsed(render(report(model(classes=names[:20])))).text
     assert all(name in page for name in names)
 
 

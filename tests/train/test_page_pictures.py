@@ -98,14 +98,14 @@ class Brighter:
         return (images + 2 / 255).clamp(0, 1)
 
 
-def shown_of(labels: list[int], unsure: list[int], *, size: int = 4, **more: str) -> Pictures:
+def shown_of(labels: list[int], unsure: list[int], *, size: int = 4, eps: float = 2 / 255, **more: str) -> Pictures:
     """Pictures of images whose third pixel is their number."""
     images = np.zeros((len(labels), size, size, 3), dtype=np.uint8)
     images[:, 0, 0], images[:, 0, 2] = np.array(labels)[:, None], np.arange(len(labels))[:, None]
     images[unsure, 0, 1] = 9
     split = Split(images, np.array(labels, dtype=np.int64))
     subject: Any = TwoReaders()
-    return make_pictures(subject, split, attack=Brighter(**more), eps=2 / 255, seed=0)
+    return make_pictures(subject, split, attack=Brighter(**more), eps=eps, seed=0)
 
 
 def test_pictures_are_the_first_of_different_classes_that_every_path_gets_right() -> None:
@@ -119,6 +119,8 @@ def test_pictures_are_the_first_of_different_classes_that_every_path_gets_right(
     assert attacked.pixels.min() == 2
     assert np.all(attacked.perturbation == 255), "as far up as it may go"
     assert found.attack == "brighter"
+    (still,) = shown_of([0], [], eps=0.0).pictures
+    assert np.all(still.attacked["sure"].perturbation == 128), "grey where nothing may change"
     assert shown_of([0, 1], [], made_on="source").attack == "brighter made on its source"
     assert [int(one.pixels[0, 2, 0]) for one in shown_of([2, 1, 0], []).pictures] == [0, 1, 2], "in their order"
 
@@ -144,6 +146,8 @@ def test_pictures_are_shown_with_what_each_path_says_of_them() -> None:
     assert images[0]["src"] == data_uri(shown.pictures[0].pixels)
     assert (images[0]["width"], images[0]["alt"]) == ("4", "a test image of class a")
     assert {attributes["class"] for attributes in images} == {"pixelated"}
+    large = Parsed(render(report(changed, pictures=[shown_of([0], [], size=96)])))
+    assert {attributes.get("class") for name, attributes in large.elements if name == "img"} == {None}
     still = Parsed(render(report(changed, pictures=[replace(shown, eps=0.0)]))).text
     assert "The radius is 0, so nothing changes." in still
 
