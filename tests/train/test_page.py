@@ -270,6 +270,11 @@ def test_the_figure_put_forward_is_the_lowest_that_was_found(tmp_path: Path) -> 
     assert any("80.0% clean, 30.0% under attack" in title for title in titles(page))
     device = words[words.index("On the device") :]
     assert "80.0%30.0%" in device, "accuracies beside latencies"
+    doubted = model(threats=THREATS, checks=[{**check("square", passed=False), "path": "robust"}])
+    words = Parsed(render(report(doubted, included=included))).text
+    device = words[words.index("On the device") :]
+    assert "90.0%0.0%" in device
+    assert "80.0%30.0% suspect" in device
     without = Parsed(render(report())).text
     assert "gains 40.0 points" in without
     assert "attacks on this path alone" not in without

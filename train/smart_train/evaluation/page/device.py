@@ -7,6 +7,7 @@ from smart_train.evaluation.page.figures import latency, percent, size
 from smart_train.evaluation.page.html import Markup, join, name_of, note, section, table, tag
 from smart_train.evaluation.page.included import Bench, Drop, Export, Speed, Switch
 from smart_train.evaluation.page.subject import Model, Report, under_attack
+from smart_train.evaluation.page.trust import flag
 
 _UNKNOWN = "-"
 
@@ -69,8 +70,8 @@ def _bench(report: Report, bench: Bench) -> Markup:
     )
 
 
-def _accuracies(model: Model, path: str) -> list[str]:
-    under = percent(under_attack(model, path)[0]) if model["attacks"] else _UNKNOWN
+def _accuracies(model: Model, path: str) -> list[object]:
+    under = join(percent(under_attack(model, path)[0]), flag(model, path)) if model["attacks"] else _UNKNOWN
     return [percent(model["paths"][path]["clean_accuracy"]), under]
 
 
