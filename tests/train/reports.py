@@ -133,9 +133,9 @@ def corruption_rows() -> list[dict[str, Any]]:
             "severity": severity,
             "parameter": severity / 8,
             "parameter_meaning": "how much",
-            "paths": {"clean": figure(9 - severity), "robust": figure(8 - severity)},
+            "paths": {"clean": figure(9 - worse - severity), "robust": figure(8 - worse - severity)},
         }
-        for kind in ("gaussian-noise", "jpeg")
+        for worse, kind in enumerate(("gaussian-noise", "jpeg"))
         for severity in (1, 2)
     ]
 

@@ -29,6 +29,7 @@ from train.reports import (
     corruption_rows,
     curve,
     figure,
+    marks,
     model,
     path_record,
     report,
@@ -469,8 +470,14 @@ def test_corruptions_are_drawn_by_kind_from_the_clean_image_on() -> None:
     page = Parsed(render(report(model(corruptions=corruption_rows()))))
     for words in ("our own set", "gaussian noise", "jpeg: how much", "0.125", "80.0%"):
         assert words in page.text
-    drawn = [attributes["d"] or "" for _, attributes in page.elements if attributes.get("class") == "line"]
-    assert len([line for line in drawn if line.count("L") == 2]) == 4, "two kinds, two paths, three points each"
+    assert [one["d"] for one in marks(page, "line") if "L" in (one["d"] or "")] == [
+        "M54 35.2L200 56.4L346 77.6",
+        "M54 56.4L200 77.6L346 98.8",
+        "M54 35.2L200 77.6L346 98.8",
+        "M54 56.4L200 98.8L346 120",
+    ], "by kind and path, from the clean image on"
+    two = [model("a.pt", corruptions=corruption_rows()), model("b.pt", corruptions=corruption_rows())]
+    assert render(report(*two)).count('<details class="model">') == 2, "the second one's classes and corruptions"
     assert "corruptions" not in Parsed(render(report())).text
 
 
