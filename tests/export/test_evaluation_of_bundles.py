@@ -222,6 +222,11 @@ def test_every_byte_of_a_bundle_is_checked_and_its_signature_if_asked(bundle: Pa
     assert "expected a signature" in refused(bundle, "--trust", key)
 
 
+def test_a_page_is_not_written_into_a_bundle(bundle: Path) -> None:
+    assert "expected a place of its own" in refused(bundle, "--attack", "clean", "--report", bundle / "report.html")
+    Bundle.open(bundle).verify()
+
+
 def test_a_run_on_a_bundle_goes_on(bundle: Path, checkpoint_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
     options = [bundle, "--source", checkpoint_file, "--attack", "pgd2x1", "--chunk", 8, "-o", output]

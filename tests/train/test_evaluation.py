@@ -431,6 +431,21 @@ def test_no_name_is_not_the_usual_attack(trained: Path, data: str) -> None:
     assert "got ''" in run(str(trained), "--data", data, "--attack", "").output
 
 
+def test_a_page_takes_the_place_of_nothing_that_the_run_reads_or_writes(
+    trained: Path, data: str, tmp_path: Path
+) -> None:
+    model, results = tmp_path / "ckpt.pt", tmp_path / "results.jsonl"
+    model.write_bytes(trained.read_bytes())
+    options = [str(model), "--data", data, "--attack", "clean", "-o", str(results)]
+    (tmp_path / "link").symlink_to(model)
+    for place in ("ckpt.pt", "link", "results.jsonl"):
+        done = run(*options, "--report", str(tmp_path / place))
+        assert done.exit_code == 1
+        assert "expected a place of its own for --report" in done.output
+    assert model.read_bytes() == trained.read_bytes()
+    assert not results.exists()
+
+
 def test_going_on_needs_a_file(trained: Path) -> None:
     done = run(str(trained), "--resume")
     assert done.exit_code == 2

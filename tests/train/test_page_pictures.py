@@ -38,7 +38,7 @@ def test_pictures_come_back_as_they_were(channels: int) -> None:
 
 
 def test_pictures_are_attacked_within_eps_and_the_same_each_time(trained: Path) -> None:
-    model, data = OpenCheckpoint(load_checkpoint(trained), "ab"), image_set()
+    model, data = OpenCheckpoint.of(load_checkpoint(trained), digest="ab"), image_set()
     attack = Pgd(Attack(eps=0.1, steps=5))
     options: dict[str, Any] = {"attack": attack, "eps": 0.1, "seed": 0}
     state = torch.random.get_rng_state()
@@ -161,8 +161,8 @@ class Blind(OpenCheckpoint):
 
 
 def test_pictures_are_attacked_by_pgd_where_there_are_gradients(trained: Path) -> None:
-    opened = OpenCheckpoint(load_checkpoint(trained), "ab")
+    opened = OpenCheckpoint.of(load_checkpoint(trained), digest="ab")
     listed: list[NamedAttack] = [AutoAttackParts("square", 0.1), Pgd(Attack(eps=0.1, steps=3))]
     assert shown_attack(opened, listed, eps=0.1).name == "pgd3x1"
     assert shown_attack(opened, listed[:1], eps=0.1).name == "pgd20x1"
-    assert shown_attack(Blind(opened.checkpoint, "ab"), listed[:1], eps=0.1).name == "square"
+    assert shown_attack(Blind(opened.checkpoint, "ab", opened.about), listed[:1], eps=0.1).name == "square"

@@ -30,6 +30,11 @@ class Accuracy:
     correct: int
     total: int
 
+    @classmethod
+    def of(cls, right: npt.NDArray[np.bool_]) -> Accuracy:
+        """Return it of images by whether each is right, bool (N,)."""
+        return cls(int(right.sum()), len(right))
+
     @property
     def value(self) -> float:
         """The fraction that is correct."""

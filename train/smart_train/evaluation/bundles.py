@@ -361,8 +361,8 @@ def replay(paths: BundlePaths, manifest: Manifest, source: Checkpoint) -> dict[s
                 max(scale, float(np.abs(ours).max())),
             )
         found[name] = Replay(
-            **{who: {kind: _accuracy(one) for kind, one in kinds.items()} for who, kinds in right.items()},
-            same_class=_accuracy(np.concatenate(same)),
+            **{who: {kind: Accuracy.of(one) for kind, one in kinds.items()} for who, kinds in right.items()},
+            same_class=Accuracy.of(np.concatenate(same)),
             max_rel_diff=difference / scale,
         )
         tolerance = manifest.paths[name].tolerance
@@ -384,10 +384,6 @@ def check_source(manifest: Manifest, source: Checkpoint) -> None:
                 f"expected the {what} of the bundle, {shortened(str(in_bundle))}, in the checkpoint too, got "
                 f"{shortened(str(in_source))}; give the checkpoint that it was exported from"
             )
-
-
-def _accuracy(right: Any) -> Accuracy:
-    return Accuracy(int(right.sum()), len(right))
 
 
 @torch.no_grad()

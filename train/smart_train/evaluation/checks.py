@@ -58,7 +58,7 @@ MOST_LEFT_WITHOUT_BOUND = 0.01  # at eps 1 any image may become any other, so no
 MOST_FOR_SQUARE = 0.002  # AutoAttack's own flag
 LEAST_FOR_ONE_STEP = 1 / 3  # of what many steps break: 0.5 and more on networks on digits, 0.08 where it overfitted
 MOST_BY_OTHER_LOSS = 0.05  # up to 0.036 on networks on digits, 0.06 to 0.27 where scores were scaled or bounded
-MOST_BY_SQUARE = 0.05  # of what the attacks asked for leave: with 300 queries up to 0.02 on networks on digits, after PGD-20
+MOST_BY_SQUARE = 0.05  # that the attacks asked for leave; up to 0.02 on networks on digits, after PGD-20
 MOST_DISTORTED = 0.05  # up to 0.04 on honest networks on digits, 0.15 to 0.45 after catastrophic overfitting
 
 _SUM_TO_ONE = 1e-4  # many times what summing a thousand probabilities in float32 loses
@@ -677,7 +677,7 @@ def eps_curve(found: Mapping[str, Examined]) -> dict[str, Any] | None:
         for path, each in found.items()
         if each.under_attack is not None
     }
-    accuracies = {path: [Accuracy(int(right.sum()), len(right)) for right in row] for path, row in rows.items()}
+    accuracies = {path: [Accuracy.of(right) for right in row] for path, row in rows.items()}
     return {
         "attack": _pgd(MANY, one.eps).name,
         "examples": len(one.right[CLEAN]),

@@ -155,6 +155,7 @@ def main(
     chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     if chosen == "cuda" and not torch.cuda.is_available():
         raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+    page.spare([*models, source, trust, output])
     if corruptions:
         check_corruptions()  # what is missing is missed now, not after an hour of attacks
     wishes = _Wishes(

@@ -128,7 +128,7 @@ class Corrupted:
 
     def accuracy(self, path: str) -> Accuracy:
         """Return the accuracy of a path."""
-        return Accuracy(int(self.right[path].sum()), len(self.right[path]))
+        return Accuracy.of(self.right[path])
 
     def record(self) -> dict[str, Any]:
         """Return it for machines."""

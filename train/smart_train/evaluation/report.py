@@ -83,11 +83,11 @@ class Measured:
 
     def accuracy(self, path: str, attack: str) -> Accuracy:
         """Return the accuracy of a path under one attack, or ``clean``."""
-        return _accuracy(self.right[path][attack])
+        return Accuracy.of(self.right[path][attack])
 
     def worst(self, path: str) -> Accuracy:
         """Return the accuracy of a path where each image meets the worst of all attacks for it."""
-        return _accuracy(self._withstands(path))
+        return Accuracy.of(self._withstands(path))
 
     def _withstands(self, path: str) -> Right:
         found: Right = np.logical_and.reduce([*self.right[path].values()])
@@ -132,7 +132,7 @@ class Measured:
             "label": label,
             "examples": int(own.sum()),
             "paths": {
-                path: _clean_and_worst(_accuracy(right[CLEAN][own]), _accuracy(self._withstands(path)[own]))
+                path: _clean_and_worst(Accuracy.of(right[CLEAN][own]), Accuracy.of(self._withstands(path)[own]))
                 for path, right in self.right.items()
             },
         }
@@ -151,10 +151,6 @@ def _clean_and_worst(clean: Accuracy, worst: Accuracy) -> dict[str, Any]:
         "robust_accuracy": worst.value,
         "robust_interval": list(worst.interval),
     }
-
-
-def _accuracy(right: Right) -> Accuracy:
-    return Accuracy(int(right.sum()), len(right))
 
 
 def document(measured: Sequence[Measured]) -> dict[str, Any]:

@@ -269,7 +269,7 @@ def _all(rights: Sequence[Right]) -> Right:
 
 
 def _figure(right: Right) -> dict[str, Any]:
-    return Accuracy(int(right.sum()), len(right)).record
+    return Accuracy.of(right).record
 
 
 def _expected(shares: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import functools
 import os
 import platform
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,7 +70,20 @@ class PageOptions:
             _check_place(file)
         self._file = file
         self._included = read_included(include) if file is not None else Included()
+        self.spare(include)
         self._pictures: list[Pictures | None] = []
+
+    def spare(self, places: Iterable[Path | None]) -> None:
+        """Raise ConfigError if the page would replace one of ``places``, or stand in a folder among them."""
+        if self._file is None:
+            return
+        own = self._file.resolve()
+        for place in places:
+            if place is not None and place.resolve() in (own, *own.parents):
+                raise ConfigError(
+                    f"expected a place of its own for --report, got {self._file}, which would replace or change "
+                    f"{place}; name another file"
+                )
 
     def picture(
         self,
