@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smart_train.evaluation.page.axes import axis
@@ -74,6 +74,7 @@ def labels(page: Parsed) -> list[tuple[float, float, float, float]]:
     return found
 
 
+@example([(0.75, 0.5), (0.8984375, 0.5), (0.125, 0.5)])
 @given(st.lists(st.tuples(st.floats(0.06, 0.94), st.floats(0.11, 0.89)), min_size=1, max_size=8))
 def test_labels_stay_inside_of_the_drawing(places: list[tuple[float, float]]) -> None:
     page = Parsed(scatter([point(x, y) for x, y in places], x_title="x", y_title="y", label=""))

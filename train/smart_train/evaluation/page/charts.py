@@ -146,7 +146,7 @@ def _label_place(
             outside = (
                 max(0, box[2] - _WIDTH) + max(0, _LEFT - box[0]) + max(0, box[3] - _HEIGHT + _BOTTOM) + max(0, -box[1])
             )
-            cost = sum(_overlap(box, other) for other in taken) + 20 * outside + abs(raised) / 4
+            cost = sum(_overlap(box, other) for other in taken) + 1e4 * outside + abs(raised) / 4
             if best is None or cost < best[0]:
                 best = cost, (round(where, 2), round(y + raised + 4, 2), kind), box
     assert best is not None
