@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -258,3 +261,14 @@ def test_eps_is_what_the_manifest_records(
             recorded_eps(manifest)
     else:
         assert recorded_eps(manifest) == eps
+
+
+def test_the_documentation_s_python_runs(checkpoint_file: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for long, short in (("steps=50, restarts=5", "steps=2"), ("autoattack", "apgd-ce")):
+        assert long in code
+        code = code.replace(long, short)
+    shutil.copy(checkpoint_file, tmp_path / "ckpt.pt")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.match(r"\{'clean': [^,]*, 'robust': [^,]*\}\n\[", done.stdout)

@@ -26,7 +26,7 @@ from torch import Tensor
 from smart_train.attacks import Attack, Model, margin
 from smart_train.data.images import Split
 from smart_train.evaluation.accuracy import Accuracy, classified_rightly, some_indices
-from smart_train.evaluation.measure import Paths, exactly, in_chunks, run_settings, settings, tensors
+from smart_train.evaluation.measure import NOTHING, Paths, exactly, in_chunks, run_settings, settings, tensors
 from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import (
     AUTOATTACK,
@@ -180,14 +180,15 @@ def examine_network(
     right: Mapping[str, Mapping[str, Right]],
     attacks: Sequence[NamedAttack],
     eps: float,
-    seed: int,
-    records: Records,
-    about: Mapping[str, Any],
+    seed: int = 0,
+    records: Records | None = None,
+    about: Mapping[str, Any] = NOTHING,
     chunk: int = CHUNK,
     device: torch.device | str = "cpu",
     done: Callable[[str, str, int], None] = lambda _, __, ___: None,
 ) -> dict[str, Examined]:
     """Return by path what the checks look at; ``right`` is what `measure` found, the rest as for `measure`."""
+    records = records or Records()
     chosen = which_images(len(split), seed=seed)
     part = Split(split.images[chosen], split.labels[chosen])
     about = run_settings(about, seed=seed, chunk=chunk, split=part)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,9 @@ from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Records, Right
 from smart_train.methods.step import fixed
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""What results depend on where none are kept."""
 
 
 class Paths(Protocol):
@@ -43,9 +47,9 @@ def measure(
     split: Split,
     *,
     attacks: Sequence[NamedAttack],
-    seed: int,
-    records: Records,
-    about: Mapping[str, Any],
+    seed: int = 0,
+    records: Records | None = None,
+    about: Mapping[str, Any] = NOTHING,
     chunk: int = CHUNK,
     device: torch.device | str = "cpu",
     done: Callable[[str, str, int], None] = lambda _, __, ___: None,
@@ -60,12 +64,14 @@ def measure(
         split: what to measure on.
         attacks: from `parse_attacks`.
         seed: of the attacks.
-        records: what is known already, and where results are kept.
-        about: what the results depend on beside path, attack, seed and chunk; values that JSON has.
+        records: what is known already, and where results are kept; None keeps nothing.
+        about: what the results depend on beside path, attack, seed and chunk, which a file of records must tell apart:
+            the network, the images; values that JSON has.
         chunk: images that are attacked together; at equal size, threads and seed the results are equal to the bit.
         device: where the network is.
         done: called with path, attack and number of images, chunk by chunk.
     """
+    records = records or Records()
     results: dict[str, dict[str, Right]] = {}
     about = run_settings(about, seed=seed, chunk=chunk, split=split)
     with exactly():
