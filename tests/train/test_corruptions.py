@@ -19,9 +19,11 @@ from reference.corruptions import gaussian_blur
 from smart_devices.errors import MissingExtraError
 from smart_train import load_checkpoint
 from smart_train.data import load_data
+from smart_train.evaluation import corruptions
 from smart_train.evaluation.accuracy import to_tensor
 from smart_train.evaluation.cli import main as smart_eval
 from smart_train.evaluation.corruptions import CORRUPTIONS, SET, STEPS, Corruption, measure_corruptions
+from smart_train.evaluation.measure import chunk_seed
 from smart_train.evaluation.records import Records
 from train.networks import image_set
 
@@ -109,6 +111,21 @@ def test_without_pillow_it_names_the_extra(monkeypatch: pytest.MonkeyPatch, trai
     done = run(str(trained), "--corruptions")
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1
+
+
+def test_each_chunk_has_random_numbers_of_its_own(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def change(images: npt.NDArray[np.float32], _: float, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+        drawn.append(int(generator.integers(2**60)))
+        return images
+
+    kind = Corruption("noted", "nothing", (1, 2, 3, 4, 5), change)
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", (kind,))
+    split = image_set().test
+    measure_corruptions(load_checkpoint(trained).net, split, seed=4, records=Records(), about={}, chunk=8)
+    chunks = range(-(-len(split) // 8))
+    assert drawn == [int(np.random.default_rng(chunk_seed(4, "noted", i)).integers(2**60)) for i in chunks] * 5
 
 
 def test_a_path_is_judged_on_the_corrupted_images(trained: Path) -> None:

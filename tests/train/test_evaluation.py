@@ -191,9 +191,10 @@ def test_autoattack_leaves_random_states_alone_and_repeats_itself() -> None:
 
 @dataclass(frozen=True)
 class Noting:
-    """Changes nothing, and notes the seeds that it is given."""
+    """Changes nothing, and notes the seeds that it is given, and how a GPU would compute."""
 
     seeds: list[int]
+    exact: list[tuple[bool, ...]]
     name: str = "noting"
 
     @property
@@ -202,13 +203,16 @@ class Noting:
 
     def __call__(self, _: Any, images: Tensor, __: Tensor, *, seed: int) -> Tensor:
         self.seeds.append(seed)
+        backends = torch.backends
+        self.exact.append((backends.cudnn.deterministic, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32))
         return images
 
 
 def test_each_chunk_is_attacked_by_a_seed_of_its_own_that_is_the_same_on_each_path(trained: Path) -> None:
-    attack = Noting([])
+    attack = Noting([], [])
     measured(net_of(trained), Records(), attacks=[attack], seed=6)
     assert attack.seeds == [chunk_seed(6, "noting", chunk) for chunk in range(3)] * 2
+    assert set(attack.exact) == {(True, False, False)}, "float32 is float32, in one order"
 
 
 def net_of(trained: Path) -> SmartNetwork:
