@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -101,6 +102,23 @@ def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
     one_sentence(invoke("ckpt.pt", "--model-arg", "width=5", command=smart_eval), "--model beside --model-arg")
     resumed = invoke("--data", "digits", *own, "--model-arg", "width=6", *FEW, "--resume", "-o", "ckpt.pt")
     assert resumed.exit_code == 0, resumed.output
+
+
+def test_results_of_other_code_are_not_taken(folder: Path) -> None:
+    own = ["--model", "own_nets.tiny:build"]
+    assert invoke("--data", "digits", *own, *FEW, "-o", "ckpt.pt").exit_code == 0
+    options = ["ckpt.pt", *own, "--attack", "clean", "--examples", "40", "--json"]
+    kept = ["-o", "results.jsonl", "--resume"]
+    first = invoke(*options, *kept, command=smart_eval).stdout
+    assert invoke(*options, *kept, command=smart_eval).stdout == first
+    assert Path("results.jsonl").read_bytes().count(b"\n") == 2, "the paths, once"
+    (folder / "own_nets" / "tiny.py").write_text(CODE.replace("nn.ReLU()", "nn.Hardswish()"))
+    for name in ("own_nets.tiny", "own_nets"):
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    changed = invoke(*options, *kept, command=smart_eval).stdout
+    assert changed == invoke(*options, command=smart_eval).stdout
+    assert Path("results.jsonl").read_bytes().count(b"\n") == 4
 
 
 @pytest.mark.parametrize(
