@@ -169,9 +169,9 @@ def test_images_made_on_one_path_of_the_source_are_tried_on_every_graph(int8: Pa
 
 
 def test_square_attacks_the_graph_itself_also_beside_a_source(int8: Path, checkpoint_file: Path) -> None:
-    alone = answer(int8, "--attack", "square", "--eps", 0.1, "--chunk", 20)["models"][0]
+    alone = answer(int8, "--attack", "square", "--eps", 0.3, "--chunk", 20)["models"][0]
     options = ("--source", checkpoint_file, "--attack", "pgd2x1,square", "--no-threats")
-    beside = answer(int8, *options, "--eps", 0.1, "--chunk", 20)["models"][0]
+    beside = answer(int8, *options, "--eps", 0.3, "--chunk", 20)["models"][0]
     assert ["made_on" in attack for attack in beside["attacks"]] == [True, False]
     for path, row in alone["paths"].items():
         assert beside["paths"][path]["attacks"]["square"] == row["attacks"]["square"]
