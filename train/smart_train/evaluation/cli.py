@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from smart_devices.console import cli as house
-from smart_devices.python_environment import version_of
 from smart_devices.version import version
 from smart_runtime.cli import trust_option
 from smart_runtime.errors import shortened
 from smart_train.architectures.cli import OwnNetwork, own_network_options
-from smart_train.attacks import Attack
 from smart_train.data.cli import DataPlaces, data_options
-from smart_train.data.images import ImageSet, Split
+from smart_train.data.images import ImageSet
 from smart_train.data.load import DATA_SPECS, NAMED
 from smart_train.errors import ConfigError, DataError
-from smart_train.evaluation.accuracy import some_indices
-from smart_train.evaluation.bundles import Source, as_listed, open_bundle
-from smart_train.evaluation.checks import MOST_IMAGES, eps_curve, examine_network, judge, summary, work
-from smart_train.evaluation.corruptions import STEPS, check_corruptions, measure_corruptions
+from smart_train.evaluation.bundles import Source, open_bundle
+from smart_train.evaluation.checks import MOST_IMAGES, summary
+from smart_train.evaluation.corruptions import check_corruptions
 from smart_train.evaluation.corruptions import table as corruptions_table
-from smart_train.evaluation.measure import measure
-from smart_train.evaluation.memory import CHUNK, MEMORY, enough_memory, usual_chunk
+from smart_train.evaluation.memory import CHUNK, MEMORY
 from smart_train.evaluation.models import OpenCheckpoint, OpenModel
-from smart_train.evaluation.named import NamedAttack, parse_attacks
 from smart_train.evaluation.page.cli import PageOptions, report_options
 from smart_train.evaluation.records import Records
 from smart_train.evaluation.report import Measured, document, replay_table, table
-from smart_train.evaluation.shards import Shards, join_shards
-from smart_train.evaluation.threats import EXPLAINED, Threats, measure_threats, sources, strongest_pgd
+from smart_train.evaluation.run import Run, Subject, Wishes, made_with
+from smart_train.evaluation.shards import join_shards
+from smart_train.evaluation.threats import EXPLAINED, Threats
 from smart_train.evaluation.threats import table as threats_table
 from smart_train.files import digest_of_file
 from smart_train.options import parse_fraction
 
 SUSPECT = 3
 """The exit status after a whole result whose accuracies under attack may be too high."""
-
-_T = TypeVar("_T")
 
 
 @click.command(
@@ -158,7 +146,7 @@ def main(
     page.spare([*models, source, trust, output])
     if corruptions:
         check_corruptions()  # what is missing is missed now, not after an hour of attacks
-    wishes = _Wishes(
+    wishes = Wishes(
         attack=attack,
         eps=None if eps is None else parse_fraction(eps),
         steps=steps,
@@ -187,11 +175,11 @@ def main(
         place = shards.device or torch.device(chosen)
         records = opened.enter_context(Records(output, resume=resume, shards=shards))
         advance = opened.enter_context(house.progress("measuring", total=total))
-        running = _Run(records, shards, advance, {"seed": seed, "device": place}, _made_with(place))
+        options = {"seed": seed, "device": place}
+        running = Run(records, shards, options, made_with(place), lambda what, count: advance(what, count=count))
         for subject in subjects:
             subject.model.net.to(place)
-            with enough_memory(subject.chunk):
-                measured.append(running.checked(subject, running.attacked(subject)))
+            measured.append(running.measured(subject))
             if shards.first:
                 page.picture(subject.model, subject.split, attacks=subject.attacks, seed=seed, device=place)
             subject.model.net.to("cpu")  # a GPU holds one at a time
@@ -200,161 +188,6 @@ def main(
         page.write(document(measured), device=place, processes=shards.world)  # after the figures: none is lost with it
         if any(one.suspect for one in measured):
             raise click.exceptions.Exit(SUSPECT)
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """One model with what it is measured by."""
-
-    file: Path
-    model: OpenModel
-    images: ImageSet
-    eps: float
-    attacks: Sequence[NamedAttack]
-    indices: npt.NDArray[np.int64] | None
-    chunk: int
-    threats: bool
-    corrupted: bool
-    checked: bool
-
-    @property
-    def split(self) -> Split:
-        test = self.images.test
-        return test if self.indices is None else Split(test.images[self.indices], test.labels[self.indices])
-
-    @property
-    def chosen(self) -> str | None:
-        """A digest of which test images they are; None for all."""
-        return None if self.indices is None else hashlib.blake2b(self.indices.tobytes(), digest_size=8).hexdigest()
-
-    @property
-    def work(self) -> int:
-        """Images to classify or attack, over all paths."""
-        paths, images = self.model.net.path_names, len(self.split)
-        each = 1 + len(self.attacks) + STEPS * self.corrupted
-        checks = len(paths) * work(images, eps=self.eps) if self.checked else 0
-        return images * (len(paths) * each + len(sources(paths)) * self.threats) + checks
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Wishes:
-    """What the user wants measured of every model; None where a model's own value is to be taken."""
-
-    attack: str | None
-    eps: float | None
-    steps: int
-    restarts: int
-    step_size: float | None
-    examples: int | None
-    seed: int
-    chunk: int | None
-    corruptions: bool
-    threats: bool
-    checks: bool
-
-    def subject(self, file: Path, model: OpenModel, images: ImageSet) -> _Subject:
-        """Return ``model`` with what it is to be measured by; raises ConfigError if that cannot be."""
-        eps = model.eps if self.eps is None else self.eps
-        Attack(eps=eps)  # checks the range, where there is no attack to check it too
-        attacks = model.attacks(
-            parse_attacks(
-                model.usual_attack if self.attack is None else self.attack,
-                eps=eps,
-                steps=self.steps,
-                restarts=self.restarts,
-                step_size=self.step_size,
-                classes=len(model.class_names),
-            )
-        )
-        total, made_on = len(images.test), model.made_on
-        return _Subject(
-            file,
-            model,
-            images,
-            eps,
-            attacks,
-            None if self.examples is None else some_indices(total, self.examples, seed=self.seed),
-            self.chunk or usual_chunk([*made_on.values()], model.input_shape),
-            threats=self.threats and bool(attacks) and len(made_on) > 1,
-            corrupted=self.corruptions,
-            checked=self.checks and bool(attacks) and model.kind == "checkpoint",
-        )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What all models are measured with."""
-
-    records: Records
-    shards: Shards
-    advance: house.Advance
-    options: Mapping[str, Any]
-    made_with: Mapping[str, Any]
-
-    def attacked(self, subject: _Subject) -> Measured:
-        """Return what a model gets right, attacked and corrupted."""
-        return self._shared(partial(self._attacked, subject))
-
-    def checked(self, subject: _Subject, found: Measured) -> Measured:
-        """Return ``found`` with what the checks say of it, where they are asked for."""
-        if not subject.checked:
-            return found
-        examine = partial(examine_network, subject.model.net, subject.split, right=found.right, eps=subject.eps)
-        examined = self._shared(partial(examine, attacks=subject.attacks, **self._common(subject)))
-        checks = [check for path, each in examined.items() for check in judge(path, each)]
-        return replace(found, checks=checks, eps_curve=eps_curve(examined))
-
-    def _shared(self, compute: Callable[..., _T]) -> _T:
-        result = compute(done=lambda path, name, count: self.advance(f"{path}, {name}", count=count))
-        if self.shards.world > 1:
-            self.records.unite()
-            result = compute(done=lambda _, __, ___: None)  # put together of what all know
-        return result
-
-    def _common(self, subject: _Subject) -> dict[str, Any]:
-        about = {**subject.model.about, "data": subject.images.digest, "chosen": subject.chosen, **self.made_with}
-        return {**self.options, "chunk": subject.chunk, "records": self.records, "about": about}
-
-    def _attacked(self, subject: _Subject, *, done: Callable[[str, str, int], None]) -> Measured:
-        model, split, attacks = subject.model, subject.split, subject.attacks
-        common = {**self._common(subject), "done": done}
-        right = measure(model.net, split, attacks=attacks, **common)
-        threats = None
-        if subject.threats:
-            paths = {name: model.net.path(name) for name in model.net.path_names}
-            pgd = strongest_pgd(as_listed(attacks), eps=subject.eps)
-            stand_ins = None if model.kind == "checkpoint" else model.made_on
-            threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, **common)
-        return Measured(
-            model=subject.file,
-            kind=model.kind,
-            digest=model.digest,
-            precision=model.precision,
-            engine=model.engine,
-            threat_model=model.threat_model,
-            eps=subject.eps,
-            attacks=attacks,
-            right=right,
-            labels=split.labels,
-            class_names=model.class_names,
-            seed=self.options["seed"],
-            chunk=subject.chunk,
-            indices=subject.indices,
-            threats=threats,
-            replay=model.replay,
-            corruptions=measure_corruptions(model.net, split, **common) if subject.corrupted else None,
-        )
-
-
-def _made_with(device: torch.device) -> dict[str, Any]:
-    """Return what else figures depend on to the bit."""
-    libraries = ("torch", "pyautoattack", "pillow", "onnxruntime")
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "smart-edge": version(),
-        **{library: version_of(library) for library in libraries},
-    }
 
 
 def _open(file: Path, *, own: OwnNetwork, trust: Path | None, source: Source | None, until: ExitStack) -> OpenModel:
@@ -395,7 +228,7 @@ def _images(
     return images
 
 
-def _say(measured: Sequence[Measured], subjects: Sequence[_Subject], *, as_json: bool) -> None:
+def _say(measured: Sequence[Measured], subjects: Sequence[Subject], *, as_json: bool) -> None:
     """Print all for machines, or tables for people; on standard error whether the figures are suspect."""
     if as_json:
         house.print_json(document(measured))
@@ -406,7 +239,7 @@ def _say(measured: Sequence[Measured], subjects: Sequence[_Subject], *, as_json:
             house.note(line)
 
 
-def _print_tables(measured: Sequence[Measured], subjects: Sequence[_Subject]) -> None:
+def _print_tables(measured: Sequence[Measured], subjects: Sequence[Subject]) -> None:
     """Print tables, and on standard error what they mean."""
     title, columns, rows = table(measured)
     several = int(len(measured) > 1)
