@@ -40,7 +40,7 @@ def test_the_gradients_of_a_chunk_fit_the_memory_and_those_of_twice_as_many_do_n
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subject, "MEMORY", memory)
-        chunk = usual_chunk([Layers(count) for count in counts], SHAPE)
+        chunk = usual_chunk([Layers(count) for count in counts], SHAPE, device="cuda")
     an_image = sum(counts) * 16 * 4  # bytes of float32
     assert 1 <= chunk <= CHUNK
     assert chunk & (chunk - 1) == 0, "a power of two"
@@ -48,17 +48,37 @@ def test_the_gradients_of_a_chunk_fit_the_memory_and_those_of_twice_as_many_do_n
     assert chunk == CHUNK or 2 * chunk * an_image > memory
 
 
+def test_a_network_that_does_other_things_with_other_numbers_has_a_chunk_too() -> None:
+    class Odd(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            found = images.flatten(1)
+            for _ in range(len(images)):
+                found = found.sigmoid()
+            return found
+
+    assert 1 <= usual_chunk([Odd()], SHAPE, device="cpu") <= CHUNK
+
+
 def test_without_gradients_the_size_of_the_images_counts() -> None:
-    assert usual_chunk([], (3, 32, 32)) == usual_chunk([], (1, 8, 8)) == CHUNK
-    assert usual_chunk([], (3, 64, 64)) == CHUNK // 4
-    assert usual_chunk([], (3, 2048, 2048)) == 1
+    for shape, chunk in (((3, 32, 32), CHUNK), ((1, 8, 8), CHUNK), ((3, 64, 64), CHUNK // 4), ((3, 2048, 2048), 1)):
+        assert usual_chunk([], shape, device="cpu") == chunk
+
+
+@given(most=st.integers(1, 10**5))
+def test_on_a_cpu_each_tensor_stays_small(most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject, "MOST_IN_A_TENSOR", most)
+        chunk = usual_chunk([Layers(3), Layers(1)], SHAPE, device="cpu")
+        assert usual_chunk([Layers(3)], SHAPE, device="cuda") == CHUNK
+    assert chunk == 1 or chunk * 16 * 4 < most
+    assert chunk == CHUNK or 2 * chunk * 16 * 4 >= most
 
 
 def test_a_network_is_as_it_was(trained: Path) -> None:
     checkpoint = load_checkpoint(trained)
     net = checkpoint.net.train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    assert usual_chunk([net.path("clean")], checkpoint.input_shape, most=64) == 64
+    assert usual_chunk([net.path("clean")], checkpoint.input_shape, device="cpu", most=64) == 64
     assert net.path("clean").training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 

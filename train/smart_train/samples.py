@@ -73,7 +73,7 @@ def _adversarial(
     device = generator.device
     parts = []
     height, width, channels = images.shape[1:]
-    chunk = usual_chunk([model], (channels, height, width), most=CHUNK)
+    chunk = usual_chunk([model], (channels, height, width), device=device, most=CHUNK)
     with fixed(model):
         for start in range(0, len(labels), chunk):
             part = images[start : start + chunk]

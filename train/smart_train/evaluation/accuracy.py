@@ -131,7 +131,7 @@ def accuracy(
     """
     right = 0
     height, width, channels = split.images.shape[1:]
-    chunk = CHUNK if attack is None else usual_chunk([model], (channels, height, width), most=CHUNK)
+    chunk = usual_chunk([model], (channels, height, width), device=device, most=CHUNK)
     with fixed(model):
         for start in range(0, len(split), chunk):
             images = to_tensor(torch.from_numpy(split.images[start : start + chunk]).to(device))

@@ -23,7 +23,7 @@ from smart_train.evaluation.bundles import Source, open_bundle
 from smart_train.evaluation.checks import MOST_IMAGES, summary
 from smart_train.evaluation.corruptions import check_corruptions
 from smart_train.evaluation.corruptions import table as corruptions_table
-from smart_train.evaluation.memory import CHUNK, MEMORY
+from smart_train.evaluation.memory import CHUNK, MEMORY, MOST_IN_A_TENSOR
 from smart_train.evaluation.models import OpenCheckpoint, OpenModel
 from smart_train.evaluation.page.cli import PageOptions, report_options
 from smart_train.evaluation.records import Records
@@ -94,7 +94,7 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     "--chunk",
     type=click.IntRange(min=1),
     help=f"Images that are attacked together.  [default: {CHUNK}, fewer where gradients would take more than "
-    f"{MEMORY // 2**30} GiB]",
+    f"{MEMORY // 2**30} GiB, or on a CPU one tensor of them {MOST_IN_A_TENSOR // 2**20} MiB]",
 )
 @click.option(
     "-o",
@@ -155,6 +155,7 @@ def main(
         examples=examples,
         seed=seed,
         chunk=chunk,
+        device=chosen,
         corruptions=corruptions,
         threats=threats,
         checks=checks,

@@ -19,32 +19,50 @@ MEMORY = 4 * 2**30
 """Bytes for what is kept for the gradients: what a GPU of 8 GB has to spare. It is fixed, since figures to the bit
 depend on the chunk: one that fitted what is free would give other figures on another machine, or another day."""
 
+MOST_IN_A_TENSOR = 32 * 2**20
+"""Bytes that a tensor on a CPU stays below: larger ones glibc takes from the system each time (mallopt(3),
+M_MMAP_THRESHOLD), page by page. A narrow ResNet on 32x32 images took 2.5 times as long an image above as below."""
+
 _SMALL = 3 * 32 * 32  # numbers of an image; where no gradients are kept `CHUNK` such images are taken
 
 
-def usual_chunk(networks: Sequence[nn.Module], input_shape: tuple[int, int, int], *, most: int = CHUNK) -> int:
+def usual_chunk(
+    networks: Sequence[nn.Module],
+    input_shape: tuple[int, int, int],
+    *,
+    device: torch.device | str,
+    most: int = CHUNK,
+) -> int:
     """Return how many images are attacked together, a power of two up to ``most``, at least 1.
 
     Args:
         networks: whose gradients attacks follow, all at once where they follow a mean; none for attacks by scores only.
         input_shape: channels, height, width.
+        device: where they will be attacked.
         most: a power of two.
     """
     if not networks:
         fit = CHUNK * _SMALL // prod(input_shape)
     else:
-        fit = MEMORY // max(1, sum(_kept_for_one(network, input_shape) for network in networks))
+        kept = [_kept_for_one(network, input_shape) for network in networks]
+        fit = MEMORY // max(1, sum(total for total, _ in kept))
+        if torch.device(device).type == "cpu":
+            fit = min(fit, (MOST_IN_A_TENSOR - 1) // max(1, *(largest for _, largest in kept)))
     return 1 << (min(most, max(1, fit)).bit_length() - 1)
 
 
-def _kept_for_one(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return the bytes that a forward pass keeps for the gradient of one more image, weights left out."""
+def _kept_for_one(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Return the bytes that a forward pass keeps for the gradient of one more image: in all, and in one tensor."""
     with fixed(network):
-        one, two = (_kept(network, count, input_shape) for count in (1, 2))
-    return two - one
+        two, three = (_kept(network, count, input_shape) for count in (2, 3))  # of one image some copies are none
+    total = sum(three) - sum(two)  # weights do not grow
+    if len(two) != len(three):  # the network does other things with other numbers
+        return total, total
+    return total, max((large - small for small, large in zip(two, three, strict=True)), default=0)
 
 
-def _kept(network: nn.Module, count: int, input_shape: tuple[int, int, int]) -> int:
+def _kept(network: nn.Module, count: int, input_shape: tuple[int, int, int]) -> list[int]:
+    """Return the bytes of each tensor that is kept for the gradient of ``count`` images, in the order of the pass."""
     storages: dict[int, Tensor] = {}  # held until all are counted, so that no address comes twice
 
     def note(tensor: Tensor) -> Tensor:
@@ -55,7 +73,7 @@ def _kept(network: nn.Module, count: int, input_shape: tuple[int, int, int]) -> 
     images = torch.zeros(count, *input_shape, device=device, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         network(images)
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+    return [tensor.untyped_storage().nbytes() for tensor in storages.values()]
 
 
 @contextmanager

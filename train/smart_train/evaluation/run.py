@@ -93,6 +93,7 @@ class Wishes:
     examples: int | None
     seed: int
     chunk: int | None
+    device: str
     corruptions: bool
     threats: bool
     checks: bool
@@ -124,7 +125,7 @@ class Wishes:
             eps,
             attacks,
             None if self.examples is None else some_indices(total, self.examples, seed=self.seed),
-            self.chunk or usual_chunk([*made_on.values()], model.input_shape),
+            self.chunk or usual_chunk([*made_on.values()], model.input_shape, device=self.device),
             threats=self.threats and bool(attacks) and len(made_on) > 1,
             corrupted=self.corruptions,
             checked=self.checks and bool(attacks) and model.kind == "checkpoint",
