@@ -146,7 +146,7 @@ class Attack:
             adversarial.requires_grad_()
             with torch.enable_grad():
                 scores = model(adversarial).float()
-                loss = F.cross_entropy(scores, _targets(labels, scores), reduction="sum")
+                loss = cross_entropy(scores, _targets(labels, scores))
                 (gradient,) = torch.autograd.grad(loss, adversarial)  # for the input only: no weight gradients
             adversarial = torch.clamp(adversarial.detach() + self.step * gradient.sign(), low, high)
         return adversarial

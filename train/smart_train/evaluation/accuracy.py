@@ -75,6 +75,12 @@ def to_tensor(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255).contiguous()
 
 
+def tensors(split: Split, where: slice | npt.NDArray[np.int64], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return the images, float32 (N, C, H, W), and labels, int64 (N,), that ``where`` names."""
+    images = to_tensor(torch.from_numpy(split.images[where]).to(device))
+    return images, torch.from_numpy(split.labels[where]).to(device)
+
+
 def some_indices(total: int, count: int, *, seed: int) -> npt.NDArray[np.int64]:
     """Return ``count`` different numbers below ``total``, int64 (count,), chosen by ``seed``.
 
@@ -134,8 +140,7 @@ def accuracy(
     chunk = usual_chunk([model], (channels, height, width), device=device, most=CHUNK)
     with fixed(model):
         for start in range(0, len(split), chunk):
-            images = to_tensor(torch.from_numpy(split.images[start : start + chunk]).to(device))
-            labels = torch.from_numpy(split.labels[start : start + chunk]).to(device)
+            images, labels = tensors(split, slice(start, start + chunk), device)
             correct = classified_rightly(model, images, labels)
             if attack is not None and correct.any():
                 images, labels = images[correct], labels[correct]  # the others are wrong already

@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from scipy.special import bdtrc
 from torch import Tensor
 
-from smart_train.attacks import Attack, Model, margin
+from smart_train.attacks import Attack, Model, cross_entropy, margin
 from smart_train.data.images import Split
-from smart_train.evaluation.accuracy import Accuracy, classified_rightly, some_indices
-from smart_train.evaluation.measure import NOTHING, Paths, exactly, in_chunks, run_settings, settings, tensors
+from smart_train.evaluation.accuracy import Accuracy, classified_rightly, some_indices, tensors
+from smart_train.evaluation.measure import NOTHING, Paths, exactly, in_chunks, run_settings, settings
 from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import (
     AUTOATTACK,
@@ -376,7 +375,7 @@ def _like_probabilities(model: Model, images: Tensor, _: Tensor, __: int) -> Ten
 def _gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     images = images.clone().requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(images).float(), labels, reduction="sum"), images)
+        (gradient,) = torch.autograd.grad(cross_entropy(model(images).float(), labels), images)
     return gradient
 
 

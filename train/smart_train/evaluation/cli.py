@@ -87,8 +87,8 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     "--checks/--no-checks",
     default=True,
     help="With attacks on checkpoints: look for hidden gradients, which make an accuracy under attack too high, on at "
-    f"most {MOST_IMAGES:,} images. If a check fails, the exit status is {SUSPECT} after the result. Takes about as "
-    "long as pgd50x5.",
+    f"most {MOST_IMAGES:,} images. If a check fails, the exit status is {SUSPECT} after the result. Takes somewhat "
+    "longer than pgd50x5.",
 )
 @click.option(
     "--chunk",

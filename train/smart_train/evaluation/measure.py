@@ -10,12 +10,11 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from smart_train.data.images import Split
-from smart_train.evaluation.accuracy import classified_rightly, to_tensor
+from smart_train.evaluation.accuracy import classified_rightly, tensors
 from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import CLEAN, NamedAttack
 from smart_train.evaluation.records import Records, Right
@@ -140,12 +139,6 @@ def settings(attack: NamedAttack | None) -> dict[str, Any]:
     if attack is None:
         return {"attack": CLEAN}
     return {"attack": attack.name, **{name: value for name, value in attack.record.items() if name != "name"}}
-
-
-def tensors(split: Split, where: slice | npt.NDArray[np.int64], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Return the images, float32 (N, C, H, W), and labels, int64 (N,), that ``where`` names."""
-    images = to_tensor(torch.from_numpy(split.images[where]).to(device))
-    return images, torch.from_numpy(split.labels[where]).to(device)
 
 
 def _right(

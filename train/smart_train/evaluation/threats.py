@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smart_train.attacks import Attack
 from smart_train.data.images import Split
-from smart_train.evaluation.accuracy import Accuracy, classified_rightly, to_tensor, wilson
+from smart_train.evaluation.accuracy import Accuracy, classified_rightly, tensors, wilson
 from smart_train.evaluation.measure import chunk_seed, exactly, run_settings, settings
 from smart_train.evaluation.memory import CHUNK
 from smart_train.evaluation.named import CLEAN, NamedAttack, Pgd
@@ -213,9 +213,7 @@ def _tried(
     wanted = np.logical_or.reduce([*before.values()])  # what no path gets right counts for none
     if not wanted.any():
         return right
-    left = torch.from_numpy(np.flatnonzero(wanted)).to(device)
-    images = to_tensor(torch.from_numpy(part.images).to(device))[left]
-    labels = torch.from_numpy(part.labels).to(device)[left]
+    images, labels = tensors(part, np.flatnonzero(wanted), device)
 
     def scores(images: Tensor) -> Tensor:
         return torch.stack([model(images) for model in models], dim=2)
