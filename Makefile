@@ -11,7 +11,7 @@ RUNS ?= 200000
 SEED ?= 1
 BIN := .venv/bin
 
-PACKAGES := devices/smart_devices runtime/smart_runtime train/smart_train export/smart_export
+PACKAGES := devices/smart_common devices/smart_devices runtime/smart_runtime train/smart_train train/smart_eval export/smart_export
 # mypy refuses a folder without Python files, so folders come in once they have some.
 SCRIPTS := $(wildcard examples benchmarks fuzz)
 SCRIPTS := $(foreach folder,$(SCRIPTS),$(if $(wildcard $(folder)/*.py),$(folder)))
@@ -68,7 +68,7 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(PACKAGES) tests $(SCRIPTS)
-	$(BIN)/mypy --strict --python-version 3.10 devices/smart_devices runtime/smart_runtime
+	$(BIN)/mypy --strict --python-version 3.10 devices/smart_common devices/smart_devices runtime/smart_runtime
 	$(BIN)/lint-imports
 	$(BIN)/vermin --quiet --violations --no-tips --eval-annotations --target=3.10- $(PACKAGES)
 

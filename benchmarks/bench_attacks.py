@@ -29,17 +29,17 @@ from outcome import finish
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from smart_eval.measure import measure
+from smart_eval.named import Pgd, parse_attacks
+from smart_eval.records import Records
 from smart_runtime.bench.environment import read_environment
 from smart_train import Attack, load_checkpoint
+from smart_train.accuracy import Accuracy, classified_rightly, to_tensor
+from smart_train.chunks import CHUNK
 from smart_train.data import load_data
 from smart_train.data.images import Split
-from smart_train.evaluation.accuracy import Accuracy, classified_rightly, to_tensor
-from smart_train.evaluation.measure import measure
-from smart_train.evaluation.memory import CHUNK
-from smart_train.evaluation.named import Pgd, parse_attacks
-from smart_train.evaluation.records import Records
-from smart_train.methods.step import fixed
-from smart_train.network import PathNetwork, SmartNetwork
+from smart_train.masking.attack_mode import attack_mode
+from smart_train.masking.network import PathNetwork, SmartNetwork
 
 RESULT = Path(__file__).resolve().parent / "results/attacks.json"
 ATTACKS = "pgd20x1,pgd50x5,autoattack"
@@ -120,7 +120,7 @@ def for_the_input(attack: Attack) -> Perturb:
     once = replace(attack, restarts=1)
 
     def perturb(model: PathNetwork, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        with fixed(model):
+        with attack_mode(model):
             return once.perturb(model, images, labels, generator=generator)
 
     return perturb

@@ -27,10 +27,10 @@ from smart_devices import resolve_target
 from smart_export import build_bundle
 from smart_export.layers import network_cost
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_train import load_checkpoint
 from smart_train.architectures import build_network
-from smart_train.recipe import read_recipe
+from smart_train.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/cifar.json"
@@ -78,7 +78,7 @@ def train(options: argparse.Namespace, folder: Path, *extra: str) -> tuple[Path,
 def evaluate(options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     """Return the accuracies of both paths, clean and under PGD-50 with 5 restarts."""
     return run(
-        "smart_train.evaluation.cli",
+        "smart_eval.cli",
         str(checkpoint),
         *("--data", options.data, "--attack", "pgd", "--steps", str(options.steps)),
         *("--restarts", "5", "--examples", str(options.examples), "--seed", str(options.seed)),

@@ -27,7 +27,7 @@ from outcome import finish
 from synthetic import synthetic_checkpoint
 
 from smart_runtime.bench.environment import read_environment
-from smart_train.checkpoint import save_checkpoint
+from smart_train.checkpoint.format import save_checkpoint
 
 RESULT = Path(__file__).resolve().parent / "results/export.json"
 MAX_SECONDS, MAX_BYTES = 20.0, 2 * 10**9

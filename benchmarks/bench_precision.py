@@ -40,13 +40,13 @@ from smart_export.verify import engine_scores, reference_scores, verification_im
 from smart_runtime.bench.compare import compare
 from smart_runtime.bench.contenders import open_bundles
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bundle import GraphBytes
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
 from smart_runtime.engines import AUTO, create_engine
-from smart_runtime.manifest import DENSE, InputSpec, OutputSpec
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
 from smart_train.data import load_data
 from smart_train.data.images import VALIDATION_SAMPLES, Split
-from smart_train.training import TrainConfig, Trainer
+from smart_train.training.loop import TrainConfig, Trainer
 
 RESULT = Path(__file__).resolve().parent / "results/precision.json"
 BUILDS = (("cpu", "fp32"), ("cpu", "fp16"), ("cpu", "int8"), ("jetson-orin", "int8"))

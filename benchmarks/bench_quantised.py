@@ -38,9 +38,9 @@ from synthetic import synthetic_bundle
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.statistics import speed_up, summarise
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.manifest import DENSE, InputSpec, Manifest
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from smart_runtime.manifest import DENSE, InputSpec, Manifest
 
 RESULT = Path(__file__).resolve().parent / "results/quantised.json"
 FP32, FASTMATH = "fp32", "fp32, bf16 fastmath option"

@@ -35,7 +35,7 @@ from smart_runtime.bench.contenders import Contender, contenders, open_bundles, 
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.statistics import Block
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import Batch, Engine, Scores, resolve_engine
 
 RESULT = Path(__file__).resolve().parent / "results/roofline.json"

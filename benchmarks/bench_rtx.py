@@ -29,7 +29,7 @@ from smart_export.build import build_bundle
 from smart_export.errors import ExportError
 from smart_export.rtx import plan_from_onnx
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 
 RESULT = Path(__file__).resolve().parent / "results/rtx.json"
 MODEL, INPUT_SHAPE, DENSITY, ALIGN, SAMPLES = "resnet34", (3, 32, 32), 0.5, 8, 32

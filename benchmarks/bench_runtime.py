@@ -34,10 +34,10 @@ from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.statistics import Block, Interval, interval, resampled
+from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines import Batch, Engine, Scores
 from smart_runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from smart_runtime.inputs import prepare
-from smart_runtime.manifest import InputSpec
 from smart_runtime.memory import ON_DEMAND
 from smart_runtime.serving import LoadedPath, Loader
 

@@ -37,10 +37,10 @@ from smart_export.sparsity import FileSparsity, sparsity_of_onnx
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.statistics import speed_up, summarise
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graphs import GraphBytes
+from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import AUTO, create_engine
-from smart_runtime.graphs import GraphBytes
-from smart_runtime.manifest import DENSE
 
 RESULT = Path(__file__).resolve().parent / "results/sparsity.json"
 GOAL_SECONDS = 2.0

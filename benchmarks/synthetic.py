@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from smart_devices import resolve_target
 from smart_export.build import build_bundle
 from smart_train import Checkpoint, SmartNetwork, convert
+from smart_train.accuracy import to_tensor
 from smart_train.architectures import build_network
-from smart_train.checkpoint import Samples
-from smart_train.evaluation.accuracy import to_tensor
-from smart_train.groups import Scope
+from smart_train.checkpoint.format import Samples
+from smart_train.masking.groups import Scope
 
 EPS = 8 / 255
 _PROBE_SIDE = 64

@@ -21,7 +21,7 @@ from smart_train import load_checkpoint
 RECIPE = Path(__file__).resolve().parent.parent / "recipes/digits.toml"
 MODULES = {
     "smart-train": "smart_train.cli",
-    "smart-eval": "smart_train.evaluation.cli",
+    "smart-eval": "smart_eval.cli",
     "smart-export": "smart_export.cli",
     "smart-bench": "smart_runtime.bench.cli",
 }

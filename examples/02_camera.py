@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smart_devices.errors import SmartError
+from smart_common.errors import SmartError
 from smart_runtime import InputError, SmartModel
 from smart_runtime.pictures import read_picture
 

@@ -27,7 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from smart_devices.errors import SmartError
+from smart_common.errors import SmartError
 from smart_runtime import InputError, PathError, SmartModel
 from smart_runtime.pictures import read_picture
 

@@ -39,8 +39,8 @@ class Target:
 
 def _manifest(_: Path) -> Subject:
     from runtime.bundles import manifest_document  # noqa: PLC0415
+    from smart_runtime.bundle.manifest import DENSE, PATH_NAME, is_inside, parse_manifest  # noqa: PLC0415
     from smart_runtime.errors import BundleError  # noqa: PLC0415
-    from smart_runtime.manifest import DENSE, PATH_NAME, is_inside, parse_manifest  # noqa: PLC0415
 
     def check(data: bytes) -> None:
         manifest = parse_manifest(data)
@@ -73,9 +73,9 @@ def _manifest(_: Path) -> Subject:
 
 
 def _checksums(_: Path) -> Subject:
-    from smart_runtime.checksums import CHECKSUMS, SIGNATURE, parse_checksums  # noqa: PLC0415
+    from smart_runtime.bundle.checksums import CHECKSUMS, SIGNATURE, parse_checksums  # noqa: PLC0415
+    from smart_runtime.bundle.manifest import is_inside  # noqa: PLC0415
     from smart_runtime.errors import BundleError  # noqa: PLC0415
-    from smart_runtime.manifest import is_inside  # noqa: PLC0415
 
     def check(data: bytes) -> None:
         sums = parse_checksums(data)
@@ -96,7 +96,7 @@ def _graph(_: Path) -> Subject:
     import numpy as np  # noqa: PLC0415
 
     from runtime.bundles import GRAPHS, graph_files  # noqa: PLC0415
-    from smart_runtime.bundle import GraphBytes  # noqa: PLC0415
+    from smart_runtime.bundle.bundle import GraphBytes  # noqa: PLC0415
     from smart_runtime.engines.onnx_weights import external_locations, external_tensors  # noqa: PLC0415
     from smart_runtime.errors import EngineError  # noqa: PLC0415
 
@@ -125,8 +125,8 @@ def _graph(_: Path) -> Subject:
 def _bundle(folder: Path) -> Subject:
     """An input is the number of the file that it changes, whether the checksums are made anew, and its new bytes."""
     from runtime.bundles import write_bundle  # noqa: PLC0415
-    from smart_devices.errors import SmartError  # noqa: PLC0415
-    from smart_runtime.bundle import CHECKSUMS, Bundle  # noqa: PLC0415
+    from smart_common.errors import SmartError  # noqa: PLC0415
+    from smart_runtime.bundle.bundle import CHECKSUMS, Bundle  # noqa: PLC0415
 
     root = write_bundle(folder / "bundle")
     whole = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -169,8 +169,8 @@ def _key(folder: Path) -> Subject:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415
 
+    from smart_runtime.bundle.signatures import load_public_key  # noqa: PLC0415
     from smart_runtime.errors import SignatureError  # noqa: PLC0415
-    from smart_runtime.signatures import load_public_key  # noqa: PLC0415
 
     file = folder / "key.pub"
 
@@ -189,10 +189,10 @@ def _session(_: Path) -> Subject:
     import numpy as np  # noqa: PLC0415
 
     from runtime.bundles import CHANNELS, CLASSES, GRAPHS, HEIGHT, WIDTH, graph_files  # noqa: PLC0415
-    from smart_runtime.bundle import GraphBytes  # noqa: PLC0415
+    from smart_runtime.bundle.bundle import GraphBytes  # noqa: PLC0415
+    from smart_runtime.bundle.manifest import InputSpec, OutputSpec  # noqa: PLC0415
     from smart_runtime.engines import AUTO, create_engine  # noqa: PLC0415
     from smart_runtime.errors import EngineError  # noqa: PLC0415
-    from smart_runtime.manifest import InputSpec, OutputSpec  # noqa: PLC0415
 
     inputs = InputSpec(name="image", channels=CHANNELS, height=HEIGHT, width=WIDTH)
     outputs = OutputSpec(name="scores", classes=CLASSES)
@@ -212,7 +212,7 @@ def _checkpoint(folder: Path) -> Subject:
     """An input is a pickle, put into the archive of a real checkpoint with the right sum, or a whole archive."""
     from tiny_checkpoint import write_checkpoint  # noqa: PLC0415
 
-    from smart_train.checkpoint import describe, load_checkpoint  # noqa: PLC0415
+    from smart_train.checkpoint.format import describe, load_checkpoint  # noqa: PLC0415
     from smart_train.errors import CheckpointError  # noqa: PLC0415
 
     file = folder / "ckpt.pt"

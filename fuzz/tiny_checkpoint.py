@@ -8,7 +8,7 @@ import torch
 
 from smart_train import Checkpoint, convert, save_checkpoint
 from smart_train.architectures import build_network
-from smart_train.checkpoint import Samples
+from smart_train.checkpoint.format import Samples
 
 _SIDE, _WIDTH = 4, 2
 _CLASSES = ("a", "b", "c")

@@ -13,9 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
+    "smart_common": ROOT / "devices/smart_common",
     "smart_devices": ROOT / "devices/smart_devices",
     "smart_runtime": ROOT / "runtime/smart_runtime",
     "smart_train": ROOT / "train/smart_train",
+    "smart_eval": ROOT / "train/smart_eval",
     "smart_export": ROOT / "export/smart_export",
 }
 ENGINES = {"tensorrt", "tensorrt_rtx", "onnxruntime", "cuda"}
@@ -23,9 +25,11 @@ SCREEN = {"click", "rich"}
 # What importing a package must not load. The device side starts without anything heavy; the others need torch or onnx,
 # but no engine and no screen.
 FORBIDDEN = {
+    "smart_common": ENGINES | SCREEN | {"torch", "onnx", "onnxscript", "onnx_ir", "numpy", "PIL", "matplotlib"},
     "smart_devices": ENGINES | SCREEN | {"torch", "onnx", "onnxscript", "onnx_ir", "numpy", "PIL", "matplotlib"},
     "smart_runtime": ENGINES | SCREEN | {"torch", "onnx", "onnxscript", "onnx_ir", "PIL", "matplotlib"},
     "smart_train": ENGINES | SCREEN,
+    "smart_eval": ENGINES | SCREEN,
     "smart_export": ENGINES | SCREEN,
 }
 MODULES = [(package, path) for package, folder in PACKAGES.items() for path in sorted(folder.rglob("*.py"))]
@@ -46,7 +50,11 @@ def test_importing_a_package_loads_nothing_it_must_not(package: str) -> None:
 
 
 def test_the_device_side_needs_no_package_at_all_but_numpy() -> None:
-    for package, allowed in {"smart_devices": set[str](), "smart_runtime": {"numpy", "smart_devices"}}.items():
+    for package, allowed in {
+        "smart_common": set[str](),
+        "smart_devices": {"smart_common"},
+        "smart_runtime": {"numpy", "smart_common", "smart_devices"},
+    }.items():
         for path in sorted(PACKAGES[package].rglob("*.py")):
             if path.name == "cli.py":
                 continue

@@ -17,10 +17,10 @@ from subject import Subject
 from targets import TARGETS
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, graph_files
-from smart_runtime.bundle import GraphBytes
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import AUTO, create_engine
 from smart_runtime.errors import EngineError
-from smart_runtime.manifest import InputSpec, OutputSpec
 
 FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
 needs_atheris = pytest.mark.skipif(

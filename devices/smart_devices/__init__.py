@@ -6,8 +6,10 @@ imports none of the other three.
 
 from __future__ import annotations
 
+from smart_common.errors import MissingExtraError, SmartError
+from smart_common.version import version
 from smart_devices.engines import ENGINES, EngineStatus, engine_status
-from smart_devices.errors import MissingExtraError, SmartError, UnknownTargetError
+from smart_devices.errors import UnknownTargetError
 from smart_devices.facts import Fact
 from smart_devices.jetpack import JetPack, JetPackVersion
 from smart_devices.profiles import (
@@ -25,7 +27,6 @@ from smart_devices.profiles import (
     profile_of,
     resolve_target,
 )
-from smart_devices.version import version
 
 __all__ = [
     "ENGINES",

@@ -13,7 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from smart_devices.console.cli import Command, Group, console, json_option, print_json
+from smart_common.console.cli import Command, Group, console, json_option, print_json
+from smart_common.version import version
 from smart_devices.detection import Machine, detect
 from smart_devices.doctor import diagnose
 from smart_devices.engines import BUILDERS, ENGINES, EngineStatus
@@ -27,7 +28,6 @@ from smart_devices.profiles import (
     profile_names,
     resolve_target,
 )
-from smart_devices.version import version
 
 _Row = tuple[str, str, str]
 

@@ -1,21 +1,12 @@
-"""The root of every exception that smart-edge raises on purpose."""
+"""What smart_devices raises beside the errors of :mod:`smart_common.errors`."""
 
 from __future__ import annotations
 
-
-class SmartError(Exception):
-    """Something the user can mend: one sentence with what was expected, what was got and the remedy.
-
-    Command lines print it after ``error:`` and exit with status 1; it never shows a traceback.
-    """
+from smart_common.errors import SmartError
 
 
 class UnknownTargetError(SmartError):
     """A device name that no profile has."""
-
-
-class MissingExtraError(SmartError):
-    """An optional library that the call needs is not installed; the message names the pip command."""
 
 
 class SensorError(SmartError):

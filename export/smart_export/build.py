@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from smart_common.version import version
 from smart_devices import Target
-from smart_devices.version import version
 from smart_export.dla import DlaReport, dla_report
 from smart_export.errors import ExportError
 from smart_export.evidence import SAMPLES, Evidence, divide
@@ -41,14 +41,14 @@ from smart_export.verify import (
     require,
     verification_images,
 )
-from smart_runtime.bundle import CHECKSUMS, MANIFEST, SIGNATURE, Bundle, GraphBytes, write_checksums
-from smart_runtime.checksums import parse_checksums
+from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE, Bundle, GraphBytes, write_checksums
+from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.files import list_files
+from smart_runtime.bundle.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
 from smart_runtime.engines import AUTO, create_engine
 from smart_runtime.errors import BundleError
-from smart_runtime.files import list_files
-from smart_runtime.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
 from smart_train import Checkpoint
-from smart_train.accounting import Densities, LayerStructure, densities, structure_report
+from smart_train.masking.accounting import Densities, LayerStructure, densities, structure_report
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import onnx
 
+from smart_common.errors import shortened
 from smart_export.errors import ExportError
 from smart_export.evidence import divide
 from smart_export.fold import unmasked
@@ -22,13 +23,12 @@ from smart_export.verify import (
     require,
     verification_images,
 )
-from smart_runtime.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.manifest import DENSE, GraphInfo
+from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import AUTO, create_engine
-from smart_runtime.errors import shortened
-from smart_runtime.manifest import DENSE, GraphInfo
-from smart_runtime.signatures import short_fingerprint
 from smart_train import Checkpoint
-from smart_train.evaluation.bundles import check_source
+from smart_train.checkpoint.source import check_source
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from typing import Any
 
 import click
 
+from smart_common.console import cli as house
+from smart_common.files import digest_of_file
+from smart_common.units import si
+from smart_common.version import version
 from smart_devices import PRECISIONS, Target, resolve_target
-from smart_devices.console import cli as house
-from smart_devices.version import version
 from smart_export.build import BASELINES, build_bundle, check_output, summary
 from smart_export.check import check_bundle
 from smart_export.errors import ExportError
@@ -39,15 +41,13 @@ from smart_export.rtx import parse_capabilities, target_note, together
 from smart_export.signing import load_private_key, write_key_pair
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.cli import trust_option
-from smart_runtime.manifest import DENSE
-from smart_runtime.units import si
 from smart_train.architectures.cli import OwnNetwork, own_network_options
-from smart_train.checkpoint import describe
+from smart_train.checkpoint.format import describe
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS
-from smart_train.files import digest_of_file
 
 _FILE = click.Path(path_type=Path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smart_devices.errors import SmartError
+from smart_common.errors import SmartError
 
 
 class ExportError(SmartError):

@@ -11,14 +11,14 @@ import torch
 from smart_export.errors import ExportError
 from smart_export.precision import INT8, Precision
 from smart_export.verify import Images
-from smart_runtime.manifest import DENSE
+from smart_runtime.bundle.manifest import DENSE
 from smart_train import Attack, Checkpoint
-from smart_train.checkpoint import Samples
+from smart_train.accuracy import some_examples, to_tensor
+from smart_train.checkpoint.format import Samples
+from smart_train.checkpoint.samples import halves, make_samples
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.progress import Progress, no_progress
-from smart_train.evaluation.accuracy import some_examples, to_tensor
 from smart_train.methods.smart import CLEAN
-from smart_train.samples import halves, make_samples
 
 SAMPLES = "samples"
 """The source of a checkpoint's own images."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TypeAlias
 
+from smart_common.cache import default_cache_dir
 from smart_devices import Target
-from smart_devices.cache import default_cache_dir
 from smart_devices.cpu import this_machine
 from smart_devices.profiles import profile_of
 from smart_devices.roofline import Estimate, NoEstimate, Roof, estimate, peaks_of, processor_roof

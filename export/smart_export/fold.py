@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from smart_train import SmartNetwork
-from smart_train.groups import Group, apply_mask_, may_be_padded
-from smart_train.layers import Expert, ExpertBatchNorm2d, make_plain_
-from smart_train.network import PathNetwork
-from smart_train.slicing import slice_network
-from smart_train.weight_masks import pattern_holds
+from smart_train.masking.groups import Group, apply_mask_, may_be_padded
+from smart_train.masking.layers import Expert, ExpertBatchNorm2d, make_plain_
+from smart_train.masking.network import PathNetwork
+from smart_train.masking.slicing import slice_network
+from smart_train.masking.weight_masks import pattern_holds
 
 
 class ChannelAffine(nn.Module):

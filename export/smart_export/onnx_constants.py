@@ -13,10 +13,11 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from smart_common.errors import shortened
 from smart_export.errors import ExportError
-from smart_runtime.errors import BundleError, shortened
-from smart_runtime.files import open_plain
-from smart_runtime.manifest import is_inside
+from smart_runtime.bundle.files import open_plain
+from smart_runtime.bundle.manifest import is_inside
+from smart_runtime.errors import BundleError
 
 OWN_DOMAINS = ("", "ai.onnx")
 _MAX_STEPS = 64  # between a node and its tensor; a real file has five

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from smart_devices import Target
 from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
-from smart_train.structure import TWO_FOUR, Pattern, why_pattern_is_slow
+from smart_train.masking.structure import TWO_FOUR, Pattern, why_pattern_is_slow
 
 __all__ = ["TWO_FOUR", "Zeros", "parse_pattern", "pattern_name", "why_no_gain", "zeros_of"]
 

@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 
+from smart_common.errors import shortened
 from smart_devices import Target
 from smart_export.errors import ExportError
 from smart_export.graph import INPUT, strip_
 from smart_export.verify import Images
 from smart_runtime.engines.onnxruntime import import_onnxruntime
-from smart_runtime.errors import shortened
 
 RecipeName: TypeAlias = Literal["tensorrt", "cpu"]
 

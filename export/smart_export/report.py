@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from smart_common.files import replacing
+from smart_common.units import si
 from smart_devices import Target
 from smart_devices.roofline import Estimate
 from smart_export.build import BuildResult, ExportedGraph, layer_records, summary
@@ -18,8 +20,6 @@ from smart_export.layers import LayerCost
 from smart_export.patterns import pattern_name
 from smart_export.rtx import Plan
 from smart_export.sparsity import FileSparsity, LayerSparsity
-from smart_runtime.units import si
-from smart_train.files import replacing
 
 _NAMES = 4  # layers that a line names; the table has them all
 

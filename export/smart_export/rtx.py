@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smart_common.errors import shortened
 from smart_devices import MissingExtraError, Profile, Target, load_profile, profile_names
 from smart_export.errors import ExportError
-from smart_runtime.errors import shortened
-from smart_runtime.manifest import InputSpec
+from smart_runtime.bundle.manifest import InputSpec
 
 FOLDER = "engines"
 _ALONE = "7.5"

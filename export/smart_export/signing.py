@@ -1,4 +1,4 @@
-"""Make Ed25519 keys and sign bundles with them; `smart_runtime.signatures` checks.
+"""Make Ed25519 keys and sign bundles with them; `smart_runtime.bundle.signatures` checks.
 
 Keys are PEM files as openssl makes and reads them: PKCS#8 (RFC 8410, section 7) for the private one,
 SubjectPublicKeyInfo (section 4) for the public one.
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smart_export.errors import ExportError
-from smart_runtime.bundle import CHECKSUMS, MAX_CHECKSUMS_BYTES, SIGNATURE
+from smart_runtime.bundle.bundle import CHECKSUMS, MAX_CHECKSUMS_BYTES, SIGNATURE
+from smart_runtime.bundle.files import read_bounded
+from smart_runtime.bundle.signatures import PublicKey, needing_cryptography, read_key_file
 from smart_runtime.errors import SignatureError
-from smart_runtime.files import read_bounded
-from smart_runtime.signatures import PublicKey, needing_cryptography, read_key_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -6,7 +6,7 @@ from typing import Any
 
 from smart_devices import ENGINES, Profile, Target
 from smart_export.errors import ExportError
-from smart_train.structure import Structure, why_pattern_is_slow
+from smart_train.masking.structure import Structure, why_pattern_is_slow
 
 _SHARE_OF_SHARED, _SHARE_OF_OWN = 8, 4
 _MAX_WORKSPACE_BYTES = 4 * 2**30

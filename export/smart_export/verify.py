@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from smart_export.errors import VerificationError
+from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import Engine
-from smart_runtime.manifest import DENSE
-from smart_train.checkpoint import Samples
-from smart_train.evaluation.accuracy import to_tensor
-from smart_train.methods.step import fixed
+from smart_train.accuracy import to_tensor
+from smart_train.checkpoint.format import Samples
+from smart_train.masking.attack_mode import attack_mode
 
 TOLERANCE_FP32 = 1e-4  # float32 sums in another order: 1e-6 is usual, a wrong fold is far above
 RANDOM_IMAGES = 256
@@ -77,7 +77,7 @@ def reference_scores(reference: nn.Module, batches: Sequence[Images]) -> Scores:
         return scores
 
     threads = torch.get_num_threads()
-    with fixed(reference):
+    with attack_mode(reference):
         torch.set_num_threads(1)
         try:
             return _run_chunks(run, batches)

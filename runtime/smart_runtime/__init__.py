@@ -10,7 +10,7 @@ engine either; ONNX Runtime, Pillow and matplotlib are imported where they are u
         model.path = "robust"
 """
 
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.errors import (
     BundleError,
     ClosedError,

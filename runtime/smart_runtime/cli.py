@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
-from smart_devices.console.cli import Group, console, json_option, note, print_json, table, warnings_as_notes
-from smart_devices.version import version
-from smart_runtime.bundle import Bundle
+from smart_common.console.cli import Group, console, json_option, note, print_json, table, warnings_as_notes
+from smart_common.errors import shortened
+from smart_common.units import si
+from smart_common.version import version
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.manifest import GraphInfo
+from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import Scores
-from smart_runtime.errors import shortened
-from smart_runtime.manifest import GraphInfo
 from smart_runtime.memory import ON_DEMAND
 from smart_runtime.model import SmartModel
 from smart_runtime.notes import notes_here
 from smart_runtime.pictures import read_picture
-from smart_runtime.signatures import short_fingerprint
-from smart_runtime.units import si
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from smart_devices.errors import SmartError
-
-_MAX_QUOTED = 600  # characters
-
-
-def shortened(text: str) -> str:
-    """Return what a library says, or what stands in a stranger's file, as one short printable line for an error."""
-    line = "".join(character if character.isprintable() else "?" for character in " ".join(text[:100_000].split()))
-    return line if len(line) <= _MAX_QUOTED else f"{line[:_MAX_QUOTED]}..."
+from smart_common.errors import SmartError
 
 
 class BundleError(SmartError):

@@ -7,9 +7,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines.engine import Batch
 from smart_runtime.errors import InputError
-from smart_runtime.manifest import InputSpec
 
 Images: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 

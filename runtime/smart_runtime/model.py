@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 
 from smart_runtime import forks
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.manifest import DENSE, Manifest
 from smart_runtime.engines import AUTO, Scores, resolve_engine
 from smart_runtime.errors import BundleError, ClosedError, EngineError, OutOfMemoryError, PathError
 from smart_runtime.inputs import Images, prepare
-from smart_runtime.manifest import DENSE, Manifest
 from smart_runtime.memory import (
     LOAD_PEAK,
     RESIDENT,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
+from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.engines import AUTO, resolve_engine
 from smart_runtime.engines.onnxruntime import CPU
-from smart_runtime.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
+from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
-from smart_runtime.manifest import Colour
 
 if TYPE_CHECKING:
     from PIL import Image

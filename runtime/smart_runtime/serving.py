@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines import Engine, create_engine
 from smart_runtime.errors import OutOfMemoryError
-from smart_runtime.manifest import InputSpec
 from smart_runtime.memory import give_back_freed, resident_bytes
 
 _POLL_SECONDS = 0.001

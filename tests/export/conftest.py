@@ -11,7 +11,7 @@ from smart_devices import resolve_target
 from smart_export import BuildResult, build_bundle
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
 from smart_train.data import load_data
-from smart_train.training import TrainConfig, Trainer
+from smart_train.training.loop import TrainConfig, Trainer
 
 
 def train(output: Path, *, seed: int, scope: str = "block") -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smart_export.rtx import plan_from_onnx
-from smart_runtime.manifest import InputSpec
+from smart_runtime.bundle.manifest import InputSpec
 
 
 def assert_builds(

@@ -32,12 +32,12 @@ from smart_export.precision import FP16, FP32, INT8, to_half_
 from smart_export.quantise import RECIPES, quantised
 from smart_export.verify import TOLERANCE_FP32, agreement
 from smart_train import Attack, SmartNetwork, Structure, convert
-from smart_train.accounting import structure_report, used_parameters
 from smart_train.architectures import CUSTOM
 from smart_train.data import load_data
-from smart_train.groups import Scope, find_groups
-from smart_train.slicing import slice_network
-from smart_train.training import TrainConfig, Trainer
+from smart_train.masking.accounting import structure_report, used_parameters
+from smart_train.masking.groups import Scope, find_groups
+from smart_train.masking.slicing import slice_network
+from smart_train.training.loop import TrainConfig, Trainer
 
 IMAGES = torch.rand(256, *SHAPE, generator=torch.Generator().manual_seed(0))
 # What is masked, and where: a scope is for channels only.

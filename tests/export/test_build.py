@@ -16,9 +16,9 @@ from torch import nn
 from smart_devices import resolve_target
 from smart_export import BuildResult, ExportError, VerificationError, build_bundle, fold
 from smart_runtime import SmartModel
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint
-from smart_train.evaluation.accuracy import to_tensor
+from smart_train.accuracy import to_tensor
 
 CPU = "cpu"
 

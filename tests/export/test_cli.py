@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from export.command import smart_export
-from smart_runtime.bundle import write_checksums
+from smart_runtime.bundle.bundle import write_checksums
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -60,7 +60,7 @@ def test_options_may_stand_before_the_file(checkpoint_file: Path, tmp_path: Path
     [("smart_train", "torch", "train"), ("smart_eval", "torch", "train"), ("smart_export", "onnx", "export")],
 )
 def test_a_command_without_its_extra_names_the_pip_command(command: str, module: str, extra: str) -> None:
-    code = f"import sys; sys.modules[{module!r}] = None; from smart_devices.console.entry import {command}; {command}()"
+    code = f"import sys; sys.modules[{module!r}] = None; from smart_common.console.entry import {command}; {command}()"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ}
     )

@@ -19,7 +19,7 @@ from smart_export import BuildResult
 from smart_export.dla import DlaReport, dla_lines, dla_report, has_dla
 from smart_export.layers import LayerCost
 from smart_export.report import build_columns, build_reasons, build_report, build_rows, expectations
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 
 ORIN = resolve_target("jetson-orin")
 

@@ -15,7 +15,7 @@ from export.dying import WITH_ONE, WITHOUT_A_BUNDLE
 from forks import Forker
 from smart_export import publish
 from smart_export.errors import ExportError
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.errors import BundleError
 
 

@@ -18,12 +18,12 @@ from smart_devices import resolve_target
 from smart_export import ExportError, GateError, VerificationError, build_bundle
 from smart_export.evidence import CALIBRATION_IMAGES, calibrating_evidence, divide, judging_evidence, own_evidence
 from smart_export.gate import PathGate, paired_accuracy, path_gate, require_gate
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint, save_checkpoint
+from smart_train.accuracy import Z_95
+from smart_train.checkpoint.samples import select
 from smart_train.data import load_data
 from smart_train.data.images import make_image_set
-from smart_train.evaluation.accuracy import Z_95
-from smart_train.samples import select
 
 CPU = resolve_target("cpu")
 

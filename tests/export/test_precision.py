@@ -25,9 +25,9 @@ from smart_export.check import check_bundle
 from smart_export.precision import TOLERANCES
 from smart_export.quantise import RECIPES, RecipeName, quantised
 from smart_runtime import SmartModel
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint, load_checkpoint
-from smart_train.evaluation.accuracy import to_tensor
+from smart_train.accuracy import to_tensor
 
 Build = Callable[[str, str], BuildResult]
 REDUCED = [("cpu", "fp16"), ("cpu", "int8"), ("jetson-orin", "int8")]  # fp16 is the same for both

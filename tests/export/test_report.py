@@ -23,9 +23,9 @@ from smart_export.layers import network_cost
 from smart_export.report import attention, build_report, build_rows, build_tables, expectations
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.verify import Agreement
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint
-from smart_train.accounting import structure_report
+from smart_train.masking.accounting import structure_report
 
 
 def test_a_report_says_what_the_graphs_say(checkpoint_file: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 
+from smart_common.console.cli import only_results_on_stdout
 from smart_devices import MissingExtraError, resolve_target
-from smart_devices.console.cli import only_results_on_stdout
 from smart_export import BuildResult, ExportError, build_bundle
 from smart_export.cli import main as smart_export
 from smart_export.report import plan_lines
@@ -31,9 +31,9 @@ from smart_export.rtx import (
     together,
 )
 from smart_runtime import SmartModel
-from smart_runtime.bundle import CHECKSUMS, Bundle
+from smart_runtime.bundle.bundle import CHECKSUMS, Bundle
+from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.errors import BundleError
-from smart_runtime.manifest import InputSpec
 from smart_train import load_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX library (extra tensorrt-rtx) is not installed")

@@ -25,9 +25,9 @@ from smart_export import ExportError, build_bundle
 from smart_export.check import check_bundle
 from smart_export.signing import load_private_key, public_half, sign_bundle_, write_key_pair
 from smart_runtime import Bundle, SignatureError
-from smart_runtime.bundle import write_checksums
+from smart_runtime.bundle.bundle import write_checksums
+from smart_runtime.bundle.signatures import load_public_key
 from smart_runtime.errors import BundleError
-from smart_runtime.signatures import load_public_key
 from smart_train import Checkpoint
 
 OPENSSL = shutil.which("openssl")

@@ -34,7 +34,7 @@ from smart_export.graph import Converter, onnx_from_module, save_graph
 from smart_export.patterns import TWO_FOUR, parse_pattern, pattern_name, why_no_gain, zeros_of
 from smart_export.sparsity import FileSparsity, LayerSparsity, sparsity_of_onnx
 from smart_train.architectures import ARCHITECTURES
-from smart_train.structure import Pattern
+from smart_train.masking.structure import Pattern
 
 Array = np.ndarray[Any, Any]
 

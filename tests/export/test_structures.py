@@ -22,11 +22,11 @@ from smart_export.fold import fold, fold_dense, padded, padded_masks, unmasked
 from smart_export.graph import Converter
 from smart_runtime import SmartModel
 from smart_train import SmartNetwork, convert, load_checkpoint
+from smart_train.accuracy import to_tensor
 from smart_train.architectures import build_network
 from smart_train.cli import main as smart_train
-from smart_train.evaluation.accuracy import to_tensor
-from smart_train.mask_plan import MaskPlan
-from smart_train.masks import MaskLearner
+from smart_train.masking.learner import MaskLearner
+from smart_train.masking.plan import MaskPlan
 
 TOLERANCE = 1e-5  # float32 sums in another order
 STRUCTURES = ["2:4", "1:4", "channel+2:4", "channel+1:2", "unstructured"]

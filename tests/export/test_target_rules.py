@@ -13,7 +13,7 @@ from smart_devices import ENGINES, Fact, Profile, Target, load_profile, profile_
 from smart_export import BuildResult, ExportError
 from smart_export.cli import main as smart_export
 from smart_export.target_rules import check_structure, workspace_bytes
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_train import Structure
 from smart_train.cli import main as smart_train
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import onnx.parser
 
-from smart_runtime.bundle import write_checksums
+from smart_runtime.bundle.bundle import write_checksums
 
 Array = npt.NDArray[np.float32]
 

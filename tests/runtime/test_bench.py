@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import write_bundle
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
+from smart_common.figures import check_plot
 from smart_runtime import Bundle
 from smart_runtime.bench.cli import main
 from smart_runtime.bench.compare import compare, steps
@@ -26,10 +27,9 @@ from smart_runtime.bench.report import Report
 from smart_runtime.bench.statistics import Block, agrees, speed_up, summarise
 from smart_runtime.bench.switching import cold_load_ms, measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
-from smart_runtime.checksums import write_checksums
+from smart_runtime.bundle.checksums import write_checksums
 from smart_runtime.engines import Batch, Scores
 from smart_runtime.errors import BundleError, EngineError, InputError
-from smart_runtime.figures import check_plot
 
 ROW_KEYS = {
     "name",

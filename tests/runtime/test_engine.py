@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, as_float, expected_scores, graph_files, random_images
-from smart_devices.errors import MissingExtraError
-from smart_runtime.bundle import GraphBytes
+from smart_common.errors import MissingExtraError
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import AUTO, ENGINES, create_engine, resolve_engine
 from smart_runtime.errors import ClosedError, EngineError
-from smart_runtime.manifest import InputSpec, OutputSpec
 
 INPUTS = InputSpec(name="image", channels=CHANNELS, height=HEIGHT, width=WIDTH)
 OUTPUTS = OutputSpec(name="scores", classes=CLASSES)

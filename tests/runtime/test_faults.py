@@ -24,9 +24,9 @@ import pytest
 
 from runtime.bundles import as_float, expected_scores, graph_files, ours, random_images, write_bundle
 from runtime.fakes import TIMEOUT, Thread
-from smart_devices.errors import SmartError
+from smart_common.errors import SmartError
 from smart_runtime import Bundle, EngineError, SmartModel
-from smart_runtime.bundle import write_checksums
+from smart_runtime.bundle.bundle import write_checksums
 
 FLOATS = as_float(random_images(4))
 

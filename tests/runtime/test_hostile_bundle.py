@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from runtime.bundles import graph_files, ours, write_bundle
 from smart_runtime import Bundle, SignatureError, SmartModel
-from smart_runtime.bundle import write_checksums
+from smart_runtime.bundle.bundle import write_checksums
+from smart_runtime.bundle.files import MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, list_files, read_bounded
+from smart_runtime.bundle.graphs import MAX_BARE_GRAPH_BYTES
+from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.errors import BundleError, ClosedError, PathError
-from smart_runtime.files import MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, list_files, read_bounded
-from smart_runtime.graphs import MAX_BARE_GRAPH_BYTES
-from smart_runtime.signatures import PublicKey
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = PublicKey(raw=KEY.public_key().public_bytes_raw())

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runtime.bundles import as_float, random_images
+from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.errors import InputError
 from smart_runtime.inputs import prepare
-from smart_runtime.manifest import InputSpec
 
 SPEC = InputSpec(name="image", channels=3, height=6, width=4)
 

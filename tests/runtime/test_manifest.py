@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import CLASS_NAMES, manifest_document, ours
-from smart_runtime.documents import MAX_DEPTH, parse_document
+from smart_common.documents import MAX_DEPTH, parse_document
+from smart_runtime.bundle.manifest import FORMAT_VERSION, Manifest, Target, is_inside, parse_manifest
 from smart_runtime.errors import BundleError, PathError
-from smart_runtime.manifest import FORMAT_VERSION, Manifest, Target, is_inside, parse_manifest
 
 Change = Callable[[dict[str, Any]], None]
 

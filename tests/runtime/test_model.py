@@ -12,7 +12,7 @@ import pytest
 
 import smart_runtime.serving
 from runtime.bundles import CLASS_NAMES, Array, as_float, expected_scores, ours, random_images, write_bundle
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
 from smart_runtime import ClosedError, EngineError, InputError, PathError, PathStats, SmartModel
 from smart_runtime.engines import Batch, Scores, create_engine
 

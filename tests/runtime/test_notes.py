@@ -16,8 +16,8 @@ from PIL import Image
 
 from runtime.bundles import HEIGHT, WIDTH, manifest_document, ours, write_bundle
 from smart_runtime import SmartModel
+from smart_runtime.bundle.manifest import Manifest, parse_manifest
 from smart_runtime.engines.onnxruntime import CPU
-from smart_runtime.manifest import Manifest, parse_manifest
 from smart_runtime.notes import notes_on
 
 JETSON = {"name": "jetson-orin", "profile": "jetson-agx-orin-64gb", "kind": "jetson"}

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runtime.bundles import graph_files, weights_of
-from smart_runtime.bundle import GraphBytes
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import AUTO, create_engine
 from smart_runtime.engines.onnx_weights import external_locations, external_tensors
 from smart_runtime.errors import EngineError
-from smart_runtime.manifest import InputSpec, OutputSpec
 
 DTYPES = ["<f4", "u1", "i1", "<u2", "<i2", "<i4", "<i8", "?", "<f2", "<f8", "<u4", "<u8"]
 
@@ -350,10 +350,10 @@ def test_session_options_in_a_graph_would_be_taken_and_are_not(tmp_path: Path) -
     (tmp_path / "model.onnx").write_bytes(model)
     unguarded = "import onnxruntime; onnxruntime.InferenceSession('model.onnx')"
     guarded = (
-        "from smart_runtime.bundle import GraphBytes\n"
+        "from smart_runtime.bundle.bundle import GraphBytes\n"
         "from smart_runtime.engines import create_engine\n"
         "from smart_runtime.errors import EngineError\n"
-        "from smart_runtime.manifest import InputSpec, OutputSpec\n"
+        "from smart_runtime.bundle.manifest import InputSpec, OutputSpec\n"
         "files = [open(name, 'rb').read() for name in ('model.onnx', 'weights.bin')]\n"
         "graph = GraphBytes(model=files[0], weights=files[1], weights_name='weights.bin')\n"
         "spec = InputSpec(name='image', channels=3, height=6, width=4)\n"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
+from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
-from smart_runtime.manifest import Colour
 from smart_runtime.pictures import MAX_PIXELS, read_picture
 
 ORIENTATION = 0x0112

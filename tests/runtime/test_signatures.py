@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from runtime.bundles import as_float, expected_scores, ours, random_images, write_bundle
 from smart_runtime import Bundle, SignatureError, SmartModel
 from smart_runtime.bench.contenders import open_bundles
-from smart_runtime.bundle import write_checksums
-from smart_runtime.checksums import parse_checksums
+from smart_runtime.bundle.bundle import write_checksums
+from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.signatures import MAX_KEY_BYTES, PublicKey, load_public_key
 from smart_runtime.errors import BundleError
-from smart_runtime.signatures import MAX_KEY_BYTES, PublicKey, load_public_key
 
 # The first 12 bytes of every Ed25519 SubjectPublicKeyInfo (RFC 8410, section 4); the raw key follows.
 SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smart_train.training import Trainer
+from smart_train.training.loop import Trainer
 from train.networks import image_set, tiny_config
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from smart_train import Attack, SmartNetwork
-from smart_train.layers import Expert
-from smart_train.mask_plan import MaskPlan
-from smart_train.masks import MaskLearner
+from smart_train.masking.layers import Expert
+from smart_train.masking.learner import MaskLearner
+from smart_train.masking.plan import MaskPlan
 from smart_train.methods import METHODS
 
 IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))

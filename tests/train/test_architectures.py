@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from reference import costs
 from smart_export.layers import network_cost
 from smart_train import Attack, ConfigError, SmartNetwork, convert
-from smart_train.accounting import densities
 from smart_train.architectures import ARCHITECTURES, MAX_WIDTH, build_network
-from smart_train.groups import Scope
+from smart_train.masking.accounting import densities
+from smart_train.masking.groups import Scope
 from smart_train.methods import METHODS
 
 

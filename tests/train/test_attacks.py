@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from reference import attacks as oracle
 from reference.intervals import wilson
 from smart_train import Attack, ConfigError
+from smart_train.accuracy import Z_95, Accuracy, evaluate_path, to_tensor
 from smart_train.data.images import Split
-from smart_train.evaluation.accuracy import Z_95, Accuracy, evaluate_path, to_tensor
 from train.networks import image_set, smart
 
 RANDOM = torch.Generator().manual_seed(0)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from smart_train import Checkpoint, CheckpointError, ConfigError, Structure, load_checkpoint, save_checkpoint
 from smart_train.architectures import ARCHITECTURES, build_network
-from smart_train.checkpoint import describe, network_state
-from smart_train.files import save_atomically
-from smart_train.training import Trainer, state_path
+from smart_train.checkpoint.atomic import save_atomically
+from smart_train.checkpoint.format import describe, network_state
+from smart_train.training.loop import Trainer, state_path
 from train.networks import different, image_set, tiny_config
 
 Raw = dict[str, Any]
@@ -231,7 +231,7 @@ def changed(raw: Raw, where: str, value: object) -> Raw:
 def test_each_lie_is_named_before_anything_is_built(
     raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, where: str, value: object, words: str
 ) -> None:
-    monkeypatch.setattr("smart_train.checkpoint.SmartNetwork", None)  # whoever builds one meets a TypeError
+    monkeypatch.setattr("smart_train.checkpoint.format.SmartNetwork", None)  # whoever builds one meets a TypeError
     refused(save(changed(raw, where, value), tmp_path / "x.pt"), words)
 
 
@@ -303,7 +303,7 @@ WEIGHT_MASK_LIES: dict[str, tuple[Callable[[Raw], object], str]] = {
 def test_each_lie_about_single_weights_is_named_before_anything_is_built(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
-    monkeypatch.setattr("smart_train.checkpoint.SmartNetwork", None)
+    monkeypatch.setattr("smart_train.checkpoint.format.SmartNetwork", None)
     raw = dict(torch.load(single, weights_only=True))
     tell, words = WEIGHT_MASK_LIES[lie]
     tell(raw)

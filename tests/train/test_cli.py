@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from smart_eval.cli import main as smart_eval
 from smart_train import load_checkpoint
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
-from smart_train.evaluation.cli import main as smart_eval
 from smart_train.options import parse_arguments, parse_fraction
 
 SMALL = [
@@ -175,7 +175,7 @@ def test_a_folder_and_an_npz_of_the_same_pictures_give_the_same_history_to_the_b
 def test_smart_eval_measures_what_smart_train_reported(checkpoint: Trained, data: str) -> None:
     output, done = checkpoint
     trained = json.loads(done.stdout)
-    found = process("smart_train.evaluation.cli", str(output), "--data", data, "--steps", "5", "--json")
+    found = process("smart_eval.cli", str(output), "--data", data, "--steps", "5", "--json")
     assert found.returncode == 0, found.stderr
     answer = json.loads(found.stdout)
     assert answer["attack"] == {"name": "pgd", "eps": 0.1, "steps": 5, "restarts": 1}
@@ -321,7 +321,7 @@ def test_smart_eval_refuses_what_it_cannot_measure(
 
 def test_errors_are_one_line_from_a_real_process_too(tmp_path: Path) -> None:
     (tmp_path / "ckpt.pt").write_text("hello")
-    done = process("smart_train.evaluation.cli", str(tmp_path / "ckpt.pt"))
+    done = process("smart_eval.cli", str(tmp_path / "ckpt.pt"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith("error: expected a smart-edge checkpoint")
 

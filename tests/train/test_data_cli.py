@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from smart_devices.console import cli as house
+from smart_common.console import cli as house
 from smart_train.data.cli import DataPlaces, data_options
 from train.data_files import RELEASES, arrays, write_folder
 

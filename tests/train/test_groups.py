@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from smart_train import NetworkError, convert
-from smart_train.groups import apply_mask_, find_groups
-from smart_train.layers import make_expert_, make_plain_
-from smart_train.slicing import slice_network
+from smart_train.masking.groups import apply_mask_, find_groups
+from smart_train.masking.layers import make_expert_, make_plain_
+from smart_train.masking.slicing import slice_network
 from train.networks import Functional, different, resnet
 
 EXAMPLE = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -13,13 +13,13 @@ import torch
 
 from smart_runtime.errors import InputError
 from smart_train import load_checkpoint
-from smart_train.curves import draw_history
+from smart_train.accuracy import Accuracy, accuracy
 from smart_train.data.images import Split
 from smart_train.errors import ConfigError
-from smart_train.evaluation.accuracy import Accuracy, accuracy
-from smart_train.history import check_history, history_path, write_history
-from smart_train.network import PathNetwork
-from smart_train.training import SELECTION_IMAGES, EpochReport, Trainer
+from smart_train.masking.network import PathNetwork
+from smart_train.training.curves import draw_history
+from smart_train.training.history import check_history, history_path, write_history
+from smart_train.training.loop import SELECTION_IMAGES, EpochReport, Trainer
 from train.networks import image_set, tiny_config
 
 COLUMNS = [
@@ -61,7 +61,7 @@ def test_of_a_large_validation_split_a_part_is_attacked(tmp_path: Path, monkeypa
         asked.append((len(split), options["attack"] is not None))
         return accuracy(model, split, **options)
 
-    monkeypatch.setattr("smart_train.training.accuracy", spy)
+    monkeypatch.setattr("smart_train.training.loop.accuracy", spy)
     data = image_set(train=10 * (SELECTION_IMAGES + 60))
     Trainer(tiny_config(epochs=1, batch_size=2000), data, output=tmp_path / "ckpt.pt").run()
     assert sorted(asked) == [(1000, True), (1060, False), (1060, False)]
@@ -139,7 +139,7 @@ def test_the_curves_of_a_history_are_drawn(trained: Path, tmp_path: Path, name: 
 
 def test_trainings_that_write_one_history_at_the_same_time_do_not_trip_each_other(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
-    code = "import sys; from pathlib import Path; from smart_train.history import write_history as w\n"
+    code = "import sys; from pathlib import Path; from smart_train.training.history import write_history as w\n"
     code += "for i in range(200): w([{'epoch': i, 'learning_rate': float(sys.argv[2])}], Path(sys.argv[1]))"
     both = [subprocess.Popen([sys.executable, "-c", code, str(path), rate]) for rate in ("0.1", "0.2")]
     assert [process.wait(timeout=120) for process in both] == [0, 0]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smart_train.layers import Expert, holding, make_expert_, make_plain_
+from smart_train.masking.attack_mode import masks_applied
+from smart_train.masking.layers import Expert, make_expert_, make_plain_
 from train.networks import different, randomise_
 
 GENERATOR_SEED = 3
@@ -171,7 +172,7 @@ def scores_and_gradient(network: nn.Module) -> tuple[Tensor, Tensor]:
 def test_held_parameters_change_no_bit_of_scores_and_gradients_and_get_no_gradient_themselves() -> None:
     network = held_network()
     expected = scores_and_gradient(network)
-    with holding(network):
+    with masks_applied(network):
         got = scores_and_gradient(network)
         network(features(2, 3, 5, 5).requires_grad_()).sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
@@ -182,12 +183,12 @@ def test_parameters_are_held_to_the_end_of_the_outermost_block_whatever_ends_it(
     network = held_network()
     layer = network[0]
     assert isinstance(layer, Expert)
-    with holding(network):
+    with masks_applied(network):
         before = layer.held
-        with holding(network):
+        with masks_applied(network):
             pass
         assert layer.held is before is not None
-    with pytest.raises(ZeroDivisionError), holding(network):
+    with pytest.raises(ZeroDivisionError), masks_applied(network):
         raise ZeroDivisionError
     assert layer.held is None
 
@@ -203,7 +204,7 @@ def test_masks_are_multiplied_in_once_for_all_steps_of_an_attack(monkeypatch: py
         return multiply(tensor, other)  # type: ignore[arg-type]  # whatever was passed
 
     monkeypatch.setattr(Tensor, "__mul__", count)
-    with holding(network):
+    with masks_applied(network):
         for _ in range(5):
             scores_and_gradient(network)
     assert counted == 6, "weight and bias of three layers"
@@ -215,7 +216,7 @@ def test_a_live_gate_is_held_with_its_present_value_and_still_learns_afterwards(
     assert isinstance(layer, Expert)
     layer.watch_gate(True, floor=0.25)
     expected = scores_and_gradient(network)
-    with holding(network):
+    with masks_applied(network):
         assert torch.equal(scores_and_gradient(network)[0], expected[0])
         assert layer.gate is not None
         assert layer.gate.grad is None
@@ -261,7 +262,7 @@ def test_a_layer_norm_takes_its_statistics_over_the_kept_channels(
     expected = small(given.movedim(axis, -1)[..., KEEP].movedim(-1, axis)).movedim(axis, -1)
     torch.testing.assert_close(got[..., KEEP], expected, rtol=1e-5, atol=1e-6)  # float32 sums in another order
     assert not got[..., ~KEEP].any()
-    with holding(expert):
+    with masks_applied(expert):
         assert torch.equal(expert(given).movedim(axis, -1), got)
     plain_again = copy.deepcopy(expert)
     make_plain_(plain_again)

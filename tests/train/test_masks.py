@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from reference import masks as oracle
 from smart_train import ConfigError, SmartNetwork
-from smart_train.accounting import batch_norm_parameters, used_parameters
-from smart_train.layers import Expert
-from smart_train.mask_plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count, strongest
-from smart_train.masks import magnitude
+from smart_train.masking.accounting import batch_norm_parameters, used_parameters
+from smart_train.masking.layers import Expert
+from smart_train.masking.learner import magnitude
+from smart_train.masking.plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count, strongest
 from train.loop import IMAGES, LABELS, Loop
 from train.networks import smart
 

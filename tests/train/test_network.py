@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from reference import masks as oracle
 from smart_train import Attack, ConfigError, NetworkError, SmartNetwork, Structure, convert
-from smart_train.accounting import batch_norm_parameters, densities
-from smart_train.methods.step import fixed
+from smart_train.masking.accounting import batch_norm_parameters, densities
+from smart_train.masking.attack_mode import attack_mode
 from train.networks import different, randomise_, resnet, smart
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def train_a_path(net: SmartNetwork) -> None:
 
 
 def attack_a_path(net: SmartNetwork) -> None:
-    with fixed(net.path("robust")):
+    with attack_mode(net.path("robust")):
         Attack(eps=0.2, steps=3).perturb(net.path("robust"), IMAGES, LABELS, generator=torch.Generator())
 
 

@@ -17,15 +17,15 @@ from torch import nn
 
 from networks.convnext import ConvNeXt
 from networks.mobile import MobileNet
+from smart_eval.cli import main as smart_eval
 from smart_train import CheckpointError, ConfigError, Structure, convert, load_checkpoint
 from smart_train.architectures import CUSTOM, import_factory
 from smart_train.architectures.custom import call_factory
 from smart_train.cli import main as smart_train
 from smart_train.errors import NetworkError
-from smart_train.evaluation.cli import main as smart_eval
-from smart_train.mask_plan import MaskPlan
-from smart_train.masks import magnitude
-from smart_train.training import Trainer
+from smart_train.masking.learner import magnitude
+from smart_train.masking.plan import MaskPlan
+from smart_train.training.loop import Trainer
 from train.networks import image_set, resnet, tiny_config
 
 CODE = """
@@ -259,8 +259,8 @@ FORMS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 @pytest.fixture
 def wide_resnet8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the network of `tiny_config` the one that `resnet` builds."""
-    monkeypatch.setattr("smart_train.training.build_network", lambda *_, **__: resnet(seed=0))
-    monkeypatch.setattr("smart_train.checkpoint.build_network", lambda *_, **__: resnet(seed=0))
+    monkeypatch.setattr("smart_train.training.loop.build_network", lambda *_, **__: resnet(seed=0))
+    monkeypatch.setattr("smart_train.checkpoint.format.build_network", lambda *_, **__: resnet(seed=0))
 
 
 @pytest.mark.usefixtures("wide_resnet8")

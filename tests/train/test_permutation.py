@@ -10,8 +10,8 @@ from torch import nn
 from reference import masks as oracle
 from smart_train import ConfigError, Structure
 from smart_train.architectures import build_network
-from smart_train.permutation import permute_channels_, search_order
-from smart_train.structure import Pattern
+from smart_train.masking.permutation import permute_channels_, search_order
+from smart_train.masking.structure import Pattern
 from train.networks import randomise_
 
 EXAMPLE = torch.zeros(2, 1, 8, 8)

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from smart_train.cli import NOT_IN_RECIPES
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
-from smart_train.recipe import MAX_BYTES, read_recipe
+from smart_train.training.recipe import MAX_BYTES, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").iterdir())

@@ -7,8 +7,8 @@ import torch
 
 from smart_train import Attack, convert
 from smart_train.architectures import build_network
-from smart_train.checkpoint import Samples
-from smart_train.samples import halves, make_samples
+from smart_train.checkpoint.format import Samples
+from smart_train.checkpoint.samples import halves, make_samples
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smart_train import ConfigError, Structure
 from smart_train.cli import _structure, main
-from smart_train.structure import Pattern, Removal, default_density, parse_structure
+from smart_train.masking.structure import Pattern, Removal, default_density, parse_structure
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from smart_train import Attack, CheckpointError, ConfigError, Structure, load_checkpoint
-from smart_train.accounting import densities
 from smart_train.data import Augmentation
-from smart_train.mask_plan import MASK_MODES, MaskPlan
-from smart_train.training import TrainConfig, Trainer, TrainResult, state_path
+from smart_train.masking.accounting import densities
+from smart_train.masking.plan import MASK_MODES, MaskPlan
+from smart_train.training.loop import TrainConfig, Trainer, TrainResult, state_path
 from train.networks import different, image_set, tiny_config
 
 
@@ -102,7 +102,7 @@ def test_masks_of_single_weights_resume_to_the_bit_too(tmp_path: Path, structure
 CHILD = """
 import sys, torch
 from pathlib import Path
-from smart_train.training import Trainer
+from smart_train.training.loop import Trainer
 from train.networks import image_set, tiny_config
 torch.set_num_threads(1)
 Trainer(tiny_config(), image_set(), output=Path(sys.argv[1])).run(on_step=lambda _: print("step", flush=True))

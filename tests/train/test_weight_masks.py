@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from reference import masks as oracle
 from smart_train import NetworkError, SmartNetwork, convert
-from smart_train.accounting import densities, structure_report
-from smart_train.layers import Expert
-from smart_train.mask_plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count
-from smart_train.structure import Pattern
-from smart_train.weight_masks import Blocks, keep_pattern, pattern_holds
+from smart_train.masking.accounting import densities, structure_report
+from smart_train.masking.layers import Expert
+from smart_train.masking.plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count
+from smart_train.masking.structure import Pattern
+from smart_train.masking.weight_masks import Blocks, keep_pattern, pattern_holds
 from train.loop import IMAGES, Loop
 from train.networks import Functional, smart
 
@@ -355,7 +355,7 @@ def test_weights_are_chosen_at_most_a_hundred_times(monkeypatch: pytest.MonkeyPa
     loop = Loop(net, MaskPlan(), epochs=1000, per_epoch=1)
     calls: list[float] = []
     monkeypatch.setattr(
-        "smart_train.weight_learner.WeightMaskLearner.shrink", lambda _, progress: calls.append(progress)
+        "smart_train.masking.weight_learner.WeightMaskLearner.shrink", lambda _, progress: calls.append(progress)
     )
     for number in range(1, loop.total + 1):
         loop.learner.after_step(number, optimizer=loop.optimizer)

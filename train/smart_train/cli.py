@@ -11,31 +11,30 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from smart_common.console import cli as house
+from smart_common.figures import check_plot
+from smart_common.units import duration
+from smart_common.version import version
 from smart_devices import Target, resolve_target
-from smart_devices.console import cli as house
 from smart_devices.profiles import SPARSE_GAIN_CHANNELS
-from smart_devices.version import version
-from smart_runtime.figures import check_plot
-from smart_runtime.units import duration
 from smart_train.architectures import ARCHITECTURES, Factory
 from smart_train.architectures.cli import NetworkName, chosen_network
 from smart_train.architectures.custom import FACTORY_FORM
 from smart_train.attacks import ATTACKS, Attack
-from smart_train.checkpoint import describe, load_checkpoint
-from smart_train.curves import draw_history
+from smart_train.checkpoint.format import describe, load_checkpoint
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS
 from smart_train.errors import ConfigError
-from smart_train.groups import SCOPES
-from smart_train.history import check_history, history_path
-from smart_train.mask_plan import MASK_MODES, SCORES, MaskPlan
+from smart_train.masking.groups import SCOPES
+from smart_train.masking.network import SmartNetwork
+from smart_train.masking.plan import MASK_MODES, SCORES, MaskPlan
+from smart_train.masking.structure import STRUCTURES, Structure, default_density, parse_structure, why_pattern_is_slow
 from smart_train.methods import METHODS
-from smart_train.network import SmartNetwork
 from smart_train.options import parse_arguments, parse_fraction
-from smart_train.recipe import Value, read_recipe
-from smart_train.structure import STRUCTURES, Structure, default_density, parse_structure, why_pattern_is_slow
-from smart_train.training import (
+from smart_train.training.curves import draw_history
+from smart_train.training.history import check_history, history_path
+from smart_train.training.loop import (
     PRECISIONS,
     EpochReport,
     TrainConfig,
@@ -45,6 +44,7 @@ from smart_train.training import (
     selection_attack,
     state_path,
 )
+from smart_train.training.recipe import Value, read_recipe
 
 DEFAULT_ALIGN = 8
 # Of one call, or of one machine, and not of a training.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from smart_devices.nvml import Gpu, open_gpu
+from smart_devices.power.card import find_nvml
 from smart_devices.power.hwmon import find_hwmon
-from smart_devices.power.nvml import find_nvml
 from smart_devices.power.rapl import find_rapl
 from smart_devices.power.source import NoPower, Part, PowerSource
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from smart_devices.cache import default_cache_dir
-from smart_devices.console.cli import (
+from smart_common.cache import default_cache_dir
+from smart_common.console.cli import (
     Command,
     console,
     json_option,
@@ -21,9 +21,11 @@ from smart_devices.console.cli import (
     table,
     warnings_as_notes,
 )
+from smart_common.figures import check_plot
+from smart_common.units import si
+from smart_common.version import version
 from smart_devices.power import find_power
 from smart_devices.roofline import store_calibration
-from smart_devices.version import version
 from smart_runtime.bench.calibrate import NOISY, ROUNDS
 from smart_runtime.bench.calibrate import calibrate as measure_processor
 from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, compare_saved
@@ -37,8 +39,6 @@ from smart_runtime.bench.statistics import SOLO_TOLERANCE, Interval
 from smart_runtime.cli import trust_option
 from smart_runtime.engines import AUTO, resolve_engine
 from smart_runtime.errors import InputError
-from smart_runtime.figures import check_plot
-from smart_runtime.units import si
 
 _MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "plot", "calibrate", "cache_dir")
 _NOT_CALIBRATING = ("batch", "blocks", "baseline", "trust", "plot")

@@ -20,7 +20,7 @@ from smart_runtime.bench.report import Report, Row
 from smart_runtime.bench.statistics import Block, speed_up, summarise
 from smart_runtime.bench.switching import measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import AUTO, Batch, resolve_engine
 from smart_runtime.notes import log_notes
 

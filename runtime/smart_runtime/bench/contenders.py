@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.manifest import DENSE
+from smart_runtime.bundle.signatures import load_public_key
 from smart_runtime.engines import Engine, create_engine, open_engine
 from smart_runtime.engines.onnx_weights import external_locations
 from smart_runtime.errors import BundleError, EngineError, InputError
-from smart_runtime.manifest import DENSE
-from smart_runtime.signatures import load_public_key
 
 BASELINE = "baseline"
 """The name of the row of a user's own ONNX file."""

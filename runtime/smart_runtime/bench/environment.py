@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smart_common.version import version
 from smart_devices.cpu import cpu_model
 from smart_devices.detection import detect
 from smart_devices.python_environment import version_of
 from smart_devices.sysfs import read_text_or_none
-from smart_devices.version import version
 
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu")
 

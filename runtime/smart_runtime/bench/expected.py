@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smart_devices.roofline import Estimate, NoEstimate, estimate, processor_roof
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 
 
 def expected(

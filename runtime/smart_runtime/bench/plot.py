@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from smart_common.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure
 from smart_runtime.bench.report import Report
-from smart_runtime.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure
-from smart_runtime.manifest import DENSE
+from smart_runtime.bundle.manifest import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def write_plot(report: Report, path: Path) -> None:
     """Draw ``report`` into the file ``path``, which is replaced whole or not at all.
 
     Raises:
-        InputError: As `smart_runtime.figures.check_plot`.
+        InputError: As `smart_common.figures.check_plot`.
         MissingExtraError: matplotlib is not installed.
         OSError: The file cannot be written.
     """

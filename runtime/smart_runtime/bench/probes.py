@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_devices.roofline import LayerWork
-from smart_runtime.bundle import GraphBytes
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import Batch, Engine, Scores, create_engine
-from smart_runtime.manifest import InputSpec, OutputSpec
 
 _OPSET, _IR_VERSION = 17, 8  # all that is used here is older; every ONNX Runtime that we run with knows these
 _FLOAT, _INTS, _INT = 1, 7, 2

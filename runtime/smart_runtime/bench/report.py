@@ -14,7 +14,7 @@ from smart_runtime.bench.energy import Sensing
 from smart_runtime.bench.environment import Environment
 from smart_runtime.bench.statistics import Block, agrees
 from smart_runtime.bench.switching import SwitchTimes
-from smart_runtime.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.notes import notes_on
 
 MEASURED = "engine.run on prepared float32 input"

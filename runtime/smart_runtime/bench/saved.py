@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from smart_runtime.documents import Damaged, Reader, parse_document
+from smart_common.documents import Damaged, Reader, parse_document
 from smart_runtime.errors import InputError
 
 MAX_BYTES = 16 * 1024 * 1024

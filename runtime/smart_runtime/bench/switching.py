@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from smart_runtime.bench.contenders import check_same
-from smart_runtime.bundle import Bundle, GraphBytes
-from smart_runtime.checksums import check_sum
+from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.checksums import check_sum
+from smart_runtime.bundle.files import MAX_FILE_BYTES, read_bounded
 from smart_runtime.engines import Batch, create_engine
-from smart_runtime.files import MAX_FILE_BYTES, read_bounded
 from smart_runtime.model import SmartModel
 
 _SWITCHES = 400

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from smart_devices.errors import SmartError
+from smart_common.errors import SmartError
 from smart_runtime.bench.contenders import Source, open_contender
 from smart_runtime.bench.measure import random_batch, time_block
 from smart_runtime.bench.statistics import summarise

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from smart_common.errors import MissingExtraError
 from smart_devices.engines import engine_status
-from smart_devices.errors import MissingExtraError
-from smart_runtime.bundle import GraphBytes
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import onnxruntime
 from smart_runtime.engines.engine import Batch, Engine, Scores
 from smart_runtime.errors import EngineError
-from smart_runtime.manifest import InputSpec, OutputSpec
 
 __all__ = ["AUTO", "ENGINES", "Batch", "Engine", "Scores", "create_engine", "open_engine", "resolve_engine"]
 

@@ -18,8 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from smart_runtime.bundle import GraphBytes
-from smart_runtime.errors import EngineError, shortened
+from smart_common.errors import shortened
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.errors import EngineError
 
 Tensor: TypeAlias = npt.NDArray[Any]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from smart_devices.errors import MissingExtraError
-from smart_runtime.bundle import GraphBytes
+from smart_common.errors import MissingExtraError, shortened
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import Batch, Scores
 from smart_runtime.engines.onnx_weights import external_tensors
-from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError, shortened
-from smart_runtime.manifest import InputSpec, OutputSpec
+from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -12,7 +12,7 @@ import click
 
 from smart_train.architectures import ARCHITECTURES, CUSTOM, Argument, Factory, import_factory
 from smart_train.architectures.custom import FACTORY_FORM, is_factory_name
-from smart_train.checkpoint import Checkpoint, load_checkpoint
+from smart_train.checkpoint.format import Checkpoint, load_checkpoint
 from smart_train.errors import ConfigError
 from smart_train.options import parse_arguments
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap  # unlike numpy.load it takes .npy only, and no pickles at all
 
+from smart_common.files import replacing
 from smart_train.data.images import ImageSet
 from smart_train.data.source import Arrays, Source
-from smart_train.files import replacing
 
 _VERSION = 1  # one more whenever a reader makes other arrays of the same files
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from smart_devices.cache import default_cache_dir
-from smart_devices.console import cli as house
+from smart_common.cache import default_cache_dir
+from smart_common.console import cli as house
 from smart_train.data.images import ImageSet
 from smart_train.data.load import load_data
 from smart_train.errors import ConfigError

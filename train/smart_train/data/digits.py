@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
 from smart_train.data.images import ImageSet, make_image_set, stratified
 
 _TEST = 360  # a fifth of the 1,797 digits

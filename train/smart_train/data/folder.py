@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
 from smart_train.data.home import expanded
 from smart_train.data.images import Labels
 from smart_train.data.pictures import read_pictures

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
-from smart_runtime.manifest import Colour
 from smart_runtime.pictures import FORMATS, MAX_PIXELS, read_picture
 from smart_train.data.images import MAX_SIDE, Pixels
 from smart_train.data.progress import Advance, Progress

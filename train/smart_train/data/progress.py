@@ -15,7 +15,7 @@ class Advance(Protocol):
 
 
 class Progress(Protocol):
-    """Shows a bar while work goes on: `smart_devices.console.cli.progress` is one."""
+    """Shows a bar while work goes on: `smart_common.console.cli.progress` is one."""
 
     def __call__(self, description: str, *, total: int) -> AbstractContextManager[Advance]:
         """Give a context whose value moves the bar towards ``total`` units."""

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from smart_devices.errors import SmartError
+from smart_common.errors import SmartError
 from smart_train.data.progress import Advance, Progress
 from smart_train.data.source import Arrays, Source
 from smart_train.errors import DataError

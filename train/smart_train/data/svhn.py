@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smart_devices.errors import MissingExtraError
+from smart_common.errors import MissingExtraError
 from smart_train.data.images import Labels, Pixels
 from smart_train.data.release import Files, Release
 from smart_train.data.source import Arrays, Source

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor
 
 from smart_train.attacks import Attack
-from smart_train.methods.step import Forward, StepLoss, fixed
-from smart_train.network import SmartNetwork
+from smart_train.masking.attack_mode import attack_mode
+from smart_train.masking.network import SmartNetwork
+from smart_train.methods.step import Forward, StepLoss
 
 CLEAN, ROBUST = "clean", "robust"
 
@@ -29,7 +30,7 @@ def smart_loss(
     """Return 0.5 CE(clean path, first half) + 0.5 CE(robust path, second half under attack); see ``Method``."""
     half = len(images) // 2
     robust = net.path(ROBUST)
-    with fixed(robust):
+    with attack_mode(robust):
         adversarial = attack.perturb(robust, images[half:], labels[half:], generator=generator)
     scores = forward({CLEAN: images[:half], ROBUST: adversarial})
     clean_loss = F.cross_entropy(scores[CLEAN].float(), labels[:half])

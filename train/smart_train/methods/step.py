@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smart_train.attacks import Attack
-from smart_train.layers import holding
-from smart_train.network import SmartNetwork
+from smart_train.masking.network import SmartNetwork
 
 Forward = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -42,18 +40,3 @@ class Method(Protocol):
 
         ``forward`` is ``net`` as the trainer wrapped it (precision, data parallel); attacks use ``net`` itself.
         """
-
-
-@contextmanager
-def fixed(module: nn.Module) -> Iterator[None]:
-    """Run a block with ``module`` in eval mode, its masks applied once, and no gradient to its expert layers.
-
-    So an attack neither sees nor moves batch statistics, and pays for the input's gradient only.
-    """
-    was = module.training
-    module.eval()
-    try:
-        with holding(module):
-            yield
-    finally:
-        module.train(was)

@@ -1,0 +1,207 @@
+"""The manners every smart-edge command has: errors in one sentence, ``--json``, tables and progress bars."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from smart_common.errors import SmartError
+
+_bar_console: Console | None = None  # of the progress bar that is shown: only it knows how to print above it
+
+_TYPED = f"{__name__}.typed"
+
+_WIDE = 200  # columns of a table in a file: as many as any of ours takes
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Advance(Protocol):
+    """Moves a progress bar on."""
+
+    def __call__(self, status: str = "", count: int = 1) -> None:
+        """``count`` units are done; ``status`` is a few words on how things stand."""
+
+
+@contextmanager
+def _politely() -> Iterator[None]:
+    """Turn an expected failure into one line on standard error and exit status 1."""
+    try:
+        yield
+    except SmartError as error:
+        click.echo(f"error: {error}", err=True)
+    except OSError as error:  # a full disk, a missing permission: the system's own words say it best
+        where = f" ({error.filename})" if error.filename else ""
+        click.echo(f"error: the system refused: {error.strerror or error}{where}", err=True)
+    else:
+        return
+    raise click.exceptions.Exit(1)
+
+
+class _Polite:
+    """Mixin for click commands whose expected failures are one line, while options are read and after."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_TYPED] = tuple(args)
+        with _politely():
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]  # it sits before a click class
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _politely():
+            return super().invoke(ctx)  # type: ignore[misc]
+
+
+class Command(_Polite, click.Command):
+    """A click command with the house's error handling."""
+
+
+class Group(_Polite, click.Group):
+    """A click group with the house's error handling; ``default`` names the command meant when none is given."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, default: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let ``prog FILE`` and ``prog --option FILE`` mean ``prog DEFAULT ...``."""
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if self.default and args and args[0] not in own and self.get_command(ctx, args[0]) is None:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+def typed() -> tuple[str, ...]:
+    """Return the arguments of the running command as the user typed them."""
+    found: tuple[str, ...] = click.get_current_context().meta[_TYPED]
+    return found
+
+
+def json_option(function: _F) -> _F:
+    """Add ``--json``, passed to the command as ``as_json``."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print the result as JSON on standard output, all else on standard error.",
+    )(function)
+
+
+def print_json(result: object) -> None:
+    """Print ``result`` as JSON on standard output; numbers that JSON does not have (nan, inf) are a bug."""
+    click.echo(json.dumps(result, indent=2, allow_nan=False))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for people: colours on a terminal, none into a file or pipe."""
+    return Console(stderr=stderr, highlight=False)
+
+
+def note(message: str) -> None:
+    """Print a line for people on standard error, above a progress bar if there is one."""
+    (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Send to standard error what a library of native code writes to standard output, which is for results.
+
+    Such a library knows nothing of ``sys.stdout``: the process's own standard output is replaced, for all its threads.
+    """
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (AttributeError, OSError, ValueError):  # standard output is closed: nobody reads a result there
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextmanager
+def warnings_as_notes(package: str) -> Iterator[None]:
+    """Show what the logger ``package`` warns of as lines for people, each once, not in the logging module's own way."""
+    logger, handler = logging.getLogger(package), _NoteHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _NoteHandler(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._shown:
+            self._shown.add(message)
+            note(message)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:
+    """Return a table whose first ``text_columns`` are text and whose others are numbers, right-aligned.
+
+    Title and cells are shown as they are: a file or class name in brackets is no markup.
+    """
+    result = Table(title=Text(title) if title else None, title_justify="left")
+    for i, column in enumerate(columns):
+        result.add_column(column, justify="left" if i < text_columns else "right", no_wrap=i == 0)
+    for row in rows:
+        result.add_row(*map(Text, row))
+    return result
+
+
+def print_wide(what: Table) -> None:
+    """Print a table with many columns: a terminal folds it to its width, a file or pipe has none."""
+    out = console()
+    if not out.is_terminal:
+        out.width = max(out.width, _WIDE)
+    out.print(what)
+
+
+@contextmanager
+def progress(description: str, *, total: int) -> Iterator[Advance]:
+    """Show a bar on standard error while work goes on, none when that is not a terminal.
+
+    Yields a function to call when a unit, or ``count`` of them, is done, with a few words on how things stand.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    screen = console(stderr=True)
+    global _bar_console  # noqa: PLW0603  # standard error is one for the process, and so is the bar on it
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(description, total=total, status="")
+
+        def advance(status: str = "", count: int = 1) -> None:
+            bar.update(task, advance=count, status=status)
+
+        before, _bar_console = _bar_console, screen
+        try:
+            yield advance
+        finally:
+            _bar_console = before

@@ -1,0 +1,35 @@
+"""Entry points of the commands whose packages need an extra: without it they say so in one sentence.
+
+They live here because this package is always there: `pip install 'smart-edge[cpu]'` on a device puts smart-train on the
+path too, and importing its package would end in a traceback for want of torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+
+def smart_train() -> None:
+    """Run ``smart-train``."""
+    _run("smart_train.cli", extra="train")
+
+
+def smart_eval() -> None:
+    """Run ``smart-eval``."""
+    _run("smart_eval.cli", extra="train")
+
+
+def smart_export() -> None:
+    """Run ``smart-export``."""
+    _run("smart_export.cli", extra="train,export,cpu")
+
+
+def _run(module: str, *, extra: str) -> None:
+    try:
+        command = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("smart_"):
+            raise  # a fault of ours, not something to install
+        sys.exit(f"error: expected the Python module {error.name}, got none; pip install 'smart-edge[{extra}]'")
+    command.main()

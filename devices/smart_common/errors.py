@@ -1,0 +1,26 @@
+"""What every package raises, and the root of every exception that smart-edge raises on purpose."""
+
+from __future__ import annotations
+
+_MAX_QUOTED = 600  # characters
+
+
+class SmartError(Exception):
+    """Something the user can mend: one sentence that says what is wrong, then the remedy.
+
+    Command lines print it after ``error:`` and exit with status 1; it never shows a traceback.
+    """
+
+
+class MissingExtraError(SmartError):
+    """An optional library that the call needs is not installed; the message names the pip command."""
+
+
+class OutputError(SmartError):
+    """A file or folder that cannot be written where it was asked for."""
+
+
+def shortened(text: str) -> str:
+    """Return what a library says, or what stands in a stranger's file, as one short printable line for an error."""
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text[:100_000].split()))
+    return line if len(line) <= _MAX_QUOTED else f"{line[:_MAX_QUOTED]}..."

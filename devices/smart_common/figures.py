@@ -1,0 +1,76 @@
+"""What every plot of ours shares: colours, the check before the work, and a file that is replaced whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smart_common.errors import MissingExtraError, OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by people with any colour vision; the baseline stays grey.
+BASELINE_COLOUR = "#7a7a7a"
+PATH_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK = "#222222"
+FAINT = "#666666"
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_plot(path: Path) -> None:
+    """Check that `save_figure` can write to ``path``, before the time is spent on what it draws.
+
+    Raises:
+        OutputError: Another suffix than .png, .svg or .pdf, a directory of that name, or no directory to write it into.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise OutputError(f"expected a plot file ending in {', '.join(_SUFFIXES)}, got {path.name!r}; rename it")
+    if not path.parent.is_dir():
+        raise OutputError(f"expected a directory for the plot, got {str(path.parent)!r}, which is none; make it first")
+    if path.is_dir():
+        raise OutputError(f"expected a file for the plot, got the directory {str(path)!r}; name a file in it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"expected a directory for the plot that may be written to, got {str(path.parent)!r}; name another one"
+        )
+    new_figure(width=1, height=1)
+
+
+def new_figure(*, width: float, height: float) -> Figure:
+    """Return an empty figure of ``width`` times ``height`` inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # optional, so imported at use
+        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing a plot needs matplotlib, which is not installed; pip install 'smart-edge[plot]'"
+        ) from error
+    # Figure and canvas directly: pyplot would pick a backend and keep the figure, for the whole process.
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` into ``path``, which is replaced whole or not at all.
+
+    Raises:
+        OutputError: As `check_plot`.
+        OSError: The file cannot be written.
+    """
+    check_plot(path)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(beside, dpi=160, facecolor="white")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

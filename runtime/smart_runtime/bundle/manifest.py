@@ -1,0 +1,315 @@
+"""The bundle's ``manifest.json`` as frozen values; see docs/formats.md for what each field means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Literal, TypeAlias, cast
+
+from smart_common.documents import JsonObject, Reader, parse_document
+from smart_runtime.errors import BundleError, PathError
+
+FORMAT_VERSION = 1
+"""The newest bundle format that this reader understands, and the one that the exporter writes."""
+
+DENSE = "dense"
+"""The name of the baseline graph, which no path may have."""
+
+MAX_BYTES = 4 * 1024 * 1024
+"""No manifest is larger: one of ResNet-152 with all its layers is below 400 KB."""
+
+PATH_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+"""What a path's name looks like (match it fully)."""
+
+# A runtime reserves memory by these numbers before it has seen a graph; each is far above what any classifier has.
+MAX_PATHS = 16
+MAX_CHANNELS = 4096
+MAX_SIDE = 65_536
+MAX_ELEMENTS = 2**27
+"""Of one image: 512 MiB of float32."""
+MAX_CLASSES = 2**20
+_MAX_VARIANTS = 16  # of a component: one an execution provider
+_MAX_NAME = 1024  # characters of a file's name: it stands in error messages
+
+Colour: TypeAlias = Literal["RGB", "L"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The device that a bundle was made for; ``kind`` is ``jetson``, ``gpu`` or ``cpu``, None where it is not said."""
+
+    name: str
+    profile: str
+    kind: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """A graph's one input: float32, (N, channels, height, width), values in [0, 1], N free."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image: (channels, height, width)."""
+        return (self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """A graph's one output: float32 logits, (N, classes)."""
+
+    name: str
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a picture of any size becomes an input; ``colour`` is None where pictures cannot be read, only arrays."""
+
+    colour: Colour | None
+    resize: Literal["shorter-side"]
+    interpolation: Literal["bilinear"]
+    crop: Literal["center"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInfo:
+    """One graph of the bundle: a path, or the dense baseline.
+
+    ``macs`` and ``parameters`` are of one image and of the folded network; ``bytes`` is the size of the graph and
+    weights files together. ``tolerance``, ``max_rel_diff`` and ``argmax_agreement`` say how it was verified at export;
+    these and the densities are None where the manifest has none. ``layers``, ``metrics`` and ``gate`` (what the path's
+    accuracies lost in the export) are the manifest's own JSON objects.
+    """
+
+    name: str
+    file: str
+    weights: str | None
+    parameters: int
+    macs: int
+    bytes: int
+    density: float | None
+    parameter_density: float | None
+    tolerance: float | None
+    max_rel_diff: float | None
+    argmax_agreement: float | None
+    layers: tuple[JsonObject, ...]
+    metrics: JsonObject | None
+    gate: JsonObject | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files of this graph, relative to the bundle: the graph, then its weights if it has any."""
+        return (self.file,) if self.weights is None else (self.file, self.weights)
+
+    @property
+    def weights_name(self) -> str | None:
+        """What the graph's external tensors call the weights file: its name in the graph's own directory."""
+        return None if self.weights is None else PurePosixPath(self.weights).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle says about itself.
+
+    ``recipe`` is the one that its int8 graphs were quantised by, None for other precisions. ``paths`` keeps the
+    manifest's order; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
+    """
+
+    package_name: str
+    package_version: str
+    format_version: int
+    created_by: str
+    target: Target
+    precision: str
+    recipe: str | None
+    quantization: JsonObject | None
+    gate: JsonObject | None
+    default_path: str
+    input: InputSpec
+    output: OutputSpec
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    paths: Mapping[str, GraphInfo]
+    baseline: GraphInfo | None
+    training: JsonObject
+
+    @property
+    def graphs(self) -> tuple[GraphInfo, ...]:
+        """Every graph: the baseline first where there is one, then the paths."""
+        baseline = () if self.baseline is None else (self.baseline,)
+        return (*baseline, *self.paths.values())
+
+    def graph(self, name: str) -> GraphInfo:
+        """Return the path, or the baseline, that is called ``name``.
+
+        Raises:
+            PathError: No graph is called that.
+        """
+        for graph in self.graphs:
+            if graph.name == name:
+                return graph
+        names = ", ".join(repr(graph.name) for graph in self.graphs)
+        raise PathError(f"expected one of {names}, got {name!r}; `smart-run info` lists a bundle's graphs")
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Return what the bytes of a ``manifest.json`` say.
+
+    Unknown keys of ours are ignored; in the rest, which ONNX Runtime's own reader would act on, they are refused.
+    ``data`` may come from anyone: only BundleError comes out.
+
+    Raises:
+        BundleError: Not JSON, a newer format, or a field that is missing, of the wrong type or out of range.
+    """
+    if len(data) > MAX_BYTES:
+        raise _damaged(f"expected at most {MAX_BYTES} bytes, got {len(data)}")
+    root = parse_document(data, damaged=_damaged)
+    ours = root.object("additional_metadata").object("smart_edge")
+    version = ours.integer("format_version", low=1)
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"expected bundle format {FORMAT_VERSION} or older, got {version}; "
+            "install a newer smart-edge on this device or export the bundle again with this one"
+        )
+    manifest = _parse_ours(root, ours, version)
+    _check_package(root, manifest)
+    return manifest
+
+
+def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
+    target, image, scores = ours.object("target"), ours.object("input"), ours.object("output")
+    pictures, paths = ours.object("preprocessing"), ours.object("paths")
+    baseline = None if ours.value("baseline") is None else ours.object("baseline")
+    quantization = None if ours.value("quantization") is None else ours.object("quantization")
+
+    # Format 1 has one kind of input; the words are in the manifest so that a reader need not know that.
+    image.choice("dtype", ["float32"])
+    image.choice("layout", ["NCHW"])
+    if image.value("range") != [0.0, 1.0]:
+        raise image.wrong("range", "[0.0, 1.0]")
+    classes = scores.integer("classes", low=1, high=MAX_CLASSES)
+    channels = image.integer("channels", low=1, high=MAX_CHANNELS)
+    height, width = (image.integer(side, low=1, high=MAX_SIDE) for side in ("height", "width"))
+    if channels * height * width > MAX_ELEMENTS:
+        raise _damaged(f"expected images of at most {MAX_ELEMENTS} numbers, got {channels} x {height} x {width}")
+
+    names = ours.strings("class_names")
+    if len(names) != classes:
+        raise ours.wrong("class_names", f"{classes} names, one a class")
+    if len(paths.keys) > MAX_PATHS:
+        raise _damaged(f"expected at most {MAX_PATHS} paths, got {len(paths.keys)}")
+    for name in paths.keys:
+        if not PATH_NAME.fullmatch(name) or name == DENSE:
+            raise paths.wrong(name, f"a path name like 'clean' (up to 64 of a-z, 0-9, _ and -; {DENSE!r} is reserved)")
+    default_path = ours.choice("default_path", paths.keys)
+    colour = pictures.choice("colour", ["RGB", "L", None])
+    if colour is not None and channels != {"RGB": 3, "L": 1}[colour]:
+        raise pictures.wrong("colour", f"null or what has {channels} channels")
+    return Manifest(
+        package_name=root.string("package_name"),
+        package_version=root.string("package_version"),
+        format_version=version,
+        created_by=ours.string("created_by"),
+        target=Target(
+            name=target.string("name"), profile=target.string("profile"), kind=target.optional_string("kind")
+        ),
+        precision=ours.string("precision"),
+        recipe=None if quantization is None else quantization.string("recipe"),
+        quantization=None if quantization is None else quantization.raw,
+        gate=ours.optional_object("gate"),
+        default_path=default_path,
+        input=InputSpec(
+            name=image.string("name"),
+            channels=channels,
+            height=height,
+            width=width,
+        ),
+        output=OutputSpec(name=scores.string("name"), classes=classes),
+        preprocessing=Preprocessing(
+            colour=cast("Colour | None", colour),
+            resize=cast("Literal['shorter-side']", pictures.choice("resize", ["shorter-side"])),
+            interpolation=cast("Literal['bilinear']", pictures.choice("interpolation", ["bilinear"])),
+            crop=cast("Literal['center']", pictures.choice("crop", ["center"])),
+        ),
+        class_names=names,
+        paths=MappingProxyType({name: _parse_graph(paths.object(name), name) for name in paths.keys}),
+        baseline=None if baseline is None else _parse_graph(baseline, baseline.choice("name", [DENSE])),
+        training=ours.object("training").raw,
+    )
+
+
+def _parse_graph(graph: Reader, name: str) -> GraphInfo:
+    file = _file_name(graph, "file")
+    weights = None if graph.value("weights") is None else _file_name(graph, "weights")
+    if weights is not None and PurePosixPath(weights).parent != PurePosixPath(file).parent:
+        raise graph.wrong("weights", f"a file beside {file!r}")
+    return GraphInfo(
+        name=name,
+        file=file,
+        weights=weights,
+        parameters=graph.integer("parameters", low=0),
+        macs=graph.integer("macs", low=0),
+        bytes=graph.integer("bytes", low=0),
+        density=graph.fraction("density"),
+        parameter_density=graph.fraction("parameter_density"),
+        tolerance=graph.optional_number("tolerance"),
+        max_rel_diff=graph.optional_number("max_rel_diff"),
+        argmax_agreement=graph.fraction("argmax_agreement"),
+        layers=tuple(layer.raw for layer in graph.objects("layers")),
+        metrics=graph.optional_object("metrics"),
+        gate=graph.optional_object("gate"),
+    )
+
+
+def _check_package(root: Reader, manifest: Manifest) -> None:
+    """Check that ONNX Runtime's own package reader would run, under each path's name, the very graph that we run.
+
+    And that it would do so without anything that a package may bring along there: session and provider options, files
+    by absolute names (``layout``), shared assets. The exporter writes none, so only what it does write is allowed.
+    """
+    root.only("schema_version", "package_name", "package_version", "components", "additional_metadata")
+    root.choice("schema_version", ["1.0"])
+    components = root.object("components")
+    if components.raw.keys() != manifest.paths.keys():
+        raise components.unlike(f"the components {', '.join(manifest.paths)}")
+    for name, graph in manifest.paths.items():
+        component = components.object(name)
+        component.only("variants")
+        variants = component.object("variants")
+        if not 1 <= len(variants.keys) <= _MAX_VARIANTS:
+            raise variants.unlike(f"1 to {_MAX_VARIANTS} variants")
+        for variant_name in variants.keys:
+            variant = variants.object(variant_name)
+            variant.only("ep", "variant_directory", "executor_info")
+            variant.string("ep")
+            executors = variant.object("executor_info")
+            executors.only("ort")
+            executor = executors.object("ort")
+            executor.only("model_file")
+            if f"{_file_name(variant, 'variant_directory')}/{_file_name(executor, 'model_file')}" != graph.file:
+                raise variant.wrong("executor_info", f"the graph {graph.file!r} as for the path {name!r}")
+
+
+def _file_name(graph: Reader, key: str) -> str:
+    value = graph.string(key)
+    if not is_inside(value):
+        raise graph.wrong(key, "a file inside the bundle, such as 'clean/model.onnx',")
+    return value
+
+
+def is_inside(name: str) -> bool:
+    """Say whether ``name`` is a plain relative file name with forward slashes that cannot lead out of a directory."""
+    plain = name.isprintable() and "\\" not in name and ":" not in name  # the last two lead out on Windows
+    return plain and len(name) <= _MAX_NAME and all(part not in {"", ".", ".."} for part in name.split("/"))
+
+
+def _damaged(what: str) -> BundleError:
+    return BundleError(f"the manifest is damaged: {what}; export the bundle again")

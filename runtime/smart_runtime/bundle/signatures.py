@@ -1,0 +1,125 @@
+"""Ed25519 public keys and what they have signed (RFC 8032); ``cryptography`` is imported where it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from smart_common.errors import MissingExtraError
+from smart_runtime.errors import SignatureError
+
+SIGNATURE_BYTES = 64
+"""RFC 8032, section 5.1.6."""
+
+MAX_KEY_BYTES = 64 * 1024
+"""Of a key's file: one of Ed25519 has about 120, one of RSA with 16,384 bits 13,000."""
+
+_REMEDY = "`smart-export keygen` makes a pair of keys"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicKey:
+    """An Ed25519 public key: ``raw`` is its 32 bytes."""
+
+    raw: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the raw key, in lower-case hex."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+    def check(self, signature: bytes, data: bytes, *, name: str) -> None:
+        """Check that ``signature``, which lies in the file ``name``, is this key's over ``data``.
+
+        Raises:
+            SignatureError: It is not.
+            MissingExtraError: cryptography is not installed.
+        """
+        if len(signature) != SIGNATURE_BYTES:
+            got = "more" if len(signature) > SIGNATURE_BYTES else f"{len(signature)}"
+            raise SignatureError(
+                f"expected a signature of {SIGNATURE_BYTES} bytes in {name}, got {got}; get the signed bundle again"
+            )
+        with needing_cryptography():
+            from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # optional: imported at use
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+        try:
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, data)
+        except InvalidSignature as error:
+            raise SignatureError(
+                f"expected in {name} the signature by the key {short_fingerprint(self.fingerprint)} over this bundle's "
+                "checksums, got another; the bundle was changed or signed with another key, get it from its maker again"
+            ) from error
+
+
+def load_public_key(path: str | os.PathLike[str]) -> PublicKey:
+    """Return the Ed25519 public key in the PEM file ``path`` (SubjectPublicKeyInfo, RFC 8410).
+
+    Raises:
+        SignatureError: No such file, or it holds something else.
+        MissingExtraError: cryptography is not installed.
+        OSError: The system cannot read it.
+    """
+    data = read_key_file(path)
+    if b"PRIVATE KEY-----" in data:
+        raise SignatureError(
+            f"expected a public key in {os.fspath(path)!r}, got a private one; give its .pub file, and keep this to "
+            "yourself"
+        )
+    with needing_cryptography():
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  # optional: imported at use
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
+    try:
+        key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(
+            f"expected an Ed25519 public key as PEM in {os.fspath(path)!r}, got something else; {_REMEDY}"
+        ) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise SignatureError(
+            f"expected an Ed25519 public key in {os.fspath(path)!r}, got a public key of another kind; {_REMEDY}"
+        )
+    return PublicKey(raw=key.public_bytes_raw())
+
+
+def read_key_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file with a key.
+
+    Raises:
+        SignatureError: No such file, or one larger than `MAX_KEY_BYTES`.
+        OSError: The system cannot read it.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:  # noqa: PTH123  # a path of the user's own, in whatever form
+            data = file.read(MAX_KEY_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        what = "a directory" if isinstance(error, IsADirectoryError) else "no such file"
+        raise SignatureError(f"expected a key at {name!r}, got {what}; {_REMEDY}") from error
+    if len(data) > MAX_KEY_BYTES:
+        raise SignatureError(f"expected a key of at most {MAX_KEY_BYTES} bytes in {name!r}, got more; {_REMEDY}")
+    return data
+
+
+def short_fingerprint(fingerprint: str) -> str:
+    """Return the beginning of a fingerprint, for people."""
+    return f"{fingerprint[:16]}..."
+
+
+@contextmanager
+def needing_cryptography() -> Iterator[None]:
+    """Say how to install cryptography where an import of it fails.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"expected the library cryptography for signatures, got {error}; pip install 'smart-edge[sign]'"
+        ) from error

@@ -1,0 +1,228 @@
+"""Accuracy on images that nobody attacked but that are not as they should be: noise, blur, brightness, JPEG.
+
+The kinds follow Hendrycks and Dietterich (2019, arXiv 1903.12261), the strengths do not: this is a small set of our
+own, so its figures compare with each other, not with those on CIFAR-10-C or ImageNet-C.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from smart_common.errors import MissingExtraError
+from smart_eval.measure import Paths, chunk_seed, exactly, run_settings
+from smart_eval.records import Records, Right
+from smart_train.accuracy import Accuracy, classified_rightly, to_tensor
+from smart_train.chunks import CHUNK
+from smart_train.data.images import Labels, Pixels, Split
+from smart_train.masking.attack_mode import attack_mode
+
+SET = "smart-edge corruptions v1"
+"""The name of kinds and strengths together: other ones are another set."""
+
+_Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One kind of corruption.
+
+    Attributes:
+        name: in reports.
+        parameter: what its strength is called, with its unit.
+        strengths: by severity, 1 to 5.
+        change: images float32 (N, H, W, C) in [0, 1], strength and generator to images of that shape, in any range.
+    """
+
+    name: str
+    parameter: str
+    strengths: tuple[float, float, float, float, float]
+    change: Callable[[_Floats, float, np.random.Generator], _Floats]
+
+    def __call__(self, images: Pixels, *, severity: int, seed: int) -> Pixels:
+        """Return corrupted images, uint8 (N, H, W, C) as ``images``, rounded to the 8 bits of a camera.
+
+        Args:
+            images: uint8 (N, H, W, C).
+            severity: 1 to 5.
+            seed: of what is random, which is the same at each severity.
+
+        Raises:
+            MissingExtraError: it needs Pillow, which is not installed.
+        """
+        pixels = images.astype(np.float32) / np.float32(255)
+        changed = self.change(pixels, self.strengths[severity - 1], np.random.default_rng(seed))
+        found: Pixels = np.rint(np.clip(changed, 0, 1) * np.float32(255)).astype(np.uint8)
+        return found
+
+
+def _noise(images: _Floats, std: float, generator: np.random.Generator) -> _Floats:
+    return images + np.float32(std) * generator.standard_normal(images.shape, dtype=np.float32)
+
+
+def _blur(images: _Floats, sigma: float, _: np.random.Generator) -> _Floats:
+    from scipy.ndimage import gaussian_filter  # noqa: PLC0415  # few evaluations need it
+
+    # "reflect" repeats the border pixel, so no darkness and no other side of the picture comes in.
+    found: _Floats = gaussian_filter(images, sigma=(0, sigma, sigma, 0), mode="reflect", truncate=4.0)
+    return found
+
+
+def _brighter(images: _Floats, offset: float, _: np.random.Generator) -> _Floats:
+    return images + np.float32(offset)
+
+
+def _jpeg(images: _Floats, quality: float, _: np.random.Generator) -> _Floats:
+    image = _pillow()
+    found = np.empty_like(images)
+    # Pictures have one channel or three; of any other number each is a picture of its own.
+    groups = [slice(None)] if images.shape[3] in {1, 3} else [slice(c, c + 1) for c in range(images.shape[3])]
+    for number, pixels in enumerate(np.rint(images * np.float32(255)).astype(np.uint8)):
+        for channels in groups:
+            part = pixels[:, :, channels]
+            file = io.BytesIO()
+            picture = image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)
+            picture.save(file, "JPEG", quality=int(quality), subsampling="4:2:0")  # as cameras write it
+            with image.open(file, formats=["JPEG"]) as read:
+                found[number, :, :, channels] = np.asarray(read, dtype=np.float32).reshape(part.shape) / np.float32(255)
+    return found
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise MissingExtraError(
+            "expected Pillow for the corruption jpeg, got none; pip install 'smart-edge[image]' installs it"
+        ) from error
+    return Image
+
+
+CORRUPTIONS: tuple[Corruption, ...] = (
+    # From what a sensor has in the shade (5 of 255 levels) by doubling, 6 dB less signal to noise at each step.
+    Corruption("gaussian-noise", "standard deviation, pixels in [0, 1]", (0.02, 0.04, 0.08, 0.16, 0.32), _noise),
+    # From where a neighbour weighs 4%, by half as much again at each step.
+    Corruption("gaussian-blur", "standard deviation, pixels of the network's input", (0.4, 0.6, 0.9, 1.35, 2.0), _blur),
+    # In equal steps, to where the upper half of all values is white.
+    Corruption("brightness", "added, pixels in [0, 1]", (0.1, 0.2, 0.3, 0.4, 0.5), _brighter),
+    # 40%, 100%, 200%, 333% and 625% of the quantisation table of libjpeg (its jpeg_quality_scaling): about twice each.
+    Corruption("jpeg", "quality of libjpeg, 4:2:0", (80, 50, 25, 15, 8), _jpeg),
+)
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Which images each path gets right under one corruption, by path, bool (N,)."""
+
+    corruption: Corruption
+    severity: int
+    right: Mapping[str, Right]
+
+    def accuracy(self, path: str) -> Accuracy:
+        """Return the accuracy of a path."""
+        return Accuracy.of(self.right[path])
+
+    def record(self) -> dict[str, Any]:
+        """Return it for machines."""
+        return {
+            "set": SET,
+            "name": self.corruption.name,
+            "severity": self.severity,
+            "parameter": self.corruption.strengths[self.severity - 1],
+            "parameter_meaning": self.corruption.parameter,
+            "paths": {path: self.accuracy(path).record for path in self.right},
+        }
+
+
+STEPS = sum(len(corruption.strengths) for corruption in CORRUPTIONS)
+"""How often each image is classified by each path."""
+
+
+def check_corruptions() -> None:
+    """Raise MissingExtraError if something is missing that `measure_corruptions` needs."""
+    _pillow()
+
+
+def measure_corruptions(
+    net: Paths,
+    split: Split,
+    *,
+    seed: int,
+    records: Records,
+    about: Mapping[str, Any],
+    chunk: int = CHUNK,
+    device: torch.device | str = "cpu",
+    done: Callable[[str, str, int], None] = lambda _, __, ___: None,
+) -> list[Corrupted]:
+    """Return what each path gets right under each corruption of `CORRUPTIONS`, at each severity.
+
+    The arguments are those of `measure`; the noise is the same for each path and, but for its strength, each severity.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
+    check_corruptions()
+    about = {**run_settings(about, seed=seed, chunk=chunk, split=split), "set": SET}
+    results = []
+    with exactly(), ExitStack() as held:
+        models = {path: net.path(path) for path in net.path_names}
+        for model in models.values():
+            held.enter_context(attack_mode(model))
+        for corruption in CORRUPTIONS:
+            for severity, strength in enumerate(corruption.strengths, start=1):
+                right: dict[str, list[Right]] = {path: [] for path in models}
+                for number, start in enumerate(range(0, len(split), chunk)):
+                    labels = split.labels[start : start + chunk]
+                    corrupted = cache(  # made once for all paths, and not at all where all is known
+                        partial(
+                            corruption,
+                            split.images[start : start + chunk],
+                            severity=severity,
+                            seed=chunk_seed(seed, corruption.name, number),
+                        )
+                    )
+                    for path, model in models.items():
+                        key = {
+                            **about,
+                            "path": path,
+                            "corruption": corruption.name,
+                            "severity": severity,
+                            "parameter": strength,
+                            "chunk": number,
+                        }
+                        judge = partial(_right, model, corrupted, labels, device=device)
+                        right[path].append(records.of(key, count=len(labels), judge=judge))
+                        done(path, f"{corruption.name} {severity}", len(labels))
+                found = {path: np.concatenate(parts) for path, parts in right.items()}
+                results.append(Corrupted(corruption, severity, found))
+    return results
+
+
+def _right(
+    model: torch.nn.Module, corrupted: Callable[[], Pixels], labels: Labels, *, device: torch.device | str
+) -> Right:
+    images = to_tensor(torch.from_numpy(corrupted()).to(device))
+    right: Right = classified_rightly(model, images, torch.from_numpy(labels).to(device)).cpu().numpy()
+    return right
+
+
+def table(measured: Sequence[tuple[str, Sequence[Corrupted]]]) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows for people, of models by name: a row for each path and kind."""
+    several = len(measured) > 1
+    severities = [str(severity) for severity in range(1, len(CORRUPTIONS[0].strengths) + 1)]
+    rows = []
+    for model, found in measured:
+        for path in found[0].right:
+            for corruption in CORRUPTIONS:
+                figures = [str(one.accuracy(path)) for one in found if one.corruption is corruption]
+                rows.append([*([model] if several else []), path, corruption.name, *figures])
+    columns = [*(["model"] if several else []), "path", "corruption", *severities]
+    return f"{SET}, by severity, 95% intervals", columns, rows

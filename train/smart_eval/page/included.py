@@ -1,0 +1,245 @@
+"""Saved results of smart-export and smart-bench, read for the page; the files may come from anyone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smart_common.documents import Reader, parse_document
+from smart_runtime.bench.saved import MAX_BYTES
+from smart_train.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """One graph as smart-bench measured it, its speed-up and MACs ``against`` another; None where it did not say."""
+
+    graph: str
+    bundle: str | None
+    digest: str | None
+    precision: str | None
+    median_ms: float
+    p90_ms: float
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    mac_ratio: float | None
+    bytes: int
+    power_w: float | None
+    energy_mj: float | None
+    agrees: bool
+    against: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """How long it took to change paths, until the first result of the new one, and to load a model instead."""
+
+    median_ms: float
+    first_result_ms: float
+    cold_load_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A result of smart-bench: its rows, what they were measured with and on, what to know about them."""
+
+    file: str
+    rows: Sequence[Speed]
+    against: str | None
+    device: str
+    conditions: Mapping[str, str]
+    switch: Switch | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """How much accuracy an export cost, as fractions: positive is a loss; its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One graph as smart-export wrote it; no drop where nothing was judged."""
+
+    name: str
+    density: float | None
+    macs: int
+    dense_macs: int
+    parameters: int
+    bytes: int
+    clean_drop: Drop | None
+    robust_drop: Drop | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A result of smart-export; digests are None in those of older versions."""
+
+    file: str
+    bundle: str
+    target: str
+    profile: str
+    precision: str
+    graphs: Sequence[Graph]
+    checkpoint_digest: str | None
+    bundle_digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Included:
+    """All that was given beside the models."""
+
+    benches: Sequence[Bench] = ()
+    exports: Sequence[Export] = ()
+
+
+def read_included(files: Sequence[Path]) -> Included:
+    """Return what the files hold, each told by its keys.
+
+    Raises:
+        ConfigError: a file is missing, too large, damaged, or no result of smart-export or smart-bench.
+        OSError: the system cannot read one.
+    """
+    found = [_read(file) for file in files]
+    return Included(
+        benches=tuple(one for one in found if isinstance(one, Bench)),
+        exports=tuple(one for one in found if isinstance(one, Export)),
+    )
+
+
+def _read(file: Path) -> Bench | Export:
+    name = str(file)
+    expected = "expected a result of smart-export --json or smart-bench --json"
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "something else" if file.exists() else "nothing there"
+        raise ConfigError(f"{expected} at {name!r}, got {what}; check the name")
+    with file.open("rb") as opened:
+        data = opened.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{expected} of at most {MAX_BYTES} bytes in {name!r}, got more; check the name")
+
+    def damaged(what: str) -> ConfigError:
+        return ConfigError(f"{name!r} is no result of smart-export --json or smart-bench --json: {what}; save it again")
+
+    root = parse_document(data, damaged=damaged)
+    if {"rows", "engine", "environment"} <= set(root.keys):
+        return _bench(root, name)
+    if {"bundle", "target", "paths", "precision"} <= set(root.keys):
+        return _export(root, name)
+    kind = "one of smart-eval, which --include does not take" if "models" in root.keys else "something else"
+    raise ConfigError(f"{expected} in {name!r}, got {kind}; save what those commands print")
+
+
+def _bench(root: Reader, name: str) -> Bench:
+    digests = {entry.string("bundle"): entry.string("digest") for entry in root.objects("bundles")}
+    reference = None if root.value("reference") is None else root.object("reference").string("name")
+    rows = tuple(_speed(entry, digests, against=reference) for entry in root.objects("rows"))
+    if not rows:
+        raise root.wrong("rows", "the rows of a comparison")
+    environment = root.object("environment")
+    energy = None if root.value("energy") is None else root.object("energy")
+    conditions = {
+        "engine": root.string("engine"),
+        "batch": str(root.integer("batch", low=1)),
+        "threads": str(root.integer("threads", low=1)),
+        "usable cores": str(environment.integer("usable_cores", low=1)),
+        "governor": environment.optional_string("governor") or "unknown",
+        "power mode": environment.optional_string("power_mode") or "unknown",
+        **{f"{package} version": found for package, found in environment.object("versions").texts().items()},
+    }
+    if energy is not None:
+        source, unknown = energy.optional_string("source"), energy.optional_string("unknown")
+        conditions["energy"] = f"by {source}" if source else f"unknown: {unknown}" if unknown else "unknown"
+    return Bench(
+        file=name,
+        rows=rows,
+        against=reference,
+        device=f"{environment.string('cpu')}, {environment.string('machine')}",
+        conditions=conditions,
+        switch=None if root.value("switch") is None else _switch(root.object("switch")),
+    )
+
+
+def _switch(switch: Reader) -> Switch:
+    return Switch(
+        median_ms=switch.positive("median_us") / 1000,
+        first_result_ms=switch.positive("first_result_ms"),
+        cold_load_ms=switch.positive("cold_load_ms"),
+    )
+
+
+def _speed(entry: Reader, digests: Mapping[str, str], *, against: str | None) -> Speed:
+    bundle = entry.optional_string("bundle")
+    return Speed(
+        graph=entry.string("name"),
+        bundle=bundle,
+        digest=None if bundle is None else digests.get(bundle),
+        precision=entry.optional_string("precision"),
+        median_ms=entry.positive("median_ms"),
+        p90_ms=entry.positive("p90_ms"),
+        speedup=entry.optional_number("speedup"),
+        speedup_low=entry.optional_number("speedup_low"),
+        speedup_high=entry.optional_number("speedup_high"),
+        mac_ratio=entry.optional_number("mac_ratio"),
+        bytes=entry.integer("bytes", low=0),
+        power_w=entry.optional_number("power_w"),
+        energy_mj=entry.optional_number("energy_mj"),
+        agrees=entry.value("solo_agrees") is not False,
+        against=against,
+    )
+
+
+def _export(root: Reader, name: str) -> Export:
+    gate = root.optional_object("gate") or {}
+    paths = root.object("paths")
+    graphs = [
+        _graph(path, paths.object(path), root.object("gate").object(path) if path in gate else None)
+        for path in paths.keys
+    ]
+    if root.value("baseline") is not None:
+        baseline = root.object("baseline")
+        graphs.append(_graph(baseline.string("name"), baseline, None))
+    return Export(
+        file=name,
+        bundle=root.string("bundle"),
+        target=root.string("target"),
+        profile=root.string("profile"),
+        precision=root.string("precision"),
+        graphs=tuple(graphs),
+        checkpoint_digest=root.optional_string("checkpoint_digest"),
+        bundle_digest=root.optional_string("bundle_digest"),
+    )
+
+
+def _graph(name: str, entry: Reader, gate: Reader | None) -> Graph:
+    return Graph(
+        name=name,
+        density=entry.fraction("density"),
+        macs=entry.integer("macs", low=0),
+        dense_macs=entry.integer("dense_macs", low=0),
+        parameters=entry.integer("parameters", low=0),
+        bytes=entry.integer("bytes", low=0),
+        clean_drop=None if gate is None else _drop(gate, "clean_accuracy"),
+        robust_drop=None if gate is None else _drop(gate, "robust_accuracy"),
+    )
+
+
+def _drop(gate: Reader, key: str) -> Drop | None:
+    found = gate.optional_object(key)
+    if found is None:
+        return None
+    ends = [_signed(gate.object(key), name) for name in ("drop", "low", "high")]
+    return Drop(value=ends[0], low=ends[1], high=ends[2])
+
+
+def _signed(entry: Reader, key: str) -> float:
+    value: Any = entry.value(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+        raise entry.wrong(key, "a number in [-1, 1]")
+    return float(value)

@@ -1,0 +1,145 @@
+"""Results of an evaluation, kept as they come: one line of JSON for each chunk of images, path and attack.
+
+Each line says all that its result depends on, so a run that goes on takes what is its own, whatever else is there.
+Processes that share a run append to one file, a line in one write each.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_eval.shards import ALONE, Shards
+from smart_train.errors import ConfigError
+
+Right = npt.NDArray[np.bool_]
+
+_RIGHT = "right"
+_MARKS = "01"
+
+
+class Records:
+    """The results so far, by what they depend on; written to ``file`` line by line if there is one.
+
+    Args:
+        file: where to keep them; None keeps them in memory only.
+        resume: take what ``file`` holds; else there must be no such file.
+        shards: the processes that share the run; each opens its records at the same point of it.
+
+    Raises:
+        ConfigError: there is such a file without ``resume``, it holds something else, or another run writes it.
+        OSError: the system cannot read or write it.
+    """
+
+    def __init__(
+        self, file: str | os.PathLike[str] | None = None, *, resume: bool = False, shards: Shards = ALONE
+    ) -> None:
+        self._known: dict[str, Right] = {}
+        self._output: BinaryIO | None = None
+        self._shards = shards
+        if file is None:
+            return
+        file = Path(file)
+        if shards.first:
+            if not resume and file.exists():
+                raise ConfigError(f"expected no file {file}, got one; go on with it by --resume, or name another")
+            self._output = _alone(file)
+        shards.wait()
+        try:
+            self._read(file)
+            self._output = self._output or file.open("ab", buffering=0)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        shards.wait()  # so that nobody reads what another one has begun to write
+
+    def __enter__(self) -> Records:
+        """Return itself."""
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        """Close the file."""
+        if self._output is not None:
+            self._output.close()
+
+    def of(self, key: Mapping[str, Any], *, count: int, judge: Callable[[], Right]) -> Right:
+        """Return which images of a chunk were right, bool (count,): as it is known, or as ``judge`` finds it now.
+
+        Of a chunk that another process takes, and that is not known, it returns that none is, and keeps nothing:
+        after `unite` it is known.
+
+        Args:
+            key: what the result depends on, in values that JSON has; ``chunk`` is the chunk's number.
+            count: of images.
+            judge: returns the result.
+
+        Raises:
+            OSError: the system cannot write it.
+        """
+        text = json.dumps(key, sort_keys=True)
+        found = self._known.get(text)
+        if found is not None and len(found) == count:
+            return found
+        if not self._shards.takes(key["chunk"]):
+            return np.zeros(count, dtype=np.bool_)
+        right = judge()
+        self._known[text] = right
+        if self._output is not None:  # what is written survives if this process is killed
+            marks = "".join(_MARKS[int(one)] for one in right)
+            line = json.dumps({**key, _RIGHT: marks}).encode() + b"\n"
+            written = self._output.write(line)
+            if written != len(line):  # the next one would be glued to it; what is torn at the end is cut off
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._output.name)
+        return right
+
+    def unite(self) -> None:
+        """Take in what the other processes know; each calls it at the same point of the run."""
+        self._known = self._shards.united(self._known)
+
+    def _read(self, file: Path) -> None:
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if content and not whole:  # the first line is either whole or nobody knows whose it is
+            raise ConfigError(f"expected results of smart-eval in {file}, got no whole line; name another file")
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
+            found = _parsed(line)
+            if found is None:
+                raise ConfigError(
+                    f"expected results of smart-eval in {file}, got something else in line {number}; name another file"
+                )
+            self._known[found[0]] = found[1]
+        if whole < len(content):  # a run that was killed as it wrote
+            with file.open("r+b") as damaged:
+                damaged.truncate(whole)
+
+
+def _alone(file: Path) -> BinaryIO:
+    """Open ``file`` to append; raise ConfigError if another run has it open."""
+    output = file.open("ab", buffering=0)
+    try:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, also by a kill
+    except BlockingIOError:
+        output.close()
+        raise ConfigError(f"expected no other run that writes {file}, got one; wait for it, or name another") from None
+    return output
+
+
+def _parsed(line: bytes) -> tuple[str, Right] | None:
+    """Return what a line's result depends on, and the result; None if it holds something else."""
+    try:
+        record = json.loads(line)
+        marks = record.pop(_RIGHT)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None
+    if not isinstance(marks, str) or not marks or set(marks) - set(_MARKS):
+        return None
+    return json.dumps(record, sort_keys=True), np.array([mark == "1" for mark in marks])

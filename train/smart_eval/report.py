@@ -1,0 +1,209 @@
+"""What smart-eval says of the models that it measured: one document for machines, one table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from smart_eval.bundles import Replay
+from smart_eval.checks import Check
+from smart_eval.corruptions import Corrupted
+from smart_eval.named import CLEAN, NamedAttack
+from smart_eval.records import Right
+from smart_eval.threats import Threats
+from smart_train.accuracy import Accuracy
+from smart_train.data.images import Labels
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model with what was found.
+
+    Attributes:
+        model: its file, or a bundle's folder.
+        digest: SHA-256 of the file, or of a bundle's checksums.
+        eps: the radius of every attack, in pixel units.
+        attacks: that were made.
+        right: by path, by attack, ``clean`` included, which images were right, bool (N,).
+        labels: of the images, int64 (N,).
+        class_names: one a class, in the order of the labels.
+        seed: of the attacks and of the choice of images.
+        chunk: images that were attacked together; with the seed it determines all that is random.
+        indices: of the test images that were chosen, None for all.
+        kind: what ``model`` is.
+        precision: that it computes in.
+        engine: what computes it.
+        threat_model: a sentence of what the attacker knows and may do.
+        threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
+        corruptions: what it gets right under each corruption; None where nobody asked.
+        replay: by path, what a bundle makes of the samples of its source; None without one.
+        checks: for hidden gradients; none where nobody asked.
+        eps_curve: the accuracy over eps, from `smart_eval.checks.eps_curve`.
+    """
+
+    model: Path
+    digest: str
+    eps: float
+    attacks: Sequence[NamedAttack]
+    right: Mapping[str, Mapping[str, Right]]
+    labels: Labels
+    class_names: Sequence[str]
+    seed: int
+    chunk: int
+    indices: npt.NDArray[np.int64] | None
+    kind: Literal["checkpoint", "bundle"]
+    precision: str
+    engine: str
+    threat_model: str
+    threats: Threats | None = None
+    replay: Mapping[str, Replay] | None = None
+    corruptions: Sequence[Corrupted] | None = None
+    checks: Sequence[Check] = ()
+    eps_curve: Mapping[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of what was made of the images: ``clean``, then the attacks."""
+        return [CLEAN, *(attack.name for attack in self.attacks)]
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a check failed."""
+        return any(check.passed is False for check in self.checks)
+
+    @property
+    def examples(self) -> int:
+        """How many images."""
+        return len(next(iter(self.right.values()))[CLEAN])
+
+    def accuracy(self, path: str, attack: str) -> Accuracy:
+        """Return the accuracy of a path under one attack, or ``clean``."""
+        return Accuracy.of(self.right[path][attack])
+
+    def worst(self, path: str) -> Accuracy:
+        """Return the accuracy of a path where each image meets the worst of all attacks for it."""
+        return Accuracy.of(self._withstands(path))
+
+    def _withstands(self, path: str) -> Right:
+        found: Right = np.logical_and.reduce([*self.right[path].values()])
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """Return it for machines."""
+        return {
+            "model": str(self.model),
+            "kind": self.kind,
+            "digest": self.digest,
+            "precision": self.precision,
+            "engine": self.engine,
+            "attacks": [attack.record for attack in self.attacks],
+            "eps": self.eps,
+            "norm": "Linf",
+            "threat_model": self.threat_model,
+            "examples": self.examples,
+            "example_indices": None if self.indices is None else self.indices.tolist(),
+            "seed": self.seed,
+            "chunk": self.chunk,
+            "split": "test",
+            "classes": [self._class(int(label)) for label in np.unique(self.labels)],
+            "paths": {path: self._path(path) for path in self.right},
+            **({} if self.threats is None else {"threats": self.threats.document()}),
+            **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
+            **({} if self.corruptions is None else {"corruptions": [one.record() for one in self.corruptions]}),
+            **self._checked(),
+        }
+
+    def _checked(self) -> dict[str, Any]:
+        if not self.checks:
+            return {}
+        checks = [check.document() for check in self.checks]
+        curve = {} if self.eps_curve is None else {"eps_curve": self.eps_curve}
+        return {"suspect": self.suspect, "checks": checks, **curve}
+
+    def _class(self, label: int) -> dict[str, Any]:
+        own = self.labels == label
+        return {
+            "name": self.class_names[label],
+            "label": label,
+            "examples": int(own.sum()),
+            "paths": {
+                path: _clean_and_worst(Accuracy.of(right[CLEAN][own]), Accuracy.of(self._withstands(path)[own]))
+                for path, right in self.right.items()
+            },
+        }
+
+    def _path(self, path: str) -> dict[str, Any]:
+        return {
+            **_clean_and_worst(self.accuracy(path, CLEAN), self.worst(path)),
+            "attacks": {attack.name: self.accuracy(path, attack.name).record for attack in self.attacks},
+        }
+
+
+def _clean_and_worst(clean: Accuracy, worst: Accuracy) -> dict[str, Any]:
+    return {
+        "clean_accuracy": clean.value,
+        "clean_interval": list(clean.interval),
+        "robust_accuracy": worst.value,
+        "robust_interval": list(worst.interval),
+    }
+
+
+def document(measured: Sequence[Measured]) -> dict[str, Any]:
+    """Return all models for machines; of a single one its own keys stand at the top too, as before there were more."""
+    models = [one.document() for one in measured]
+    if len(measured) > 1:
+        return {"models": models}
+    (one,), (only,) = measured, models
+    attacks = [attack.record for attack in one.attacks]
+    single = {}
+    if len(attacks) == 1 and "steps" in attacks[0]:
+        single["attack"] = {"name": "pgd", **{key: attacks[0][key] for key in ("eps", "steps", "restarts")}}
+    return {
+        "models": models,
+        only["kind"]: only["model"],
+        **single,
+        **{key: only[key] for key in ("examples", "seed", "split", "paths")},
+    }
+
+
+def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows for people; a model has no figure under an attack that was not made on it."""
+    first = measured[0]
+    names = list(dict.fromkeys(name for one in measured for name in one.names))
+    several = len(measured) > 1
+    radii = {f"{one.eps:.4g}" for one in measured}
+    counts = {str(one.examples) for one in measured}
+    title = (
+        f"{f'{len(measured)} models' if several else first.model}: {', '.join(sorted(counts))} test images, "
+        f"{', '.join(names[1:]) or 'no attack'}, eps {', '.join(sorted(radii))}, seed {first.seed}, 95% intervals"
+    )
+    worst = ["worst of all"] if len(names) > 2 else []
+    columns = [*(["model"] if several else []), "path", *names, *worst]
+    rows = []
+    for one in measured:
+        for path in one.right:
+            figures = [str(one.accuracy(path, name)) if name in one.names else "" for name in names]
+            rows.append([*([str(one.model)] if several else []), path, *figures, *[str(one.worst(path))] * len(worst)])
+    return title, columns, rows
+
+
+def replay_table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows of what bundles make of their source's samples."""
+    columns = ["bundle", "path", "clean: source", "graph", "adversarial: source", "graph", "same class", "difference"]
+    rows = [
+        [
+            f"{one.model} ({one.precision})",
+            path,
+            *(f"{who[kind].value:.3f}" for kind in ("clean", "adversarial") for who in (found.source, found.graph)),
+            f"{found.same_class.value:.3f}",
+            f"{found.max_rel_diff:.1e}",
+        ]
+        for one in measured
+        for path, found in (one.replay or {}).items()
+    ]
+    return "the samples of the source, and adversarial ones made on its masked path", columns, rows

@@ -1,0 +1,1 @@
+"""``ckpt.pt``: how it is written and read, and the images that travel in it."""

@@ -1,0 +1,171 @@
+"""Remove channels from a plain network along whole groups."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from smart_train.masking.groups import Group
+
+
+Part: TypeAlias = "nn.Module | nn.Parameter"
+"""What a channel can live in: a layer, or a parameter that no layer of torch's own holds (a layer scale, say)."""
+
+
+def parts(network: nn.Module) -> dict[str, Part]:
+    """Return the modules of ``network`` and its parameters, by name."""
+    return {**dict(network.named_modules()), **dict(network.named_parameters())}
+
+
+def parameter_axis(parameter: nn.Parameter) -> int | None:
+    """Return the one axis of a free parameter that is longer than 1, where its channels are; None if there is none."""
+    long = [axis for axis, length in enumerate(parameter.shape) if length > 1]
+    return long[0] if len(long) == 1 else None
+
+
+def axis_length(part: Part, side: str) -> int:
+    """Return how many channels ``part`` has on its ``in`` or ``out`` side."""
+    if isinstance(part, nn.Conv2d):
+        return part.in_channels if side == "in" else part.out_channels
+    if isinstance(part, nn.Linear):
+        return part.in_features if side == "in" else part.out_features
+    if isinstance(part, nn.BatchNorm2d):
+        return part.num_features
+    if isinstance(part, nn.LayerNorm):
+        return part.normalized_shape[-1]
+    if isinstance(part, nn.Parameter):
+        return part.numel()
+    raise TypeError(f"a {type(part).__name__} has no channels of its own")
+
+
+def is_depthwise(module: object) -> bool:
+    """Whether ``module`` is a convolution with one filter for each of its channels."""
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
+
+
+def is_grouped(module: object) -> bool:
+    """Whether ``module`` is a convolution whose filters read a share of the channels each, but no depthwise one."""
+    return isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module)
+
+
+def has_plain_inputs(module: object) -> bool:
+    """Whether ``module`` is a linear layer or a convolution, or a subclass of one, each of whose filters reads all."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+def has_whole_filter_groups(convolution: nn.Conv2d, *, inputs: Tensor, outputs: Tensor) -> bool:
+    """Whether each row of ``inputs`` and ``outputs`` (int64, (rows, any)) is whole filter groups, the same in both."""
+
+    def counts(indices: Tensor, share: int) -> Tensor:
+        """Return, for each row and filter group, the fraction of the group's channels that the row names."""
+        zeros = torch.zeros(len(indices), convolution.groups)
+        return zeros.scatter_add(1, indices // share, torch.ones(indices.shape)) / share
+
+    read = counts(inputs, convolution.in_channels // convolution.groups)
+    made = counts(outputs, convolution.out_channels // convolution.groups)
+    return bool(((read == 0) | (read == 1)).all()) and torch.equal(read, made)
+
+
+def kept_channels(
+    modules: Mapping[str, Part], groups: Sequence[Group], keeps: Sequence[Tensor]
+) -> dict[tuple[str, str], Tensor]:
+    """Return, for every (module name, side) that a group touches, which channels stay: bool (channels,).
+
+    Args:
+        modules: what to look at of the network's :func:`parts`, by name; what a group has elsewhere is left out.
+        groups: the groups, in the order of ``keeps``.
+        keeps: bool (group size,) a group.
+    """
+    kept: dict[tuple[str, str], Tensor] = {}
+    for group, keep in zip(groups, keeps, strict=True):
+        for member in group.members:
+            if member.module not in modules:
+                continue
+            sides = ("in", "out") if member.axis == "channel" else (member.axis,)
+            for side in sides:
+                length = axis_length(modules[member.module], side)
+                mask = kept.setdefault((member.module, side), torch.ones(length, dtype=torch.bool))
+                mask[member.indices[~keep.cpu()]] = False
+    return kept
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().clone())
+
+
+def _slice_(module: nn.Module, *, keep_in: Tensor | None, keep_out: Tensor | None) -> None:
+    if isinstance(module, nn.BatchNorm2d):
+        assert keep_out is not None
+        module.num_features = int(keep_out.sum())
+        module.weight = _parameter(module.weight[keep_out])
+        module.bias = _parameter(module.bias[keep_out])
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        module.running_mean = module.running_mean[keep_out].clone()
+        module.running_var = module.running_var[keep_out].clone()
+        return
+    if isinstance(module, nn.LayerNorm):
+        assert keep_out is not None
+        module.normalized_shape = (int(keep_out.sum()),)
+        module.weight = _parameter(module.weight[keep_out])
+        if module.bias is not None:
+            module.bias = _parameter(module.bias[keep_out])
+        return
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    weight = module.weight
+    if keep_out is not None:
+        weight = weight[keep_out]
+        if module.bias is not None:
+            module.bias = _parameter(module.bias[keep_out])
+    if isinstance(module, nn.Conv2d) and module.groups > 1:  # whole filter groups, of one channel each if depthwise
+        assert keep_in is not None
+        assert keep_out is not None
+        module.groups = module.groups * int(keep_out.sum()) // module.out_channels
+        module.in_channels, module.out_channels = int(keep_in.sum()), int(keep_out.sum())
+        module.weight = _parameter(weight)
+        return
+    if keep_in is not None:
+        weight = weight[:, keep_in]
+    module.weight = _parameter(weight)
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = weight.shape[:2]
+    else:
+        module.out_features, module.in_features = weight.shape
+
+
+def _slice_parameter_(network: nn.Module, name: str, keep: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    parameter = network.get_parameter(name)
+    axis = parameter_axis(parameter)
+    kept = parameter if axis is None else parameter.index_select(axis, torch.nonzero(keep).flatten())
+    setattr(network.get_submodule(owner), attribute, _parameter(kept))
+
+
+def slice_network(network: nn.Module, groups: Sequence[Group], keeps: Sequence[Tensor]) -> nn.Module:
+    """Return a copy of a plain ``network`` with only the channels that ``keeps`` names in each group.
+
+    Args:
+        network: a plain network; masks must be multiplied in before.
+        groups: where the channels live.
+        keeps: bool (group size,) a group.
+    """
+    result = copy.deepcopy(network)
+    slice_network_(result, groups, keeps)
+    return result
+
+
+def slice_network_(network: nn.Module, groups: Sequence[Group], keeps: Sequence[Tensor]) -> None:
+    """Do what :func:`slice_network` does to ``network`` itself."""
+    found = parts(network)
+    kept = kept_channels(found, groups, keeps)
+    for name in dict.fromkeys(name for name, _ in kept):
+        part = found[name]
+        if isinstance(part, nn.Parameter):
+            _slice_parameter_(network, name, kept[name, "out"])
+        else:
+            _slice_(part, keep_in=kept.get((name, "in")), keep_out=kept.get((name, "out")))

@@ -1,0 +1,213 @@
+"""How the masks of single weights are found, beside those of channels: the part of the mask learner for weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from smart_train.masking.layers import Expert
+from smart_train.masking.network import SmartNetwork
+from smart_train.masking.plan import MOMENTUM, MaskPlan, gradual_count, strongest
+from smart_train.masking.weight_masks import Blocks, keep_pattern
+
+_Means = dict[str, dict[str, Tensor]]  # per path and layer
+
+
+class WeightMaskLearner:
+    """Moves the weight masks of every path of ``net``; the channel masks must have moved before.
+
+    In ``gradual`` they are chosen anew at each update, from all weights of a layer: what is masked keeps its value (on
+    the other path it may be in use) and may come back while others shrink, as in Zhu and Gupta 2017, arXiv 1710.01878.
+    With a pattern, the schedule says how many weights stay in all: the N strongest of each block always do, and of the
+    others the strongest. In ``regrow`` weights are replaced inside of their blocks.
+
+    A weight's magnitude is its absolute value times the root mean square of its input on the path (Wanda, Sun et al.
+    2023, arXiv 2306.11695): the absolute value alone is the same on all paths, and so would be their masks.
+
+    Args:
+        net: its structure says how many weights are kept.
+        plan: the mode and the score.
+        generator: of random starts, on the CPU.
+        from_weights: start from the absolute values of the weights instead, as they were trained before.
+    """
+
+    def __init__(
+        self, net: SmartNetwork, *, plan: MaskPlan, generator: torch.Generator, from_weights: bool = False
+    ) -> None:
+        self._net = net
+        self._plan = plan
+        self._hooks: list[RemovableHandle] = []
+        moves = plan.mode != "static"
+        # Running means: of |dL/dm|, of dL/dm, and of the square of each input channel.
+        self._absolute = self._means(lambda w: w, wanted=moves and plan.score == "gradient")
+        self._signed = self._means(lambda w: w, wanted=plan.mode == "regrow")
+        by_size = moves and plan.score == "magnitude"
+        self._power = self._means(lambda w: w.movedim(1, 0).flatten(1)[:, 0], wanted=by_size)
+        if plan.mode != "gradual":
+            self._start(generator, from_weights=from_weights)
+
+    def _means(self, part: Callable[[Tensor], Tensor], *, wanted: bool) -> _Means:
+        layers = self._net.weight_layers if wanted else ()
+        paths = self._net.path_names
+        return {path: {name: torch.zeros_like(part(self._weight(path, name))) for name in layers} for path in paths}
+
+    def _layer(self, path: str, name: str) -> Expert:
+        layer = self._net.path(path).network.get_submodule(name)
+        assert isinstance(layer, Expert)
+        return layer
+
+    def _weight(self, path: str, name: str) -> Tensor:
+        weight = self._layer(path, name).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def _start(self, generator: torch.Generator, *, from_weights: bool) -> None:
+        for path in self._net.path_names:
+            for name in self._net.weight_layers:
+                weight = self._weight(path, name)
+                chance = torch.rand(weight.shape, generator=generator).to(weight.device)
+                scores = weight.abs() if from_weights else chance
+                self._net.set_weight_mask(path, name, self._chosen(path, name, scores, progress=1.0))
+
+    def _blocks(self, path: str, name: str) -> Blocks | None:
+        pattern = self._net.structure.removes.pattern
+        if pattern is None:
+            return None
+        keep_in = self._net.kept_inputs(path)[name]
+        weight = self._weight(path, name)
+        return Blocks(weight.shape, keep_in=keep_in.to(weight.device), m=pattern.m)
+
+    def _chosen(self, path: str, name: str, scores: Tensor, *, progress: float) -> Tensor:
+        """Return the mask of the weights with the highest ``scores``, as many as stay at ``progress``."""
+        structure = self._net.structure
+        blocks = self._blocks(path, name)
+        if blocks is None:
+            size = scores.numel()
+            count = gradual_count(size, target=structure.kept_weights(size), progress=progress)
+            flat = scores.flatten()
+            return strongest(flat, among=torch.ones_like(flat, dtype=torch.bool), count=count).view_as(scores)
+        assert structure.removes.pattern is not None
+        rows = blocks.rows(scores)
+        count = gradual_count(rows.numel(), target=structure.kept_weights(rows.numel()), progress=progress)
+        return blocks.mask(keep_pattern(rows, n=structure.removes.pattern.n, count=count))
+
+    def watch(self, moving: bool) -> None:
+        """Collect what the scores need while the masks are ``moving``; call it after each move.
+
+        A gate copies its mask when it is made. Inputs are looked at in training mode only: an attack runs in eval mode.
+        """
+        gates = moving and any(self._absolute[path] or self._signed[path] for path in self._net.path_names)
+        for path in self._net.path_names:
+            for name in self._net.weight_layers:
+                self._layer(path, name).watch_weight_gate(gates)
+        if not moving:
+            for handle in self._hooks:
+                handle.remove()
+            self._hooks = []
+        elif not self._hooks:
+            self._hooks = [
+                self._layer(path, name).register_forward_pre_hook(_power_hook(mean))
+                for path, means in self._power.items()
+                for name, mean in means.items()
+            ]
+
+    def after_backward(self) -> None:
+        """Take in the gate gradients of this step."""
+        for path in self._net.path_names:
+            for name in self._net.weight_layers:
+                gate = self._layer(path, name).weight_gate
+                if gate is None or gate.grad is None:
+                    continue
+                # With 16-mixed a step whose scaled loss overflows is skipped: its infinities must not stay here.
+                gradient = torch.nan_to_num(gate.grad, nan=0.0, posinf=0.0, neginf=0.0)
+                if name in self._absolute[path]:
+                    self._absolute[path][name].mul_(MOMENTUM).add_(gradient.abs(), alpha=1 - MOMENTUM)
+                if name in self._signed[path]:
+                    self._signed[path][name].mul_(MOMENTUM).add_(gradient)
+                gate.grad = None
+
+    def shrink(self, progress: float) -> None:
+        """Choose every mask anew with as many weights as stay at ``progress`` in [0, 1]."""
+        for path in self._net.path_names:
+            for name in self._net.weight_layers:
+                mask = self._chosen(path, name, self._scores(path, name), progress=progress)
+                self._net.set_weight_mask(path, name, mask)
+
+    def replace(self, rate: float) -> None:
+        """Remove the weakest of the kept weights, ``rate`` of them, and grow the most wanted ones instead.
+
+        With a pattern at most one weight a block is replaced, by one of the same block.
+        """
+        for path in self._net.path_names:
+            for name in self._net.weight_layers:
+                mask = self._net.weight_mask(path, name)
+                scores, wanted = self._scores(path, name), self._signed[path][name].abs()
+                blocks = self._blocks(path, name)
+                if blocks is None:
+                    replaced = _replaced(mask.flatten(), scores.flatten(), wanted.flatten(), rate=rate).view_as(mask)
+                else:
+                    pattern = self._net.structure.removes.pattern
+                    assert pattern is not None
+                    rows = (blocks.rows(mask), blocks.rows(scores), blocks.rows(wanted))
+                    replaced = blocks.mask(_replaced_in_blocks(*rows, n=pattern.n, rate=rate))
+                self._net.set_weight_mask(path, name, replaced)
+
+    def _scores(self, path: str, name: str) -> Tensor:
+        if self._plan.score == "gradient":
+            return self._absolute[path][name]
+        weight, power = self._weight(path, name), self._power[path][name]
+        return weight.abs() * power.sqrt().view(1, -1, *[1] * (weight.dim() - 2))
+
+    def state(self) -> dict[str, Any]:
+        """Return what resuming needs beside the masks themselves."""
+        return {"absolute": self._absolute, "signed": self._signed, "power": self._power}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state` returned."""
+        for key, means in self.state().items():
+            for path, layers in means.items():
+                for name, mean in layers.items():
+                    mean.copy_(state[key][path][name])
+
+
+def _power_hook(mean: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Return a hook that takes each input channel's mean square into the running ``mean`` (in,)."""
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not layer.training:
+            return
+        features = inputs[0].detach().float()
+        axis = -1 if isinstance(layer, nn.Linear) else 1
+        power = features.square().movedim(axis, 0).flatten(1).mean(dim=1)
+        mean.mul_(MOMENTUM).add_(torch.nan_to_num(power, nan=0.0, posinf=0.0), alpha=1 - MOMENTUM)
+
+    return hook
+
+
+def _replaced(mask: Tensor, scores: Tensor, wanted: Tensor, *, rate: float) -> Tensor:
+    """Return ``mask`` (bool, (count,)) with ``rate`` of what it keeps replaced."""
+    kept = int(mask.sum())
+    moved = min(int(rate * kept), mask.numel() - kept)
+    survivors = strongest(scores, among=mask, count=kept - moved)
+    return survivors | strongest(wanted, among=~survivors, count=moved)
+
+
+def _replaced_in_blocks(mask: Tensor, scores: Tensor, wanted: Tensor, *, n: int, rate: float) -> Tensor:
+    """Return a mask (bool, (blocks, m)) that keeps ``n`` of each block, what ``mask`` keeps coming first.
+
+    Channels that have moved put other weights together: a block may have more or fewer of the kept ones than ``n``.
+    """
+    later = scores - (scores.max() + 1)  # below every score, which are 0 or more
+    keep = keep_pattern(torch.where(mask, scores, later), n=n, count=n * len(mask))
+    weakest = torch.where(keep, scores, torch.full_like(scores, torch.inf)).min(dim=1)
+    grown = torch.where(keep, torch.full_like(wanted, -torch.inf), wanted).argmax(dim=1)
+    every = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+    moved = strongest(-weakest.values, among=every, count=min(int(rate * n * len(mask)), len(mask)))
+    rows = torch.nonzero(moved).flatten()
+    keep[rows, weakest.indices[rows]] = False
+    keep[rows, grown[rows]] = True
+    return keep

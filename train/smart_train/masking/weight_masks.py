@@ -1,0 +1,204 @@
+"""Masks of single weights: which layers have them, and which weights a pattern or a density keeps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from smart_train.masking.groups import PROBE_TOLERANCE, Group, run_classifier
+from smart_train.masking.layers import Expert, make_expert_, make_plain_
+from smart_train.masking.plan import strongest
+from smart_train.masking.slicing import axis_length, is_depthwise, kept_channels
+from smart_train.masking.structure import Pattern, Structure
+
+_HALF = 0.5
+
+
+@dataclass(frozen=True)
+class WeightLayers:
+    """The layers whose single weights are masked, in the order of the network, and the others with the reason."""
+
+    masked: tuple[str, ...]
+    dense: dict[str, str]
+
+
+@torch.no_grad()
+def _running_order(network: nn.Module, images: Tensor) -> dict[str, bool]:
+    """Return the convolutions and linear layers that a forward pass runs, as they first run, and which read the image.
+
+    Those are the ones that read nothing that another layer made, several in a network with several stems. Every
+    layer's output is replaced by NaN, which goes through whatever is computed from it.
+    """
+    order: dict[str, bool] = {}
+    trial = copy.deepcopy(network).eval()  # batch norms must not move
+
+    def watch(name: str, module: nn.Module) -> None:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            order.setdefault(name, not bool(inputs[0].isnan().any()))
+            return torch.full_like(output, torch.nan)
+
+        module.register_forward_hook(hook)
+
+    for name, module in trial.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            watch(name, module)
+    run_classifier(trial, images)
+    return order
+
+
+def find_weight_layers(
+    network: nn.Module, example: Tensor, *, structure: Structure, groups: Sequence[Group]
+) -> WeightLayers:
+    """Say which layers' single weights ``structure`` masks, and of all other layers with weights why it does not.
+
+    NVIDIA's ASP (apex.contrib.sparsity) takes every Conv2d and Linear whose output channels are a multiple of 8 and
+    input channels of 16, which leaves out the first convolution and most classifiers by their sizes. Here these two are
+    left out by what they are (every layer that reads the image itself, where there are several), as the few weights in
+    them decide much, and sizes by the pattern and by the target.
+
+    Args:
+        network: a plain classifier on the CPU; it is not changed.
+        example: float (N, C, H, W), an input it takes.
+        structure: the pattern is judged by the input channels that are left after slicing.
+        groups: the groups whose channels it masks.
+
+    Raises:
+        NetworkError: if the network does not run on the example or is no classifier.
+    """
+    reads_image = _running_order(network, torch.zeros_like(example, dtype=torch.float32))
+    last = list(reads_image)[-1:]
+    modules = dict(network.named_modules())
+    counts = [structure.kept(group.size, bundle=group.bundle) for group in groups]
+    some = [torch.arange(group.size) < count for group, count in zip(groups, counts, strict=True)]  # only these count
+    kept = kept_channels(modules, groups, some)
+
+    def channels(name: str, side: str) -> int:
+        keep = kept.get((name, side))
+        return axis_length(modules[name], side) if keep is None else int(keep.sum())
+
+    m = 1 if structure.removes.pattern is None else structure.removes.pattern.m
+    least = 0 if structure.removes.pattern is None else structure.min_channels
+
+    def reason(name: str, module: nn.Conv2d | nn.Linear) -> str | None:
+        before, after = channels(name, "in"), channels(name, "out")
+        parted = module.groups if isinstance(module, nn.Conv2d) else 1
+        checks = (
+            (type(module) in {nn.Conv2d, nn.Linear}, f"a {type(module).__name__} may compute something of its own"),
+            (name in reads_image, "no forward pass runs it"),
+            (not reads_image.get(name), "it reads the image"),
+            (last != [name], "it makes the scores"),
+            (not is_depthwise(module), "depthwise: one input channel a filter"),
+            (parted == 1, f"a convolution in {parted} groups"),
+            (before % m == 0, f"its {before} input channels are no multiple of {m}"),
+            (
+                min(before, after) >= least,
+                f"{before} input and {after} output channels, where fewer than {least} gain nothing",
+            ),
+        )
+        return next((why for holds, why in checks if not holds), None)
+
+    reasons = {
+        name: reason(name, module) for name, module in modules.items() if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    masked = [name for name, why in reasons.items() if why is None]
+    images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if masked and not _masks_are_zeros(network, images, layers=masked):
+        for name in masked:
+            if not _masks_are_zeros(network, images, layers=[name]):
+                reasons[name] = "masking its weights differs from setting them to zero: something else reads them"
+    return WeightLayers(
+        masked=tuple(name for name, why in reasons.items() if why is None),
+        dense={name: why for name, why in reasons.items() if why is not None},
+    )
+
+
+@torch.no_grad()
+def _masks_are_zeros(network: nn.Module, images: Tensor, *, layers: Sequence[str]) -> bool:
+    """Whether random weight masks in ``layers`` give the scores that zeros in their weights give, as a fold assumes."""
+    trial = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
+    make_expert_(trial)
+    generator = torch.Generator().manual_seed(0)
+    for name in layers:
+        layer = trial.get_submodule(name)
+        assert isinstance(layer, Expert)
+        assert isinstance(layer.weight, Tensor)
+        layer.set_weight_mask(torch.rand(layer.weight.shape, generator=generator) < _HALF)
+    expected = run_classifier(trial, images)
+    make_plain_(trial)
+    found = (run_classifier(trial, images) - expected).abs().max() / expected.abs().max().clamp(min=1)
+    return float(found) <= PROBE_TOLERANCE
+
+
+class Blocks:
+    """The weights of one layer in blocks of ``m`` consecutive input channels, counted over those that a path keeps.
+
+    Kept channels behind the last whole block are in none; at the masks' target there are no such.
+
+    Args:
+        shape: of the weight, (out, in, ...).
+        keep_in: bool (in,), the input channels that are left after slicing.
+        m: input channels a block.
+    """
+
+    def __init__(self, shape: torch.Size, *, keep_in: Tensor, m: int) -> None:
+        kept = torch.nonzero(keep_in).flatten()
+        whole = len(kept) // m * m
+        self._shape = shape
+        self._channels, self._rest = kept[:whole], kept[whole:]
+        self._m = m
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return the values of ``tensor``, of the weight's shape, as (blocks, m)."""
+        return tensor[:, self._channels].movedim(1, -1).reshape(-1, self._m)
+
+    def mask(self, rows: Tensor) -> Tensor:
+        """Return bool ``rows`` (blocks, m) in the weight's shape, false in the channels that are not kept."""
+        mask = torch.zeros(self._shape, dtype=torch.bool, device=rows.device)
+        mask[:, self._rest] = True
+        inner = (self._shape[0], *self._shape[2:], len(self._channels))
+        mask[:, self._channels] = rows.reshape(inner).movedim(-1, 1)
+        return mask
+
+
+def keep_pattern(scores: Tensor, *, n: int, count: int) -> Tensor:
+    """Return the bool mask (blocks, m) of the ``n`` highest scores of each block and, of the others, of the highest.
+
+    Args:
+        scores: (blocks, m).
+        n: how many stay in each block at least; ties go to the lower index.
+        count: how many stay in all, n a block or more.
+    """
+    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    keep.scatter_(1, torch.argsort(scores, dim=1, descending=True, stable=True)[:, :n], True)
+    more = count - n * len(scores)
+    if more > 0:
+        keep |= strongest(scores.flatten(), among=~keep.flatten(), count=more).view_as(keep)
+    return keep
+
+
+def pattern_holds(mask: Tensor, *, keep_in: Tensor, pattern: Pattern) -> bool:
+    """Whether ``mask`` (bool, (out, in, ...)) keeps at most N of each M in the order that slicing to ``keep_in`` gives.
+
+    Outside of the channels in ``keep_in`` nothing may be kept.
+    """
+    if int(keep_in.sum()) % pattern.m or bool(mask[:, ~keep_in].any()):
+        return False
+    rows = Blocks(mask.shape, keep_in=keep_in, m=pattern.m).rows(mask)
+    return bool((rows.sum(dim=1) <= pattern.n).all())
+
+
+def kept_inputs(
+    layers: Iterable[str], *, modules: Mapping[str, nn.Module], groups: Sequence[Group], keeps: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return, for each of ``layers``, which input channels are left when each group is sliced to its ``keeps``.
+
+    Each is bool (in,) on the CPU.
+    """
+    kept = kept_channels(modules, groups, keeps)
+    return {
+        name: kept.get((name, "in"), torch.ones(axis_length(modules[name], "in"), dtype=torch.bool)) for name in layers
+    }

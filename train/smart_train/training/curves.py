@@ -1,0 +1,69 @@
+"""Draw the history of a training: losses, accuracies and how the masks close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smart_common.figures import INK, PATH_COLOURS, new_figure, save_figure
+from smart_train.training.history import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CLEAN, _ROBUST, _OTHER = PATH_COLOURS[:3]
+
+
+def draw_history(rows: Sequence[Row], path: Path, *, attack: str) -> None:
+    """Draw ``rows``, at least one, into the file ``path``, which is replaced whole or not at all.
+
+    Args:
+        rows: the history; see :mod:`smart_train.training.history`.
+        path: a file that :func:`smart_common.figures.check_plot` accepts.
+        attack: the short form of the attack behind the robust accuracies.
+
+    Raises:
+        InputError: if ``path`` cannot hold a plot.
+        MissingExtraError: if matplotlib is not installed.
+        OSError: if the file cannot be written.
+    """
+    figure = new_figure(width=12.5, height=3.4)
+    panels: tuple[tuple[str, Callable[[Axes], None]], ...] = (
+        ("Loss", lambda axis: _losses(axis, rows)),
+        ("Validation accuracy", lambda axis: _accuracies(axis, rows, attack=attack)),
+        ("Kept", lambda axis: _densities(axis, rows)),
+    )
+    for axis, (title, draw) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        draw(axis)
+        axis.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
+        axis.set_xlabel("epoch")
+        axis.set_ylim(bottom=0)
+        axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def _line(axis: Axes, rows: Sequence[Row], key: str, *, colour: str, label: str) -> None:
+    epochs, values = [row["epoch"] for row in rows], [row[key] for row in rows]
+    # A marker, since a history of one epoch has no line; see-through, since the paths' lines may coincide.
+    axis.plot(epochs, values, color=colour, marker="o", markersize=3, label=label, alpha=0.75)
+
+
+def _losses(axis: Axes, rows: Sequence[Row]) -> None:
+    for key, colour in zip((key for key in rows[0] if key.endswith("_loss")), PATH_COLOURS, strict=False):
+        _line(axis, rows, key, colour=colour, label=f"{key.removesuffix('_loss')} path")
+
+
+def _accuracies(axis: Axes, rows: Sequence[Row], *, attack: str) -> None:
+    _line(axis, rows, "clean_path_clean_accuracy", colour=_CLEAN, label="clean path, clean images")
+    _line(axis, rows, "robust_path_clean_accuracy", colour=_OTHER, label="robust path, clean images")
+    _line(axis, rows, "robust_path_robust_accuracy", colour=_ROBUST, label=f"robust path, {attack}")
+    axis.set_ylim(top=1)
+
+
+def _densities(axis: Axes, rows: Sequence[Row]) -> None:
+    for key, colour in zip((key for key in rows[0] if key.endswith("_density")), PATH_COLOURS, strict=False):
+        _line(axis, rows, key, colour=colour, label=f"{key.removesuffix('_density')} path")
+    axis.set_ylim(top=1.05)
