@@ -121,7 +121,7 @@ def for_the_input(attack: Attack) -> Perturb:
 
     def perturb(model: PathNetwork, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         with attack_mode(model):
-            return once.perturb(model, images, labels, generator=generator)
+            return once.run(model, images, labels, generator=generator)
 
     return perturb
 

@@ -1,1 +1,1 @@
-"""What all packages share: errors, manners of command lines, strict JSON, files, units and plots; it imports no other."""
+"""What all packages share: errors, the manners of command lines, strict JSON, files, units and plots."""

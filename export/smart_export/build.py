@@ -45,7 +45,7 @@ from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE, Bundle, 
 from smart_runtime.bundle.checksums import parse_checksums
 from smart_runtime.bundle.files import list_files
 from smart_runtime.bundle.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
-from smart_runtime.engines import AUTO, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, create_engine
 from smart_runtime.errors import BundleError
 from smart_train import Checkpoint
 from smart_train.masking.accounting import Densities, LayerStructure, densities, structure_report
@@ -378,7 +378,7 @@ class _Builder:
             expected = reference_scores(reference, images)
         with phase(f"{name}: verify, engine"):
             engine = create_engine(
-                AUTO,
+                REFERENCE_ENGINE,
                 GraphBytes(
                     model=(directory / GRAPH).read_bytes(),
                     weights=(directory / WEIGHTS).read_bytes() if external else None,

@@ -26,7 +26,7 @@ from smart_export.verify import (
 from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo
 from smart_runtime.bundle.signatures import short_fingerprint
-from smart_runtime.engines import AUTO, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, create_engine
 from smart_train import Checkpoint
 from smart_train.checkpoint.source import check_source
 
@@ -93,7 +93,7 @@ def _check_run(
     bundle: Bundle, graph: GraphInfo, content: GraphBytes, source: Checkpoint | None, agreements: dict[str, Agreement]
 ) -> Finding:
     manifest = bundle.manifest
-    engine = create_engine(AUTO, content, inputs=manifest.input, outputs=manifest.output, threads=1)
+    engine = create_engine(REFERENCE_ENGINE, content, inputs=manifest.input, outputs=manifest.output, threads=1)
     try:
         if source is None:
             images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)

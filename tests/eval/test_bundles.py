@@ -136,7 +136,7 @@ def test_attacks_on_the_source_are_tried_on_the_graph(int8: Path, checkpoint_fil
             attack = Attack(eps=0.1, steps=3)
             generator = torch.Generator().manual_seed(chunk_seed(0, "pgd3x1", 0))
             with attack_mode(net.path(path)):
-                made = attack.perturb(net.path(path), images[right], labels[right], generator=generator)
+                made = attack.run(net.path(path), images[right], labels[right], generator=generator)
             after = deployed(made.numpy()).argmax(axis=1) == labels[right].numpy()
             assert row["attacks"]["pgd3x1"]["correct"] == after.sum()
 
@@ -160,7 +160,7 @@ def test_images_made_on_one_path_of_the_source_are_tried_on_every_graph(int8: Pa
         for source in model["paths"]:
             made, generator = images.clone(), torch.Generator().manual_seed(chunk_seed(0, "pgd3x1", 0))
             with attack_mode(net.path(source)):
-                made[wanted] = Attack(eps=0.1, steps=3).perturb(
+                made[wanted] = Attack(eps=0.1, steps=3).run(
                     net.path(source), images[wanted], labels[wanted], generator=generator
                 )
             for victim, figures in threats["transfer"]["paths"].items():

@@ -55,7 +55,7 @@ def network(*, attack: str | None, eps: float = EPS, epochs: int = 6, seed: int 
             x, y = images[batch], labels[batch]
             if attack == "pgd":
                 model.eval()
-                x = Attack(eps=eps, steps=4).perturb(model, x, y, generator=generator)
+                x = Attack(eps=eps, steps=4).run(model, x, y, generator=generator)
             elif attack == "fgsm":
                 x = x.requires_grad_()
                 (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), x)

@@ -66,15 +66,15 @@ class Counting:
 def test_what_is_broken_is_broken_within_eps_and_could_be(eps: float, seed: int) -> None:
     model = Counting()
     images, labels = model.rightly_classified(20, seed=seed)
-    found = Attack(eps=eps, steps=20, restarts=2).fool(
-        model, images, labels, generator=torch.Generator().manual_seed(seed)
+    found = Attack(eps=eps, steps=20, restarts=2).run(
+        model, images, labels, generator=torch.Generator().manual_seed(seed), early_stop=True
     )
     assert float((found - images).abs().max()) <= eps * (1 + 1e-12)
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
     broken = (model(found).argmax(dim=1) != labels).numpy()
     possible = model.breakable(images, labels, eps)
     assert not (broken & ~possible).any()
-    again = Attack(eps=eps, steps=20, restarts=2).perturb(
+    again = Attack(eps=eps, steps=20, restarts=2).run(
         model, images, labels, generator=torch.Generator().manual_seed(seed)
     )
     assert broken.sum() >= (model(again).argmax(dim=1) != labels).sum() - 1, "as strong as its last iterate"
@@ -85,10 +85,10 @@ def test_images_that_are_broken_are_left_alone() -> None:
     images, labels = model.rightly_classified(64, seed=0)
     attack = Attack(eps=0.2, steps=50, restarts=5)
     model.images = 0
-    attack.fool(model, images, labels, generator=torch.Generator().manual_seed(0))
+    attack.run(model, images, labels, generator=torch.Generator().manual_seed(0), early_stop=True)
     fooling = model.images
     model.images = 0
-    attack.perturb(model, images, labels, generator=torch.Generator().manual_seed(0))
+    attack.run(model, images, labels, generator=torch.Generator().manual_seed(0))
     survivors = int((~model.breakable(images, labels, 0.2)).sum())
     assert fooling < model.images * max(0.2, 2 * survivors / 64)
 
@@ -478,7 +478,7 @@ def digits_network(*, attack: Attack | None, epochs: int) -> tuple[nn.Module, Te
         for batch in torch.split(torch.randperm(len(labels), generator=generator), 64):
             given = images[batch]
             if attack is not None:
-                given = attack.perturb(model, given, labels[batch], generator=generator)
+                given = attack.run(model, given, labels[batch], generator=generator)
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(given), labels[batch]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()

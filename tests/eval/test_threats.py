@@ -193,7 +193,7 @@ def test_images_are_perturbed_to_the_last_step_with_masks_held_and_flags_as_befo
     images, labels = to_tensor(torch.from_numpy(split.images[some])), torch.from_numpy(split.labels[some])
     for source in paths:
         generator = torch.Generator().manual_seed(chunk_seed(0, attack.label, 0))
-        made = attack.perturb(paths[source], images, labels, generator=generator)
+        made = attack.run(paths[source], images, labels, generator=generator)
         for victim in paths:
             after = np.zeros(len(split), dtype=bool)
             after[some] = (paths[victim](made).argmax(dim=1) == labels).numpy()

@@ -30,7 +30,7 @@ def seeded(seed: int = 5) -> torch.Generator:
 
 
 def attacked(attack: Attack, *, seed: int = 5) -> Tensor:
-    return attack.perturb(linear, IMAGES, LABELS, generator=seeded(seed))
+    return attack.run(linear, IMAGES, LABELS, generator=seeded(seed))
 
 
 def accuracy(images: Tensor) -> float:
@@ -63,7 +63,7 @@ def test_steps_are_those_of_the_closed_form_on_a_linear_network(attack: Attack) 
     def in_double(images: Tensor) -> Tensor:
         return images.flatten(1) @ WEIGHT.double().T
 
-    got = attack.perturb(in_double, images, LABELS, generator=seeded())
+    got = attack.run(in_double, images, LABELS, generator=seeded())
     np.testing.assert_allclose(got.flatten(1).numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -116,7 +116,7 @@ def test_a_wrong_answer_of_lower_loss_outranks_a_right_one() -> None:
 
     images, labels = torch.full((64, 1, 1, 1), 0.5), torch.zeros(64, dtype=torch.int64)
     attack = Attack(eps=0.2, steps=1, step_size=1e-6, restarts=12)
-    assert not correct_of(model, attack.perturb(model, images, labels, generator=seeded()), labels)
+    assert not correct_of(model, attack.run(model, images, labels, generator=seeded()), labels)
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
@@ -130,7 +130,7 @@ def test_of_several_networks_the_start_that_fools_most_counts(eps: float) -> Non
     fooled = []
     for restarts in (1, 2, 4):
         attack = Attack(eps=eps, steps=1, step_size=0.01, restarts=restarts)
-        found = attack.perturb(both, IMAGES, LABELS, generator=seeded())
+        found = attack.run(both, IMAGES, LABELS, generator=seeded())
         fooled.append((both(found).argmax(dim=1) != LABELS.unsqueeze(1)).sum(dim=1))
     assert bool((fooled[0] <= fooled[1]).all())
     assert bool((fooled[1] <= fooled[2]).all())

@@ -45,7 +45,7 @@ def train_a_path(net: SmartNetwork) -> None:
 
 def attack_a_path(net: SmartNetwork) -> None:
     with attack_mode(net.path("robust")):
-        Attack(eps=0.2, steps=3).perturb(net.path("robust"), IMAGES, LABELS, generator=torch.Generator())
+        Attack(eps=0.2, steps=3).run(net.path("robust"), IMAGES, LABELS, generator=torch.Generator())
 
 
 def mask_a_path(net: SmartNetwork) -> None:

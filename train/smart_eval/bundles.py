@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from smart_eval.named import SQUARE, NamedAttack, Pgd
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
-from smart_runtime.engines import AUTO, Engine, create_engine, resolve_engine
+from smart_runtime.engines import REFERENCE_ENGINE, Engine, create_engine, resolve_engine
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import CHUNK, Accuracy, to_tensor
 from smart_train.attacks import Model
@@ -82,7 +82,7 @@ class BundlePaths:
 
     def __init__(self, bundle: Bundle, *, source: SmartNetwork | None, threads: int) -> None:
         manifest = bundle.manifest
-        self.engine = resolve_engine(AUTO)
+        self.engine = resolve_engine(REFERENCE_ENGINE)
         bundle.verify()
         self._engines: dict[str, Engine] = {}
         self._paths: dict[str, GraphPath] = {}
@@ -291,7 +291,7 @@ class Transferred:
         assert model.source is not None
         if isinstance(self.attack, Pgd):
             generator = torch.Generator(device=images.device).manual_seed(seed)
-            return self.attack.attack.perturb(model.source, images, labels, generator=generator)
+            return self.attack.attack.run(model.source, images, labels, generator=generator)
         return self.attack(model.source, images, labels, seed=seed)
 
 

@@ -339,7 +339,7 @@ def _withstands(attack: NamedAttack, model: Model, images: Tensor, labels: Tenso
 
 def _withstands_margin(eps: float, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:
     generator = torch.Generator(device=images.device).manual_seed(seed)
-    found = _pgd(MANY, eps).attack.fool(model, images, labels, generator=generator, loss=margin)
+    found = _pgd(MANY, eps).attack.run(model, images, labels, generator=generator, early_stop=True, loss=margin)
     return classified_rightly(model, found, labels)
 
 

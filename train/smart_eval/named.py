@@ -82,7 +82,7 @@ class Pgd:
     def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """See `NamedAttack.__call__`."""
         generator = torch.Generator(device=images.device).manual_seed(seed)
-        return self.attack.fool(model, images, labels, generator=generator)
+        return self.attack.run(model, images, labels, generator=generator, early_stop=True)
 
 
 @dataclass(frozen=True)

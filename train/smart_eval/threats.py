@@ -219,7 +219,7 @@ def _tried(
         return torch.stack([model(images) for model in models], dim=2)
 
     generator = torch.Generator(device=images.device).manual_seed(seed)
-    adversarial = attack.perturb(scores, images, labels, generator=generator)
+    adversarial = attack.run(scores, images, labels, generator=generator)
     for path, model in paths.items():
         right[path][wanted] &= classified_rightly(model, adversarial, labels).cpu().numpy()
     return right

@@ -144,7 +144,9 @@ def accuracy(
             correct = classified_rightly(model, images, labels)
             if attack is not None and correct.any():
                 images, labels = images[correct], labels[correct]  # the others are wrong already
-                correct = classified_rightly(model, attack.fool(model, images, labels, generator=generator), labels)
+                correct = classified_rightly(
+                    model, attack.run(model, images, labels, generator=generator, early_stop=True), labels
+                )
             right += int(correct.sum())
             done(len(split.labels[start : start + chunk]))
     return Accuracy(right, len(split))

@@ -84,7 +84,16 @@ class Attack:
         """The length of a step in pixel units."""
         return self.step_size or (1.25 * self.eps if self.name == "fgsm-rs" else 2.5 * self.eps / self.steps)
 
-    def perturb(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+    def run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        generator: torch.Generator,
+        loss: Loss = cross_entropy,
+        early_stop: bool = False,
+    ) -> Tensor:
         """Return adversarial images: the shape of ``images``, in [0, 1], within eps of them.
 
         Args:
@@ -93,9 +102,15 @@ class Attack:
             images: float (N, C, H, W) in [0, 1].
             labels: int64 (N,).
             generator: random starts come from it; on the device of ``images``.
+            loss: what is increased.
+            early_stop: leave each image alone as soon as the model errs on it. This is the attack that measures: any
+                iterate of any restart may break an image, as in AutoAttack, and what is broken costs nothing more. An
+                image that withstands is returned as the last restart left it.
         """
+        if early_stop:
+            return self._until_all_err(model, images, labels, generator=generator, loss=loss)
         if self.restarts == 1:
-            return self._one_start(model, images, labels, generator=generator)
+            return self._one_start(model, images, labels, generator=generator, loss=loss)
         found = images.clone()
         most_fooled = torch.full(labels.shape, -1, device=labels.device)
         greatest_loss = torch.zeros(labels.shape, device=labels.device)
@@ -103,29 +118,24 @@ class Attack:
         for _ in range(self.restarts):
             if len(left) == 0:
                 break
-            adversarial = self._one_start(model, images[left], labels[left], generator=generator)
+            adversarial = self._one_start(model, images[left], labels[left], generator=generator, loss=loss)
             with torch.no_grad():
                 scores = model(adversarial).float()
             targets = _targets(labels[left], scores)
             wrong = _by_network(scores.argmax(dim=1) != targets)
-            fooled, loss = wrong.sum(dim=1), _by_network(F.cross_entropy(scores, targets, reduction="none")).mean(dim=1)
+            fooled = wrong.sum(dim=1)
+            height = _by_network(F.cross_entropy(scores, targets, reduction="none")).mean(dim=1)
             # A wrong answer may have a lower loss than a right one of low confidence: the loss alone is no order.
-            equal = (fooled == most_fooled[left]) & (loss > greatest_loss[left])
+            equal = (fooled == most_fooled[left]) & (height > greatest_loss[left])
             better = (fooled > most_fooled[left]) | equal
             at = left[better]
-            found[at], most_fooled[at], greatest_loss[at] = adversarial[better], fooled[better], loss[better]
+            found[at], most_fooled[at], greatest_loss[at] = adversarial[better], fooled[better], height[better]
             left = left[~wrong.all(dim=1)]
         return found
 
-    def fool(
-        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss = cross_entropy
+    def _until_all_err(
+        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss
     ) -> Tensor:
-        """Return adversarial images as `perturb` does, each left alone as soon as the model errs on it.
-
-        This is the attack that measures: any iterate of any restart may break an image, as in AutoAttack, and what is
-        broken costs nothing more. An image that withstands is returned as the last restart left it. ``loss`` is what is
-        increased in the place of the cross-entropy.
-        """
         found = images.clone()
         left = torch.arange(len(labels), device=labels.device)
         for _ in range(self.restarts):
@@ -140,14 +150,16 @@ class Attack:
         noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
         return (images + noise).clamp_(0, 1), (images - self.eps).clamp_(0, 1), (images + self.eps).clamp_(0, 1)
 
-    def _one_start(self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator) -> Tensor:
+    def _one_start(
+        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss
+    ) -> Tensor:
         adversarial, low, high = self._start(images, generator=generator)
         for _ in range(self.steps):
             adversarial.requires_grad_()
             with torch.enable_grad():
                 scores = model(adversarial).float()
-                loss = cross_entropy(scores, _targets(labels, scores))
-                (gradient,) = torch.autograd.grad(loss, adversarial)  # for the input only: no weight gradients
+                increased = loss(scores, _targets(labels, scores))
+                (gradient,) = torch.autograd.grad(increased, adversarial)  # for the input only: no weight gradients
             adversarial = torch.clamp(adversarial.detach() + self.step * gradient.sign(), low, high)
         return adversarial
 

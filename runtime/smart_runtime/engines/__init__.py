@@ -15,10 +15,23 @@ from smart_runtime.engines import onnxruntime
 from smart_runtime.engines.engine import Batch, Engine, Scores
 from smart_runtime.errors import EngineError
 
-__all__ = ["AUTO", "ENGINES", "Batch", "Engine", "Scores", "create_engine", "open_engine", "resolve_engine"]
+__all__ = [
+    "AUTO",
+    "ENGINES",
+    "REFERENCE_ENGINE",
+    "Batch",
+    "Engine",
+    "Scores",
+    "create_engine",
+    "open_engine",
+    "resolve_engine",
+]
 
 AUTO = "auto"
 """Not an engine: asks for the best one that this device has."""
+
+REFERENCE_ENGINE = onnxruntime.CPU
+"""The engine that proves: graphs are verified, judged and evaluated with it, whatever serves. It computes in fp32."""
 
 ENGINES: Mapping[str, Callable[..., Engine]] = MappingProxyType({onnxruntime.CPU: onnxruntime.create_cpu_engine})
 """Every engine by its name, best first; each factory takes what `create_engine` takes."""

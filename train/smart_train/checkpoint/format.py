@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from smart_common.roles import Role, default_role
 from smart_train.architectures import ARCHITECTURES, CUSTOM, Argument, Factory, build_network
 from smart_train.checkpoint.atomic import save_atomically
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
@@ -106,6 +107,7 @@ class Checkpoint:
         training: plain record of how it was trained; holds no path of the machine.
         metrics: per path, what was measured on the test split; empty until the training has ended.
         samples: images that travel with it.
+        roles: what each path is for; one that has no role here has its name's (`smart_common.roles`).
     """
 
     architecture: str
@@ -118,6 +120,11 @@ class Checkpoint:
     samples: Samples
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    roles: Mapping[str, Role] = field(default_factory=dict)
+
+    def role(self, path: str) -> Role:
+        """Return what ``path`` is for."""
+        return self.roles.get(path) or default_role(path)
 
 
 def network_state(net: SmartNetwork) -> dict[str, Any]:
@@ -167,6 +174,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
             "class_names": list(checkpoint.class_names),
             "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
             "paths": list(net.path_names),
+            "roles": {path: checkpoint.role(path).value for path in net.path_names},
             "structure": asdict(net.structure),
             "groups": [_group_record(group) for group in net.groups],
             "masks": {path: [m.cpu() for m in net.masks(path)] for path in net.path_names},
@@ -462,6 +470,7 @@ def _build(
     normalise = Normalise(mean=mean, std=std)
     paths = read.texts(raw, "paths", least=1, most=_MAX_PATHS)
     check_path_names(paths)
+    roles = _roles(raw, read, paths=paths)
     structure = _structure(read.get(raw, "structure", dict), read)
     build = partial(
         build_network,
@@ -516,7 +525,20 @@ def _build(
         samples=samples,
         training=training,
         metrics=figures,
+        roles=roles,
     )
+
+
+def _roles(raw: Mapping[str, Any], read: _Reader, *, paths: Sequence[str]) -> dict[str, Role]:
+    """Return the role of each path; older checkpoints have none, and their names say it."""
+    given = read.get(raw, "roles", dict) if "roles" in raw else {}
+    roles = {}
+    for path in paths:
+        name = read.text(given, path) if path in given else default_role(path).value
+        if name not in {role.value for role in Role}:
+            raise read.fail(f"one of {', '.join(role.value for role in Role)} as the role of path {path}")
+        roles[path] = Role(name)
+    return roles
 
 
 def _structure(source: dict[str, Any], read: _Reader) -> Structure:

@@ -77,7 +77,7 @@ def _adversarial(
     with attack_mode(model):
         for start in range(0, len(labels), chunk):
             part = images[start : start + chunk]
-            floats = attack.perturb(
+            floats = attack.run(
                 model,
                 to_tensor(part.to(device)),
                 labels[start : start + chunk].to(device),

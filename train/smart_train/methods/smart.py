@@ -31,7 +31,7 @@ def smart_loss(
     half = len(images) // 2
     robust = net.path(ROBUST)
     with attack_mode(robust):
-        adversarial = attack.perturb(robust, images[half:], labels[half:], generator=generator)
+        adversarial = attack.run(robust, images[half:], labels[half:], generator=generator)
     scores = forward({CLEAN: images[:half], ROBUST: adversarial})
     clean_loss = F.cross_entropy(scores[CLEAN].float(), labels[:half])
     robust_loss = F.cross_entropy(scores[ROBUST].float(), labels[half:])

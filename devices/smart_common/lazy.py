@@ -1,0 +1,32 @@
+"""Names that are imported when they are first used, so that `--help` and a light import wait for no heavy library.
+
+A table whose values take long to import holds ``"module:attribute"`` in their place, which `load` turns into the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def load(place: str) -> Any:
+    """Return the attribute that ``place``, ``"module:attribute"``, names; its module is imported for that."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__`` (PEP 562) that imports each name of ``homes`` from its module at first use.
+
+    Args:
+        package: ``__name__`` of the module.
+        homes: the module of each name.
+    """
+
+    def attribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return load(f"{homes[name]}:{name}")
+
+    return attribute
