@@ -125,7 +125,7 @@ def test_a_random_layer_is_flagged(plain: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        # The softmax is nearly saturated: little of its gradient is left. At 30 times the two losses are only 5 to 6 points
+        # The softmax is nearly saturated: little of its gradient is left. At 30 times the two losses are only 5 points
         # apart on some processors, whose rounding trains another network: on the threshold.
         (lambda scores: 60 * scores, "other-loss"),
         (lambda scores: 10 * torch.tanh(2 * scores), "other-loss"),
