@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.engines import AUTO, Scores, resolve_engine
+from smart_runtime.errors import ClosedError
 from smart_runtime.inputs import Images, prepare
 from smart_runtime.memory import RESIDENT, MemoryReport, Mode
 from smart_runtime.notes import log_notes, notes_on
 from smart_runtime.path_state import PathState
+from smart_runtime.policies.policy import Policy
 from smart_runtime.scopes import Scopes
 from smart_runtime.serving import Call, Loader, Result
 from smart_runtime.stats import Stats
+
+_log = logging.getLogger(__name__)
 
 
 class SmartModel:
@@ -39,6 +45,8 @@ class SmartModel:
         self.engine_name = engine_name
         self._state = state
         self._scopes = Scopes()
+        self._policy: Policy | None = None
+        self._observing: set[int] = set()  # the threads in which the policy is looking at a call
         log_notes(self.manifest, engine_name=engine_name)
 
     @classmethod
@@ -51,6 +59,7 @@ class SmartModel:
         threads: int | None = None,
         memory: Mode | int = RESIDENT,
         trust: str | os.PathLike[str] | None = None,
+        policy: Policy | None = None,
     ) -> SmartModel:
         """Load the bundle in the directory ``bundle``, every byte checked, its paths warm.
 
@@ -64,6 +73,8 @@ class SmartModel:
                 weights: resident if all fit, else on demand; and if not even two fit at a time, a switch drops the old
                 path first, calls wait until the new one is up, and the old one comes back if that fails.
             trust: A file with an Ed25519 public key (PEM): only a bundle signed with its private half is loaded.
+            policy: Looks at every call and may switch: see `Policy`. None leaves switching to you. On demand the call
+                after which it switches waits for the other path to be loaded.
 
         Raises:
             BundleError: Not a bundle, or any byte of it was changed, added or lost; SignatureError, it is not signed
@@ -73,10 +84,19 @@ class SmartModel:
                 not enough memory.
             MissingExtraError: The engine's library is not installed, or with ``trust`` cryptography.
             OSError: The system cannot read a file.
+            Exception: Whatever the policy's `start` raises.
         """
         engine_name = resolve_engine(engine)
         open_loader = partial(Loader.open, trust=trust, engine_name=engine_name, threads=threads)
-        return cls(PathState.load(bundle, path=path, memory=memory, open_loader=open_loader), engine_name=engine_name)
+        state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
+        with ExitStack() as undo:
+            undo.callback(state.close)
+            model = cls(state, engine_name=engine_name)
+            if policy is not None:
+                policy.start(model)
+            model._policy = policy
+            undo.pop_all()
+        return model
 
     def __call__(self, images: Images) -> Scores:
         """Return the scores of ``images``; `run` says the path and the latency too.
@@ -114,7 +134,33 @@ class SmartModel:
                 call.loaded.close_if_idle()
         latency_ns = time.perf_counter_ns() - start_ns
         self._state.recorder.call(loaded.name, images=len(batch), latency_ns=latency_ns)
-        return Result(scores, loaded.name, latency_ns / 1e6)
+        result = Result(scores, loaded.name, latency_ns / 1e6)
+        if self._policy is not None:
+            self._observe(self._policy, result, images)
+        return result
+
+    def _observe(self, policy: Policy, result: Result, images: Images) -> None:
+        """Show a call to the policy and do what it asks for; whatever fails, the caller gets the result."""
+        thread = threading.get_ident()
+        if thread in self._observing:  # the policy itself made this call
+            return
+        try:
+            self._observing.add(thread)
+            request = policy.observe(result, images)
+            if request is not None and request.path != self._state.path:
+                self.switch(request.path, request.reason)
+        except ClosedError:  # between the call and here, by another thread
+            pass
+        except Exception:
+            self._policy_failed("observe")
+        finally:
+            self._observing.discard(thread)
+
+    def _policy_failed(self, method: str) -> None:
+        """Count the exception that is being handled; log the first, second, fourth, eighth and so on."""
+        count = self._state.recorder.policy_failure()
+        if count & (count - 1) == 0:  # not each: it may come with every frame
+            _log.exception("the policy failed in %s, %d failures so far; calls go on", method, count)
 
     async def arun(self, images: Images) -> Result:
         """Do what `run` does in a thread of asyncio's pool, while the event loop goes on; `using` holds there too.
@@ -226,9 +272,13 @@ class SmartModel:
     def close(self) -> None:
         """Give back engines and files; calls in flight finish, later ones raise ClosedError. May be called again.
 
-        A load that another thread has begun is waited for.
+        A load that another thread has begun is waited for. The policy is stopped.
         """
-        self._state.close()
+        if self._state.close() and self._policy is not None:
+            try:
+                self._policy.stop()
+            except Exception:
+                self._policy_failed("stop")
 
     def __enter__(self) -> SmartModel:
         return self
