@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from smart_runtime.engines import Batch, Engine, Scores
 from smart_runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from smart_runtime.inputs import prepare
 from smart_runtime.memory import ON_DEMAND
+from smart_runtime.path_state import PathState
 from smart_runtime.serving import LoadedPath, Loader
 
 RESULT = Path(__file__).resolve().parent / "results/runtime.json"
@@ -148,8 +150,11 @@ def model_around(bundle: Bundle, engine: Engine) -> SmartModel:
     """Return a model whose default path is run by ``engine``."""
     path = bundle.manifest.default_path
     loaded = LoadedPath(path, engine, spec=bundle.manifest.input)
-    loader = Loader(bundle, engine_name=CPU, threads=1)
-    return SmartModel(loader, {path: loaded}, path=path, engine_name=CPU, memory=ON_DEMAND, mode=ON_DEMAND)
+    open_loader = partial(Loader.open, trust=None, engine_name=CPU, threads=1)
+    state = PathState(
+        open_loader(bundle.root), {path: loaded}, path=path, memory=ON_DEMAND, mode=ON_DEMAND, open_loader=open_loader
+    )
+    return SmartModel(state, engine_name=CPU)
 
 
 def measure_calls(folder: Path, *, blocks: int) -> dict[str, Any]:

@@ -5,8 +5,8 @@
     touch robust.on                                         # in another terminal: the robust path takes over
     rm robust.on                                            # and the clean one again
 
-Nothing here detects an attack. When the robust path shall answer is for you to say, and this rule is the simplest there
-is: while a file exists. Yours may ask the time, the place, a detector of your own or a person.
+Nothing here detects an attack. When the robust path is to answer is for you to say: the policy reads a signal of your
+own after each frame, here whether a file exists. Yours may be the time, the place or the score of a detector.
 """
 
 from __future__ import annotations
@@ -21,16 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from smart_common.errors import SmartError
-from smart_runtime import InputError, SmartModel
+from smart_runtime import Hysteresis, InputError, SmartModel
 from smart_runtime.pictures import read_picture
-
-
-def follow_rule(model: SmartModel, sign: Path) -> None:
-    """Let the robust path answer while the file ``sign`` exists, the clean one otherwise."""
-    if sign.exists():
-        model.switch("robust", reason=f"{sign.name} is there")  # does nothing if it answers already
-    else:
-        model.switch("clean", reason=f"{sign.name} is not there")
 
 
 def show(model: SmartModel, name: str, picture: Path) -> None:
@@ -72,17 +64,18 @@ def main() -> None:
     stopped: list[int] = []
     for known in (signal.SIGTERM, signal.SIGINT):
         signal.signal(known, lambda number, _: stopped.append(number))
-    with SmartModel.load(options.bundle) as model:
+    # The signal is a yes or a no here, so both levels lie between; the robust path stays for a second longer.
+    policy = Hysteresis(options.robust_while.exists, path="robust", otherwise="clean", enter=0.5, leave=0.5, hold_s=1)
+    with SmartModel.load(options.bundle, policy=policy) as model:
         for loop, picture in frames(pictures, loops=options.loops):
             if stopped:
                 print("stopped")
                 break
-            follow_rule(model, options.robust_while)
             # A name may hold anything: shown as it is, it could redraw the terminal, or not be text at all.
             name = picture.name if picture.name.isprintable() else ascii(picture.name)
             show(model, f"{loop + 1}/{name}", picture)
         stats = model.stats
-    print(f"\nswitches: {stats.switches}")
+    print(f"\nswitches: {stats.switches}" + (f", last reason: {stats.last_reason}" if stats.switches else ""))
     for path, seen in stats.paths.items():
         if seen.calls:
             median, slow = seen.latency.quantile(0.5), seen.latency.quantile(0.99)

@@ -153,7 +153,7 @@ def test_the_camera_follows_its_rule(bundle: Path, tmp_path: Path) -> None:
         line_with(camera, "path clean")
         camera.send_signal(signal.SIGTERM)
         line_with(camera, "stopped")
-        line_with(camera, "switches: 2")
+        line_with(camera, "switches: 2, last reason: signal 0 below 0.5")
         assert "half of them in" in line_with(camera, "path clean:")
         line_with(camera, "path robust:")
 

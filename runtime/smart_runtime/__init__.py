@@ -10,25 +10,36 @@ engine either; ONNX Runtime, Pillow and matplotlib are imported where they are u
         model.path = "robust"
 """
 
-from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.errors import (
-    BundleError,
-    ClosedError,
-    EngineError,
-    InputError,
-    OutOfMemoryError,
-    PathError,
-    SignatureError,
-)
-from smart_runtime.memory import MemoryReport, PathMemory
-from smart_runtime.model import Result, SmartModel
-from smart_runtime.stats import LatencyHistogram, PathStats, Stats
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smart_common.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from smart_runtime.bundle.bundle import Bundle
+    from smart_runtime.errors import (
+        BundleError,
+        ClosedError,
+        EngineError,
+        InputError,
+        OutOfMemoryError,
+        PathError,
+        SignatureError,
+    )
+    from smart_runtime.memory import MemoryReport, PathMemory
+    from smart_runtime.model import SmartModel
+    from smart_runtime.policies.hysteresis import Hysteresis
+    from smart_runtime.policies.policy import Policy, SwitchRequest
+    from smart_runtime.serving import Result
+    from smart_runtime.stats import LatencyHistogram, PathStats, Stats
 
 __all__ = [
     "Bundle",
     "BundleError",
     "ClosedError",
     "EngineError",
+    "Hysteresis",
     "InputError",
     "LatencyHistogram",
     "MemoryReport",
@@ -36,8 +47,28 @@ __all__ = [
     "PathError",
     "PathMemory",
     "PathStats",
+    "Policy",
     "Result",
     "SignatureError",
     "SmartModel",
     "Stats",
+    "SwitchRequest",
 ]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        **dict.fromkeys(__all__, "smart_runtime.errors"),  # but for these:
+        "Bundle": "smart_runtime.bundle.bundle",
+        "Hysteresis": "smart_runtime.policies.hysteresis",
+        "LatencyHistogram": "smart_runtime.stats",
+        "MemoryReport": "smart_runtime.memory",
+        "PathMemory": "smart_runtime.memory",
+        "PathStats": "smart_runtime.stats",
+        "Policy": "smart_runtime.policies.policy",
+        "Result": "smart_runtime.serving",
+        "SmartModel": "smart_runtime.model",
+        "Stats": "smart_runtime.stats",
+        "SwitchRequest": "smart_runtime.policies.policy",
+    },
+)

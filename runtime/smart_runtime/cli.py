@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import numpy as np
 
 from smart_common.console.cli import Group, console, json_option, note, print_json, table, warnings_as_notes
 from smart_common.errors import shortened
 from smart_common.units import si
 from smart_common.version import version
-from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.bundle.manifest import GraphInfo
-from smart_runtime.bundle.signatures import short_fingerprint
-from smart_runtime.engines import Scores
-from smart_runtime.memory import ON_DEMAND
-from smart_runtime.model import SmartModel
-from smart_runtime.notes import notes_here
-from smart_runtime.pictures import read_picture
+
+if TYPE_CHECKING:
+    from smart_runtime.bundle.bundle import Bundle
+    from smart_runtime.bundle.manifest import GraphInfo
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -67,29 +61,24 @@ def infer(
 
     Each picture is one call of batch 1; the latency is that of the call, without reading the file.
     """
+    from smart_runtime.classify import classify  # noqa: PLC0415  # its NumPy takes long, and `--help` needs none
+    from smart_runtime.memory import ON_DEMAND  # noqa: PLC0415  # as above
+    from smart_runtime.model import SmartModel  # noqa: PLC0415  # as above
+
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
     with SmartModel.load(bundle, path=path, threads=threads, memory=ON_DEMAND, trust=trust) as model:
-        answers = [_classify(model, picture, top=top) for picture in pictures]
+        results = [classify(model, picture, top=top) for picture in pictures]
         used, signer, notes = model.path, model.bundle.signer, model.notes
     if as_json:
-        results = [
-            {
-                "picture": answer.picture,
-                "predictions": [prediction.as_json() for prediction in answer.predictions],
-                "latency_ms": answer.latency_ms,
-            }
-            for answer in answers
-        ]
         print_json({"bundle": str(bundle), "signed_by": signer, "notes": list(notes), "path": used, "results": results})
         return
     rows = []
-    for answer in answers:
-        for rank, prediction in enumerate(answer.predictions):
-            # A name may hold anything; shown as it is, it could redraw the terminal, or not be text at all.
-            picture = shortened(Path(answer.picture).name) if rank == 0 else ""
-            latency = f"{answer.latency_ms:.2f}" if rank == 0 else ""
-            name, share = prediction.class_name, f"{prediction.probability:.1%}"
-            rows.append([picture, name, share, f"{prediction.score:.3f}", latency])
+    for result in results:
+        # A name may hold anything; shown as it is, it could redraw the terminal, or not be text at all.
+        picture, latency = shortened(Path(result["picture"]).name), f"{result['latency_ms']:.2f}"
+        for found in result["predictions"]:
+            rows.append([picture, found["class"], f"{found['probability']:.1%}", f"{found['score']:.3f}", latency])
+            picture = latency = ""  # in the first row only
     console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))
 
 
@@ -99,6 +88,9 @@ def infer(
 @json_option
 def info(*, bundle: Path, trust: Path | None, as_json: bool) -> None:
     """Say what a bundle holds, and check every byte of it; needs no engine."""
+    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # `--help` does without
+    from smart_runtime.notes import notes_here  # noqa: PLC0415  # as above, and without its NumPy
+
     opened = Bundle.open(bundle, trust=trust)
     opened.verify()
     manifest = opened.manifest
@@ -154,55 +146,11 @@ def info(*, bundle: Path, trust: Path | None, as_json: bool) -> None:
 
 
 def _signature(bundle: Bundle, trust: Path | None) -> str:
+    from smart_runtime.bundle.signatures import short_fingerprint  # noqa: PLC0415  # loaded with Bundle
+
     if bundle.signer is not None:
         return f"signed with the key of {trust} ({short_fingerprint(bundle.signer)})"
     return "signed, but not checked: --trust KEY.pub checks it" if bundle.signed else "not signed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prediction:
-    class_name: str
-    index: int
-    score: float
-    probability: float
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "class": self.class_name,
-            "index": self.index,
-            "score": self.score,
-            "probability": self.probability,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    picture: str
-    predictions: list[_Prediction]
-    latency_ms: float
-
-
-def _classify(model: SmartModel, picture: Path, *, top: int) -> _Answer:
-    spec, colour = model.manifest.input, model.manifest.preprocessing.colour
-    image = read_picture(picture, height=spec.height, width=spec.width, colour=colour)
-    result = model.run(image[None])
-    predictions = _top_predictions(result.scores[0], model.class_names, top=top)
-    return _Answer(picture=str(picture), predictions=predictions, latency_ms=result.latency_ms)
-
-
-def _top_predictions(scores: Scores, class_names: tuple[str, ...], *, top: int) -> list[_Prediction]:
-    """Return the ``top`` classes of one image's scores, (classes,), best first; of equals the earlier one."""
-    exponents = np.exp(scores.astype(np.float64) - scores.max())  # softmax; the shift keeps exp from overflowing
-    probabilities = exponents / exponents.sum()
-    return [
-        _Prediction(
-            class_name=class_names[index],
-            index=int(index),
-            score=float(scores[index]),
-            probability=float(probabilities[index]),
-        )
-        for index in np.argsort(-scores, kind="stable")[:top]
-    ]
 
 
 def _graph_json(graph: GraphInfo) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A path whose engine is up, the calls inside of it, and what makes such paths from a bundle."""
+"""A path whose engine is up, the calls inside of it and their results, and what makes such paths from a bundle."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import InputSpec
-from smart_runtime.engines import Engine, create_engine
+from smart_runtime.engines import Engine, Scores, create_engine
 from smart_runtime.errors import OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
 
@@ -28,6 +29,19 @@ class Call:
 
     def __init__(self) -> None:
         self.loaded: LoadedPath | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call gave.
+
+    ``scores`` are float32 logits, (N, classes), the caller's own array; ``path`` is the one path that made them;
+    ``latency_ms`` is the time of the whole call, checks and conversion included.
+    """
+
+    scores: Scores = field(repr=False)
+    path: str
+    latency_ms: float
 
 
 class LoadedPath:
@@ -138,7 +152,7 @@ class Loader:
             )
         except MemoryError as error:  # of the bytes; the engine's own shortage comes in our words
             raise OutOfMemoryError(
-                f"expected memory for the path {path!r}, got too little to read its files; "
+                f"too little memory to read the files of the path {path!r}; "
                 "free some, or load fewer paths with memory='on-demand'"
             ) from error
         try:

@@ -66,11 +66,15 @@ class PathStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """A snapshot: per path, how often the model changed its path and its bundle, and the last change's reason."""
+    """A snapshot: what each path did, how often path and bundle changed, and the reason of the last change of path.
+
+    ``policy_failures`` counts the calls whose policy raised, or asked for a switch that failed.
+    """
 
     paths: Mapping[str, PathStats]
     switches: int
     reloads: int
+    policy_failures: int
     last_reason: str
 
 
@@ -98,7 +102,7 @@ class Recorder:
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._counts = {name: _Counts() for name in paths}
-        self._switches = self._reloads = 0
+        self._switches = self._reloads = self._policy_failures = 0
         self._last_reason = ""
         self.new_lock()
 
@@ -138,6 +142,12 @@ class Recorder:
         with self._lock:
             self._reloads += 1
 
+    def policy_failure(self) -> int:
+        """Count a failure of the policy; return how many there have been."""
+        with self._lock:
+            self._policy_failures += 1
+            return self._policy_failures
+
     def snapshot(self) -> Stats:
         """Return the counts as they stand, all of one moment."""
         with self._lock:
@@ -145,6 +155,7 @@ class Recorder:
                 paths=MappingProxyType({name: counts.snapshot() for name, counts in self._counts.items()}),
                 switches=self._switches,
                 reloads=self._reloads,
+                policy_failures=self._policy_failures,
                 last_reason=self._last_reason,
             )
 

@@ -75,7 +75,7 @@ def test_threads_killed_by_an_exception_leave_the_model_whole(bundle: Path, memo
         path = "robust" if i % 2 == 0 else "clean"
         model.switch(path)  # under the tight budget it waits for every call that is still inside
         assert_scores(model, path)
-    assert all(not loaded.calls for loaded in model._loaded.values())
+    assert all(not loaded.calls for loaded in model._state.loaded.values())
     model.close()
 
 
@@ -105,7 +105,7 @@ def interrupt(work: Callable[[], object], *, apart_s: float, after_each: Callabl
 def test_interrupts_in_the_middle_of_calls_leave_the_model_whole(bundle: Path) -> None:
     model = SmartModel.load(bundle, threads=1)
     interrupt(lambda: model.run(FLOATS), apart_s=1e-6)
-    assert all(not loaded.calls for loaded in model._loaded.values())
+    assert all(not loaded.calls for loaded in model._state.loaded.values())
     for path in ("robust", "clean"):
         model.switch(path)
         assert_scores(model, path)
@@ -122,7 +122,7 @@ def test_interrupts_in_the_middle_of_switches_leave_the_model_whole(
     A bundle of its own: a file that is struck while it is opened may stay open. And nothing is logged: a strike could
     leave a lock of logging's locked, which no other thread could log past.
     """
-    monkeypatch.setattr(logging.getLogger("smart_runtime.model"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("smart_runtime.path_state"), "disabled", True)
     budget = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "robust"))
     model = SmartModel.load(own_bundle, threads=1, memory=budget)
 
@@ -175,7 +175,7 @@ def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(bundle: Path, thr
     """With two threads a session's pool stays behind: to run it or to free it would hang or crash the child."""
     done = run_script(_FORK, bundle, threads)
     assert done.returncode == 0, done.stderr
-    sentence = "expected a model that this process loaded, got one from before a fork; load the bundle in the child"
+    sentence = "the model was loaded before a fork; load the bundle in this process"
     assert done.stdout.splitlines() == [sentence] * 4
 
 

@@ -37,6 +37,17 @@ def test_command_lines_start_without_heavy_libraries(module: str) -> None:
     assert loaded_by(module).isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize("module", ["smart_runtime", "smart_runtime.policies", "smart_runtime.cli"])
+def test_what_help_needs_waits_for_no_numpy(module: str) -> None:
+    assert "numpy" not in loaded_by(module)
+
+
+def test_every_public_name_is_found_at_its_first_use() -> None:
+    assert all(getattr(smart_runtime, name).__name__ == name for name in smart_runtime.__all__)
+    with pytest.raises(AttributeError, match="module 'smart_runtime' has no attribute 'SmartModle'"):
+        _ = smart_runtime.SmartModle  # type: ignore[attr-defined]
+
+
 def test_every_module_is_typed_and_walked() -> None:
     assert "smart_runtime.bench.switching" in MODULES  # so that a forgotten __init__.py does not empty the list
     assert "smart_runtime.engines.onnxruntime" in MODULES

@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "a file that ends too early|ONNX Runtime did not accept",
     ),
     "missing path": (lambda place: shutil.rmtree(write_bundle(place) / "robust"), "got no such file"),
-    "without a path": (lambda place: write_bundle(place, change=remove_robust), "with the path 'robust' like the one"),
+    "without a path": (lambda place: write_bundle(place, change=remove_robust), "has no path 'robust', which the one"),
     "other classes": (lambda place: write_bundle(place, change=other_classes), "with the classes of the one"),
     "other input": (lambda place: write_bundle(place, channels=1), "with the input of the one"),
     "other preprocessing": (lambda place: write_bundle(place, change=other_crop), "pictures' preprocessing"),

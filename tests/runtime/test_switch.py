@@ -184,7 +184,7 @@ def test_a_scope_ends_with_an_exception(model: SmartModel) -> None:
 
 def test_scopes_of_unknown_paths_and_closed_models(bundle: Path) -> None:
     model = SmartModel.load(bundle, threads=1)
-    with pytest.raises(PathError, match="expected one of the paths 'clean', 'robust', got 'fast'"), model.using("fast"):
+    with pytest.raises(PathError, match="unknown path 'fast'; the bundle has 'clean', 'robust'"), model.using("fast"):
         pass
     with model.using("robust"):
         model.close()
@@ -254,7 +254,7 @@ def test_what_outlives_a_scope_follows_the_model_again(bundle: Path, memory: Any
         first.close()  # type: ignore[attr-defined]  # before the block that began after it
         second.close()  # type: ignore[attr-defined]
         assert (model.run(FLOATS).path, model.path) == ("clean", "clean")
-        assert not +model._pins
+        assert not +model._state.pins
         with model.using("robust"):
             assert made_by(model.run(FLOATS)) == "robust"
 

@@ -1,0 +1,394 @@
+"""Which paths of a bundle are loaded, which one answers, and how both change while calls go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
+from typing import TypeAlias
+
+from smart_runtime import forks
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.checks import check_path, check_replaces
+from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
+from smart_runtime.memory import (
+    LOAD_PEAK,
+    RESIDENT,
+    MemoryReport,
+    Mode,
+    PathMemory,
+    choose_mode,
+    give_back_freed,
+    has_room,
+    release_frames,
+    resident_bytes,
+)
+from smart_runtime.serving import Call, LoadedPath, Loader
+from smart_runtime.stats import Recorder
+
+OpenLoader: TypeAlias = Callable[[str | os.PathLike[str]], Loader]
+"""Opens the bundle in a directory, for the engine and with the options of one model."""
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.001
+
+
+class PathState:
+    """The loaded paths of one model; safe to use from any number of threads, and in signal handlers as `SmartModel` is.
+
+    ``loaded`` holds the paths that are loaded, ``path`` is the name of the one that answers, ``pins`` counts the scopes
+    that keep a path loaded, and ``settled`` is False while calls wait because no path is loaded.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        loaded: Mapping[str, LoadedPath],
+        *,
+        path: str,
+        memory: Mode | int,
+        mode: Mode,
+        open_loader: OpenLoader,
+    ) -> None:
+        """Use `load`; this takes paths that are loaded, ``path`` among them."""
+        self._memory = memory
+        self._open_loader = open_loader
+        self.recorder = Recorder(loader.bundle.manifest.paths)
+        # What a call reads, each in one go: a name and an engine that belong together.
+        self._active: LoadedPath | None = loaded[path]
+        self.loaded: Mapping[str, LoadedPath] = dict(loaded)  # replaced, never changed
+        self.path = path
+        self._loader = loader
+        self._mode = mode
+        self.pins: Counter[str] = Counter()
+        self._unusable = ""  # why nothing may be done any more
+        self._lost = ""  # why no path is loaded, where one should be
+        self._new_locks()
+        forks.guard(self)
+
+    def _new_locks(self) -> None:
+        # Both are re-entrant for the sake of signal handlers, which interrupt a thread that may hold them.
+        self._lock = threading.RLock()  # for the fields above, never held for long; calls do not take it
+        self._changes = threading.RLock()  # orders what takes long: loading, reloading
+        self._changing = False
+        # A plain flag that is polled: an exception that is sent to a thread, by Ctrl-C for one, can leave the lock
+        # inside of a threading.Event locked for good.
+        self.settled = True
+
+    @classmethod
+    def load(
+        cls, bundle: str | os.PathLike[str], *, path: str | None, memory: Mode | int, open_loader: OpenLoader
+    ) -> PathState:
+        """Load what ``memory`` asks for, ``path`` among it; arguments and errors are those of `SmartModel.load`."""
+        with ExitStack() as undo:
+            loader = open_loader(bundle)
+            undo.callback(loader.close)
+            manifest = loader.bundle.manifest
+            first = check_path(manifest.default_path if path is None else path, manifest.paths)
+            mode = choose_mode(memory, costs=loader.costs)
+            wanted = tuple(manifest.paths) if mode == RESIDENT else (first,)
+            loader.verify_all_but(wanted)
+            loaded: dict[str, LoadedPath] = {}
+            for name in wanted:
+                loaded[name] = loader.load(name)
+                undo.callback(loaded[name].retire)
+            if mode == RESIDENT:
+                loader.close()
+            undo.pop_all()
+        return cls(loader, loaded, path=first, memory=memory, mode=mode, open_loader=open_loader)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle whose paths these are."""
+        return self._loader.bundle
+
+    def check_usable(self) -> None:
+        """Raise ClosedError if the model was closed, or this process was forked from the one that loaded it."""
+        if self._unusable:
+            raise ClosedError(self._unusable)
+
+    def enter(self, call: Call, scope: Callable[[], str | None]) -> LoadedPath:
+        """Return the path that ``call`` is to run on, entered: the one that ``scope`` names, else the active one."""
+        while True:
+            name = scope()
+            loaded = self._active if name is None else self.loaded.get(name)
+            if loaded is not None and loaded.enter(call):
+                return loaded
+            # Closed, or replaced just now, or no path is loaded.
+            self.check_usable()
+            while not self.settled:
+                time.sleep(_POLL_SECONDS)
+            if self._lost and self._active is None:
+                raise EngineError(self._lost)
+
+    def memory(self) -> MemoryReport:
+        """Return what each path costs, and whether it is loaded."""
+        with self._lock:
+            loaded, costs, mode = self.loaded, self._loader.costs, self._mode
+        paths = {
+            name: PathMemory(
+                loaded=name in loaded,
+                file_bytes=cost,
+                resident_bytes=loaded[name].resident_bytes if name in loaded else None,
+            )
+            for name, cost in costs.items()
+        }
+        return MemoryReport(
+            mode=mode,
+            budget_bytes=self._memory if isinstance(self._memory, int) else None,
+            paths=MappingProxyType(paths),
+            process_bytes=resident_bytes(),
+        )
+
+    def close(self) -> bool:
+        """Give back engines and files once the calls in flight have finished; False if that was done before."""
+        with self._lock:
+            if self._unusable:
+                return False
+            self._unusable = "the model is closed; load the bundle again"
+            loaded, self.loaded, self._active = self.loaded, {}, None
+            self.settled = True
+        for one in loaded.values():
+            one.retire()
+        with self._changes:
+            self._loader.close()
+        return True
+
+    def after_fork_in_child(self) -> None:
+        """Refuse all further use in a forked child: see `forks`."""
+        forks.never_free(one.engine for one in self.loaded.values())
+        self.recorder.new_lock()
+        self._new_locks()
+        self._unusable = self._unusable or "the model was loaded before a fork; load the bundle in this process"
+        self.loaded, self._active = {}, None
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Hold ``_changes``; refuse a change that a signal handler starts in the middle of one of its own thread."""
+        with self._changes:
+            if self._changing:
+                raise EngineError(
+                    "the model is in the middle of another change, which a signal handler interrupted; "
+                    "let the handler only note the signal, and act on it outside"
+                )
+            self.check_usable()
+            self._changing = True
+            try:
+                yield
+            finally:
+                self._changing = False
+
+    # Switching.
+
+    def switch(self, path: str, reason: str) -> None:
+        """Let ``path`` answer from now on: see `SmartModel.switch`."""
+        with self._lock:
+            self.check_usable()
+            name = check_path(path, self.bundle.manifest.paths)
+            loaded = self.loaded.get(name) if self._mode == RESIDENT else None
+            if loaded is not None:
+                changed = self._activate(loaded, reason)
+        if loaded is None:
+            with self._change():
+                changed = self._switch_on_demand(name, reason)
+        if changed:
+            _log.info("path %r answers from now on, reason %r", name, reason)
+
+    def _activate(self, loaded: LoadedPath, reason: str) -> bool:
+        """Let ``loaded`` answer from now on; say whether that is a switch. ``_lock`` is held."""
+        changed = loaded.name != self.path
+        self._active, self.path, self._lost = loaded, loaded.name, ""
+        if changed:
+            self.recorder.switch(reason)
+        return changed
+
+    def _switch_on_demand(self, name: str, reason: str) -> bool:
+        outside = sys.exc_info()[1]  # what the caller is handling, if anything, is not ours to touch
+        with self._lock:
+            self.check_usable()
+            loaded, old = self.loaded.get(name), self._active
+            if loaded is not None:
+                changed = self._activate(loaded, reason)
+        if loaded is None:
+            try:
+                changed = self._install(self._load_beside(name), reason)
+            except OutOfMemoryError as error:
+                if old is None or not self._may_take_the_place_of(old, name):
+                    raise
+                release_frames(error, outside=outside)
+                _log.warning("no room for the path %r beside %r; calls wait while it is loaded", name, old.name)
+                changed = self._switch_in_place_of(old, name, reason, outside=outside)
+        self._drop_idle_paths()
+        return changed
+
+    def _install(self, fresh: LoadedPath, reason: str) -> bool:
+        """Let a path answer that was loaded just now; say whether that is a switch."""
+        with self._lock:
+            if not self._unusable:
+                self.loaded = {**self.loaded, fresh.name: fresh}
+                return self._activate(fresh, reason)
+        fresh.retire()
+        raise ClosedError(self._unusable)
+
+    def _load_beside(self, name: str) -> LoadedPath:
+        """Load a path beside those that are loaded; OutOfMemoryError if the budget or the system forbids it."""
+        self._check_budget({*self.loaded, name})
+        return self._loader.load(name)
+
+    def _check_budget(self, paths: Collection[str]) -> None:
+        needed = sum(self._loader.costs[path] for path in paths)
+        if isinstance(self._memory, int) and needed > self._memory:
+            raise OutOfMemoryError(
+                f"expected a budget of at least {needed} bytes for {', '.join(map(repr, sorted(paths)))} at once, got "
+                f"{self._memory}; end the block that uses one of them, or allow more"
+            )
+
+    def _may_take_the_place_of(self, old: LoadedPath, name: str) -> bool:
+        """Say whether dropping ``old``, which no scope uses, makes room for ``name`` as far as the budget goes."""
+        with self._lock:
+            if self.pins[old.name]:
+                return False
+            rest = self.loaded.keys() - {old.name}
+        try:
+            self._check_budget({*rest, name})
+        except OutOfMemoryError:
+            return False
+        return True
+
+    def _check_unused(self, old: LoadedPath) -> None:
+        if self.pins[old.name]:
+            raise OutOfMemoryError(
+                f"there is room for one path only, and that is {old.name!r}, which a block uses; "
+                "switch again when it has ended"
+            )
+
+    def _switch_in_place_of(self, old: LoadedPath, name: str, reason: str, *, outside: BaseException | None) -> bool:
+        """Drop ``old``, then load ``name``; if that fails, load ``old`` again and raise. Calls wait meanwhile."""
+        costs = self._loader.costs
+        if not has_room(LOAD_PEAK * max(costs[name], costs[old.name]) - costs[old.name]):
+            raise OutOfMemoryError(
+                f"too little memory to load the path {name!r} in the place of {old.name!r}: loading takes more for a "
+                "moment; free some, or export with a lower density"
+            )
+        dropped = False
+        try:
+            with self._lock:
+                self.check_usable()
+                self._check_unused(old)
+                dropped = True
+                self.settled = False
+                self._active = None
+                self.loaded = {other: one for other, one in self.loaded.items() if one is not old}
+            old.drain()
+            give_back_freed()
+            return self._install(self._loader.load(name), reason)
+        except BaseException as error:
+            if not dropped or isinstance(error, ClosedError):
+                raise
+            # Until a path is loaded again this is what calls are told, whatever interrupts that.
+            self._lost = f"no path is loaded: loading {name!r} failed ({error})"
+            old.retire()
+            release_frames(error, outside=outside)
+            give_back_freed()
+            try:
+                self._install(self._loader.load(old.name), "")
+            except Exception as second:
+                self._lost += f", and loading {old.name!r} again failed too ({second}); switch or reload to try again"
+                _log.error("%s", self._lost)
+            raise
+        finally:
+            self.settled = True
+
+    def _drop_idle_paths(self) -> None:
+        """On demand, let go of the paths that neither answer nor are in use by a scope."""
+        with self._lock:
+            if self._mode == RESIDENT:
+                return
+            kept = {name: one for name, one in self.loaded.items() if one is self._active or self.pins[name]}
+            dropped = [one for name, one in self.loaded.items() if name not in kept]
+            self.loaded = kept
+        for one in dropped:
+            one.retire()
+        if dropped:
+            give_back_freed()
+
+    # Scopes.
+
+    def pin(self, path: str) -> str:
+        """Keep ``path`` loaded until `unpin`, and load it if it is not; return its name."""
+        with self._lock:
+            self.check_usable()
+            name = check_path(path, self.bundle.manifest.paths)
+            if name in self.loaded:
+                self.pins[name] += 1
+                return name
+        with self._change():
+            fresh = None if name in self.loaded else self._load_beside(name)
+            with self._lock:
+                if not self._unusable:
+                    if fresh is not None:
+                        self.loaded = {**self.loaded, name: fresh}
+                    self.pins[name] += 1
+                    return name
+            if fresh is not None:
+                fresh.retire()
+            raise ClosedError(self._unusable)
+
+    def unpin(self, name: str) -> None:
+        """End what `pin` began; on demand, a path that nothing else uses is dropped."""
+        with self._lock:
+            self.pins[name] -= 1
+        self._drop_idle_paths()
+
+    # Reloading.
+
+    def reload(self, bundle: str | os.PathLike[str]) -> None:
+        """Serve from another bundle: see `SmartModel.reload`."""
+        with self._change():
+            try:
+                self._reload(bundle)
+            except BaseException:
+                _log.warning("reload failed; the bundle %.12s goes on serving", self.bundle.digest)
+                raise
+        _log.info("the bundle %.12s serves from now on", self.bundle.digest)
+
+    def _reload(self, bundle: str | os.PathLike[str]) -> None:
+        with ExitStack() as undo:
+            fresh = self._open_loader(bundle)
+            undo.callback(fresh.close)
+            manifest = fresh.bundle.manifest
+            check_replaces(manifest, self.bundle.manifest)
+            mode = choose_mode(self._memory, costs=fresh.costs)
+            fresh.verify_all_but(manifest.paths if mode == RESIDENT else (self.path,))
+            loaded: dict[str, LoadedPath] = {}
+            while True:
+                with self._lock:
+                    self.check_usable()
+                    wanted = set(manifest.paths) if mode == RESIDENT else {self.path, *+self.pins}
+                    missing = wanted - loaded.keys()
+                    if not missing:
+                        old, old_loader = self.loaded, self._loader
+                        self.recorder.add_paths(manifest.paths)
+                        self.recorder.reload()
+                        self._loader, self.loaded, self._mode = fresh, loaded, mode
+                        self._active, self._lost = loaded[self.path], ""
+                        break
+                for name in manifest.paths:
+                    if name in missing:
+                        loaded[name] = fresh.load(name)
+                        undo.callback(loaded[name].retire)
+            undo.pop_all()
+        for one in old.values():
+            one.retire()
+        old_loader.close()
+        if mode == RESIDENT:
+            fresh.close()
+        self._drop_idle_paths()
+        give_back_freed()
