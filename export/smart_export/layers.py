@@ -15,7 +15,7 @@ from smart_devices import Target
 from smart_export.patterns import why_no_gain, zeros_of
 from smart_export.precision import BIAS_BYTES, FP32, WEIGHT_DTYPES, Precision
 from smart_train.masking.accounting import LayerStructure
-from smart_train.masking.slicing import axis_length
+from smart_train.masking.parts import axis_length
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from smart_train import Attack, SmartNetwork, Structure, convert
 from smart_train.architectures import CUSTOM
 from smart_train.data import load_data
 from smart_train.masking.accounting import structure_report, used_parameters
-from smart_train.masking.groups import Scope, find_groups
+from smart_train.masking.finding import find_groups
+from smart_train.masking.groups import Scope
 from smart_train.masking.slicing import slice_network
 from smart_train.training.loop import TrainConfig, Trainer
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from smart_train import NetworkError, convert
-from smart_train.masking.groups import apply_mask_, find_groups
+from smart_train.masking.finding import find_groups
+from smart_train.masking.groups import apply_mask_
 from smart_train.masking.layers import make_expert_, make_plain_
 from smart_train.masking.slicing import slice_network
 from train.networks import Functional, different, resnet

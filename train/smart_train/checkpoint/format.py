@@ -28,7 +28,7 @@ from smart_train.masking.accounting import batch_norm_parameters, densities
 from smart_train.masking.groups import Axis, Group, Member, Point, Scope
 from smart_train.masking.layers import layer_norm_axis
 from smart_train.masking.network import Normalise, SmartNetwork, check_path_names
-from smart_train.masking.slicing import (
+from smart_train.masking.parts import (
     Part,
     axis_length,
     has_plain_inputs,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.masking.network import SmartNetwork
-from smart_train.masking.slicing import axis_length, kept_channels, parts
+from smart_train.masking.parts import axis_length, parts
+from smart_train.masking.slicing import kept_channels
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.errors import ConfigError, NetworkError
-from smart_train.masking.groups import FoundGroups, Group, Scope, apply_mask_, find_groups
+from smart_train.masking.finding import find_groups
+from smart_train.masking.groups import FoundGroups, Group, Scope, apply_mask_
 from smart_train.masking.layers import Expert, check_weights, make_expert_
 from smart_train.masking.structure import Structure, default_density
 from smart_train.masking.weight_masks import WeightLayers, find_weight_layers, kept_inputs

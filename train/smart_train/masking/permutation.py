@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.errors import ConfigError, NetworkError
-from smart_train.masking.groups import Group, find_groups, run_classifier
+from smart_train.masking.finding import find_groups
+from smart_train.masking.groups import Group
 from smart_train.masking.layers import check_weights
-from smart_train.masking.slicing import is_depthwise
+from smart_train.masking.parts import is_depthwise
 from smart_train.masking.structure import Pattern, Structure
+from smart_train.masking.tracing import run_classifier
 from smart_train.masking.weight_masks import Blocks, find_weight_layers
 
 TRIALS = 20  # swaps tried for each channel of a group: more gain little

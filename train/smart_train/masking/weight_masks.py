@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from smart_train.masking.groups import PROBE_TOLERANCE, Group, run_classifier
+from smart_train.masking.groups import Group
 from smart_train.masking.layers import Expert, make_expert_, make_plain_
+from smart_train.masking.parts import axis_length, is_depthwise
 from smart_train.masking.plan import strongest
-from smart_train.masking.slicing import axis_length, is_depthwise, kept_channels
+from smart_train.masking.probe import PROBE_TOLERANCE
+from smart_train.masking.slicing import kept_channels
 from smart_train.masking.structure import Pattern, Structure
+from smart_train.masking.tracing import run_classifier
 
 _HALF = 0.5
 

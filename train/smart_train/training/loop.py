@@ -35,12 +35,12 @@ from smart_train.data.augment import Augmentation
 from smart_train.data.images import VALIDATION_SAMPLES, ImageSet, Split
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import density
-from smart_train.masking.groups import run_classifier
 from smart_train.masking.learner import MaskLearner
 from smart_train.masking.network import DEFAULT_PATHS, SmartNetwork, convert
 from smart_train.masking.permutation import Gain, permute_channels_
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Structure
+from smart_train.masking.tracing import run_classifier
 from smart_train.methods import METHODS
 from smart_train.methods.smart import CLEAN, ROBUST
 from smart_train.training.history import Row, history_path, write_history
