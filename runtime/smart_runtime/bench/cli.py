@@ -22,11 +22,11 @@ from smart_common.console.cli import (
 from smart_common.figures import check_plot
 from smart_common.units import si
 from smart_common.version import version
+from smart_devices.engine_rows import engine_info
 from smart_devices.power import find_power
 from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, compare_saved
 from smart_runtime.bench.compare import compare, steps
 from smart_runtime.bench.contenders import open_bundles
-from smart_runtime.bench.energy import part_of
 from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import MEASURED, Report, Row
 from smart_runtime.bench.saved import SavedRow, read_saved
@@ -97,7 +97,7 @@ def main(
         check_plot(plot)  # before the minutes of measuring, not after
     bundles = open_bundles(bundle, trust=trust)
     context.with_resource(warnings_as_notes("smart_runtime"))
-    power = find_power(part=part_of(resolve_engine(AUTO)))
+    power = find_power(part=engine_info(resolve_engine(AUTO)).part)
     with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks, power=power)) as advance:
         report = compare(
             bundles,
