@@ -25,7 +25,6 @@ import bench_export
 import bench_paths
 import bench_precision
 import bench_quantised
-import bench_roofline
 import bench_rtx
 import bench_runtime
 import bench_sparsity
@@ -89,7 +88,7 @@ def short_paths() -> str:
 def goals() -> str:
     """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
-    others = ("attacks", "paths", "sparsity", "precision", "roofline", "runtime", "switch", "train", "export", "cifar")
+    others = ("attacks", "paths", "sparsity", "precision", "runtime", "switch", "train", "export", "cifar")
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
         *((name, load(name)["goals"]) for name in others),
@@ -172,7 +171,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "switch-full": with_source("switch", lambda record: bench_switch.table(record["results"])),
     "train": with_source("train", lambda record: bench_train.table(record["rows"])),
     "export": with_source("export", lambda record: bench_export.table(record["runs"])),
-    "roofline": with_source("roofline", lambda record: bench_roofline.table(record["rows"])),
     "rtx": with_source("rtx", lambda record: bench_rtx.table(record["rows"])),
     "precision": with_source("precision", lambda record: bench_precision.table(record["rows"])),
     "quantisers": lambda: bench_precision.methods_table(load("precision")["methods"]),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from smart_common.errors import MissingExtraError, SmartError
 from smart_common.version import version
-from smart_devices.engines import ENGINES, EngineStatus, engine_status
+from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
+from smart_devices.engines import engine_status
 from smart_devices.errors import UnknownTargetError
 from smart_devices.facts import Fact
 from smart_devices.jetpack import JetPack, JetPackVersion
@@ -29,10 +30,10 @@ from smart_devices.profiles import (
 )
 
 __all__ = [
-    "ENGINES",
     "PRECISIONS",
     "DenseSparse",
     "Dla",
+    "EngineInfo",
     "EngineStatus",
     "Fact",
     "Identity",
@@ -45,6 +46,8 @@ __all__ = [
     "SmartError",
     "Target",
     "UnknownTargetError",
+    "engine_info",
+    "engine_names",
     "engine_status",
     "load_profile",
     "parse_profile",

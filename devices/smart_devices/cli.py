@@ -17,7 +17,7 @@ from smart_common.console.cli import Command, Group, console, json_option, print
 from smart_common.version import version
 from smart_devices.detection import Machine, detect
 from smart_devices.doctor import diagnose
-from smart_devices.engines import BUILDERS, ENGINES, EngineStatus
+from smart_devices.engine_rows import EngineStatus, engine_info
 from smart_devices.facts import Fact
 from smart_devices.profiles import (
     SCHEMA_VERSION,
@@ -188,12 +188,12 @@ def _text_or_none(value: object) -> str | None:
 
 
 def _driven(status: EngineStatus) -> bool:
-    return status.name in ENGINES
+    return engine_info(status.name).factory is not None
 
 
 def _answer(status: EngineStatus) -> str:
     version = f", {status.version}" if status.version else ""
-    if status.name in BUILDERS:
+    if engine_info(status.name).builds_only:
         return f"{'yes' if status.available else 'no'}{version} (builds engines, runs none)"
     driven = "" if _driven(status) else " (smart-edge cannot drive it yet)"
     return f"{'yes' if status.available else 'no'}{version}{driven}"

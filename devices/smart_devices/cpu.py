@@ -9,12 +9,6 @@ from pathlib import Path
 from smart_devices.sysfs import printable, read_bytes, stripped
 
 _LIMIT = 64 * 1024  # bytes: the first core is all that is read, and a server's file has hundreds
-# What tells one kind of processor from another: x86 has the first five, Arm the others. A name alone does not, since
-# virtual machines give many the same one.
-_IDENTITY = (
-    "model name", "vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU architecture", "CPU variant",
-    "CPU part",
-)  # fmt: skip
 # As /proc/cpuinfo spells them. x86: vector widths, int8 dot products, bfloat16, matrix units. Arm: half precision,
 # int8 dot products, int8 and bfloat16 matrix products, scalable vectors.
 _FEATURES = {
@@ -70,13 +64,6 @@ def this_machine() -> str | None:
 def cpu_model(root: Path = Path("/")) -> str:
     """Return the processor's name for people; Arm boards have none in /proc/cpuinfo, there the machine type must do."""
     return _cpuinfo(root).get("model name") or platform.processor() or platform.machine()
-
-
-def cpu_identity(root: Path = Path("/")) -> str:
-    """Return what tells this kind of processor from others, on one line."""
-    found = _cpuinfo(root)
-    numbers = [f"{key} {found[key]}" for key in _IDENTITY[1:] if found.get(key)]
-    return ", ".join([cpu_model(root), *numbers])
 
 
 def _cpuinfo(root: Path) -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
+from smart_devices import engine_rows
 from smart_devices.detection import Machine
-from smart_devices.engines import BUILDERS, ENGINES, KNOWN_ENGINES, EngineStatus, engine_status
+from smart_devices.engine_rows import EngineStatus, engine_names
+from smart_devices.engines import engine_status
 from smart_devices.gpu_engines import Surroundings, survey, warnings
 
 
@@ -33,7 +35,7 @@ class Diagnosis:
     @property
     def can_run(self) -> bool:
         """Whether an engine that smart-edge can drive runs here."""
-        return any(status.available and status.name in ENGINES for status in self.engines)
+        return any(status.available and status.name in engine_names(driven=True) for status in self.engines)
 
 
 def diagnose(around: Surroundings | None = None) -> Diagnosis:
@@ -48,6 +50,6 @@ def diagnose(around: Surroundings | None = None) -> Diagnosis:
         python=platform.python_version(),
         prefix=around.python.prefix,
         cuda_driver=around.driver.cuda,
-        engines=tuple(engine_status(name, around=around) for name in (*KNOWN_ENGINES, *BUILDERS)),
+        engines=tuple(engine_status(info.name, around=around) for info in engine_rows.ENGINES),
         warnings=warnings(around),
     )

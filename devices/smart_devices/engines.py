@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smart_common.lazy import load
+from smart_devices.engine_rows import EngineStatus, engine_info
 from smart_devices.python_environment import find_module, version_of
 
 if TYPE_CHECKING:
     from smart_devices.gpu_engines import Surroundings
-
-ENGINES = ("onnxruntime-cpu",)
-"""The engines that smart-edge can drive today, best first. A profile's list may name more: those come later."""
-
-KNOWN_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
-"""The engines that can run graphs on some device, those that smart-edge cannot drive yet included, best first."""
-
-BUILDERS = ("tensorrt-rtx-builder",)
-"""What makes engines for devices without running them; it needs no GPU."""
 
 # 1.23 is the oldest that smart-edge was tested with: the newest for the Python 3.10 of JetPack 6.
 _ONNXRUNTIME_AT_LEAST = (1, 23)
@@ -27,47 +19,25 @@ _ONNXRUNTIME_BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino",
 _INSTALL_ONNXRUNTIME = "pip install 'smart-edge[cpu]'"
 
 
-@dataclass(frozen=True)
-class EngineStatus:
-    """Whether an engine can run on this machine.
-
-    Attributes:
-        name: The engine or builder.
-        available: Whether it can run here.
-        version: The version found, ``None`` when it is absent or does not say.
-        reason: Why it cannot run here, as part of a sentence; ``None`` when it can.
-        install: The command to mend that with first; ``None`` when there is none.
-    """
-
-    name: str
-    available: bool
-    version: str | None = None
-    reason: str | None = None
-    install: str | None = None
-
-
 def engine_status(name: str, *, around: Surroundings | None = None) -> EngineStatus:
-    """Say whether the engine or builder ``name`` can run here; none of them is imported.
+    """Say whether the engine or builder ``name`` can run here; its library is not imported.
 
     For ``onnxruntime-cpu`` the packages of this Python are all that is looked at, for the others the machine is too.
 
     Args:
-        name: One of ``KNOWN_ENGINES`` and ``BUILDERS``.
+        name: The name of a row in `smart_devices.engine_rows.ENGINES`.
         around: What decides about those that need a GPU; None to look.
 
     Raises:
-        ValueError: ``name`` is none of them.
+        ValueError: No engine is called that.
     """
-    if name not in (*KNOWN_ENGINES, *BUILDERS):
-        raise ValueError(f"expected one of {', '.join((*KNOWN_ENGINES, *BUILDERS))}, got {name!r}")
-    if name == "onnxruntime-cpu":
-        return _onnxruntime_cpu(name)
-    from smart_devices import gpu_engines  # noqa: PLC0415  # what only a CPU needs must not wait for this
-
-    return gpu_engines.JUDGES[name](around or gpu_engines.survey())
+    status: EngineStatus = load(engine_info(name).judge)(around)
+    return status
 
 
-def _onnxruntime_cpu(name: str) -> EngineStatus:
+def onnxruntime_cpu(_: Surroundings | None) -> EngineStatus:
+    """Judge ONNX Runtime on the CPU by the packages of this Python."""
+    name = "onnxruntime-cpu"
     if find_module("onnxruntime") is None:
         return EngineStatus(
             name, available=False, reason="the Python module onnxruntime is not installed", install=_INSTALL_ONNXRUNTIME

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from smart_devices.detection import Machine, detect
 from smart_devices.detection.files import Files
 from smart_devices.driver import Driver, find_driver
-from smart_devices.engines import EngineStatus
+from smart_devices.engine_rows import EngineStatus
 from smart_devices.python_environment import PythonEnvironment, this_python
 
 _RTX_NEEDS = (7, 5)  # TensorRT-RTX documentation, support matrix: Turing and later
@@ -59,7 +57,9 @@ def _no_driver(around: Surroundings) -> _Fault | None:
     return None if driver.reason is None else _Fault(driver.reason, driver.install)
 
 
-def _tensorrt(around: Surroundings) -> EngineStatus:
+def tensorrt(around: Surroundings | None) -> EngineStatus:
+    """Judge TensorRT by the driver and by what this Python finds of it."""
+    around = around or survey()
     here = around.python.find("tensorrt") is not None
     version = (around.python.first_version_of(*_TENSORRT) or around.machine.software.tensorrt) if here else None
     return _status("tensorrt", version, _no_driver(around), None if here else _tensorrt_module(around))
@@ -101,7 +101,9 @@ def _tensorrt_rtx_module(around: Surroundings) -> _Fault | None:
     return _Fault("the Python module tensorrt_rtx is not installed", "pip install 'smart-edge[tensorrt-rtx]'")
 
 
-def _tensorrt_rtx(around: Surroundings) -> EngineStatus:
+def tensorrt_rtx(around: Surroundings | None) -> EngineStatus:
+    """Judge TensorRT-RTX by the driver, the first card and what this Python finds of it."""
+    around = around or survey()
     if around.machine.jetson is not None:
         return _status("tensorrt-rtx", None, _Fault("TensorRT-RTX is for GeForce and RTX cards, not for a Jetson"))
     too_old = None
@@ -114,12 +116,16 @@ def _tensorrt_rtx(around: Surroundings) -> EngineStatus:
     return _status("tensorrt-rtx", version, _no_driver(around), too_old, _tensorrt_rtx_module(around))
 
 
-def _tensorrt_rtx_builder(around: Surroundings) -> EngineStatus:
+def tensorrt_rtx_builder(around: Surroundings | None) -> EngineStatus:
+    """Judge what builds engines for RTX cards: the library alone."""
+    around = around or survey()
     version = around.python.first_version_of(*_TENSORRT_RTX)
     return _status("tensorrt-rtx-builder", version, _tensorrt_rtx_module(around))
 
 
-def _onnxruntime_cuda(around: Surroundings) -> EngineStatus:
+def onnxruntime_cuda(around: Surroundings | None) -> EngineStatus:
+    """Judge ONNX Runtime on an NVIDIA GPU by the driver and the CUDA provider's own library."""
+    around = around or survey()
     module = around.python.find("onnxruntime")
     # The provider's own library says it best: Jetson builds carry other names and versions.
     has_cuda = module is not None and (Path(module).parent / "capi" / "libonnxruntime_providers_cuda.so").exists()
@@ -134,17 +140,6 @@ def _onnxruntime_gpu(around: Surroundings) -> _Fault:
     # Both install the module onnxruntime: one over the other leaves neither whole.
     remove = "pip uninstall -y onnxruntime && " if around.python.version_of("onnxruntime") else ""
     return _Fault(reason, f"{remove}pip install 'smart-edge[gpu]'")
-
-
-JUDGES: Mapping[str, Callable[[Surroundings], EngineStatus]] = MappingProxyType(
-    {
-        "tensorrt": _tensorrt,
-        "tensorrt-rtx": _tensorrt_rtx,
-        "onnxruntime-cuda": _onnxruntime_cuda,
-        "tensorrt-rtx-builder": _tensorrt_rtx_builder,
-    }
-)
-"""What judges each of them."""
 
 
 def warnings(around: Surroundings) -> tuple[str, ...]:

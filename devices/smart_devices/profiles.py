@@ -20,6 +20,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Literal, cast
 
+from smart_devices.engine_rows import engine_names
 from smart_devices.errors import UnknownTargetError
 from smart_devices.facts import Fact, Node, is_positive
 from smart_devices.jetpack import JetPack, is_opset, jetpack_table, parse_jetpack
@@ -41,7 +42,6 @@ _THROUGHPUT_UNITS = {
     "fp8": "TFLOPS",
     "fp4": "TFLOPS",
 }
-_ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _COMPUTE_CAPABILITY = re.compile(r"\d{1,2}\.\d")
 
@@ -334,8 +334,8 @@ def _check_whole(profile: Profile, root: Node) -> None:
         raise root.wrong("jetpack", f"no rows for a {profile.kind}", [row.versions for row in profile.jetpack])
     if profile.onnx_opset.value is None:
         raise root.wrong("onnx_opset", "a verified value, since export cannot do without", None)
-    if not profile.engines or not set(profile.engines) <= set(_ENGINES):
-        raise root.wrong("engines", f"at least one of {', '.join(_ENGINES)}", profile.engines)
+    if not profile.engines or not set(profile.engines) <= set(engine_names()):
+        raise root.wrong("engines", f"at least one of {', '.join(engine_names())}", profile.engines)
     if tuple(profile.channel_alignment) != PRECISIONS:
         raise root.wrong("channel_alignment", f"entries for {', '.join(PRECISIONS)}", [*profile.channel_alignment])
     names = [mode.name for mode in profile.power_modes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smart_devices import ENGINES, Profile, Target
+from smart_devices import Profile, Target, engine_names
 from smart_export.errors import ExportError
 from smart_train.masking.structure import Structure, why_pattern_is_slow
 
@@ -56,6 +56,6 @@ def target_record(target: Target) -> dict[str, Any]:
         "profile": profile.name,
         "kind": profile.kind,
         "jetpack": target.jetpack,
-        "engines": [{"name": name, "driven": name in ENGINES} for name in profile.engines],
+        "engines": [{"name": name, "driven": name in engine_names(driven=True)} for name in profile.engines],
         "workspace_bytes": workspace_bytes(profile),
     }

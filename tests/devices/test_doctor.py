@@ -17,12 +17,11 @@ from typing import Any
 import pytest
 
 from devices.boards import BOARDS, Board
-from smart_devices import EngineStatus, engine_status
+from smart_devices import EngineStatus, engine_names, engine_status
 from smart_devices.detection import Cards, detect
 from smart_devices.detection.files import Files
 from smart_devices.doctor import diagnose
 from smart_devices.driver import Driver, find_driver
-from smart_devices.engines import BUILDERS, ENGINES, KNOWN_ENGINES
 from smart_devices.gpu_engines import Surroundings
 from smart_devices.profiles import load_profile, profile_names
 from smart_devices.python_environment import PythonEnvironment, this_python
@@ -73,7 +72,7 @@ def test_this_machine_runs_the_cpu_engine_and_builds_for_cards_it_does_not_have(
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     engines = {status["name"]: status for status in answer["engines"]}
-    assert set(engines) == {*KNOWN_ENGINES, *BUILDERS}
+    assert set(engines) == {*engine_names(), "tensorrt-rtx-builder"}
     cpu, rtx, builder = engines["onnxruntime-cpu"], engines["tensorrt-rtx"], engines["tensorrt-rtx-builder"]
     assert (cpu["available"], cpu["version"], cpu["driven"]) == (True, metadata.version("onnxruntime"), True)
     assert (builder["available"], builder["version"]) == (True, metadata.version("tensorrt-rtx-cu12"))
@@ -120,9 +119,9 @@ def test_a_look_imports_no_engine() -> None:
 
 
 def test_every_engine_of_a_profile_can_be_judged() -> None:
-    assert set(ENGINES) <= set(KNOWN_ENGINES)
+    assert set(engine_names(driven=True)) <= set(engine_names())
     for profile in map(load_profile, profile_names()):
-        assert set(profile.engines) <= set(KNOWN_ENGINES), profile.name
+        assert set(profile.engines) <= set(engine_names()), profile.name
 
 
 class TestTensorRtOnAJetson:

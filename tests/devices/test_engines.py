@@ -5,10 +5,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from smart_devices import ENGINES, engine_status
+from smart_devices import EngineInfo, EngineStatus, engine_info, engine_names, engine_rows, engine_status
+from smart_devices.doctor import diagnose
 
 REPORT = """
 import sys
@@ -82,10 +84,30 @@ def test_old_versions_are_refused_whatever_the_build_is_called(
         assert command == "pip install 'smart-edge[cpu]' --upgrade"
 
 
-def test_only_engines_that_exist_today_are_driven() -> None:
-    assert ENGINES == ("onnxruntime-cpu",)
+def test_what_smart_edge_can_drive() -> None:
+    assert engine_names(driven=True) == ("onnxruntime-cpu",)
+    assert engine_names() == ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 
 
-def test_an_engine_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected one of tensorrt, .*, onnxruntime-cpu, .*, got 'openvino'"):
+@pytest.mark.parametrize("info", engine_rows.ENGINES, ids=lambda info: info.name)
+def test_every_row_names_a_judge_that_gives_its_status(info: EngineInfo) -> None:
+    assert engine_status(info.name).name == info.name
+    assert info.needs
+    assert engine_info(info.name) is info
+
+
+def test_a_row_that_is_added_is_known_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = EngineInfo(name="abacus", needs="a steady hand", part="cpu", judge=f"{__name__}:abacus")
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(abacus=lambda _: EngineStatus("abacus", available=True)))
+    monkeypatch.setattr(engine_rows, "ENGINES", (row, *engine_rows.ENGINES))
+    assert engine_names()[0] == "abacus"
+    assert "abacus" not in engine_names(driven=True)
+    assert engine_status("abacus").available
+    assert diagnose().engines[0].name == "abacus"
+
+
+def test_an_unknown_engine_is_named_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown engine 'onnxruntime-cpus'; did you mean onnxruntime-cpu\?"):
+        engine_status("onnxruntime-cpus")
+    with pytest.raises(ValueError, match=r"unknown engine 'openvino'; there are tensorrt, .*, onnxruntime-cpu, "):
         engine_status("openvino")

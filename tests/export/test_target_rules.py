@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from smart_devices import ENGINES, Fact, Profile, Target, load_profile, profile_names, resolve_target
+from smart_devices import Fact, Profile, Target, load_profile, profile_names, resolve_target
 from smart_export import BuildResult, ExportError
 from smart_export.cli import main as smart_export
 from smart_export.target_rules import check_structure, workspace_bytes
@@ -125,7 +125,8 @@ def test_the_manifest_names_engines_best_first_and_which_are_driven(built: Build
         "kind": "jetson",
         "jetpack": None,
         "engines": [
-            {"name": name, "driven": name in ENGINES} for name in ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+            {"name": name, "driven": name == "onnxruntime-cpu"}
+            for name in ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
         ],
         "workspace_bytes": 4 * GIB,
     }

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from runtime.bundles import write_bundle
 from smart_common.errors import MissingExtraError
+from smart_common.errors import OutputError
 from smart_common.figures import check_plot
 from smart_runtime import Bundle
 from smart_runtime.bench.cli import main
@@ -29,7 +30,7 @@ from smart_runtime.bench.switching import cold_load_ms, measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
 from smart_runtime.bundle.checksums import write_checksums
 from smart_runtime.engines import Batch, Scores
-from smart_runtime.errors import BundleError, EngineError, InputError
+from smart_runtime.errors import BundleError, EngineError
 
 ROW_KEYS = {
     "name",
@@ -277,7 +278,7 @@ def test_a_plot_that_cannot_be_written_is_refused_first(
         (tmp_path / folder).mkdir()
     # Not by chmod: root, as which containers run tests, may write everywhere.
     monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path).name != "locked")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(OutputError, match=said):
         check_plot(tmp_path / name)
     result = CliRunner().invoke(main, [str(bundle), "--plot", str(tmp_path / name)])
     assert result.exit_code == 1

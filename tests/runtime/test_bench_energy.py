@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from devices.trees import ORIN_NANO, ORIN_NANO_W, plant
+from smart_devices import engine_info
 from smart_devices.errors import SensorError
 from smart_devices.power import NoPower, PowerSampler, PowerSource, find_power
 from smart_devices.power.meters import PowerMeter
@@ -19,7 +20,7 @@ from smart_runtime import Bundle
 from smart_runtime.bench.cli import main
 from smart_runtime.bench.compare import compare, steps
 from smart_runtime.bench.contenders import contenders
-from smart_runtime.bench.energy import Energy, Sensing, measure_energy, part_of
+from smart_runtime.bench.energy import Energy, Sensing, measure_energy
 from smart_runtime.bench.measure import random_batch
 from smart_runtime.bench.report import Report
 
@@ -164,4 +165,4 @@ def test_without_a_sensor_nothing_is_run(bundle: Path) -> None:
 
 @pytest.mark.parametrize(("engine", "part"), [("onnxruntime-cpu", "cpu"), ("tensorrt", "gpu")])
 def test_what_an_engine_runs_on(engine: str, part: str) -> None:
-    assert part_of(engine) == part
+    assert engine_info(engine).part == part

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from smart_common.cache import default_cache_dir
 from smart_common.console.cli import (
     Command,
     console,
@@ -24,31 +22,24 @@ from smart_common.console.cli import (
 from smart_common.figures import check_plot
 from smart_common.units import si
 from smart_common.version import version
+from smart_devices.engine_rows import engine_info
 from smart_devices.power import find_power
-from smart_devices.roofline import store_calibration
-from smart_runtime.bench.calibrate import NOISY, ROUNDS
-from smart_runtime.bench.calibrate import calibrate as measure_processor
 from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, compare_saved
 from smart_runtime.bench.compare import compare, steps
 from smart_runtime.bench.contenders import open_bundles
-from smart_runtime.bench.energy import part_of
 from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import MEASURED, Report, Row
 from smart_runtime.bench.saved import SavedRow, read_saved
 from smart_runtime.bench.statistics import SOLO_TOLERANCE, Interval
 from smart_runtime.cli import trust_option
 from smart_runtime.engines import AUTO, resolve_engine
-from smart_runtime.errors import InputError
 
-_MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "plot", "calibrate", "cache_dir")
-_NOT_CALIBRATING = ("batch", "blocks", "baseline", "trust", "plot")
+_MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "plot")
 _EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
 
 Another: smart-bench fp32/ int8/ --baseline other.onnx --json > new.json
 
-Another: smart-bench --compare old.json new.json
-
-Another: smart-bench --calibrate"""
+Another: smart-bench --compare old.json new.json"""
 
 
 @click.command(cls=Command, epilog=_EXAMPLES)
@@ -68,17 +59,6 @@ Another: smart-bench --calibrate"""
     type=click.Path(path_type=Path),
     help="Instead of measuring, say how the speed-ups changed from A to B, both saved from --json.",
 )
-@click.option(
-    "--calibrate",
-    is_flag=True,
-    help="Instead of bundles, measure this processor once: then smart-export and smart-bench say what to expect of it.",
-)
-@click.option(
-    "--cache-dir",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where the calibration is kept.  [default: $XDG_CACHE_HOME/smart-edge or ~/.cache/smart-edge]",
-)
 @json_option
 @click.version_option(version(), prog_name="smart-bench")
 @click.pass_context
@@ -94,8 +74,6 @@ def main(
     seed: int,
     plot: Path | None,
     saved: tuple[Path, Path] | None,
-    calibrate: bool,
-    cache_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Compare the graphs of one or more bundles on this device: dense, clean and robust.
@@ -113,18 +91,13 @@ def main(
         else:
             _print_change(change)
         return
-    cache_dir = cache_dir or default_cache_dir()
-    if calibrate:
-        _refuse(context, _NOT_CALIBRATING, bundle, why="--calibrate measures the processor alone")
-        _calibrate(threads=threads, seed=seed, cache_dir=cache_dir, as_json=as_json)
-        return
     if not bundle:
         raise click.UsageError("Missing argument 'BUNDLE', or --compare A.json B.json.")
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after
     bundles = open_bundles(bundle, trust=trust)
     context.with_resource(warnings_as_notes("smart_runtime"))
-    power = find_power(part=part_of(resolve_engine(AUTO)))
+    power = find_power(part=engine_info(resolve_engine(AUTO)).part)
     with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks, power=power)) as advance:
         report = compare(
             bundles,
@@ -134,7 +107,6 @@ def main(
             blocks=blocks,
             seed=seed,
             power=power,
-            cache_dir=cache_dir,
             advance=advance,
         )
     if as_json:
@@ -153,29 +125,6 @@ def _refuse(context: click.Context, options: Sequence[str], bundle: Sequence[str
         raise click.UsageError(f"{why}, so it takes no {what}.")
 
 
-def _calibrate(*, threads: int, seed: int, cache_dir: Path | None, as_json: bool) -> None:
-    if cache_dir is None:
-        raise InputError("expected a place to keep the calibration, got no home directory; name one with --cache-dir")
-    with progress("calibrating", total=ROUNDS) as advance:
-        found = measure_processor(threads=threads, seed=seed, advance=advance)
-    file = store_calibration(found, cache_dir=cache_dir)
-    if as_json:
-        print_json({"file": str(file), **asdict(found)})
-        return
-    say = console()
-    say.print(f"calibrated: {found.assumes}", markup=False, soft_wrap=True)
-    say.print(
-        f"weights {si(1 / found.convolution_byte_s, 'B/s') if found.convolution_byte_s else 'for nothing'}, "
-        f"{1e6 * found.operator_s:.2g} us an operator, {1e6 * found.call_s:.2g} us a call, channels in blocks of "
-        f"{found.channel_block}; what was measured is met within {found.worst_error:.0%}",
-        markup=False,
-        soft_wrap=True,
-    )
-    if found.worst_error > NOISY:
-        note("that is much: the machine was busy, calibrate again when it is quiet")
-    say.print(f"kept in {file}", markup=False, soft_wrap=True)
-
-
 def _print_report(report: Report) -> None:
     out, environment = console(), report.environment
     several = len(report.bundles) > 1
@@ -184,11 +133,11 @@ def _print_report(report: Report) -> None:
     out.print(f"{title} ({environment.usable_cores} cores, {state})", markup=False, soft_wrap=True)
     scale, unit = (1000, "us") if max(row.p90_ms for row in report.rows) < 1 else (1, "ms")
     names = ["bundle", "graph", "precision"] if several else ["graph"]
-    figures = ["median", "p90", "p99", "alone", *(["expected"] if _has(report, "expected_ms") else [])]
-    latency = [*(f"{figure} {unit}" for figure in figures), "speed-up (95% interval)"]
+    figures = (f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone"))
+    latency = [*figures, "speed-up (95% interval)"]
     cells = [_name_cells(row, several=several) + _latency_cells(row, report, scale=scale) for row in report.rows]
     print_wide(table("", names + latency, cells, text_columns=len(names)))
-    if _has(report, "power_w"):
+    if any(row.power_w is not None for row in report.rows):
         cells = [_name_cells(row, several=several) + _energy_cells(row) for row in report.rows]
         print_wide(table("", [*names, "power", "energy an image", "above idle"], cells, text_columns=len(names)))
     size = ["MACs", "MAC ratio", "parameters", "size"]
@@ -230,14 +179,7 @@ def _latency_cells(row: Row, report: Report, *, scale: float) -> list[str]:
         speed_up = f"{row.speedup:.2f}x{interval}"
     latencies = [f"{scale * value:.4g}" for value in (row.median_ms, row.p90_ms, row.p99_ms, row.solo_median_ms)]
     latencies[3] += "" if row.solo_agrees else " (!)"
-    if _has(report, "expected_ms"):
-        latencies.append("" if row.expected_ms is None else f"{scale * row.expected_ms:.3g}")
     return [*latencies, speed_up]
-
-
-def _has(report: Report, figure: str) -> bool:
-    """Say whether any row has ``figure``, which not every machine can tell."""
-    return any(getattr(row, figure) is not None for row in report.rows)
 
 
 def _energy_cells(row: Row) -> list[str]:
@@ -247,8 +189,7 @@ def _energy_cells(row: Row) -> list[str]:
 
 
 def _conditions(report: Report) -> Iterator[str]:
-    """Yield what was expected, and what there is to say of energy, power mode and clocks, or why nothing."""
-    yield f"expected, not measured: {report.expected}"
+    """Yield what there is to say of energy, power mode and clocks, or why nothing."""
     energy = report.energy
     if energy.source is not None:
         idle = "unknown" if energy.idle_w is None else f"{energy.idle_w:.3g} W"

@@ -10,11 +10,9 @@ import numpy as np
 
 from smart_devices.clocks import read_clocks, read_throttling
 from smart_devices.power import NoPower, PowerSource
-from smart_devices.roofline import Estimate, NoEstimate
 from smart_runtime.bench.contenders import Contender, contenders, open_contender, read_baseline, reference
 from smart_runtime.bench.energy import PHASE_S, Energy, measure_energy
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.expected import expected, why
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.report import Report, Row
 from smart_runtime.bench.statistics import Block, speed_up, summarise
@@ -50,7 +48,6 @@ def compare(
     engine: str = AUTO,
     power: PowerSource | NoPower | None = None,
     phase_s: float = PHASE_S,
-    cache_dir: Path | None = None,
     root: Path = Path("/"),
     advance: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -66,7 +63,6 @@ def compare(
         engine: An engine's name, or ``auto``.
         power: The sensor to measure energy with, from `smart_devices.power.find_power`; None measures none.
         phase_s: How long each graph runs for that, at least.
-        cache_dir: Where this machine's calibration is kept; without one, nothing is said of what is expected.
         root: Where the kernel's files lie; another place in tests.
         advance: Called after each unit of work; `steps` says how many there are.
 
@@ -108,12 +104,6 @@ def compare(
         phase_s=phase_s,
         advance=advance,
     )
-    estimates = [
-        None
-        if graph.bundle is None
-        else expected(bundles[graph.bundle], graph.name, engine=name, batch=batch, threads=threads, cache_dir=cache_dir)
-        for graph in graphs
-    ]
     against = reference(graphs)
     return Report(
         bundles=bundles,
@@ -128,7 +118,6 @@ def compare(
                 timed[i],
                 solo_ms=solo_ms[i],
                 energy=energies[i],
-                estimate=estimates[i],
                 against=None if against is None else (graphs[against], timed[against]),
                 rng=rng,
             )
@@ -136,7 +125,6 @@ def compare(
         ),
         reference=against,
         switch=switch,
-        expected=why([found for found in estimates if found is not None]),
         energy=sensing,
         clocks=clocks,
         throttled=throttled,
@@ -171,7 +159,6 @@ def _row(
     *,
     solo_ms: float,
     energy: Energy,
-    estimate: Estimate | NoEstimate | None,
     against: tuple[Contender, Sequence[Block]] | None,
     rng: np.random.Generator,
 ) -> Row:
@@ -193,7 +180,6 @@ def _row(
         speedup_low=None if ratio is None else ratio.low,
         speedup_high=None if ratio is None else ratio.high,
         mac_ratio=reference_macs / graph.macs if reference_macs is not None and graph.macs else None,
-        expected_ms=estimate.latency_ms if isinstance(estimate, Estimate) else None,
         power_w=energy.power_w,
         energy_mj=energy.energy_mj,
         energy_above_idle_mj=energy.energy_above_idle_mj,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from smart_devices.power import NoPower, Part, PowerSampler, PowerSource
+from smart_devices.power import NoPower, PowerSampler, PowerSource
 from smart_runtime.bench.contenders import Contender, open_contender
 from smart_runtime.engines import Batch, Engine
 
@@ -14,7 +14,6 @@ PHASE_S = 2.0
 """How long a graph runs, and the machine idles, at least."""
 
 _SETTLES = 10  # a phase is so many times as long as the sensor averages, or a good part of it were the one before
-_PARTS: dict[str, Part] = {"onnxruntime-cpu": "cpu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,6 @@ class Sensing:
     phase_s: float | None = None
     idle_w: float | None = None
     unknown: str | None = None
-
-
-def part_of(engine: str) -> Part:
-    """Return what of the machine ``engine`` runs graphs on."""
-    return _PARTS.get(engine, "gpu")
 
 
 def measure_energy(

@@ -27,8 +27,8 @@ class Row:
     ``bundle`` is the bundle's path as the user wrote it. It, ``precision``, ``macs`` and ``parameters`` are None for a
     user's own ONNX file. ``bytes`` are those of the graph's files. ``mac_ratio`` is the reference's MACs over its own:
     the speed-up if time were all MACs; None too where either is not known. ``blocks`` holds the latencies in ms, one
-    array a round; what ran in one round ran at about the same time. ``expected_ms`` is an estimate of one call, not
-    measured; ``power_w`` and the energy of one image are of a phase of their own. Each is None where it is unknown.
+    array a round; what ran in one round ran at about the same time. ``power_w`` and the energy of one image are of a
+    phase of their own. Each is None where it is unknown.
     """
 
     name: str
@@ -45,7 +45,6 @@ class Row:
     speedup_low: float | None
     speedup_high: float | None
     mac_ratio: float | None
-    expected_ms: float | None
     power_w: float | None
     energy_mj: float | None
     energy_above_idle_mj: float | None
@@ -70,6 +69,7 @@ class Row:
         """Return the row as ``smart-bench --json`` prints it."""
         figures = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "blocks"}
         return figures | {
+            "expected_ms": None,  # was a calibrated estimate; the key stays for whoever reads it
             "solo_agrees": self.solo_agrees,
             "blocks": len(self.blocks),
             "calls": self.calls,
@@ -82,9 +82,8 @@ class Report:
     """A comparison: the table's rows, the first bundle's switch (None if it has one path only), how it was measured.
 
     ``bundles`` are by path, as the user wrote it, and in the user's order; ``reference`` is the row that speed-ups are
-    against, by its place in ``rows``, None without one; ``baseline`` is the user's own ONNX file, if any. ``expected``
-    says what the rows' estimates rest on, or why there are none; ``clocks`` are those right after the last block, and
-    ``throttled`` says what held them back since the first.
+    against, by its place in ``rows``, None without one; ``baseline`` is the user's own ONNX file, if any. ``clocks``
+    are those right after the last block, and ``throttled`` says what held them back since the first.
     """
 
     bundles: Mapping[str, Bundle]
@@ -96,7 +95,6 @@ class Report:
     rows: tuple[Row, ...]
     reference: int | None
     switch: SwitchTimes | None
-    expected: str
     energy: Sensing
     clocks: tuple[Clock, ...]
     throttled: tuple[str, ...]
@@ -144,7 +142,7 @@ class Report:
             "measured": MEASURED,
             "rows": [row.as_json() for row in self.rows],
             "switch": None if self.switch is None else asdict(self.switch),
-            "expected": self.expected,
+            "expected": None,  # as in the rows
             "energy": asdict(self.energy),
             "clocks": [asdict(clock) for clock in self.clocks],
             "throttled": list(self.throttled),

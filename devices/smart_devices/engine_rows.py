@@ -1,0 +1,108 @@
+"""Every engine that smart-edge knows of, a row each: to add one, write its factory and its judge and add a row here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """An engine: what runs graphs on a device, or builds what runs there.
+
+    Attributes:
+        name: What users call it.
+        needs: What it needs, in words.
+        part: The part of the device that computes, whose power counts.
+        judge: ``"module:function"`` of what says whether it can run here, without importing its library: it takes a
+            `smart_devices.gpu_engines.Surroundings`, or None to look itself, and returns an `EngineStatus`.
+        factory: ``"module:class"`` of a `smart_runtime.engines.Engine`; None where smart-edge cannot drive it yet.
+        builds_only: Whether it makes engines for other devices and runs none.
+    """
+
+    name: str
+    needs: str
+    part: Literal["cpu", "gpu"]
+    judge: str
+    factory: str | None = None
+    builds_only: bool = False
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """Whether an engine can run on this machine.
+
+    Attributes:
+        name: The engine or builder.
+        available: Whether it can run here.
+        version: The version found, ``None`` when it is absent or does not say.
+        reason: Why it cannot run here, as part of a sentence; ``None`` when it can.
+        install: The command to mend that with first; ``None`` when there is none.
+    """
+
+    name: str
+    available: bool
+    version: str | None = None
+    reason: str | None = None
+    install: str | None = None
+
+
+ENGINES = (
+    EngineInfo(
+        name="tensorrt",
+        needs="an NVIDIA GPU and TensorRT",
+        part="gpu",
+        judge="smart_devices.gpu_engines:tensorrt",
+    ),
+    EngineInfo(
+        name="tensorrt-rtx",
+        needs="a GeForce or RTX card since Turing and TensorRT-RTX",
+        part="gpu",
+        judge="smart_devices.gpu_engines:tensorrt_rtx",
+    ),
+    EngineInfo(
+        name="onnxruntime-cuda",
+        needs="an NVIDIA GPU and ONNX Runtime with CUDA",
+        part="gpu",
+        judge="smart_devices.gpu_engines:onnxruntime_cuda",
+    ),
+    EngineInfo(
+        name="onnxruntime-cpu",
+        needs="ONNX Runtime 1.23 or newer",
+        part="cpu",
+        judge="smart_devices.engines:onnxruntime_cpu",
+        factory="smart_runtime.engines.onnxruntime:OnnxRuntimeEngine",
+    ),
+    EngineInfo(
+        name="tensorrt-rtx-builder",
+        needs="TensorRT-RTX, but no GPU",
+        part="gpu",
+        judge="smart_devices.gpu_engines:tensorrt_rtx_builder",
+        builds_only=True,
+    ),
+)
+"""Best first; ``auto`` takes the first that smart-edge can drive and that can run here."""
+
+
+def engine_names(*, driven: bool = False) -> tuple[str, ...]:
+    """Return the engines that can run graphs on some device, best first; with ``driven`` those smart-edge can drive."""
+    return tuple(info.name for info in ENGINES if not info.builds_only and (info.factory is not None or not driven))
+
+
+def engine_info(name: str) -> EngineInfo:
+    """Return the row of the engine or builder ``name``.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+    """
+    for info in ENGINES:
+        if info.name == name:
+            return info
+    raise ValueError(unknown_engine(name, [info.name for info in ENGINES]))
+
+
+def unknown_engine(name: str, known: list[str]) -> str:
+    """Return what to tell a user who named an engine that is not among ``known``."""
+    near = get_close_matches(name, known, n=1)
+    return f"unknown engine {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
