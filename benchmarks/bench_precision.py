@@ -46,7 +46,8 @@ from smart_runtime.engines import AUTO, create_engine
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
 from smart_train.data import load_data
 from smart_train.data.images import VALIDATION_SAMPLES, Split
-from smart_train.training.loop import TrainConfig, Trainer
+from smart_train.training.config import TrainConfig
+from smart_train.training.loop import Trainer
 
 RESULT = Path(__file__).resolve().parent / "results/precision.json"
 BUILDS = (("cpu", "fp32"), ("cpu", "fp16"), ("cpu", "int8"), ("jetson-orin", "int8"))

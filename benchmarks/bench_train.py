@@ -30,7 +30,8 @@ from smart_runtime.bench.statistics import speed_up
 from smart_train import Attack, Structure
 from smart_train.architectures import build_network
 from smart_train.data.images import make_image_set
-from smart_train.training.loop import TrainConfig, Trainer
+from smart_train.training.config import TrainConfig
+from smart_train.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks/results/train.json"

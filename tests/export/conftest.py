@@ -11,7 +11,8 @@ from smart_devices import resolve_target
 from smart_export import BuildResult, build_bundle
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
 from smart_train.data import load_data
-from smart_train.training.loop import TrainConfig, Trainer
+from smart_train.training.config import TrainConfig
+from smart_train.training.loop import Trainer
 
 
 def train(output: Path, *, seed: int, scope: str = "block") -> Path:

@@ -38,7 +38,8 @@ from smart_train.masking.accounting import structure_report, used_parameters
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import Scope
 from smart_train.masking.slicing import slice_network
-from smart_train.training.loop import TrainConfig, Trainer
+from smart_train.training.config import TrainConfig
+from smart_train.training.loop import Trainer
 
 IMAGES = torch.rand(256, *SHAPE, generator=torch.Generator().manual_seed(0))
 # What is masked, and where: a scope is for channels only.

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import write_bundle
-from smart_common.errors import MissingExtraError
-from smart_common.errors import OutputError
+from smart_common.errors import MissingExtraError, OutputError
 from smart_common.figures import check_plot
 from smart_runtime import Bundle
 from smart_runtime.bench.cli import main

@@ -8,7 +8,8 @@ from smart_train import Attack, SmartNetwork
 from smart_train.masking.layers import Expert
 from smart_train.masking.learner import MaskLearner
 from smart_train.masking.plan import MaskPlan
-from smart_train.methods import METHODS
+from smart_train.methods.interface import Batch
+from smart_train.methods.smart import Smart
 
 IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 3
@@ -31,9 +32,8 @@ class Loop:
         self.attack = torch.Generator().manual_seed(1)
 
     def step(self, number: int) -> None:
-        loss = METHODS["smart"](
-            self.net, self.net, IMAGES, LABELS, attack=Attack(eps=0.1, steps=1), generator=self.attack
-        )
+        batch = Batch(IMAGES, LABELS, generator=self.attack, number=number, total=self.total)
+        loss = Smart(self.net).loss(batch, Attack(eps=0.1, steps=1), self.net)
         self.optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         self.learner.after_backward()

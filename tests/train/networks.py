@@ -12,7 +12,7 @@ from smart_train.architectures import ResNet
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.masking.groups import Scope
 from smart_train.masking.network import SmartNetwork, convert
-from smart_train.training.loop import TrainConfig
+from smart_train.training.config import TrainConfig
 
 
 def resnet(*, width: int = 4, classes: int = 3, seed: int = 0) -> ResNet:

@@ -15,7 +15,8 @@ from smart_train import Attack, ConfigError, SmartNetwork, convert
 from smart_train.architectures import ARCHITECTURES, MAX_WIDTH, build_network
 from smart_train.masking.accounting import densities
 from smart_train.masking.groups import Scope
-from smart_train.methods import METHODS
+from smart_train.methods.interface import Batch
+from smart_train.methods.smart import Smart
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,9 @@ def test_one_training_step_moves_every_parameter_of_both_paths(name: str) -> Non
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     before = {key: p.detach().clone() for key, p in net.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    loss = METHODS["smart"](
-        net,
-        net,
-        torch.rand(8, 3, 16, 16, generator=generator),
-        torch.arange(8) % 4,
-        attack=Attack(eps=0.1, steps=1),
-        generator=generator,
-    )
+    images = torch.rand(8, 3, 16, 16, generator=generator)
+    batch = Batch(images, torch.arange(8) % 4, generator=generator, number=1, total=1)
+    loss = Smart(net).loss(batch, Attack(eps=0.1, steps=1), net)
     loss.total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     assert torch.isfinite(loss.total)

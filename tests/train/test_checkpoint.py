@@ -21,7 +21,8 @@ from smart_train import Checkpoint, CheckpointError, ConfigError, Structure, loa
 from smart_train.architectures import ARCHITECTURES, build_network
 from smart_train.checkpoint.atomic import save_atomically
 from smart_train.checkpoint.format import describe, network_state
-from smart_train.training.loop import Trainer, state_path
+from smart_train.training.loop import Trainer
+from smart_train.training.state import state_path
 from train.networks import different, image_set, tiny_config
 
 Raw = dict[str, Any]

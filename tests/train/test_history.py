@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from smart_runtime.errors import InputError
+from smart_common.errors import OutputError
 from smart_train import load_checkpoint
 from smart_train.accuracy import Accuracy, accuracy
 from smart_train.data.images import Split
@@ -19,7 +19,8 @@ from smart_train.errors import ConfigError
 from smart_train.masking.network import PathNetwork
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, write_history
-from smart_train.training.loop import SELECTION_IMAGES, EpochReport, Trainer
+from smart_train.training.loop import EpochReport, Trainer
+from smart_train.training.selection import SELECTION_IMAGES
 from train.networks import image_set, tiny_config
 
 COLUMNS = [
@@ -61,7 +62,7 @@ def test_of_a_large_validation_split_a_part_is_attacked(tmp_path: Path, monkeypa
         asked.append((len(split), options["attack"] is not None))
         return accuracy(model, split, **options)
 
-    monkeypatch.setattr("smart_train.training.loop.accuracy", spy)
+    monkeypatch.setattr("smart_train.training.selection.accuracy", spy)
     data = image_set(train=10 * (SELECTION_IMAGES + 60))
     Trainer(tiny_config(epochs=1, batch_size=2000), data, output=tmp_path / "ckpt.pt").run()
     assert sorted(asked) == [(1000, True), (1060, False), (1060, False)]
@@ -133,7 +134,7 @@ def test_the_curves_of_a_history_are_drawn(trained: Path, tmp_path: Path, name: 
         text = file.read_text()
         for words in ("Loss", "Validation accuracy", "Kept", "robust path, pgd10x1"):
             assert f"<!-- {words} -->" in text
-    with pytest.raises(InputError, match=r"ending in \.png"):
+    with pytest.raises(OutputError, match=r"ending in \.png"):
         draw_history(rows, tmp_path / "curves.doc", attack="pgd10x1")
 
 

@@ -12,6 +12,7 @@ from smart_train import ConfigError, SmartNetwork
 from smart_train.masking.accounting import batch_norm_parameters, used_parameters
 from smart_train.masking.layers import Expert
 from smart_train.masking.learner import magnitude
+from smart_train.masking.passes import Pass
 from smart_train.masking.plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count, strongest
 from train.loop import IMAGES, LABELS, Loop
 from train.networks import smart
@@ -119,8 +120,8 @@ def test_a_mask_moves_by_its_own_path_alone(score: str) -> None:
         net = smart(width=16, density=0.3)
         loop = Loop(net, MaskPlan(score=score), epochs=1, per_epoch=10)  # type: ignore[arg-type]
         for number in range(1, 11):
-            scores = net({"clean": IMAGES})
-            loss = nn.functional.cross_entropy(scores["clean"], LABELS)
+            (clean,) = net([Pass("clean", IMAGES)])
+            loss = nn.functional.cross_entropy(clean.scores, LABELS)
             if disturb:
                 robust = net.path("robust")
                 noise = torch.rand(IMAGES.shape, generator=torch.Generator().manual_seed(number))

@@ -15,6 +15,7 @@ from reference import masks as oracle
 from smart_train import NetworkError, SmartNetwork, convert
 from smart_train.masking.accounting import densities, structure_report
 from smart_train.masking.layers import Expert
+from smart_train.masking.passes import Pass
 from smart_train.masking.plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count
 from smart_train.masking.structure import Pattern
 from smart_train.masking.weight_masks import Blocks, keep_pattern, pattern_holds
@@ -236,7 +237,7 @@ def test_a_gate_has_the_gradient_of_the_mask() -> None:
     assert isinstance(layer.weight, Tensor)
     layer.watch_weight_gate(True)
     images = torch.rand(3, 4, 8, 8, generator=generator(0))
-    net({"clean": images})["clean"].square().sum().backward()
+    net([Pass("clean", images)])[0].scores.square().sum().backward()
     assert layer.weight_gate is not None
     assert layer.weight_gate.grad is not None
     assert layer.weight.grad is not None

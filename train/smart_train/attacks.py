@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
@@ -35,6 +36,33 @@ def margin(scores: Tensor, labels: Tensor) -> Tensor:
     own = scores.gather(1, labels.unsqueeze(1))
     others = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
     return (others.amax(dim=1) - own.squeeze(1)).sum()
+
+
+class Start(Protocol):
+    """Where an attack begins."""
+
+    def __call__(self, images: Tensor, radius: float | Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return the images to begin with: new memory, the shape of ``images``."""
+
+
+def uniform_start(images: Tensor, radius: float | Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return images drawn evenly from those in [0, 1] and within ``radius``."""
+    noise = torch.empty_like(images)
+    if isinstance(radius, Tensor):
+        noise.uniform_(-1, 1, generator=generator).mul_(radius)
+    else:
+        noise.uniform_(-radius, radius, generator=generator)
+    return noise.add_(images).clamp_(0, 1)
+
+
+def gaussian_start(
+    images: Tensor,
+    radius: float | Tensor,  # noqa: ARG001  # as every start
+    *,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the images with noise of standard deviation 0.001, which the first step projects (TRADES)."""
+    return images + 0.001 * torch.empty_like(images).normal_(generator=generator)
 
 
 @dataclass(frozen=True)
@@ -92,9 +120,11 @@ class Attack:
         *,
         generator: torch.Generator,
         loss: Loss = cross_entropy,
+        start: Start = uniform_start,
+        radius: Tensor | None = None,
         early_stop: bool = False,
     ) -> Tensor:
-        """Return adversarial images: the shape of ``images``, in [0, 1], within eps of them.
+        """Return adversarial images: the shape of ``images``, in [0, 1], within the radius of them.
 
         Args:
             model: images (N, C, H, W) to scores (N, classes), in eval mode; or of several networks to scores
@@ -103,14 +133,12 @@ class Attack:
             labels: int64 (N,).
             generator: random starts come from it; on the device of ``images``.
             loss: what is increased.
+            start: where each restart begins.
+            radius: of each pixel, (N, 1, H, W) or (N, C, H, W), in pixel units; eps for all by default.
             early_stop: leave each image alone as soon as the model errs on it. This is the attack that measures: any
                 iterate of any restart may break an image, as in AutoAttack, and what is broken costs nothing more. An
                 image that withstands is returned as the last restart left it.
         """
-        if early_stop:
-            return self._until_all_err(model, images, labels, generator=generator, loss=loss)
-        if self.restarts == 1:
-            return self._one_start(model, images, labels, generator=generator, loss=loss)
         found = images.clone()
         most_fooled = torch.full(labels.shape, -1, device=labels.device)
         greatest_loss = torch.zeros(labels.shape, device=labels.device)
@@ -118,7 +146,21 @@ class Attack:
         for _ in range(self.restarts):
             if len(left) == 0:
                 break
-            adversarial = self._one_start(model, images[left], labels[left], generator=generator, loss=loss)
+            adversarial, right = self._one_start(
+                model,
+                images[left],
+                labels[left],
+                begin=partial(start, generator=generator),
+                loss=loss,
+                radius=self.eps if radius is None else radius[left],
+                early_stop=early_stop,
+            )
+            if early_stop:
+                found[left] = adversarial
+                left = left[right]
+                continue
+            if self.restarts == 1:
+                return adversarial
             with torch.no_grad():
                 scores = model(adversarial).float()
             targets = _targets(labels[left], scores)
@@ -133,59 +175,42 @@ class Attack:
             left = left[~wrong.all(dim=1)]
         return found
 
-    def _until_all_err(
-        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss
-    ) -> Tensor:
-        found = images.clone()
-        left = torch.arange(len(labels), device=labels.device)
-        for _ in range(self.restarts):
-            if len(left) == 0:
-                break
-            found[left], right = self._until_wrong(model, images[left], labels[left], generator=generator, loss=loss)
-            left = left[right]
-        return found
-
-    def _start(self, images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a random start and the least and greatest values that each pixel may take."""
-        noise = torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
-        return (images + noise).clamp_(0, 1), (images - self.eps).clamp_(0, 1), (images + self.eps).clamp_(0, 1)
-
     def _one_start(
-        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss
-    ) -> Tensor:
-        adversarial, low, high = self._start(images, generator=generator)
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        begin: Callable[[Tensor, float | Tensor], Tensor],
+        loss: Loss,
+        radius: float | Tensor,
+        early_stop: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images of one restart, and which (N,) the model still gets right; all without ``early_stop``."""
+        adversarial = begin(images, radius)
+        low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
+        found, withstands = adversarial.clone(), torch.ones_like(labels, dtype=torch.bool)
+        at = torch.arange(len(labels), device=labels.device)  # where in `found` those stand that are being attacked
         for _ in range(self.steps):
             adversarial.requires_grad_()
             with torch.enable_grad():
                 scores = model(adversarial).float()
+            right: Tensor | slice = slice(None)
+            if early_stop:
+                right = scores.detach().argmax(dim=1) == labels
+                found[at], withstands[at] = adversarial.detach(), right
+                if not right.any():
+                    return found, withstands
+                at, labels, low, high, scores = at[right], labels[right], low[right], high[right], scores[right]
+            with torch.enable_grad():
                 increased = loss(scores, _targets(labels, scores))
                 (gradient,) = torch.autograd.grad(increased, adversarial)  # for the input only: no weight gradients
-            adversarial = torch.clamp(adversarial.detach() + self.step * gradient.sign(), low, high)
-        return adversarial
-
-    def _until_wrong(
-        self, model: Model, images: Tensor, labels: Tensor, *, generator: torch.Generator, loss: Loss
-    ) -> tuple[Tensor, Tensor]:
-        """Return the images of one restart, and which of them (N,) the model still classifies rightly."""
-        adversarial, low, high = self._start(images, generator=generator)
-        found, withstands = adversarial.clone(), torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
-        at = torch.arange(len(labels), device=labels.device)  # where in `found` those stand that are being attacked
-        for step in range(self.steps + 1):
-            last = step == self.steps
-            with torch.set_grad_enabled(not last):
-                adversarial.requires_grad_(not last)
-                scores = model(adversarial).float()
-                right = scores.detach().argmax(dim=1) == labels
-                gradient = None
-                if not last and right.any():
-                    (gradient,) = torch.autograd.grad(loss(scores[right], labels[right]), adversarial)
-            adversarial = adversarial.detach()
-            found[at] = adversarial
-            if gradient is None:
-                withstands[at] = right
-                break
-            at, labels, low, high = at[right], labels[right], low[right], high[right]
-            adversarial = torch.clamp(adversarial[right] + self.step * gradient[right].sign(), low, high)
+            adversarial = torch.clamp(adversarial.detach()[right] + self.step * gradient[right].sign(), low, high)
+        if not early_stop:
+            return adversarial, withstands
+        found[at] = adversarial
+        with torch.no_grad():
+            withstands[at] = model(adversarial).float().argmax(dim=1) == labels
         return found, withstands
 
 

@@ -32,19 +32,13 @@ from smart_train.masking.plan import MASK_MODES, SCORES, MaskPlan
 from smart_train.masking.structure import STRUCTURES, Structure, default_density, parse_structure, why_pattern_is_slow
 from smart_train.methods import METHODS
 from smart_train.options import parse_arguments, parse_fraction
+from smart_train.training.config import PRECISIONS, TrainConfig
 from smart_train.training.curves import draw_history
-from smart_train.training.history import check_history, history_path
-from smart_train.training.loop import (
-    PRECISIONS,
-    EpochReport,
-    TrainConfig,
-    Trainer,
-    TrainResult,
-    report_attack,
-    selection_attack,
-    state_path,
-)
+from smart_train.training.history import check_history, history_path, path_accuracies
+from smart_train.training.loop import EpochReport, Trainer, TrainResult
 from smart_train.training.recipe import Value, read_recipe
+from smart_train.training.selection import report_attack, selection_attack
+from smart_train.training.state import state_path
 
 DEFAULT_ALIGN = 8
 # Of one call, or of one machine, and not of a training.
@@ -210,11 +204,14 @@ def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: Trai
 def _say_epoch(report: EpochReport, *, attack: str) -> None:
     row = report.row
     losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
+    validation = ", ".join(
+        f"{path} path {clean:.3f}" + ("" if robust is None else f", {attack} {robust:.3f}")
+        for path, (clean, robust) in path_accuracies(row).items()
+    )
     house.note(
-        f"epoch {row['epoch']}/{report.epochs}  loss: {losses}  validation: clean path "
-        f"{row['clean_path_clean_accuracy']:.3f}, robust path {row['robust_path_clean_accuracy']:.3f}, {attack} "
-        f"{row['robust_path_robust_accuracy']:.3f}  {report.images_per_second:.0f} images/s  "
-        f"{duration(report.seconds_left)} left{'  best so far' if report.best else ''}"
+        f"epoch {row['epoch']}/{report.epochs}  loss: {losses}  validation: {validation}  "
+        f"{report.images_per_second:.0f} images/s  {duration(report.seconds_left)} left"
+        f"{'  best so far' if report.best else ''}"
     )
 
 

@@ -17,6 +17,7 @@ from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import FoundGroups, Group, Scope, apply_mask_
 from smart_train.masking.layers import Expert, check_weights, make_expert_
+from smart_train.masking.passes import Out, Pass
 from smart_train.masking.structure import Structure, default_density
 from smart_train.masking.weight_masks import WeightLayers, find_weight_layers, kept_inputs
 
@@ -139,12 +140,26 @@ class SmartNetwork(nn.Module):
         assert isinstance(path, PathNetwork)
         return path
 
-    def forward(self, batches: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run each path on its own images, {path: (N, C, H, W)} to {path: (N, classes)}.
+    def forward(self, passes: Sequence[Pass]) -> list[Out]:
+        """Do the passes in order; a path may have several, each of which moves its batch norms' statistics.
 
-        All paths of a training step go through one call, which is what data-parallel wrappers can synchronise.
+        All passes of a training step go through one call, which is what data-parallel wrappers can synchronise.
         """
-        return {name: self.path(name)(images) for name, images in batches.items()}
+        return [self._pass(one) for one in passes]
+
+    def _pass(self, one: Pass) -> Out:
+        path, features = self.path(one.path), dict[str, Tensor]()
+        hooks = [
+            path.network.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: features.update({name: output})
+            )
+            for name in one.tap
+        ]
+        try:
+            return Out(path(one.images), features)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def mask(self, path: str, group: int) -> Tensor:
         """Return the mask of group number ``group`` on ``path``: bool (size,), a copy."""

@@ -1,12 +1,27 @@
-"""Training methods: what one step does with a batch. Each is a named value in ``METHODS``."""
+"""Training methods: what one step does with a batch. Each is a file, and a row of ``METHODS``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from smart_train.methods.smart import smart_loss
-from smart_train.methods.step import Method
+from smart_common.lazy import load
 
-METHODS: Mapping[str, Method] = {"smart": smart_loss}
+if TYPE_CHECKING:
+    from smart_train.methods.interface import Method
 
-__all__ = ["METHODS", "Method"]
+METHODS: Mapping[str, str] = {
+    "smart": "smart_train.methods.smart:SMART",
+    "pgd-at": "smart_train.methods.pgd_at:PGD_AT",
+    "trades": "smart_train.methods.trades:TRADES",
+}
+"""Where the method of each name is, so that the names cost no import of torch."""
+
+
+def load_method(name: str) -> Method:
+    """Return a method of ``METHODS``; KeyError if there is none of that name."""
+    method: Method = load(METHODS[name])
+    return method
+
+
+__all__ = ["METHODS", "load_method"]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smart_common.figures import INK, PATH_COLOURS, new_figure, save_figure
-from smart_train.training.history import Row
+from smart_train.training.history import Row, path_accuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_CLEAN, _ROBUST, _OTHER = PATH_COLOURS[:3]
 
 
 def draw_history(rows: Sequence[Row], path: Path, *, attack: str) -> None:
@@ -24,7 +23,7 @@ def draw_history(rows: Sequence[Row], path: Path, *, attack: str) -> None:
         attack: the short form of the attack behind the robust accuracies.
 
     Raises:
-        InputError: if ``path`` cannot hold a plot.
+        OutputError: if ``path`` cannot hold a plot.
         MissingExtraError: if matplotlib is not installed.
         OSError: if the file cannot be written.
     """
@@ -53,13 +52,18 @@ def _line(axis: Axes, rows: Sequence[Row], key: str, *, colour: str, label: str)
 
 def _losses(axis: Axes, rows: Sequence[Row]) -> None:
     for key, colour in zip((key for key in rows[0] if key.endswith("_loss")), PATH_COLOURS, strict=False):
-        _line(axis, rows, key, colour=colour, label=f"{key.removesuffix('_loss')} path")
+        name = key.removesuffix("_loss")
+        _line(axis, rows, key, colour=colour, label=f"{name} path" if f"{name}_density" in rows[0] else name)
 
 
 def _accuracies(axis: Axes, rows: Sequence[Row], *, attack: str) -> None:
-    _line(axis, rows, "clean_path_clean_accuracy", colour=_CLEAN, label="clean path, clean images")
-    _line(axis, rows, "robust_path_clean_accuracy", colour=_OTHER, label="robust path, clean images")
-    _line(axis, rows, "robust_path_robust_accuracy", colour=_ROBUST, label=f"robust path, {attack}")
+    paths = path_accuracies(rows[0])
+    others = cycle(PATH_COLOURS[len(paths) :] or PATH_COLOURS)
+    for (path, (_, attacked)), colour in zip(paths.items(), cycle(PATH_COLOURS), strict=False):
+        clean_colour = colour if attacked is None else next(others)
+        _line(axis, rows, f"{path}_path_clean_accuracy", colour=clean_colour, label=f"{path} path, clean images")
+        if attacked is not None:
+            _line(axis, rows, f"{path}_path_robust_accuracy", colour=colour, label=f"{path} path, {attack}")
     axis.set_ylim(top=1)
 
 

@@ -16,9 +16,17 @@ from smart_train.errors import ConfigError
 
 Row = dict[str, float]
 """One epoch: ``epoch`` (1 for the first), ``learning_rate`` at its end, the mean loss and the kept fraction of the
-masked channels of each path, and accuracies on the validation split (under attack, on at most 1,000 images of it)."""
+masked channels of each path, and each path's accuracy on the clean validation split and, where attacks are its
+business, under attack on at most 1,000 images of it."""
 
 _FIRST = ("epoch", "learning_rate")
+
+
+def path_accuracies(row: Row) -> dict[str, tuple[float, float | None]]:
+    """Return each path's accuracy on clean images, and under attack where the path is for attacked ones."""
+    ending = "_path_clean_accuracy"
+    names = [key.removesuffix(ending) for key in row if key.endswith(ending)]
+    return {name: (row[f"{name}{ending}"], row.get(f"{name}_path_robust_accuracy")) for name in names}
 
 
 def history_path(checkpoint: Path) -> Path:

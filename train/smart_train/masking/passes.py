@@ -1,0 +1,31 @@
+"""One forward pass through one path of a network, and what it gives.
+
+Named tuples, since precision plugins rebuild what goes through a wrapped network and refuse frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Pass(NamedTuple):
+    """A forward pass to do.
+
+    Attributes:
+        path: through which path.
+        images: float (N, C, H, W) in [0, 1].
+        tap: names of modules of the path's network whose outputs are wanted too.
+    """
+
+    path: str
+    images: Tensor
+    tap: tuple[str, ...] = ()
+
+
+class Out(NamedTuple):
+    """What a pass gives: scores (N, classes), and the output of each tapped module by its name."""
+
+    scores: Tensor
+    features: dict[str, Tensor]

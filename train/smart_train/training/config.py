@@ -1,0 +1,103 @@
+"""Everything that decides what a training gives, beside the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+
+from smart_train.architectures import Argument
+from smart_train.attacks import Attack
+from smart_train.data.augment import Augmentation
+from smart_train.errors import ConfigError
+from smart_train.masking.plan import MaskPlan
+from smart_train.masking.structure import Structure
+from smart_train.methods import METHODS, load_method
+from smart_train.methods.interface import Option
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training gives, beside the data.
+
+    Attributes:
+        model, model_arguments: a name in ``ARCHITECTURES`` or ``CUSTOM``, and its arguments.
+        structure: what masks may remove, and how much.
+        masks: how they are found.
+        permute: put channels in an order first in which ``N:M`` keeps more of the weights' magnitude.
+        method, method_options: a name in ``METHODS``, and what its options are set to.
+        attack: the one trained against.
+        augmentation: what is done to training images before the attack.
+        train_images: train on this many images, every class in its proportion; None for all.
+        test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
+        epochs, batch_size: the paths share a batch half and half; images that do not fill one wait for the next epoch.
+        learning_rate: the peak; linear warm-up over 5% of the steps, then cosine to 0.
+        weight_decay: L2, on all parameters.
+        seed: of everything random.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: Fabric's names; weights and masks are float32 in all of them.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    model: str = "resnet8"
+    model_arguments: dict[str, Argument] = field(default_factory=dict)
+    structure: Structure = field(default_factory=Structure)
+    masks: MaskPlan = field(default_factory=MaskPlan)
+    permute: bool = False
+    method: str = "smart"
+    method_options: dict[str, Option] = field(default_factory=dict)
+    attack: Attack = field(default_factory=Attack)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    train_images: int | None = None
+    test_images: int | None = None
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"expected 1 or more epochs, got {self.epochs}")
+        if self.batch_size < 4:
+            raise ConfigError(
+                f"expected a batch of 4 or more, got {self.batch_size}; each path's batch norm needs two images"
+            )
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"expected a finite learning rate above 0 and weight decay of 0 or more, got {self.learning_rate} and "
+                f"{self.weight_decay}; 0.1 and 5e-4 are usual"
+            )
+        if self.method not in METHODS:
+            raise ConfigError(f"expected a method out of {', '.join(METHODS)}, got {self.method!r}; use smart")
+        load_method(self.method).read_options(self.method_options)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"expected a precision out of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"expected a seed from 0 to {2**32 - 1}, got {self.seed}")
+
+    def check_device(self) -> None:
+        """Raise ConfigError if the device is not there, or has not the precision."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+        if self.precision == "16-mixed" and (self.device == "cpu" or not torch.cuda.is_available()):
+            raise ConfigError(
+                "expected a CUDA device for precision 16-mixed, got a CPU; use bf16-mixed or 32-true there"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return the configuration in plain values, the options of the method complete."""
+        options = asdict(load_method(self.method).read_options(self.method_options))
+        record = asdict(replace(self, method_options=options))
+        if not options:  # nor did it stand in the files of the time when methods had none
+            del record["method_options"]
+        return record

@@ -1,0 +1,179 @@
+"""The state that a training is resumed from, ``ckpt.last.pt`` beside ``ckpt.pt``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smart_train.checkpoint.atomic import save_atomically
+from smart_train.checkpoint.format import load_network_state_, network_state, plain_record, read_plain
+from smart_train.errors import CheckpointError, ConfigError
+from smart_train.masking.learner import MaskLearner
+from smart_train.methods.interface import Training
+from smart_train.training.history import Row
+
+STATE_FORMAT = "smart-edge training state"
+STATE_VERSION = 3  # 2 has the augmentation's random state, 3 the masks of single weights
+MAX_THREADS = 1024  # more than any machine has cores for one training
+
+
+def state_path(checkpoint: Path) -> Path:
+    """Return where the state that resuming needs lies: ``ckpt.last.pt`` beside ``ckpt.pt``."""
+    return checkpoint.with_name(f"{checkpoint.stem}.last{checkpoint.suffix}")
+
+
+@dataclass
+class Progress:
+    """What changes from epoch to epoch beside the network.
+
+    Attributes:
+        epoch: the epochs that are done.
+        best, best_epoch: the score and number of the best epoch; -1 and 0 before there is one.
+        train_seconds, seconds: of training, and of all.
+        history: one row an epoch.
+    """
+
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    history: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a state holds beside the progress: everything that moves while a network trains.
+
+    Attributes:
+        training: its deployable network, and its extra state.
+        precision: Fabric's plugin, which has the loss scale of 16-mixed.
+        order, attack, augment: random numbers.
+    """
+
+    training: Training
+    learner: MaskLearner
+    optimizer: torch.optim.Optimizer
+    precision: Any
+    order: torch.Generator
+    attack: torch.Generator
+    augment: torch.Generator
+
+
+def save_state(parts: Parts, progress: Progress, *, identity: dict[str, Any], path: Path) -> None:
+    """Write the state to ``path``, whole; ``identity`` is what a resumed training must have in common with this."""
+    net = parts.training.deployable()
+    extra = parts.training.extra_state()
+    save_atomically(
+        {
+            "format": STATE_FORMAT,
+            "format_version": STATE_VERSION,
+            "config": identity,
+            "progress": asdict(progress),
+            "network": network_state(net),
+            "masks": {name: [m.cpu() for m in net.masks(name)] for name in net.path_names},
+            "weight_masks": {name: {n: m.cpu() for n, m in net.weight_masks(name).items()} for name in net.path_names},
+            "learner": parts.learner.state(),
+            "optimizer": parts.optimizer.state_dict(),
+            "precision": parts.precision.state_dict(),
+            "order": parts.order.get_state(),
+            "attack": parts.attack.get_state(),
+            "augment": parts.augment.get_state(),
+            "threads": torch.get_num_threads(),
+            **({"method": extra} if extra else {}),
+        },
+        path,
+    )
+
+
+def read_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
+    """Read the state of a training of the same ``identity``.
+
+    Raises:
+        CheckpointError: if the file holds something else.
+        ConfigError: if the training had other options or data.
+    """
+    state = read_plain(path)
+    found = state if isinstance(state, dict) else {}
+    name, version, threads = (found.get(key) for key in ("format", "format_version", "threads"))
+    # By type first: a tensor in the place of a number is neither equal to it nor different.
+    if (
+        not (isinstance(name, str) and name == STATE_FORMAT)
+        or not (type(version) is int and version == STATE_VERSION)
+        or not (type(threads) is int and 1 <= threads <= MAX_THREADS)
+    ):
+        raise CheckpointError(
+            f"expected a training state of format {STATE_VERSION} in {path}, got another file; train from the start"
+        )
+    theirs = plain_record(state, "config", path=path)
+    other = sorted(key for key in identity if theirs.get(key) != identity[key])
+    if other or len(theirs) != len(identity):
+        other = other or ["set of options"]
+        raise ConfigError(
+            f"{path.name} was started with another {', '.join(other)}; repeat the same options to resume, or use "
+            f"--force to start anew"
+        )
+    return found
+
+
+def _load_momentum_(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor | None]]) -> None:
+    """Give the optimiser its running means back; its options are those of this training."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, kept in state.items():
+        buffer = kept["momentum_buffer"]
+        if buffer is not None and buffer.shape != parameters[number].shape:  # torch would notice at the first step
+            raise ValueError("a misshapen momentum")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, steps_per_epoch: int) -> Progress:
+    """Put ``parts`` where they were when ``state`` was read from ``path``, and return how far the training is.
+
+    Raises:
+        CheckpointError: if a part is missing or damaged.
+    """
+    net = parts.training.deployable()
+    try:
+        load_network_state_(net, state["network"])
+        for name in net.path_names:
+            for i, mask in zip(range(len(net.groups)), state["masks"][name], strict=True):
+                net.set_mask(name, i, mask)
+            for layer in net.weight_layers:
+                net.set_weight_mask(name, layer, state["weight_masks"][name][layer])
+        _load_momentum_(parts.optimizer, state["optimizer"]["state"])
+        parts.precision.load_state_dict(state["precision"])
+        parts.order.set_state(state["order"])
+        parts.attack.set_state(state["attack"])
+        parts.augment.set_state(state["augment"])
+        parts.training.load_extra_state(state.get("method", {}))
+        progress = _progress(plain_record(state, "progress", path=path), epochs=epochs)
+        parts.learner.load_state(state["learner"], step=progress.epoch * steps_per_epoch)
+    except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over
+        raise CheckpointError(
+            f"expected the whole state of a training in {path}, got a damaged one; train from the start with --force"
+        ) from error
+    return progress
+
+
+def _progress(record: dict[str, Any], *, epochs: int) -> Progress:
+    """Return the progress that a state holds; ValueError or TypeError if it is not that of so many epochs."""
+    found = Progress(**record)
+    whole = (type(found.epoch) is int and 1 <= found.epoch <= epochs) and (
+        type(found.best_epoch) is int and 0 <= found.best_epoch <= found.epoch
+    )
+    amounts = (found.best, found.train_seconds, found.seconds)
+    rows = type(found.history) is list and all(type(row) is dict and row for row in found.history)
+    if not whole or not rows or not all(type(amount) is float for amount in amounts):
+        raise ValueError("a progress of other types or out of range")
+    numbers = [value for row in found.history for value in row.values()]
+    if (
+        len(found.history) != found.epoch
+        or any(row.keys() != found.history[0].keys() for row in found.history)
+        or not all(type(number) in {int, float} for number in numbers)
+    ):
+        raise ValueError("a history that is not a row of numbers an epoch")
+    return found
