@@ -29,8 +29,9 @@ from outcome import finish
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from smart_eval.attacks.pgd import Pgd
+from smart_eval.attacks.table import parse_attacks
 from smart_eval.measure import measure
-from smart_eval.named import Pgd, parse_attacks
 from smart_eval.records import Records
 from smart_runtime.bench.environment import read_environment
 from smart_train import Attack, load_checkpoint

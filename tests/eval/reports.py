@@ -68,10 +68,7 @@ def path_record(clean: int, robust: int) -> dict[str, Any]:
 
 def model(name: str = "ckpt.pt", classes: tuple[str, ...] = ("cat", "dog"), **more: Any) -> dict[str, Any]:
     paths = {"clean": path_record(9, 1), "robust": path_record(8, 5)}
-    attacks = [
-        {"name": "pgd20x1", "eps": 8 / 255, "steps": 20, "restarts": 1, "step_size": 0.01},
-        {"name": "autoattack", "eps": 8 / 255, "parts": ["apgd-ce", "square"]},
-    ]
+    attacks = [{"name": name, "eps": 8 / 255, "description": f"{name} in words"} for name in ("pgd20x1", "autoattack")]
     return {
         "model": name,
         "kind": "checkpoint",

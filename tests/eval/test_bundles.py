@@ -20,10 +20,10 @@ from torch import Tensor
 
 from runtime.bundles import as_float, expected_scores, random_images, write_bundle
 from smart_devices import resolve_target
+from smart_eval.attacks.autoattack import AutoAttackParts
 from smart_eval.bundles import BundlePaths, OpenBundle, open_bundle, recorded_eps
 from smart_eval.cli import main as smart_eval
 from smart_eval.measure import chunk_seed, measure
-from smart_eval.named import AutoAttackParts
 from smart_eval.records import Records
 from smart_export import build_bundle
 from smart_export.signing import write_key_pair

@@ -19,10 +19,13 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from smart_eval import checks as subject
-from smart_eval.checks import Examined, above, eps_curve, examine, examine_network, judge, summary
+from smart_eval import examination
+from smart_eval.attacks.autoattack import AutoAttackParts
+from smart_eval.attacks.pgd import Pgd
+from smart_eval.checks import above, judge, summary
 from smart_eval.cli import main as smart_eval
+from smart_eval.examination import Examined, eps_curve, examine, examine_network
 from smart_eval.measure import measure
-from smart_eval.named import AutoAttackParts, Pgd
 from smart_eval.records import Records
 from smart_train import Attack, load_checkpoint
 from smart_train.accuracy import classified_rightly, to_tensor
@@ -313,15 +316,15 @@ def test_a_suspect_result_is_whole_and_has_a_status_of_its_own(trained: Path, da
 
 
 def test_of_many_images_some_are_looked_at(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "MOST_IMAGES", 10)
+    monkeypatch.setattr(examination, "MOST_IMAGES", 10)
     net, split, attack = load_checkpoint(trained).net, image_set().test, Pgd(Attack(eps=0.1, steps=2))
     common: dict[str, Any] = {"attacks": [attack], "seed": 0, "records": Records(), "about": {}, "chunk": 8}
     right = measure(net, split, **common)
     counted: list[int] = []
     found = examine_network(net, split, right=right, eps=0.1, **common, done=lambda _, __, count: counted.append(count))
     assert all(len(each.same_scores) == len(each.right["clean"]) == 10 for each in found.values())
-    assert sum(counted) == 2 * subject.work(len(split), eps=0.1)
-    chosen = subject.which_images(len(split), seed=0)
+    assert sum(counted) == 2 * examination.work(len(split), eps=0.1)
+    chosen = examination.which_images(len(split), seed=0)
     assert len(set(chosen)) == 10
     for path, each in found.items():
         assert np.array_equal(each.right["clean"], right[path]["clean"][chosen])

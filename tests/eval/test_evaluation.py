@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smart_common.errors import MissingExtraError
+from smart_eval.attacks.autoattack import AutoAttackParts
+from smart_eval.attacks.base import NamedAttack
+from smart_eval.attacks.pgd import Pgd
+from smart_eval.attacks.table import parse_attacks
 from smart_eval.cli import main as smart_eval
 from smart_eval.measure import chunk_seed, measure
-from smart_eval.named import AutoAttackParts, NamedAttack, Pgd, parse_attacks
 from smart_eval.records import Records
 from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.accuracy import accuracy, classified_rightly, to_tensor
@@ -106,18 +109,19 @@ def test_images_that_are_broken_are_left_alone() -> None:
 def test_attacks_are_named(text: str, names: list[str]) -> None:
     found = parse_attacks(text, **FIGURES)  # type: ignore[arg-type]
     assert [attack.name for attack in found] == names
-    assert all(attack.record["eps"] == EPS for attack in found)
+    assert all(attack.eps == attack.record()["eps"] == EPS for attack in found)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "expected attacks out of clean, pgd"),
-        ("pgd,", "got ''"),
-        ("fgsm", "got 'fgsm'"),
-        ("pgd0x1", "got 'pgd0x1'"),
-        ("pgd20x1,pgd", "got pgd20x1 twice"),
-        ("PGD20x1", "got 'PGD20x1'"),
+        ("", "choose out of clean, pgd, pgd50x5, autoattack"),
+        ("pgd,", "unknown attack ''"),
+        ("fgsm", "unknown attack 'fgsm'"),
+        ("pgd0x1", "unknown attack 'pgd0x1'"),
+        ("pgd20x1,pgd", "pgd20x1 is named twice"),
+        ("square50x5", "unknown attack 'square50x5'"),
+        ("PGD20x1", "unknown attack 'PGD20x1'"),
     ],
 )
 def test_other_names_are_refused(text: str, words: str) -> None:
@@ -144,7 +148,7 @@ def test_two_classes_are_too_few_for_the_targeted_attack() -> None:
 
 
 def test_parts_of_autoattack_are_checked_when_they_are_named() -> None:
-    with pytest.raises(ConfigError, match="got 'fab'"):
+    with pytest.raises(ConfigError, match="unknown part of AutoAttack 'fab'"):
         AutoAttackParts("fab", EPS)
     with pytest.raises(ConfigError, match=r"eps in \[0, 1\]"):
         AutoAttackParts("square", 7)
@@ -190,16 +194,14 @@ def test_autoattack_leaves_random_states_alone_and_repeats_itself() -> None:
 
 
 @dataclass(frozen=True)
-class Noting:
+class Noting(NamedAttack):
     """Changes nothing, and notes the seeds that it is given, and how a GPU would compute."""
 
     seeds: list[int]
     exact: list[tuple[bool, ...]]
     name: str = "noting"
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return {"name": self.name}
+    eps: float = EPS
+    description = "nothing"
 
     def __call__(self, _: Any, images: Tensor, __: Tensor, *, seed: int) -> Tensor:
         self.seeds.append(seed)
@@ -434,7 +436,7 @@ def test_a_radius_that_is_none_is_refused_also_without_an_attack(trained: Path, 
 
 
 def test_no_name_is_not_the_usual_attack(trained: Path, data: str) -> None:
-    assert "got ''" in run(str(trained), "--data", data, "--attack", "").output
+    assert "unknown attack ''" in run(str(trained), "--data", data, "--attack", "").output
 
 
 def test_a_page_takes_the_place_of_nothing_that_the_run_reads_or_writes(

@@ -29,8 +29,10 @@ from eval.reports import (
     some_pictures,
 )
 from eval.results import bench_result, export_result
+from smart_eval.attacks.autoattack import AutoAttackParts
+from smart_eval.attacks.base import NamedAttack, Transferred
+from smart_eval.attacks.pgd import Pgd
 from smart_eval.cli import main as smart_eval
-from smart_eval.named import AutoAttackParts, Pgd
 from smart_eval.page import Included, read_included, render
 from smart_eval.page.figures import latency, percent, points, radius, span
 from smart_eval.page.html import Markup, tag, text
@@ -387,18 +389,21 @@ def test_figures_of_different_attackers_are_not_to_be_compared() -> None:
 
 
 def test_each_attack_is_told_with_its_strength() -> None:
-    square = AutoAttackParts("square", 0.3).record
-    pgd = {**Pgd(Attack(eps=0.3, steps=20, restarts=5)).record, "made_on": "source"}
+    made: list[NamedAttack] = [AutoAttackParts("square", 0.3), Transferred(Pgd(Attack(eps=0.3, steps=20, restarts=5)))]
+    square, pgd = ({**attack.record(), "description": attack.description} for attack in made)
     words = Parsed(render(report(model(attacks=[square]), model("bundle", attacks=[{**square, **pgd}, square])))).text
     words = words[words.index("Who the attacker is") : words.index("How this page was made")]
     assert words.endswith(
-        "squareof AutoAttack, within eps 0.3 of each pixel: square, Square with up to 5,000 queries an image"
-        "pgd20x5projected gradient descent, within eps 0.3 of each pixel: 20 steps of 0.0375, 5 random start(s), "
-        "made on the checkpoint that the bundle was exported from"
+        "squareof AutoAttack: square, Square with up to 5,000 queries an image; within eps 0.3 of each pixel"
+        "pgd20x5projected gradient descent, 20 steps of 0.0375 from each of 5 random start(s), made on the checkpoint "
+        "that the bundle was exported from; within eps 0.3 of each pixel"
     )
-    parts = {"name": "apgd-t", "eps": 8 / 255, "parts": ["apgd-t"], "made_on": "source"}
-    words = Parsed(render(report(model(attacks=[parts])))).text
-    assert "apgd-tof AutoAttack, within eps 8/255 of each pixel: apgd-t, made on the checkpoint that" in words
+    part = Transferred(AutoAttackParts("apgd-t", 8 / 255))
+    words = Parsed(render(report(model(attacks=[{**part.record(), "description": part.description}])))).text
+    assert (
+        "apgd-tof AutoAttack: apgd-t, made on the checkpoint that the bundle was exported from; within eps 8/255"
+        in words
+    )
 
 
 def test_headings_leave_no_level_out() -> None:

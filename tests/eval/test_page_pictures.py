@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from PIL import Image
 from torch import nn
 
 from eval.reports import Parsed, model, report
+from smart_eval.attacks.autoattack import AutoAttackParts
+from smart_eval.attacks.base import NamedAttack, Transferred
+from smart_eval.attacks.pgd import Pgd
 from smart_eval.models import OpenCheckpoint
-from smart_eval.named import AutoAttackParts, NamedAttack, Pgd
 from smart_eval.page import make_pictures, render, shown_attack
 from smart_eval.page.pictures import Pictures
 from smart_eval.page.png import data_uri, png
@@ -84,28 +86,40 @@ class TwoReaders:
         return Reading(wrong=name == "unsure")
 
 
-class Brighter:
+@dataclass(frozen=True)
+class Brighter(NamedAttack):
     """Adds its radius to each pixel."""
 
-    name = "brighter"
-
-    def __init__(self, **more: str) -> None:
-        self.record: dict[str, Any] = {"name": self.name, "eps": 2 / 255, **more}
+    name: str = "brighter"
+    eps: float = 2 / 255
+    description = "brighter"
 
     def __call__(self, model: Any, images: torch.Tensor, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
         assert len(model(images)) == len(labels)
         assert 0 <= seed < 2**64
-        return (images + 2 / 255).clamp(0, 1)
+        return (images + self.eps).clamp(0, 1)
 
 
-def shown_of(labels: list[int], unsure: list[int], *, size: int = 4, eps: float = 2 / 255, **more: str) -> Pictures:
+class BrighterSource(Transferred):
+    """The same, said to be made on a source."""
+
+    def __call__(self, model: Any, images: torch.Tensor, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+        return self.attack(model, images, labels, seed=seed)
+
+
+BRIGHTER = Brighter()
+
+
+def shown_of(
+    labels: list[int], unsure: list[int], *, size: int = 4, eps: float = 2 / 255, attack: NamedAttack = BRIGHTER
+) -> Pictures:
     """Pictures of images whose third pixel is their number."""
     images = np.zeros((len(labels), size, size, 3), dtype=np.uint8)
     images[:, 0, 0], images[:, 0, 2] = np.array(labels)[:, None], np.arange(len(labels))[:, None]
     images[unsure, 0, 1] = 9
     split = Split(images, np.array(labels, dtype=np.int64))
     subject: Any = TwoReaders()
-    return make_pictures(subject, split, attack=Brighter(**more), eps=eps, seed=0)
+    return make_pictures(subject, split, attack=attack, eps=eps, seed=0)
 
 
 def test_pictures_are_the_first_of_different_classes_that_every_path_gets_right() -> None:
@@ -121,7 +135,7 @@ def test_pictures_are_the_first_of_different_classes_that_every_path_gets_right(
     assert found.attack == "brighter"
     (still,) = shown_of([0], [], eps=0.0).pictures
     assert np.all(still.attacked["sure"].perturbation == 128), "grey where nothing may change"
-    assert shown_of([0, 1], [], made_on="source").attack == "brighter made on its source"
+    assert shown_of([0, 1], [], attack=BrighterSource(BRIGHTER)).attack == "brighter made on its source"
     assert [int(one.pixels[0, 2, 0]) for one in shown_of([2, 1, 0], []).pictures] == [0, 1, 2], "in their order"
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from reference import attacks as oracle
 from smart_common.console import cli as house
+from smart_eval.attacks.pgd import Pgd
+from smart_eval.attacks.table import CLEAN, parse_attacks
 from smart_eval.cli import main as smart_eval
 from smart_eval.measure import chunk_seed, measure
-from smart_eval.named import CLEAN, Pgd, parse_attacks
 from smart_eval.records import Records, Right
 from smart_eval.threats import EXPLAINED, Threats, measure_threats, strongest_pgd, table
 from smart_train import Attack, load_checkpoint

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smart_eval.named import SQUARE, NamedAttack, Pgd
+from smart_eval.attacks.autoattack import SQUARE
+from smart_eval.attacks.base import NamedAttack, Transferred, WithSource
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, create_engine, resolve_engine
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import CHUNK, Accuracy, to_tensor
-from smart_train.attacks import Model
 from smart_train.checkpoint.format import Checkpoint
 from smart_train.checkpoint.source import check_source
 from smart_train.errors import ConfigError
@@ -43,7 +43,7 @@ FROM_SOURCE = (
 )
 
 
-class GraphPath(nn.Module):
+class GraphPath(WithSource):
     """One graph of a bundle as torch calls a network: float32 (N, C, H, W) in [0, 1] to scores (N, classes).
 
     Its scores have no gradient; who asks for one gets a ConfigError. ``source`` is the masked path that the graph was
@@ -222,9 +222,9 @@ class OpenBundle(AbstractContextManager["OpenBundle"]):
             ConfigError: there is no source, and one of them needs gradients.
         """
         if self.source is not None:
-            return [attack if attack.name == SQUARE else Transferred(attack) for attack in attacks]
+            return [Transferred(attack) if attack.needs_gradients else attack for attack in attacks]
         for attack in attacks:
-            if attack.name != SQUARE:
+            if attack.needs_gradients:
                 raise ConfigError(
                     f"expected attacks that need scores only for the bundle {self.bundle.root}, whose graphs have no "
                     f"gradients, got {attack.name}; use --attack {SQUARE}, or give the checkpoint it was exported from "
@@ -258,41 +258,6 @@ def open_bundle(
     paths = BundlePaths(bundle, source=None if source is None else source.checkpoint.net, threads=threads)
     replayed = None if source is None else replay(paths, bundle.manifest, source.checkpoint)
     return OpenBundle(bundle, paths, source, replayed)
-
-
-def as_listed(attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
-    """Return ``attacks`` without what `OpenBundle.attacks` made of them."""
-    return [attack.attack if isinstance(attack, Transferred) else attack for attack in attacks]
-
-
-@dataclass(frozen=True)
-class Transferred:
-    """An attack made on the source of a `GraphPath`, to be tried on the graph."""
-
-    attack: NamedAttack
-
-    @property
-    def name(self) -> str:
-        """That of the attack."""
-        return self.attack.name
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """See `NamedAttack.record`."""
-        return {**self.attack.record, "made_on": "source"}
-
-    def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
-        """See `NamedAttack.__call__`; ``model`` is a `GraphPath` with a source.
-
-        PGD runs all its steps here: where it stopped at the first error of the float network, what is only just wrong
-        there would often be right again after rounding.
-        """
-        assert isinstance(model, GraphPath)
-        assert model.source is not None
-        if isinstance(self.attack, Pgd):
-            generator = torch.Generator(device=images.device).manual_seed(seed)
-            return self.attack.attack.run(model.source, images, labels, generator=generator)
-        return self.attack(model.source, images, labels, seed=seed)
 
 
 def recorded_eps(manifest: Manifest) -> float:

@@ -15,9 +15,10 @@ from smart_common.errors import shortened
 from smart_common.files import digest_of_file
 from smart_common.version import version
 from smart_eval.bundles import Source, open_bundle
-from smart_eval.checks import MOST_IMAGES, summary
+from smart_eval.checks import summary
 from smart_eval.corruptions import check_corruptions
 from smart_eval.corruptions import table as corruptions_table
+from smart_eval.examination import MOST_IMAGES
 from smart_eval.models import OpenCheckpoint, OpenModel
 from smart_eval.page.cli import PageOptions, report_options
 from smart_eval.records import Records

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smart_eval.named import CLEAN, NamedAttack
+from smart_eval.attacks.base import NamedAttack
+from smart_eval.attacks.table import CLEAN
 from smart_eval.records import Records, Right
 from smart_train.accuracy import classified_rightly, tensors
 from smart_train.chunks import CHUNK
@@ -138,7 +139,7 @@ def settings(attack: NamedAttack | None) -> dict[str, Any]:
     """Return what of an attack a result depends on."""
     if attack is None:
         return {"attack": CLEAN}
-    return {"attack": attack.name, **{name: value for name, value in attack.record.items() if name != "name"}}
+    return {"attack": attack.name, **{name: value for name, value in attack.record().items() if name != "name"}}
 
 
 def _right(

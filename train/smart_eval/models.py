@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import nn
 
+from smart_eval.attacks.base import NamedAttack
 from smart_eval.bundles import OpenBundle
-from smart_eval.named import NamedAttack
 from smart_train.accuracy import to_tensor
 from smart_train.architectures import CUSTOM
 from smart_train.checkpoint.format import Checkpoint

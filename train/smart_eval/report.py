@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from smart_eval.attacks.base import NamedAttack
+from smart_eval.attacks.pgd import as_pgd
+from smart_eval.attacks.table import CLEAN
 from smart_eval.bundles import Replay
 from smart_eval.checks import Check
 from smart_eval.corruptions import Corrupted
-from smart_eval.named import CLEAN, NamedAttack
 from smart_eval.records import Right
 from smart_eval.threats import Threats
 from smart_train.accuracy import Accuracy
@@ -101,7 +103,7 @@ class Measured:
             "digest": self.digest,
             "precision": self.precision,
             "engine": self.engine,
-            "attacks": [attack.record for attack in self.attacks],
+            "attacks": [{**attack.record(), "description": attack.description} for attack in self.attacks],
             "eps": self.eps,
             "norm": "Linf",
             "threat_model": self.threat_model,
@@ -159,10 +161,10 @@ def document(measured: Sequence[Measured]) -> dict[str, Any]:
     if len(measured) > 1:
         return {"models": models}
     (one,), (only,) = measured, models
-    attacks = [attack.record for attack in one.attacks]
+    pgd = as_pgd(one.attacks[0]) if len(one.attacks) == 1 else None
     single = {}
-    if len(attacks) == 1 and "steps" in attacks[0]:
-        single["attack"] = {"name": "pgd", **{key: attacks[0][key] for key in ("eps", "steps", "restarts")}}
+    if pgd is not None:
+        single["attack"] = {"name": "pgd", "eps": pgd.eps, "steps": pgd.attack.steps, "restarts": pgd.attack.restarts}
     return {
         "models": models,
         only["kind"]: only["model"],

@@ -15,12 +15,13 @@ import torch
 
 from smart_common.version import version
 from smart_devices.python_environment import version_of
-from smart_eval.bundles import as_listed
-from smart_eval.checks import eps_curve, examine_network, judge, work
+from smart_eval.attacks.base import NamedAttack
+from smart_eval.attacks.table import parse_attacks
+from smart_eval.checks import judge
 from smart_eval.corruptions import STEPS, measure_corruptions
+from smart_eval.examination import eps_curve, examine_network, work
 from smart_eval.measure import measure
 from smart_eval.models import OpenModel
-from smart_eval.named import NamedAttack, parse_attacks
 from smart_eval.records import Records
 from smart_eval.report import Measured
 from smart_eval.shards import Shards
@@ -180,7 +181,7 @@ class Run:
         threats = None
         if subject.threats:
             paths = {name: model.net.path(name) for name in model.net.path_names}
-            pgd = strongest_pgd(as_listed(attacks), eps=subject.eps)
+            pgd = strongest_pgd(attacks, eps=subject.eps)
             stand_ins = None if model.kind == "checkpoint" else model.made_on
             threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, **common)
         return Measured(

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from smart_eval.attacks.base import NamedAttack
+from smart_eval.attacks.pgd import Pgd, as_pgd
+from smart_eval.attacks.table import CLEAN
 from smart_eval.measure import chunk_seed, exactly, run_settings, settings
-from smart_eval.named import CLEAN, NamedAttack, Pgd
 from smart_eval.records import Records, Right
 from smart_train.accuracy import Accuracy, classified_rightly, tensors, wilson
 from smart_train.attacks import Attack
@@ -94,7 +96,7 @@ class Threats:
         """Return it for machines."""
         mean = self.right[self.paths]
         return {
-            "attack": {**self.attack.record, **({"made_on": "source"} if self.stood_in else {})},
+            "attack": {**self.attack.record(), **({"made_on": "source"} if self.stood_in else {})},
             "transfer": {
                 "threat_model": TRANSFER,
                 "paths": {
@@ -118,7 +120,7 @@ class Threats:
 
 def strongest_pgd(attacks: Sequence[NamedAttack], *, eps: float) -> Pgd:
     """Return the PGD of most gradient steps out of ``attacks``, pgd20x1 of radius ``eps`` where there is none."""
-    listed = [attack for attack in attacks if isinstance(attack, Pgd)]
+    listed = [pgd for pgd in map(as_pgd, attacks) if pgd is not None]
     usual = Pgd(Attack(name="pgd", eps=eps, steps=20, restarts=1))
     return max(listed, key=lambda pgd: pgd.attack.steps * pgd.attack.restarts, default=usual)
 
@@ -178,7 +180,7 @@ def measure_threats(
                         _tried,
                         paths,
                         part,
-                        attack=attack.attack,
+                        attack=attack,
                         models=[made_on[path] for path in source],
                         before={path: right[path][CLEAN][start : start + chunk] for path in paths},
                         seed=chunk_seed(seed, attack.name, number),
@@ -202,7 +204,7 @@ def _tried(
     paths: Mapping[str, nn.Module],
     part: Split,
     *,
-    attack: Attack,
+    attack: NamedAttack,
     models: Sequence[nn.Module],
     before: Mapping[str, Right],
     seed: int,
@@ -218,8 +220,7 @@ def _tried(
     def scores(images: Tensor) -> Tensor:
         return torch.stack([model(images) for model in models], dim=2)
 
-    generator = torch.Generator(device=images.device).manual_seed(seed)
-    adversarial = attack.run(scores, images, labels, generator=generator)
+    adversarial = attack.for_transfer(scores, images, labels, seed=seed)
     for path, model in paths.items():
         right[path][wanted] &= classified_rightly(model, adversarial, labels).cpu().numpy()
     return right

@@ -19,8 +19,8 @@ from smart_common.files import replacing
 from smart_common.version import version
 from smart_devices.cpu import cpu_model
 from smart_devices.python_environment import version_of
+from smart_eval.attacks.base import NamedAttack
 from smart_eval.models import OpenModel
-from smart_eval.named import NamedAttack
 from smart_eval.page import Included, Pictures, Report, make_pictures, read_included, render, shown_attack
 from smart_train.data.images import Split
 from smart_train.errors import ConfigError
@@ -99,7 +99,7 @@ class PageOptions:
             return
         found = None
         if attacks:
-            eps = float(attacks[0].record["eps"])
+            eps = attacks[0].eps
             attack = shown_attack(model, attacks, eps=eps)
             found = make_pictures(model, split, attack=attack, eps=eps, seed=seed, device=device)
         self._pictures.append(found)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smart_eval.attacks.base import NamedAttack, Transferred
+from smart_eval.attacks.pgd import Pgd, as_pgd
 from smart_eval.measure import Paths, chunk_seed, exactly
 from smart_eval.models import OpenModel
-from smart_eval.named import NamedAttack, Pgd
 from smart_train.accuracy import to_tensor
 from smart_train.attacks import Attack
 from smart_train.data.images import Pixels, Split
@@ -65,8 +66,7 @@ def shown_attack(model: OpenModel, attacks: Sequence[NamedAttack], *, eps: float
 
     Without PGD it is one of 20 steps within ``eps``; where there are no gradients for that, the first attack.
     """
-    listed = (attack for attack in attacks if "steps" in attack.record)
-    first = next(listed, None)
+    first = next((attack for attack in attacks if as_pgd(attack) is not None), None)
     if first is not None or not model.made_on:
         return first or attacks[0]
     return model.attacks([Pgd(Attack(name="pgd", eps=eps, steps=20))])[0]
@@ -109,7 +109,7 @@ def make_pictures(
             attacked[path] = found, {other: _says(net, other, found) for other in net.path_names}
     return Pictures(
         class_names=model.class_names,
-        attack=f"{attack.name} made on its source" if "made_on" in attack.record else attack.name,
+        attack=f"{attack.name} made on its source" if isinstance(attack, Transferred) else attack.name,
         eps=eps,
         pictures=[
             Picture(

@@ -77,23 +77,17 @@ def threat_models(report: Report) -> Markup | None:
     attacked = [model for model in report.models if model["attacks"]]
     if not attacked:
         return None
-    attacks = dict.fromkeys((one["name"], _attack(one)) for model in attacked for one in model["attacks"])
+    attacks = dict.fromkeys(
+        (one["name"], f"{one['description']}; within eps {radius(one['eps'])} of each pixel")
+        for model in attacked
+        for one in model["attacks"]
+    )
     return section(
         "threats",
         "Who the attacker is",
         *report.told(lambda model: model["threat_model"] if model["attacks"] else None),
         tag("dl", *(join(tag("dt", name), tag("dd", words)) for name, words in attacks), class_="facts"),
     )
-
-
-def _attack(attack: Mapping[str, Any]) -> str:
-    within = f"within eps {radius(attack['eps'])} of each pixel"
-    source = ", made on the checkpoint that the bundle was exported from" if "made_on" in attack else ""
-    if "steps" in attack:
-        strength = f"{attack['steps']} steps of {attack['step_size']:.4g}, {attack['restarts']} random start(s)"
-        return f"projected gradient descent, {within}: {strength}{source}"
-    queries = f", Square with up to {attack['queries']:,} queries an image" if "queries" in attack else ""
-    return f"of AutoAttack, {within}: {', '.join(attack['parts'])}{queries}{source}"
 
 
 def attackers_differ(report: Report) -> Markup | None:

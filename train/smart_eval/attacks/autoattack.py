@@ -1,0 +1,145 @@
+"""AutoAttack and its parts, by its authors' code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smart_common.errors import MissingExtraError
+from smart_eval.attacks.base import NamedAttack
+from smart_train.attacks import Attack, Model
+from smart_train.errors import ConfigError
+
+AUTOATTACK = "autoattack"
+SQUARE = "square"
+_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        AUTOATTACK: ("apgd-ce", "apgd-t", "fab-t", SQUARE),
+        **{part: (part,) for part in ("apgd-ce", "apgd-t", "fab-t", SQUARE)},
+    }
+)
+_TARGETS = 9  # classes that the targeted attacks try, or all others where there are fewer
+FEWEST_CLASSES = 4  # that the loss of apgd-t is made for: it takes the difference of the first and third-best score
+
+
+@dataclass(frozen=True)
+class AutoAttackParts(NamedAttack):
+    """AutoAttack's standard version, or one of its four parts alone (Croce and Hein 2020, arXiv 2003.01690).
+
+    pyautoattack, the authors' code, does it: APGD-CE with 100 steps, APGD-T and FAB-T against 9 targets, and Square
+    with 5,000 queries, each on what the ones before left, as `AutoAttack._set_version` sets the standard version.
+    ``queries`` are Square's.
+
+    Raises:
+        ConfigError: there is no such part, or eps is out of range.
+    """
+
+    name: str
+    eps: float
+    queries: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.name not in _PARTS:
+            raise ConfigError(f"unknown part of AutoAttack {self.name!a:.60}; choose out of {', '.join(_PARTS)}")
+        Attack(eps=self.eps)  # checks the range
+
+    @property
+    def description(self) -> str:
+        """See `NamedAttack.description`."""
+        queries = f", Square with up to {self.queries:,} queries an image" if self.uses_queries else ""
+        return f"of AutoAttack: {', '.join(_PARTS[self.name])}{queries}"
+
+    @property
+    def needs_gradients(self) -> bool:
+        """All but Square alone."""
+        return self.name != SQUARE
+
+    @property
+    def uses_queries(self) -> bool:
+        """Square, and AutoAttack, which ends with it."""
+        return SQUARE in _PARTS[self.name]
+
+    def record(self) -> dict[str, Any]:
+        """See `NamedAttack.record`."""
+        queries = {"queries": self.queries} if self.uses_queries else {}
+        return {**super().record(), "parts": list(_PARTS[self.name]), **queries}
+
+    def check_ready(self, *, classes: int) -> None:
+        """See `NamedAttack.check_ready`."""
+        _pyautoattack()
+        if classes < FEWEST_CLASSES and "apgd-t" in _PARTS[self.name]:
+            raise ConfigError(
+                f"expected {FEWEST_CLASSES} or more classes for {self.name}, whose targeted attack needs them, got "
+                f"{classes}; use --attack apgd-ce,fab-t,square"
+            )
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        """See `NamedAttack.__call__`.
+
+        Raises:
+            ConfigError: the network has too few classes for it.
+            MissingExtraError: pyautoattack is not installed.
+        """
+        library = _pyautoattack()
+        if self.eps == 0:
+            return images
+        cuda = [images.device] if images.device.type == "cuda" else []
+        # It seeds the global generators.
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _without_its_flags():
+            classes = model(images[:1]).shape[1]
+            self.check_ready(classes=classes)
+            attack = library.AutoAttack(
+                model,
+                norm="Linf",
+                eps=self.eps,
+                version="custom",
+                attacks=list(_PARTS[self.name]),
+                seed=seed,
+                device=images.device,
+            )
+            attack.square.n_queries = self.queries
+            attack.apgd.n_restarts = attack.fab.n_restarts = 1
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(_TARGETS, classes - 1)
+            found: Tensor
+            found, _ = attack.run_standard_evaluation(images, labels, batch_size=len(labels))
+        return found.detach()
+
+
+@contextmanager
+def _without_its_flags() -> Iterator[None]:
+    """Keep pyautoattack from printing what it finds suspect in each chunk: smart-eval's checks look for the same signs.
+
+    These are ``same-scores``, ``logits``, ``zero-gradients``, ``square`` and, of few classes, `parse_attacks`.
+    """
+    log = logging.getLogger("auto-attack")
+    was, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was
+
+
+def _pyautoattack() -> Any:
+    try:
+        import pyautoattack  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise MissingExtraError(
+            "pyautoattack, which AutoAttack and its parts need, is missing; pip install 'smart-edge[eval]' installs it"
+        ) from error
+    return pyautoattack
+
+
+def has_pyautoattack() -> bool:
+    """Return whether AutoAttack and its parts can be run."""
+    try:
+        _pyautoattack()
+    except MissingExtraError:
+        return False
+    return True
