@@ -20,16 +20,9 @@ from smart_train.accuracy import PathAccuracy, accuracy, evaluate_path, some_exa
 from smart_train.architectures import Argument, Factory, build_network
 from smart_train.attacks import Attack
 from smart_train.checkpoint.atomic import save_atomically
-from smart_train.checkpoint.format import (
-    Checkpoint,
-    Samples,
-    load_checkpoint,
-    load_network_state_,
-    network_state,
-    plain_record,
-    read_plain,
-    save_checkpoint,
-)
+from smart_train.checkpoint.format import Checkpoint, Samples, load_checkpoint, save_checkpoint
+from smart_train.checkpoint.network_state import load_network_state_, network_state
+from smart_train.checkpoint.reader import plain_record, read_plain
 from smart_train.checkpoint.samples import make_samples
 from smart_train.data.augment import Augmentation
 from smart_train.data.images import VALIDATION_SAMPLES, ImageSet, Split
