@@ -6,9 +6,11 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +83,31 @@ def test_only_cli_modules_import_click_and_rich(package: str, path: Path) -> Non
 def test_no_module_imports_an_engine_at_module_level(package: str, path: Path) -> None:
     found = {name for name, at_use in imports(path) if not at_use} & ENGINES
     assert not found, f"{path.relative_to(ROOT)} imports {', '.join(sorted(found))} at module level; import it at use"
+
+
+def test_no_file_is_over_400_lines() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines for _, path in MODULES if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long, "split what has two concerns"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_two_files_of_a_package_share_a_name(package: str) -> None:
+    names = Counter(path.name for owner, path in MODULES if owner == package)
+    assert [name for name, count in names.items() if count > 1 and name not in {"cli.py", "__init__.py"}] == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Late imports and those for types alone count too: whoever reads one of the two must read the other."""
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    imports = {module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
+    while leaves := {module for module, found in imports.items() if not found & imports.keys()}:
+        imports = {module: found for module, found in imports.items() if module not in leaves}
+    roots = set(imports)
+    while tops := {module for module in roots if not any(module in imports[other] for other in roots)}:
+        roots -= tops
+    assert sorted(roots) == [], "these import each other"
 
 
 def test_the_import_reader_sees_what_it_must(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from smart_runtime.engines import REFERENCE_ENGINE, Engine, create_engine, resol
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import CHUNK, Accuracy, to_tensor
 from smart_train.checkpoint.format import Checkpoint
-from smart_train.checkpoint.source import check_source
+from smart_train.checkpoint.origin import check_source
 from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork

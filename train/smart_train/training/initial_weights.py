@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smart_train.checkpoint.format import FORMAT, read_plain
+from smart_train.checkpoint.format import FORMAT
+from smart_train.checkpoint.reader import read_plain
 from smart_train.errors import CheckpointError
 
 _INSIDE = ("state_dict", "model")  # under which training scripts put it, beside optimisers and epochs

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from smart_train.checkpoint.atomic import save_atomically
-from smart_train.checkpoint.format import load_network_state_, network_state, plain_record, read_plain
+from smart_train.checkpoint.network_state import load_network_state_, network_state
+from smart_train.checkpoint.reader import plain_record, read_plain
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.learner import MaskLearner
 from smart_train.methods.interface import Training

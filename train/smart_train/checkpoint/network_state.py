@@ -1,0 +1,234 @@
+"""A network's part of a checkpoint: its tensors, groups and masks, as they are written and as they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from smart_train.checkpoint.reader import Reader
+from smart_train.errors import CheckpointError
+from smart_train.masking.accounting import batch_norm_parameters
+from smart_train.masking.groups import Axis, Group, Member, Point
+from smart_train.masking.layers import layer_norm_axis
+from smart_train.masking.network import SmartNetwork
+from smart_train.masking.parts import (
+    Part,
+    axis_length,
+    has_plain_inputs,
+    has_whole_filter_groups,
+    is_depthwise,
+    is_grouped,
+    parameter_axis,
+)
+from smart_train.masking.structure import Structure
+from smart_train.masking.weight_masks import kept_inputs, pattern_holds
+
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)  # whose parameters are sliced with them
+
+
+def network_state(net: SmartNetwork) -> dict[str, Any]:
+    """Return copies of the tensors of ``net``: the shared weights once, and each path's own.
+
+    The form is ``{"shared": {name: tensor}, "paths": {path: {name: tensor}}}``, names as inside the plain network.
+    """
+    first = net.path(net.path_names[0]).network
+    own = batch_norm_parameters(first)
+    shared = {n: p.detach().cpu().clone() for n, p in first.named_parameters() if n not in own}
+    paths = {
+        path: {n: t.detach().cpu().clone() for n, t in net.path(path).network.state_dict().items() if n not in shared}
+        for path in net.path_names
+    }
+    return {"shared": shared, "paths": paths}
+
+
+def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
+    """Copy what :func:`network_state` returned into ``net``, in place; names and shapes must match exactly.
+
+    Raises:
+        CheckpointError: if they do not.
+    """
+    for path in net.path_names:
+        wanted = net.path(path).network.state_dict()
+        given = {**state["shared"], **state["paths"][path]}
+        wrong = sorted(wanted.keys() ^ given.keys()) or [
+            n for n, t in wanted.items() if t.shape != given[n].shape or t.dtype != given[n].dtype
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"expected the tensors of its architecture for path {path}, got a missing, extra or misshapen "
+                f"{wrong[0]}; train or copy the checkpoint again"
+            )
+        net.path(path).network.load_state_dict(given)
+
+
+def weights_record(net: SmartNetwork) -> dict[str, Any]:
+    """Return the masks of single weights, and which layers have none and why; nothing where only channels are."""
+    if not net.structure.removes.weights:
+        return {}
+    return {
+        "weight_masks": {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names},
+        "dense_layers": net.dense_layers,
+    }
+
+
+def group_record(group: Group) -> dict[str, Any]:
+    """Return ``group`` as :func:`read_groups` reads it."""
+    return {
+        "name": group.name,
+        "size": group.size,
+        "members": [{"module": m.module, "axis": m.axis, "indices": m.indices} for m in group.members],
+        "points": [{"layer": p.layer, "producer": p.producer} for p in group.points],
+    }
+
+
+def read_masks(
+    source: dict[str, Any], path: str, read: Reader, groups: Sequence[Group], structure: Structure
+) -> list[Tensor]:
+    """Return the masks of a path, which keep what the structure says: a checkpoint is written once they are frozen."""
+    keeps = read.get(source, path, list)
+    if len(keeps) != len(groups):
+        raise read.fail(f"a mask for each group of path {path}")
+    masks = []
+    for group, keep in zip(groups, keeps, strict=True):
+        mask = read.tensor({path: keep}, path, dtype=torch.bool, shape=(group.size,))
+        kept = structure.kept(group.size, bundle=group.bundle)
+        if int(mask.sum()) != kept:
+            raise read.fail(f"masks of path {path} that keep {kept} of {group.size} channels of group {group.name}")
+        masks.append(mask)
+    return masks
+
+
+def read_weight_masks(
+    raw: Mapping[str, Any],
+    plain: nn.Module,
+    structure: Structure,
+    groups: Sequence[Group],
+    *,
+    masks: Mapping[str, Sequence[Tensor]],
+    read: Reader,
+) -> dict[str, dict[str, Tensor]]:
+    """Return the masks of single weights by path and layer, which keep what the structure says, in the sliced order.
+
+    ``masks`` are those of channels, by path.
+    """
+    paths = list(masks)
+    source = read.get(raw, "weight_masks", dict)
+    given = {path: read.get(source, path, dict) for path in paths}
+    layers = {name: m for name, m in plain.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = {name: m for name, m in layers.items() if not isinstance(m, nn.Conv2d) or m.groups == 1}
+    names = [name for name in layers if name in given[paths[0]]]
+    if not names or any(found.keys() != set(names) for found in given.values()):
+        raise read.fail("weight masks of the same layers, one or more, on each path")
+    result: dict[str, dict[str, Tensor]] = {}
+    for path in paths:
+        inputs = kept_inputs(names, modules=layers, groups=groups, keeps=masks[path])
+        result[path] = {}
+        for name in names:
+            shape = layers[name].weight.shape
+            mask = read.tensor(given[path], name, dtype=torch.bool, shape=tuple(shape))
+            pattern, keep_in = structure.removes.pattern, inputs[name]
+            count = int(mask.numel() / len(keep_in) * int(keep_in.sum()))
+            fits = pattern is None or pattern_holds(mask, keep_in=keep_in, pattern=pattern)
+            if not fits or int(mask.sum()) != structure.kept_weights(count):
+                raise read.fail(f"a weight mask of {name} on path {path} that keeps what {structure.name} says")
+            result[path][name] = mask
+    return result
+
+
+def read_dense_layers(raw: Mapping[str, Any], read: Reader) -> dict[str, str]:
+    """Return the layers whose single weights are not masked, with the reason."""
+    given = read.record(raw, "dense_layers")
+    return {read.text({"dense_layers": name}, "dense_layers"): read.text(given, name) for name in given}
+
+
+def read_state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...], read: Reader) -> dict[str, Any]:
+    """Return the tensors in the form of :func:`network_state`, checked against the network on the meta device."""
+    own = batch_norm_parameters(plain)
+    wanted = plain.state_dict()
+    shared = {n for n, _ in plain.named_parameters() if n not in own}
+
+    def part(source: Any, key: str, names: set[str]) -> dict[str, Tensor]:
+        tensors = read.get(source, key, dict)
+        if tensors.keys() != names:
+            raise read.fail(f"the tensors of its architecture under '{key}'")
+        return {
+            name: read.tensor(tensors, name, dtype=wanted[name].dtype, shape=tuple(wanted[name].shape))
+            for name in sorted(names)
+        }
+
+    each = read.get(state, "paths", dict)
+    return {
+        "shared": part(state, "shared", shared),
+        "paths": {path: part(each, path, set(wanted) - shared) for path in paths},
+    }
+
+
+def _has_axis(part: Part | None, axis: str, *, of: Mapping[str, Part]) -> bool:
+    """Whether ``part`` is one that a group can have channels in, on ``axis``."""
+    if isinstance(part, nn.Parameter):
+        own = {id(p) for m in of.values() if isinstance(m, _LAYERS) for p in m.parameters(recurse=False)}
+        long = parameter_axis(part)
+        return axis == "channel" and id(part) not in own and long is not None and long <= 1
+    if isinstance(part, nn.LayerNorm):
+        return axis == "channel" and layer_norm_axis(part) is not None
+    if isinstance(part, nn.BatchNorm2d):
+        return axis == "channel" and part.affine and part.track_running_stats
+    if type(part) not in {nn.Conv2d, nn.Linear}:
+        return axis == "in" and has_plain_inputs(part)
+    return axis == "channel" if is_depthwise(part) else axis in {"in", "out"}
+
+
+def read_groups(records: list[Any], modules: Mapping[str, Part], read: Reader) -> list[Group]:
+    """Return the groups; a channel in two of them, or twice in one, is refused: which mask would it follow?"""
+    taken: dict[tuple[str, Axis], Tensor] = {}
+    return [_group(record, modules, taken, read) for record in records]
+
+
+def _group(record: Any, modules: Mapping[str, Part], taken: dict[tuple[str, Axis], Tensor], read: Reader) -> Group:
+    """Return one group; ``taken`` says which channels are in groups already and is brought up to date."""
+    size = read.integer(record, "size")
+    members = []
+    for member in read.get(record, "members", list):
+        module, axis = read.get(member, "module", str), cast("Axis", read.get(member, "axis", str))
+        indices = read.tensor(member, "indices", dtype=torch.int64, shape=(size, None))
+        found = modules.get(module)
+        if found is None or not _has_axis(found, axis, of=modules) or indices.numel() == 0:
+            raise read.fail("channels of its layers in a group")
+        length = axis_length(found, "in" if axis == "in" else "out")
+        if int(indices.min()) < 0 or int(indices.max()) >= length:
+            raise read.fail(f"channel numbers of {module} in a group")
+        counts = taken.get((module, axis), torch.zeros(length, dtype=torch.int64))
+        counts = counts + torch.bincount(indices.flatten(), minlength=length)
+        if int(counts.max()) > 1:
+            raise read.fail(f"each channel of {module} in one group")
+        taken[module, axis] = counts
+        members.append(Member(module, axis, indices))
+    if not _filter_groups_stay_whole(members, modules):
+        raise read.fail("whole filter groups of grouped convolutions in a group")
+    outputs = {m.module for m in members if m.axis != "in" and isinstance(modules[m.module], nn.Module)}
+    given = read.get(record, "points", list)
+    if not 1 <= len(given) <= len(members):
+        raise read.fail("a mask point for each group, and no more than it has members")
+    points = []
+    for point in given:
+        layer, producer = read.get(point, "layer", str), read.get(point, "producer", (str, type(None)))
+        if layer not in outputs or (producer is not None and producer not in outputs):
+            raise read.fail("mask points that are members of their group")
+        points.append(Point(layer, producer))
+    return Group(read.text(record, "name"), size, tuple(members), tuple(points))
+
+
+def _filter_groups_stay_whole(members: Sequence[Member], modules: Mapping[str, Part]) -> bool:
+    for name in {m.module for m in members}:
+        convolution = modules[name]
+        if not isinstance(convolution, nn.Conv2d) or not is_grouped(convolution):
+            continue
+        sides = {m.axis: m.indices for m in members if m.module == name}
+        if sides.keys() != {"in", "out"} or not has_whole_filter_groups(
+            convolution, inputs=sides["in"], outputs=sides["out"]
+        ):
+            return False
+    return True

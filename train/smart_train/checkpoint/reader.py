@@ -1,0 +1,247 @@
+"""Read plain values and tensors out of a file that may come from a stranger, refusing all else."""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import zipfile
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smart_train.architectures import Argument
+from smart_train.errors import CheckpointError
+
+MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
+_MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask for 60, and a microsecond, when read
+_MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
+_MAX_NAME = 1024  # characters of one name
+_MAX_DEPTH = 8  # of nested plain values
+_MAX_VALUES = 2**20  # in the plain record
+
+# All that torch.save writes for tensors. torch reads more without running code, but not without harm: a bytearray of
+# any length, a text in any codec.
+_PICKLE_NAMES = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch BoolStorage",
+    "torch ByteStorage",
+    "torch FloatStorage",
+    "torch LongStorage",
+}
+_PARAMETER_NAMES = {
+    "torch._utils _rebuild_parameter",
+    "torch BFloat16Storage",
+    "torch DoubleStorage",
+    "torch HalfStorage",
+    "torch IntStorage",
+}
+
+
+def read_plain(
+    path: Path, *, kind: str = "a smart-edge checkpoint of tensors and plain values", parameters: bool = False
+) -> Any:
+    """Read a file of tensors and plain values; anything that would run code is refused and does not run.
+
+    Args:
+        path: the file, as ``torch.save`` writes it.
+        kind: what is expected of it, for the error.
+        parameters: whether it may hold ``nn.Parameter`` objects and all kinds of numbers, as others' files do.
+
+    Raises:
+        CheckpointError: if it is missing, too large, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint at {path}: {error.strerror}; check the path") from error
+    if size > MAX_BYTES:
+        raise CheckpointError(
+            f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size} in {path}; it is not one of ours"
+        )
+    try:
+        _check_archive(path, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a foreign file makes the readers of zip and pickle trip over has no bounds
+        raise CheckpointError(
+            f"expected {kind}, got something else or a damaged file in {path}, which was not run or loaded; copy it "
+            f"again, or {'save network.state_dict() with torch.save' if parameters else 'train one with smart-train'}"
+        ) from error
+
+
+def _check_archive(path: Path, *, names: Set[str]) -> None:
+    """Raise ValueError unless the file is a zip as torch.save writes it: stored, not compressed, every byte as summed.
+
+    torch checks no sums itself, and reads what is no zip in older ways of its own.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise ValueError("not a file of torch.save")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
+            raise ValueError("compressed")
+        if len({e.filename.lower() for e in entries}) != len(entries):  # torch finds a name in capitals too
+            raise ValueError("two entries of one name")
+        if any(e.external_attr for e in entries):  # one bit of it makes an entry a folder, which torch reads as nothing
+            raise ValueError("an entry that is no plain file")
+        if sum(e.file_size for e in entries) > path.stat().st_size:
+            raise ValueError("overlapping entries")
+        pickles = [e for e in entries if e.filename.lower().endswith(".pkl")]
+        if len(entries) > _MAX_ENTRIES or len(pickles) != 1:
+            raise ValueError("too many entries, or not one that says what the others are")
+        if pickles[0].file_size > _MAX_PICKLE_BYTES:
+            raise ValueError("too many plain values")
+        if archive.testzip() is not None:
+            raise ValueError("a checksum differs")
+        _check_pickle(archive.read(pickles[0]), names=names, entries=len(entries))
+
+
+def _check_pickle(data: bytes, *, names: Set[str], entries: int) -> None:
+    """Raise ValueError if the pickle names more than tensors are made of, or holds what can share one hash.
+
+    A dictionary of many keys with one hash takes minutes to fill. Long numbers and tuples can be made so; ours has none
+    of the first, and of the second five for each tensor, which is an entry of the file.
+    """
+    tuples_left = 8 * entries + 64
+    for opcode, argument, _ in pickletools.genops(data):
+        tuples_left -= "TUPLE" in opcode.name
+        if tuples_left < 0:
+            raise ValueError("more tuples than tensors need")
+        if opcode.name == "GLOBAL" and argument not in names:
+            raise ValueError("more than tensors and plain values")
+        if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
+            raise ValueError("a number that is too long")
+
+
+class Reader:
+    """Takes values out of a checkpoint's nested dictionaries, refusing what is missing or of another type.
+
+    Tensors are counted against the size of the file: a pickle can claim a tensor of any size over a few stored bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._bytes_left = path.stat().st_size
+        self._values_left = _MAX_VALUES
+        self._characters_left = _MAX_PICKLE_BYTES
+
+    def fail(self, what: str) -> CheckpointError:
+        """Return the error that ``what`` was expected, for the caller to raise."""
+        return CheckpointError(
+            f"expected {what} in the checkpoint {self._path}, got another value; it is damaged or not one of ours"
+        )
+
+    def get(self, source: Any, key: str, kind: type | tuple[type, ...]) -> Any:
+        """Return ``source[key]``, which must be there and of that kind."""
+        if not isinstance(source, dict) or key not in source or not isinstance(source[key], kind):
+            raise self.fail(f"a value '{key}'")
+        return source[key]
+
+    def integer(self, source: Any, key: str) -> int:
+        """Return a whole number of less than 2^31 either way; no bool."""
+        value = self.get(source, key, int)
+        if isinstance(value, bool) or abs(value) >= 2**31:
+            raise self.fail(f"an integer '{key}'")
+        return int(value)
+
+    def number(self, source: Any, key: str) -> float:
+        """Return a finite number of less than 1e6 either way; no bool."""
+        value = self.get(source, key, (int, float))
+        if isinstance(value, bool) or not abs(value) < 1e6:  # false for nan too
+            raise self.fail(f"a finite number '{key}'")
+        return float(value)
+
+    def fraction(self, source: Any, key: str) -> float:
+        """Return a number in [0, 1]."""
+        value = self.number(source, key)
+        if not 0 <= value <= 1:
+            raise self.fail(f"{key} in [0, 1]")
+        return value
+
+    def argument(self, source: Any, key: str) -> Argument:
+        """Return an argument of a network: a whole number, a finite one, true or false, or printable text."""
+        value = self.get(source, key, (bool, int, float, str))
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self.text(source, key)
+        return self.integer(source, key) if isinstance(value, int) else self.number(source, key)
+
+    def numbers(self, source: Any, key: str, *, length: int) -> tuple[float, ...]:
+        """Return a list of exactly ``length`` numbers."""
+        values = self.get(source, key, list)
+        if len(values) != length:
+            raise self.fail(f"{length} numbers '{key}'")
+        return tuple(self.number({key: v}, key) for v in values)
+
+    def text(self, source: Any, key: str) -> str:
+        """Return a name, printable because it may reach a terminal."""
+        value = self.get(source, key, str)
+        if not 1 <= len(value) <= _MAX_NAME or not value.isprintable():
+            raise self.fail(f"printable text of up to {_MAX_NAME} characters '{key}'")
+        return str(value)
+
+    def texts(self, source: Any, key: str, *, least: int, most: int) -> tuple[str, ...]:
+        """Return a list of ``least`` to ``most`` names."""
+        values = self.get(source, key, list)
+        if not least <= len(values) <= most:
+            raise self.fail(f"from {least} to {most} '{key}'")
+        return tuple(self.text({key: v}, key) for v in values)
+
+    def tensor(self, source: Any, key: str, *, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
+        """Return a copy of a plain tensor on the CPU; None in ``shape`` stands for any length."""
+        value = self.get(source, key, Tensor)
+        plain = type(value) is Tensor and value.layout == torch.strided and value.device.type == "cpu"
+        fits = len(shape) == value.dim() and all(w in (None, n) for w, n in zip(shape, value.shape, strict=True))
+        # A tensor may be stored as the negative of its bytes, which NumPy does not take.
+        if not plain or not fits or value.dtype != dtype or value.requires_grad or value.is_neg():
+            raise self.fail(f"a {dtype} tensor '{key}' of shape {shape}")
+        self._bytes_left -= value.numel() * value.element_size()
+        if self._bytes_left < 0:
+            raise self.fail("tensors no larger than the file")
+        if dtype.is_floating_point and not bool(torch.isfinite(value).all()):
+            raise self.fail(f"finite values in '{key}'")
+        copy: Tensor = value.clone(memory_format=torch.contiguous_format)
+        return copy
+
+    def record(self, source: Any, key: str) -> dict[str, Any]:
+        """Return a dictionary of plain values that JSON can hold."""
+        found = self.get(source, key, dict)
+        self._plain(found, key, depth=0)
+        return dict(found)
+
+    def _plain(self, value: Any, key: str, *, depth: int) -> None:
+        self._values_left -= 1  # a list may hold another one many times over, and that one another
+        if type(value) is str:
+            self._characters_left -= len(value)  # likewise
+        if depth > _MAX_DEPTH or self._values_left < 0 or self._characters_left < 0:
+            raise self.fail(f"a record '{key}' of less depth and length")
+        if type(value) is dict and all(type(k) is str for k in value):
+            inner = [*value, *value.values()]
+        elif type(value) is list:
+            inner = value
+        elif (
+            value is None
+            or type(value) is bool
+            or (type(value) is str and value.isprintable())  # it may reach a terminal
+            or (type(value) is int and abs(value) < 2**63)
+            or (type(value) is float and math.isfinite(value))
+        ):
+            return
+        else:
+            raise self.fail(f"plain values in '{key}'")
+        for item in inner:
+            self._plain(item, key, depth=depth + 1)
+
+
+def plain_record(raw: Any, key: str, *, path: Path) -> dict[str, Any]:
+    """Return what stands under ``key`` in ``raw``, which :func:`read_plain` read from ``path``: values as in JSON.
+
+    Raises:
+        CheckpointError: if it is no dictionary of plain values, or a very large or deep one.
+    """
+    return Reader(path).record(raw, key)
