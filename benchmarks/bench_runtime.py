@@ -34,8 +34,9 @@ from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.statistics import Block, Interval, interval, resampled
-from smart_runtime.bundle.manifest import InputSpec
-from smart_runtime.engines import Batch, Engine, Scores
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores
 from smart_runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from smart_runtime.inputs import prepare
 from smart_runtime.memory import ON_DEMAND
@@ -130,11 +131,27 @@ def random_pixels(spec: InputSpec) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(SEED).integers(0, 256, size, dtype=np.uint8)
 
 
-class Idle:
+class Idle(Engine):
     """An engine that computes nothing, to time what stands around it."""
 
     def __init__(self, classes: int) -> None:
         self._scores = np.zeros((1, classes), np.float32)
+
+    @classmethod
+    def create(
+        cls,
+        graph: GraphBytes,  # noqa: ARG003  # an engine's signature
+        *,
+        inputs: InputSpec,  # noqa: ARG003
+        outputs: OutputSpec,
+        options: EngineOptions,  # noqa: ARG003
+    ) -> Idle:
+        """Return one for so many classes."""
+        return cls(outputs.classes)
+
+    def describe(self) -> dict[str, Any]:
+        """Return its name."""
+        return {"engine": "idle"}
 
     def run(self, batch: Batch) -> Scores:  # noqa: ARG002  # an engine's signature
         """Return scores made before."""
@@ -148,8 +165,16 @@ def model_around(bundle: Bundle, engine: Engine) -> SmartModel:
     """Return a model whose default path is run by ``engine``."""
     path = bundle.manifest.default_path
     loaded = LoadedPath(path, engine, spec=bundle.manifest.input)
-    loader = Loader(bundle, engine_name=CPU, threads=1)
-    return SmartModel(loader, {path: loaded}, path=path, engine_name=CPU, memory=ON_DEMAND, mode=ON_DEMAND)
+    options = EngineOptions(threads=1)
+    return SmartModel(
+        Loader(bundle, engine_name=CPU, options=options),
+        {path: loaded},
+        path=path,
+        engine_name=CPU,
+        memory=ON_DEMAND,
+        mode=ON_DEMAND,
+        options=options,
+    )
 
 
 def measure_calls(folder: Path, *, blocks: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ engine either; ONNX Runtime, Pillow and matplotlib are imported where they are u
 """
 
 from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.engines import EngineOptions
 from smart_runtime.errors import (
     BundleError,
     ClosedError,
@@ -29,6 +30,7 @@ __all__ = [
     "BundleError",
     "ClosedError",
     "EngineError",
+    "EngineOptions",
     "InputError",
     "LatencyHistogram",
     "MemoryReport",

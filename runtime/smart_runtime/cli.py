@@ -14,13 +14,14 @@ from smart_common.console.cli import Group, console, json_option, note, print_js
 from smart_common.errors import shortened
 from smart_common.units import si
 from smart_common.version import version
+from smart_devices.engine_rows import engine_names
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import GraphInfo
 from smart_runtime.bundle.signatures import short_fingerprint
-from smart_runtime.engines import Scores
+from smart_runtime.engines import AUTO, Scores, resolve_engine
 from smart_runtime.memory import ON_DEMAND
 from smart_runtime.model import SmartModel
-from smart_runtime.notes import notes_here
+from smart_runtime.notes import notes_here, notes_on
 from smart_runtime.pictures import read_picture
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -35,6 +36,16 @@ def trust_option(function: _F) -> _F:
         type=click.Path(path_type=Path),
         help="Open a bundle only if it is signed with this key.",
     )(function)
+
+
+def engine_option(default: str) -> Callable[[_F], _F]:
+    """Return a decorator that adds ``--engine``, for every command that runs graphs; None stands for ``default``."""
+    return click.option(
+        "--engine",
+        metavar="NAME",
+        default=None,
+        help=f"Engine that runs the graphs: {', '.join((AUTO, *engine_names(driven=True)))}.  [default: {default}]",
+    )
 
 
 @click.group(cls=Group, epilog="Example: smart-run infer bundle/ picture.png --path robust --top 3")
@@ -52,6 +63,7 @@ def main(context: click.Context) -> None:
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show a picture.")
 @click.option("--threads", default=None, type=click.IntRange(min=1), help="Threads.  [default: one a physical core]")
 @trust_option
+@engine_option(AUTO)
 @json_option
 def infer(
     *,
@@ -61,6 +73,7 @@ def infer(
     top: int,
     threads: int | None,
     trust: Path | None,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Classify pictures, after the preprocessing that the bundle asks for.
@@ -68,7 +81,9 @@ def infer(
     Each picture is one call of batch 1; the latency is that of the call, without reading the file.
     """
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
-    with SmartModel.load(bundle, path=path, threads=threads, memory=ON_DEMAND, trust=trust) as model:
+    with SmartModel.load(
+        bundle, path=path, engine=engine or AUTO, threads=threads, memory=ON_DEMAND, trust=trust
+    ) as model:
         answers = [_classify(model, picture, top=top) for picture in pictures]
         used, signer, notes = model.path, model.bundle.signer, model.notes
     if as_json:
@@ -96,14 +111,15 @@ def infer(
 @main.command(epilog="Example: smart-run info bundle/ --trust release.pub")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_option
+@engine_option(AUTO)
 @json_option
-def info(*, bundle: Path, trust: Path | None, as_json: bool) -> None:
+def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool) -> None:
     """Say what a bundle holds, and check every byte of it; needs no engine."""
     opened = Bundle.open(bundle, trust=trust)
     opened.verify()
     manifest = opened.manifest
     spec = manifest.input
-    notes = notes_here(manifest)
+    notes = notes_here(manifest) if engine is None else notes_on(manifest, engine_name=resolve_engine(engine))
     for sentence in notes:
         note(sentence)
     if as_json:

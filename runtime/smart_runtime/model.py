@@ -18,7 +18,7 @@ from types import MappingProxyType, TracebackType
 from smart_runtime import forks
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE, Manifest
-from smart_runtime.engines import AUTO, Scores, resolve_engine
+from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
 from smart_runtime.errors import BundleError, ClosedError, EngineError, OutOfMemoryError, PathError
 from smart_runtime.inputs import Images, prepare
 from smart_runtime.memory import (
@@ -92,13 +92,13 @@ class SmartModel:
         engine_name: str,
         memory: Mode | int,
         mode: Mode,
-        threads: int | None = None,
+        options: EngineOptions,
         trust: str | os.PathLike[str] | None = None,
     ) -> None:
         """Use `load`; this takes paths that are loaded, ``path`` among them."""
         self.engine_name = engine_name
         self._memory = memory
-        self._threads = threads
+        self._options = options
         self._trust = trust
         self._number = next(_numbers)
         self._recorder = Recorder(loader.bundle.manifest.paths)
@@ -132,6 +132,7 @@ class SmartModel:
         path: str | None = None,
         engine: str = AUTO,
         threads: int | None = None,
+        options: EngineOptions | None = None,
         memory: Mode | int = RESIDENT,
         trust: str | os.PathLike[str] | None = None,
     ) -> SmartModel:
@@ -141,7 +142,8 @@ class SmartModel:
             bundle: The directory.
             path: The path that answers first; None for the manifest's default path.
             engine: An engine's name; ``auto`` takes the best one of this device.
-            threads: Threads that one call may use; None leaves it to the engine.
+            threads: Threads that one call may use; None leaves it to the engine. Short for ``options`` with them.
+            options: How the engine is to run, instead of ``threads``.
             memory: ``resident`` keeps all paths loaded. ``on-demand`` keeps one: a switch loads the other one while the
                 old one answers, then drops the old one. A number is a budget in bytes for the paths' graphs and
                 weights: resident if all fit, else on demand; and if not even two fit at a time, a switch drops the old
@@ -152,14 +154,17 @@ class SmartModel:
             BundleError: Not a bundle, or any byte of it was changed, added or lost; SignatureError, it is not signed
                 with the key.
             PathError: The bundle has no such path.
-            EngineError: No such engine, or it refuses a graph, or the budget is too small; OutOfMemoryError, there is
-                not enough memory.
+            EngineError: No such engine, or both ``threads`` and ``options``, or it refuses a graph, or the budget is
+                too small; OutOfMemoryError, there is not enough memory.
             MissingExtraError: The engine's library is not installed, or with ``trust`` cryptography.
             OSError: The system cannot read a file.
         """
+        if threads is not None and options is not None:
+            raise EngineError("threads and options cannot be combined: say EngineOptions(threads=...)")
+        options = EngineOptions(threads=threads) if options is None else options
         engine_name = resolve_engine(engine)
         with ExitStack() as undo:
-            loader = Loader.open(bundle, trust=trust, engine_name=engine_name, threads=threads)
+            loader = Loader.open(bundle, trust=trust, engine_name=engine_name, options=options)
             undo.callback(loader.close)
             manifest = loader.bundle.manifest
             first = _check_path(manifest.default_path if path is None else path, manifest)
@@ -180,7 +185,7 @@ class SmartModel:
             engine_name=engine_name,
             memory=memory,
             mode=mode,
-            threads=threads,
+            options=options,
             trust=trust,
         )
 
@@ -593,7 +598,7 @@ class SmartModel:
 
     def _reload(self, bundle: str | os.PathLike[str]) -> None:
         with ExitStack() as undo:
-            fresh = Loader.open(bundle, trust=self._trust, engine_name=self.engine_name, threads=self._threads)
+            fresh = Loader.open(bundle, trust=self._trust, engine_name=self.engine_name, options=self._options)
             undo.callback(fresh.close)
             manifest = fresh.bundle.manifest
             _check_replaces(manifest, self.manifest)

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import write_bundle
-from smart_common.errors import MissingExtraError
-from smart_common.errors import OutputError
+from smart_common.errors import MissingExtraError, OutputError
 from smart_common.figures import check_plot
 from smart_runtime import Bundle
 from smart_runtime.bench.cli import main
@@ -117,8 +116,6 @@ class Counting:
     def run(self, batch: Batch) -> Scores:
         self.log.append(self.name)
         return batch
-
-    def close(self) -> None: ...
 
 
 def test_blocks_are_interleaved_in_changing_order() -> None:
