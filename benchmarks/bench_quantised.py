@@ -104,7 +104,7 @@ def engine(model: Path, manifest: Manifest, *, config: Sequence[tuple[str, str]]
     for key, value in (("session.force_spinning_stop", "1"), *config):
         settings.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
-    return OnnxRuntimeEngine(session, input_name=manifest.input.name, output_name=manifest.output.name)
+    return OnnxRuntimeEngine(session, input_name=manifest.input.name, output_name=manifest.output.name, threads=1)
 
 
 def quantised(model: Path, recipe: str, manifest: Manifest, folder: Path) -> Path:

@@ -35,8 +35,9 @@ from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
 from smart_runtime.bench.statistics import Block, Interval, interval, resampled
-from smart_runtime.bundle.manifest import InputSpec
-from smart_runtime.engines import Batch, Engine, Scores
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores
 from smart_runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine
 from smart_runtime.inputs import prepare
 from smart_runtime.memory import ON_DEMAND
@@ -132,11 +133,27 @@ def random_pixels(spec: InputSpec) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(SEED).integers(0, 256, size, dtype=np.uint8)
 
 
-class Idle:
+class Idle(Engine):
     """An engine that computes nothing, to time what stands around it."""
 
     def __init__(self, classes: int) -> None:
         self._scores = np.zeros((1, classes), np.float32)
+
+    @classmethod
+    def create(
+        cls,
+        graph: GraphBytes,  # noqa: ARG003  # an engine's signature
+        *,
+        inputs: InputSpec,  # noqa: ARG003
+        outputs: OutputSpec,
+        options: EngineOptions,  # noqa: ARG003
+    ) -> Idle:
+        """Return one for so many classes."""
+        return cls(outputs.classes)
+
+    def describe(self) -> dict[str, Any]:
+        """Return its name."""
+        return {"engine": "idle"}
 
     def run(self, batch: Batch) -> Scores:  # noqa: ARG002  # an engine's signature
         """Return scores made before."""
@@ -150,7 +167,7 @@ def model_around(bundle: Bundle, engine: Engine) -> SmartModel:
     """Return a model whose default path is run by ``engine``."""
     path = bundle.manifest.default_path
     loaded = LoadedPath(path, engine, spec=bundle.manifest.input)
-    open_loader = partial(Loader.open, trust=None, engine_name=CPU, threads=1)
+    open_loader = partial(Loader.open, trust=None, engine_name=CPU, options=EngineOptions(threads=1))
     state = PathState(
         open_loader(bundle.root), {path: loaded}, path=path, memory=ON_DEMAND, mode=ON_DEMAND, open_loader=open_loader
     )
@@ -166,7 +183,9 @@ def measure_calls(folder: Path, *, blocks: int) -> dict[str, Any]:
     manifest = bundle.manifest
     path, spec = manifest.default_path, manifest.input
     session = bare_session(folder, path)
-    model = model_around(bundle, OnnxRuntimeEngine(session, input_name=spec.name, output_name=manifest.output.name))
+    model = model_around(
+        bundle, OnnxRuntimeEngine(session, input_name=spec.name, output_name=manifest.output.name, threads=1)
+    )
     around = model_around(bundle, Idle(manifest.output.classes))
     image, pixels = random_batch(spec.shape, size=1, rng=np.random.default_rng(SEED)), random_pixels(spec)
     timed = turns(

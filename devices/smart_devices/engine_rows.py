@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+AUTO = "auto"
+"""Not an engine: asks for the best one that this device has."""
+
+REFERENCE_ENGINE = "onnxruntime-cpu"
+"""The engine that proves: graphs are verified, judged and evaluated with it, whatever serves. It computes in fp32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:

@@ -45,7 +45,7 @@ from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE, Bundle, 
 from smart_runtime.bundle.checksums import parse_checksums
 from smart_runtime.bundle.files import list_files
 from smart_runtime.bundle.manifest import DENSE, FORMAT_VERSION, InputSpec, OutputSpec
-from smart_runtime.engines import REFERENCE_ENGINE, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_runtime.errors import BundleError
 from smart_train import Checkpoint
 from smart_train.masking.accounting import Densities, LayerStructure, densities, structure_report
@@ -386,7 +386,7 @@ class _Builder:
                 ),
                 inputs=self.input_spec,
                 outputs=self.output_spec,
-                threads=1,
+                options=EngineOptions(threads=1),
             )
             got = engine_scores(engine, images)
             engine.close()

@@ -26,7 +26,7 @@ from smart_export.verify import (
 from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo
 from smart_runtime.bundle.signatures import short_fingerprint
-from smart_runtime.engines import REFERENCE_ENGINE, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_train import Checkpoint
 from smart_train.checkpoint.origin import check_source
 
@@ -47,8 +47,8 @@ class CheckResult:
     agreements: dict[str, Agreement]
 
 
-def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None) -> CheckResult:
-    """Check every byte, every graph with onnx.checker, a run of each, and agreement with the paths of ``source``.
+def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None, engine: str = REFERENCE_ENGINE) -> CheckResult:
+    """Check every byte, every graph with onnx.checker, a run of each on ``engine``, and agreement with ``source``.
 
     Raises:
         BundleError: if a file is missing, extra or changed.
@@ -67,7 +67,7 @@ def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None) -> CheckRe
     for graph in (*bundle.manifest.paths.values(), *([] if baseline is None else [baseline])):
         content = bundle.graph_bytes(graph.name)
         findings.append(_check_graph(graph, content))
-        findings.append(_check_run(bundle, graph, content, source, agreements))
+        findings.append(_check_run(bundle, graph, content, source, agreements, engine=engine))
     return CheckResult(tuple(findings), agreements)
 
 
@@ -90,14 +90,22 @@ def _check_onnx(model: Path, *, name: str) -> None:
 
 
 def _check_run(
-    bundle: Bundle, graph: GraphInfo, content: GraphBytes, source: Checkpoint | None, agreements: dict[str, Agreement]
+    bundle: Bundle,
+    graph: GraphInfo,
+    content: GraphBytes,
+    source: Checkpoint | None,
+    agreements: dict[str, Agreement],
+    *,
+    engine: str,
 ) -> Finding:
     manifest = bundle.manifest
-    engine = create_engine(REFERENCE_ENGINE, content, inputs=manifest.input, outputs=manifest.output, threads=1)
+    opened = create_engine(
+        engine, content, inputs=manifest.input, outputs=manifest.output, options=EngineOptions(threads=1)
+    )
     try:
         if source is None:
             images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
-            if not np.isfinite(engine.run(images)).all():
+            if not np.isfinite(opened.run(images)).all():
                 raise ExportError(f"expected finite scores of {graph.file}, got others; export it again")
             return Finding(f"{graph.name}: run", "finite scores")
         first = source.net.path_names[0]
@@ -111,9 +119,9 @@ def _check_run(
             )
         judging, _ = divide(source, precision=precision)  # part of what the export looked at, whatever judged there
         batches = verification_images(judging.samples, path=name, most=DENSE_IMAGES if graph.name == DENSE else None)
-        found = agreement(reference_scores(reference, batches), engine_scores(engine, batches), tolerance=tolerance)
+        found = agreement(reference_scores(reference, batches), engine_scores(opened, batches), tolerance=tolerance)
     finally:
-        engine.close()
+        opened.close()
     require(found, name=graph.name)
     agreements[graph.name] = found
     return Finding(

@@ -14,6 +14,7 @@ from smart_common.files import digest_of_file
 from smart_common.units import si
 from smart_common.version import version
 from smart_devices import PRECISIONS, Target, resolve_target
+from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_export.build import BASELINES, build_bundle, check_output, summary
 from smart_export.check import check_bundle
 from smart_export.errors import ExportError
@@ -43,7 +44,7 @@ from smart_export.sparsity import sparsity_of_onnx
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE
-from smart_runtime.cli import trust_option
+from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.checkpoint.format import describe
 from smart_train.data.cli import DataPlaces, data_options
@@ -268,6 +269,7 @@ def _print_phase(name: str, seconds: float) -> None:
 )
 @own_network_options
 @trust_option
+@engine_option(REFERENCE_ENGINE)
 @click.option("--target", metavar="NAME", help="Of a file: say where this device would gain from the pattern.")
 @click.option("--pattern", metavar="N:M", help="Of a file: the pattern of zeros to look for.  [default: 2:4]")
 @house.json_option
@@ -277,6 +279,7 @@ def check(
     source: Path | None,
     own: OwnNetwork,
     trust: Path | None,
+    engine: str | None,
     target: str | None,
     pattern: str | None,
     as_json: bool,
@@ -286,11 +289,13 @@ def check(
     Of an ONNX file, whoever made it, say layer by layer what it costs and where its zeros are; it is not run.
     """
     if place.is_file():
-        _refuse({"--source": source, "--trust": trust}, needs=f"a bundle's folder, got the file {place}")
+        _refuse(
+            {"--source": source, "--trust": trust, "--engine": engine}, needs=f"a bundle's folder, got the file {place}"
+        )
         _check_file(place, target=target, pattern=pattern, as_json=as_json)
     else:
         _refuse({"--target": target, "--pattern": pattern}, needs=f"an ONNX file, got {place}")
-        _check_bundle(place, source=source, own=own, trust=trust, as_json=as_json)
+        _check_bundle(place, source=source, own=own, trust=trust, engine=engine, as_json=as_json)
 
 
 def _refuse(options: dict[str, object], *, needs: str) -> None:
@@ -319,9 +324,12 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
     _print_lines(file_reasons(found, device))
 
 
-def _check_bundle(bundle: Path, *, source: Path | None, own: OwnNetwork, trust: Path | None, as_json: bool) -> None:
+def _check_bundle(
+    bundle: Path, *, source: Path | None, own: OwnNetwork, trust: Path | None, engine: str | None, as_json: bool
+) -> None:
     opened = Bundle.open(bundle, trust=trust)
-    result = check_bundle(opened, source=None if source is None else own.load(source))
+    origin = None if source is None else own.load(source)
+    result = check_bundle(opened, source=origin, engine=engine or REFERENCE_ENGINE)
     if as_json:
         house.print_json(
             {

@@ -18,6 +18,7 @@ from smart_common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from smart_runtime.bundle.bundle import Bundle
+    from smart_runtime.engines import EngineOptions
     from smart_runtime.errors import (
         BundleError,
         ClosedError,
@@ -39,6 +40,7 @@ __all__ = [
     "BundleError",
     "ClosedError",
     "EngineError",
+    "EngineOptions",
     "Hysteresis",
     "InputError",
     "LatencyHistogram",

@@ -12,6 +12,7 @@ from smart_common.console.cli import Group, console, json_option, note, print_js
 from smart_common.errors import shortened
 from smart_common.units import si
 from smart_common.version import version
+from smart_devices.engine_rows import AUTO, engine_names
 
 if TYPE_CHECKING:
     from smart_runtime.bundle.bundle import Bundle
@@ -31,6 +32,16 @@ def trust_option(function: _F) -> _F:
     )(function)
 
 
+def engine_option(default: str) -> Callable[[_F], _F]:
+    """Return a decorator that adds ``--engine``, for every command that runs graphs; None stands for ``default``."""
+    return click.option(
+        "--engine",
+        metavar="NAME",
+        default=None,
+        help=f"Engine that runs the graphs: {', '.join((AUTO, *engine_names(driven=True)))}.  [default: {default}]",
+    )
+
+
 @click.group(cls=Group, epilog="Example: smart-run infer bundle/ picture.png --path robust --top 3")
 @click.version_option(version(), prog_name="smart-run")
 @click.pass_context
@@ -46,6 +57,7 @@ def main(context: click.Context) -> None:
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="Classes to show a picture.")
 @click.option("--threads", default=None, type=click.IntRange(min=1), help="Threads.  [default: one a physical core]")
 @trust_option
+@engine_option(AUTO)
 @json_option
 def infer(
     *,
@@ -55,6 +67,7 @@ def infer(
     top: int,
     threads: int | None,
     trust: Path | None,
+    engine: str | None,
     as_json: bool,
 ) -> None:
     """Classify pictures, after the preprocessing that the bundle asks for.
@@ -66,7 +79,9 @@ def infer(
     from smart_runtime.model import SmartModel  # noqa: PLC0415  # as above
 
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
-    with SmartModel.load(bundle, path=path, threads=threads, memory=ON_DEMAND, trust=trust) as model:
+    with SmartModel.load(
+        bundle, path=path, engine=engine or AUTO, threads=threads, memory=ON_DEMAND, trust=trust
+    ) as model:
         results = [classify(model, picture, top=top) for picture in pictures]
         used, signer, notes = model.path, model.bundle.signer, model.notes
     if as_json:
@@ -85,17 +100,19 @@ def infer(
 @main.command(epilog="Example: smart-run info bundle/ --trust release.pub")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @trust_option
+@engine_option(AUTO)
 @json_option
-def info(*, bundle: Path, trust: Path | None, as_json: bool) -> None:
+def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool) -> None:
     """Say what a bundle holds, and check every byte of it; needs no engine."""
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # `--help` does without
-    from smart_runtime.notes import notes_here  # noqa: PLC0415  # as above, and without its NumPy
+    from smart_runtime.engines import resolve_engine  # noqa: PLC0415  # as above, and without its NumPy
+    from smart_runtime.notes import notes_here, notes_on  # noqa: PLC0415  # as above
 
     opened = Bundle.open(bundle, trust=trust)
     opened.verify()
     manifest = opened.manifest
     spec = manifest.input
-    notes = notes_here(manifest)
+    notes = notes_here(manifest) if engine is None else notes_on(manifest, engine_name=resolve_engine(engine))
     for sentence in notes:
         note(sentence)
     if as_json:

@@ -13,8 +13,8 @@ from types import TracebackType
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
-from smart_runtime.engines import AUTO, Scores, resolve_engine
-from smart_runtime.errors import ClosedError
+from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
+from smart_runtime.errors import ClosedError, EngineError
 from smart_runtime.inputs import Images, prepare
 from smart_runtime.memory import RESIDENT, MemoryReport, Mode
 from smart_runtime.notes import log_notes, notes_on
@@ -57,6 +57,7 @@ class SmartModel:
         path: str | None = None,
         engine: str = AUTO,
         threads: int | None = None,
+        options: EngineOptions | None = None,
         memory: Mode | int = RESIDENT,
         trust: str | os.PathLike[str] | None = None,
         policy: Policy | None = None,
@@ -67,7 +68,8 @@ class SmartModel:
             bundle: The directory.
             path: The path that answers first; None for the manifest's default path.
             engine: An engine's name; ``auto`` takes the best one of this device.
-            threads: Threads that one call may use; None leaves it to the engine.
+            threads: Threads that one call may use; None leaves it to the engine. Short for ``options`` with them.
+            options: How the engine is to run, instead of ``threads``.
             memory: ``resident`` keeps all paths loaded. ``on-demand`` keeps one: a switch loads the other one while the
                 old one answers, then drops the old one. A number is a budget in bytes for the paths' graphs and
                 weights: resident if all fit, else on demand; and if not even two fit at a time, a switch drops the old
@@ -80,14 +82,17 @@ class SmartModel:
             BundleError: Not a bundle, or any byte of it was changed, added or lost; SignatureError, it is not signed
                 with the key.
             PathError: The bundle has no such path.
-            EngineError: No such engine, or it refuses a graph, or the budget is too small; OutOfMemoryError, there is
-                not enough memory.
+            EngineError: No such engine, or both ``threads`` and ``options``, or it refuses a graph, or the budget is
+                too small; OutOfMemoryError, there is not enough memory.
             MissingExtraError: The engine's library is not installed, or with ``trust`` cryptography.
             OSError: The system cannot read a file.
             Exception: Whatever the policy's `start` raises.
         """
+        if threads is not None and options is not None:
+            raise EngineError("threads and options cannot be combined: say EngineOptions(threads=...)")
+        options = EngineOptions(threads=threads) if options is None else options
         engine_name = resolve_engine(engine)
-        open_loader = partial(Loader.open, trust=trust, engine_name=engine_name, threads=threads)
+        open_loader = partial(Loader.open, trust=trust, engine_name=engine_name, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
         with ExitStack() as undo:
             undo.callback(state.close)

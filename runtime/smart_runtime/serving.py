@@ -13,7 +13,7 @@ import numpy as np
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import InputSpec
-from smart_runtime.engines import Engine, Scores, create_engine
+from smart_runtime.engines import Engine, EngineOptions, Scores, create_engine
 from smart_runtime.errors import OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
 
@@ -97,7 +97,7 @@ class Loader:
     replaced or removed.
     """
 
-    def __init__(self, bundle: Bundle, *, engine_name: str, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, *, engine_name: str, options: EngineOptions) -> None:
         """Open the graphs of ``bundle``.
 
         Raises:
@@ -106,7 +106,7 @@ class Loader:
         """
         self.bundle = bundle
         self._engine_name = engine_name
-        self._threads = threads
+        self._options = options
         with ExitStack() as undo:
             self._held = {name: undo.enter_context(bundle.hold(name)) for name in bundle.manifest.paths}
             self._files = undo.pop_all()
@@ -118,10 +118,10 @@ class Loader:
         *,
         trust: str | os.PathLike[str] | None,
         engine_name: str,
-        threads: int | None,
+        options: EngineOptions,
     ) -> Loader:
         """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`."""
-        return cls(Bundle.open(path, trust=trust), engine_name=engine_name, threads=threads)
+        return cls(Bundle.open(path, trust=trust), engine_name=engine_name, options=options)
 
     @property
     def costs(self) -> Mapping[str, int]:
@@ -148,7 +148,7 @@ class Loader:
                 self._held[path].read(),
                 inputs=manifest.input,
                 outputs=manifest.output,
-                threads=self._threads,
+                options=self._options,
             )
         except MemoryError as error:  # of the bytes; the engine's own shortage comes in our words
             raise OutOfMemoryError(

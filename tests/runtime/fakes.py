@@ -11,13 +11,58 @@ import pytest
 
 import smart_runtime.serving
 from runtime.bundles import CLASSES, graph_files
-from smart_runtime.engines import Batch, Engine, Scores
-from smart_runtime.engines.engine import Engine as EngineProtocol
+from smart_devices import EngineInfo, EngineStatus
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores
 
 TIMEOUT = 60  # seconds until a test that hangs fails
 
 
-class Gate:
+class FakeEngine(Engine):
+    """An engine whose test says how it runs."""
+
+    @classmethod
+    def create(cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions) -> FakeEngine:
+        raise NotImplementedError("made by its test")
+
+    def close(self) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "fake"}
+
+
+class Faster(FakeEngine):
+    """A second engine, whose scores are all 7, so that nobody takes them for the reference's."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    @classmethod
+    def create(
+        cls,
+        graph: GraphBytes,  # noqa: ARG003  # an engine's signature
+        *,
+        inputs: InputSpec,  # noqa: ARG003
+        outputs: OutputSpec,
+        options: EngineOptions,  # noqa: ARG003
+    ) -> Faster:
+        return cls(outputs.classes)
+
+    def run(self, batch: Batch) -> Scores:
+        return np.full((len(batch), self.classes), 7, np.float32)
+
+
+FASTER = EngineInfo(
+    name="faster", needs="nothing", part="cpu", judge="runtime.fakes:faster", factory="runtime.fakes:Faster"
+)
+
+
+def faster(_: object) -> EngineStatus:
+    return EngineStatus("faster", available=True, version="7")
+
+
+class Gate(FakeEngine):
     """Gives its own constant; once armed, it waits inside of each run until it is let go."""
 
     def __init__(self, value: float) -> None:
@@ -42,7 +87,7 @@ class Gate:
         self.closed = True
 
 
-def replace_engines(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], EngineProtocol]) -> list[str]:
+def replace_engines(monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Engine]) -> list[str]:
     """Let ``make`` make every engine from its path's name; return the names in the order of being made, as it grows."""
     names = {graph_files(name)[0]: name for name in ("clean", "robust")}
     made: list[str] = []

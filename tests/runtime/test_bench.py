@@ -117,8 +117,6 @@ class Counting:
         self.log.append(self.name)
         return batch
 
-    def close(self) -> None: ...
-
 
 def test_blocks_are_interleaved_in_changing_order() -> None:
     log: list[str] = []

@@ -1,19 +1,30 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from click import Command
+from click.testing import CliRunner
+from PIL import Image
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, as_float, expected_scores, graph_files, random_images
+from runtime.fakes import FASTER
 from smart_common.errors import MissingExtraError
+from smart_devices import EngineStatus, engine_names, engine_rows
+from smart_runtime import Bundle, SmartModel
+from smart_runtime.bench.cli import main as bench_command
+from smart_runtime.bench.compare import compare
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.engines import AUTO, ENGINES, create_engine, resolve_engine
+from smart_runtime.cli import main as run_command
+from smart_runtime.engines import AUTO, REFERENCE_ENGINE, EngineOptions, create_engine, open_engine, resolve_engine
 from smart_runtime.errors import ClosedError, EngineError
 
 INPUTS = InputSpec(name="image", channels=CHANNELS, height=HEIGHT, width=WIDTH)
@@ -29,7 +40,8 @@ def graph(name: str = "clean") -> GraphBytes:
 @pytest.mark.parametrize("name", ["clean", "robust", "dense"])
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_scores_are_those_of_the_oracle(name: str, threads: int | None) -> None:
-    engine = create_engine("onnxruntime-cpu", graph(name), inputs=INPUTS, outputs=OUTPUTS, threads=threads)
+    options = EngineOptions(threads=threads)
+    engine = create_engine("onnxruntime-cpu", graph(name), inputs=INPUTS, outputs=OUTPUTS, options=options)
     scores = engine.run(IMAGES)
     assert scores.dtype == np.float32
     # sums of at most 24 terms of size 1 or so, in float32
@@ -50,26 +62,48 @@ def test_scores_outlive_the_engine_and_later_runs() -> None:
 
 def test_auto_is_onnx_runtime_on_the_cpu() -> None:
     assert resolve_engine(AUTO) == "onnxruntime-cpu"
-    assert all(resolve_engine(name) == name for name in ENGINES)
+    assert all(resolve_engine(name) == name for name in engine_names(driven=True))
 
 
-def test_unknown_engine() -> None:
-    with pytest.raises(EngineError, match="expected an engine among 'auto', 'onnxruntime-cpu', got 'abacus'"):
-        create_engine("abacus", graph(), inputs=INPUTS, outputs=OUTPUTS)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("abacus", "unknown engine 'abacus'; there are auto, onnxruntime-cpu"),
+        ("onnxruntime", r"unknown engine 'onnxruntime'; did you mean onnxruntime-cpu\?"),
+        ("tensorrt", "smart-edge cannot drive tensorrt yet; choose among auto, onnxruntime-cpu"),
+    ],
+)
+def test_an_engine_that_cannot_be_had(name: str, said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        create_engine(name, graph(), inputs=INPUTS, outputs=OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"device": -1}, "0 or more, got -1"), ({"max_batch": 0}, "1 or more, got 0")]
+)
+def test_options_out_of_range(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        EngineOptions(**options)
+
+
+def test_an_engine_says_what_it_is() -> None:
+    engine = create_engine(AUTO, graph(), inputs=INPUTS, outputs=OUTPUTS, options=EngineOptions(threads=1))
+    library = f"onnxruntime {onnxruntime.__version__}"
+    assert engine.describe() == {"engine": "onnxruntime-cpu", "library": library, "threads": 1}
 
 
 @pytest.mark.parametrize("threads", [0, 99_999])
 def test_threads_that_cores_cannot_run(threads: int) -> None:
     cores = len(os.sched_getaffinity(0))
     with pytest.raises(EngineError, match=f"expected 1 to {cores} threads, .* got {threads}"):
-        create_engine(AUTO, graph(), inputs=INPUTS, outputs=OUTPUTS, threads=threads)
+        EngineOptions(threads=threads)
 
 
 def test_closed_twice_then_run() -> None:
     engine = create_engine(AUTO, graph(), inputs=INPUTS, outputs=OUTPUTS)
     engine.close()
     engine.close()
-    with pytest.raises(ClosedError, match="open engine"):
+    with pytest.raises(ClosedError, match="the engine is closed; load the model again"):
         engine.run(IMAGES)
 
 
@@ -134,6 +168,59 @@ def test_a_failing_run_is_an_engine_error() -> None:
     engine = create_engine(AUTO, graph(), inputs=INPUTS, outputs=OUTPUTS)
     with pytest.raises(EngineError, match="ONNX Runtime could not run the graph"):
         engine.run(IMAGES[:, :1])
+
+
+class TestASecondEngine:
+    """One that is put first in the list serves, and can be asked for and passed over by name."""
+
+    @pytest.fixture(autouse=True)
+    def _first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine_rows, "ENGINES", (FASTER, *engine_rows.ENGINES))
+
+    def test_auto_serves_with_it(self, bundle: Path) -> None:
+        with SmartModel.load(bundle) as model:
+            assert model.engine_name == "faster"
+            assert (model(IMAGES) == 7).all()
+        with SmartModel.load(bundle, engine=REFERENCE_ENGINE, options=EngineOptions(threads=1)) as model:
+            assert np.abs(model(IMAGES) - expected_scores(model.path, IMAGES)).max() < 1e-6
+
+    def test_the_commands_take_it_by_name(self, bundle: Path, tmp_path: Path) -> None:
+        picture = tmp_path / "frame.png"
+        Image.fromarray(random_images(1)[0]).save(picture)
+        for engine, certain in (("auto", False), ("faster", False), (REFERENCE_ENGINE, True)):
+            arguments = ["infer", str(bundle), str(picture), "--engine", engine, "--top", "5", "--json"]
+            answer = json.loads(CliRunner().invoke(run_command, arguments).output)
+            scores = {prediction["probability"] for prediction in answer["results"][0]["predictions"]}
+            assert (len(scores) > 1) is certain, engine
+        assert CliRunner().invoke(run_command, ["info", str(bundle), "--engine", "faster"]).exit_code == 0
+
+    def test_the_bench_measures_with_it(self, bundle: Path) -> None:
+        report = compare({"b": Bundle.open(bundle)}, blocks=2, engine=REFERENCE_ENGINE)
+        assert report.engine == REFERENCE_ENGINE
+
+    def test_a_file_of_the_users_own_needs_an_engine_that_opens_it(self, tmp_path: Path) -> None:
+        with pytest.raises(EngineError, match=r"opens bundles only, not '.*own\.onnx'; choose another one"):
+            open_engine(AUTO, tmp_path / "own.onnx", shape=INPUTS.shape, batch=1)
+
+    def test_a_driven_engine_that_is_missing_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        absent = EngineStatus("faster", available=False, reason="it is not here")
+        monkeypatch.setattr("runtime.fakes.faster", lambda _: absent)
+        assert resolve_engine(AUTO) == REFERENCE_ENGINE
+        with pytest.raises(MissingExtraError, match=r"no engine can run on this device \(faster: it is not here\)"):
+            resolve_engine("faster")
+
+
+@pytest.mark.parametrize("command", [run_command, bench_command], ids=["smart-run info", "smart-bench"])
+def test_a_misspelt_engine_is_one_sentence(bundle: Path, command: Command) -> None:
+    group = ["info"] if command is run_command else []
+    result = CliRunner().invoke(command, [*group, str(bundle), "--engine", "onnxruntim-cpu"])
+    assert result.exit_code == 1
+    assert result.output == "error: unknown engine 'onnxruntim-cpu'; did you mean onnxruntime-cpu?\n"
+
+
+def test_threads_are_said_once(bundle: Path) -> None:
+    with pytest.raises(EngineError, match="threads and options cannot be combined"):
+        SmartModel.load(bundle, threads=1, options=EngineOptions())
 
 
 @pytest.mark.skipif(

@@ -12,6 +12,7 @@ import pytest
 
 import smart_runtime.serving
 from runtime.bundles import CLASS_NAMES, Array, as_float, expected_scores, ours, random_images, write_bundle
+from runtime.fakes import FakeEngine
 from smart_common.errors import MissingExtraError
 from smart_runtime import ClosedError, EngineError, InputError, PathError, PathStats, SmartModel
 from smart_runtime.engines import Batch, Scores, create_engine
@@ -158,12 +159,10 @@ def test_a_failed_load_closes_what_it_opened(bundle: Path, monkeypatch: pytest.M
 def test_both_paths_have_run_before_load_returns(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[int, ...]] = []
 
-    class Recording:
+    class Recording(FakeEngine):
         def run(self, batch: Batch) -> Scores:
             runs.append(batch.shape)
             return np.zeros((len(batch), 5), np.float32)
-
-        def close(self) -> None: ...
 
     monkeypatch.setattr(smart_runtime.serving, "create_engine", lambda *_, **__: Recording())
     SmartModel.load(bundle).close()

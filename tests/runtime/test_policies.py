@@ -18,7 +18,9 @@ from runtime.bundles import CLASSES, as_float, random_images
 from runtime.fakes import Thread, replace_engines
 from smart_common.lazy import load
 from smart_runtime import ClosedError, Hysteresis, InputError, PathError, Policy, Result, SmartModel, SwitchRequest
-from smart_runtime.engines import Batch, Scores
+from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores
 from smart_runtime.inputs import Images
 from smart_runtime.policies import POLICIES
 from smart_runtime.policies.policy import PolicyModel
@@ -162,11 +164,15 @@ class Tripwire(Scripted):
 
 
 def test_a_policy_may_run_other_paths_without_being_shown_that(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Bright:
+    class Bright(Engine):
         """Sees a bright picture as class 1 if it may, else all pictures as class 0."""
 
         def __init__(self, path: str) -> None:
             self.may = path == "clean"
+
+        @classmethod
+        def create(cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions) -> Engine:
+            raise AssertionError("a model under test is given its engines")
 
         def run(self, batch: Batch) -> Scores:
             found = (batch.mean(axis=(1, 2, 3)) > 0.5) & self.may
@@ -174,6 +180,9 @@ def test_a_policy_may_run_other_paths_without_being_shown_that(bundle: Path, mon
             return scores
 
         def close(self) -> None: ...
+
+        def describe(self) -> dict[str, Any]:
+            return {"engine": "a test's"}
 
     replace_engines(monkeypatch, Bright)
     policy = Tripwire()

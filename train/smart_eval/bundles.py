@@ -21,7 +21,7 @@ from smart_eval.attacks.autoattack import SQUARE
 from smart_eval.attacks.base import NamedAttack, Transferred, WithSource
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
-from smart_runtime.engines import REFERENCE_ENGINE, Engine, create_engine, resolve_engine
+from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine, resolve_engine
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import CHUNK, Accuracy, to_tensor
 from smart_train.checkpoint.format import Checkpoint
@@ -72,6 +72,7 @@ class BundlePaths:
     Args:
         bundle: an open one; every byte of it is checked.
         source: the network that it was exported from.
+        engine: what runs its graphs.
         threads: that one call may use.
 
     Raises:
@@ -80,9 +81,11 @@ class BundlePaths:
         MissingExtraError: this machine has no engine.
     """
 
-    def __init__(self, bundle: Bundle, *, source: SmartNetwork | None, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, *, source: SmartNetwork | None, engine: str = REFERENCE_ENGINE, threads: int
+    ) -> None:
         manifest = bundle.manifest
-        self.engine = resolve_engine(REFERENCE_ENGINE)
+        self.engine = resolve_engine(engine)
         bundle.verify()
         self._engines: dict[str, Engine] = {}
         self._paths: dict[str, GraphPath] = {}
@@ -92,7 +95,7 @@ class BundlePaths:
                 bundle.graph_bytes(name),
                 inputs=manifest.input,
                 outputs=manifest.output,
-                threads=threads,
+                options=EngineOptions(threads=threads),
             )
             self._paths[name] = GraphPath(
                 self._engines[name], source=None if source is None else source.path(name)
@@ -238,7 +241,12 @@ class OpenBundle(AbstractContextManager["OpenBundle"]):
 
 
 def open_bundle(
-    folder: Path, *, trust: Path | None = None, source: Source | None = None, threads: int = 1
+    folder: Path,
+    *,
+    trust: Path | None = None,
+    source: Source | None = None,
+    engine: str = REFERENCE_ENGINE,
+    threads: int = 1,
 ) -> OpenBundle:
     """Open the bundle in ``folder``, every byte checked, and replay the samples of its source.
 
@@ -246,6 +254,7 @@ def open_bundle(
         folder: the bundle.
         trust: a public key; only a bundle signed by it is opened.
         source: the checkpoint that it was exported from.
+        engine: what runs the graphs.
         threads: that one call of the engine may use.
 
     Raises:
@@ -255,7 +264,8 @@ def open_bundle(
     bundle = Bundle.open(folder, trust=trust)
     if source is not None:
         check_source(bundle.manifest, source.checkpoint)
-    paths = BundlePaths(bundle, source=None if source is None else source.checkpoint.net, threads=threads)
+    net = None if source is None else source.checkpoint.net
+    paths = BundlePaths(bundle, source=net, engine=engine, threads=threads)
     replayed = None if source is None else replay(paths, bundle.manifest, source.checkpoint)
     return OpenBundle(bundle, paths, source, replayed)
 

@@ -14,6 +14,7 @@ from smart_common.console import cli as house
 from smart_common.errors import shortened
 from smart_common.files import digest_of_file
 from smart_common.version import version
+from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_eval.bundles import Source, open_bundle
 from smart_eval.checks import summary
 from smart_eval.corruptions import check_corruptions
@@ -27,7 +28,7 @@ from smart_eval.run import Run, Subject, Wishes, made_with
 from smart_eval.shards import join_shards
 from smart_eval.threats import EXPLAINED, Threats
 from smart_eval.threats import table as threats_table
-from smart_runtime.cli import trust_option
+from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.chunks import CHUNK, MEMORY, MOST_IN_A_TENSOR
 from smart_train.data.cli import DataPlaces, data_options
@@ -61,6 +62,7 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     help="The checkpoint that the bundles were exported from: replay its samples, and attacks made on its paths.",
 )
 @trust_option
+@engine_option(REFERENCE_ENGINE)
 @click.option("--steps", default=20, help="Of --attack pgd.")
 @click.option("--restarts", default=1, help="Of --attack pgd.")
 @click.option("--step-size", help="Of PGD, in pixel units.  [default: 2.5 eps / steps]")
@@ -114,6 +116,7 @@ def main(
     attack: str | None,
     source: Path | None,
     trust: Path | None,
+    engine: str | None,
     steps: int,
     restarts: int,
     step_size: str | None,
@@ -136,7 +139,7 @@ def main(
     """Measure each path of every MODEL, a checkpoint or a bundle, on its test split, clean and under attacks.
 
     Accuracies have 95% intervals. An image counts under an attack if it is classified rightly before and after it.
-    The graphs of a bundle run in their own precision on the engine that this machine would deploy them with.
+    The graphs of a bundle run in their own precision, on the reference engine unless --engine names another one.
     The exit status is 3 if the result is whole but suspect, since a check failed, and 1 after an error.
     """
     if resume and output is None:
@@ -163,13 +166,15 @@ def main(
     )
     if source is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
+    if engine is not None and not any(model.is_dir() for model in models):
+        raise click.UsageError("--engine is of bundles, and no MODEL is one.")
     origin = None if source is None else Source(own.load(source), digest_of_file(source))
     sets: dict[str, ImageSet] = {}
     subjects = []  # all are read before the first is attacked: what is wrong with the last shows at once
     measured = []
     with ExitStack() as opened:
         for file in models:
-            model = _open(file, own=own, trust=trust, source=origin, until=opened)
+            model = _open(file, own=own, trust=trust, engine=engine, source=origin, until=opened)
             images = _images(model, file, data=data, places=places, sets=sets)
             subjects.append(wishes.subject(file, model, images))
         total = sum(subject.work for subject in subjects)
@@ -192,12 +197,22 @@ def main(
             raise click.exceptions.Exit(SUSPECT)
 
 
-def _open(file: Path, *, own: OwnNetwork, trust: Path | None, source: Source | None, until: ExitStack) -> OpenModel:
+def _open(
+    file: Path,
+    *,
+    own: OwnNetwork,
+    trust: Path | None,
+    engine: str | None,
+    source: Source | None,
+    until: ExitStack,
+) -> OpenModel:
     """Open a checkpoint, or a bundle until ``until`` ends."""
     if not file.is_dir():
         return OpenCheckpoint.of(own.load(file), digest=digest_of_file(file))
     threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-    return until.enter_context(open_bundle(file, trust=trust, source=source, threads=threads))
+    return until.enter_context(
+        open_bundle(file, trust=trust, source=source, engine=engine or REFERENCE_ENGINE, threads=threads)
+    )
 
 
 def _images(

@@ -31,10 +31,10 @@ from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import MEASURED, Report, Row
 from smart_runtime.bench.saved import SavedRow, read_saved
 from smart_runtime.bench.statistics import SOLO_TOLERANCE, Interval
-from smart_runtime.cli import trust_option
+from smart_runtime.cli import engine_option, trust_option
 from smart_runtime.engines import AUTO, resolve_engine
 
-_MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "plot")
+_MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "engine", "plot")
 _EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
 
 Another: smart-bench fp32/ int8/ --baseline other.onnx --json > new.json
@@ -46,6 +46,7 @@ Another: smart-bench --compare old.json new.json"""
 @click.argument("bundle", nargs=-1)  # as text: rows name a bundle as the user wrote it, and Path drops a "/" at the end
 @click.option("--baseline", metavar="FILE.onnx", type=click.Path(path_type=Path), help="Compare with this ONNX model.")
 @trust_option
+@engine_option(AUTO)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images a call.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads a call may use.")
 @click.option("--blocks", default=40, show_default=True, type=click.IntRange(min=2), help="Blocks of calls a graph.")
@@ -68,6 +69,7 @@ def main(
     bundle: tuple[str, ...],
     baseline: Path | None,
     trust: Path | None,
+    engine: str | None,
     batch: int,
     threads: int,
     blocks: int,
@@ -97,7 +99,7 @@ def main(
         check_plot(plot)  # before the minutes of measuring, not after
     bundles = open_bundles(bundle, trust=trust)
     context.with_resource(warnings_as_notes("smart_runtime"))
-    power = find_power(part=engine_info(resolve_engine(AUTO)).part)
+    power = find_power(part=engine_info(resolve_engine(engine or AUTO)).part)
     with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks, power=power)) as advance:
         report = compare(
             bundles,
@@ -106,6 +108,7 @@ def main(
             threads=threads,
             blocks=blocks,
             seed=seed,
+            engine=engine or AUTO,
             power=power,
             advance=advance,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.bundle.signatures import load_public_key
-from smart_runtime.engines import Engine, create_engine, open_engine
+from smart_runtime.engines import Engine, EngineOptions, create_engine, open_engine
 from smart_runtime.engines.onnx_weights import external_locations
 from smart_runtime.errors import BundleError, EngineError, InputError
 
@@ -160,8 +160,9 @@ def open_contender(source: Source, *, engine: str, batch: int, threads: int) -> 
         EngineError: The engine refuses the graph.
         OSError: The system cannot read a file.
     """
+    options = EngineOptions(threads=threads)
     if source.graph is None:
-        return open_engine(engine, Path(source.place), shape=source.shape, batch=batch, threads=threads)
+        return open_engine(engine, Path(source.place), shape=source.shape, batch=batch, options=options)
     bundle = Bundle.open(source.place)
     check_same(bundle, digest=source.digest)
     return create_engine(
@@ -169,7 +170,7 @@ def open_contender(source: Source, *, engine: str, batch: int, threads: int) -> 
         bundle.graph_bytes(source.graph),
         inputs=bundle.manifest.input,
         outputs=bundle.manifest.output,
-        threads=threads,
+        options=options,
     )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from smart_runtime.bench.statistics import Block
-from smart_runtime.engines import Batch, Engine
+from smart_runtime.engines import Batch, Scores
 
 DISCARDED_CALLS = 3
 """The first calls of a block find caches that another graph has filled; they are not counted."""
@@ -24,18 +25,26 @@ _MAX_CALLS = 203
 _BLOCK_MS = 10.0  # a block this long is many timer ticks and scheduler slices, even of calls of 50 us
 
 
+class Runs(Protocol):
+    """What can be timed: an engine, or anything else with its `Engine.run`."""
+
+    def run(self, batch: Batch) -> Scores:
+        """Return the scores of a batch."""
+        ...
+
+
 def random_batch(shape: tuple[int, int, int], *, size: int, rng: np.random.Generator) -> Batch:
     """Return uniform noise in [0, 1): float32, (size, channels, height, width) for a ``shape`` without the size."""
     return rng.random((size, *shape), dtype=np.float32)
 
 
-def calls_per_block(engine: Engine, batch: Batch) -> int:
+def calls_per_block(engine: Runs, batch: Batch) -> int:
     """Return how many calls make a block: at least 8, more where calls are short, so that a block is not all noise."""
     call_ms = float(np.median(time_block(engine, batch, calls=_MIN_CALLS)))
     return min(_MAX_CALLS, max(_MIN_CALLS, DISCARDED_CALLS + math.ceil(_BLOCK_MS / call_ms)))
 
 
-def time_block(engine: Engine, batch: Batch, *, calls: int) -> Block:
+def time_block(engine: Runs, batch: Batch, *, calls: int) -> Block:
     """Return the latencies in ms of ``calls`` calls in a row, without the first `DISCARDED_CALLS`."""
     ticks = np.empty(calls + 1, dtype=np.int64)
     ticks[0] = time.perf_counter_ns()
@@ -47,7 +56,7 @@ def time_block(engine: Engine, batch: Batch, *, calls: int) -> Block:
 
 
 def interleave(
-    engines: Sequence[Engine],
+    engines: Sequence[Runs],
     batch: Batch,
     *,
     calls: Sequence[int],

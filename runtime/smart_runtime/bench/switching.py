@@ -13,7 +13,7 @@ from smart_runtime.bench.contenders import check_same
 from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.checksums import check_sum
 from smart_runtime.bundle.files import MAX_FILE_BYTES, read_bounded
-from smart_runtime.engines import Batch, create_engine
+from smart_runtime.engines import Batch, EngineOptions, create_engine
 from smart_runtime.model import SmartModel
 
 _SWITCHES = 400
@@ -96,7 +96,8 @@ def cold_load_ms(bundle: Bundle, batch: Batch, *, path: str, engine: str, thread
         weights_name=info.weights_name,
     )
     start_ns = time.perf_counter_ns()
-    cold = create_engine(engine, graph, inputs=manifest.input, outputs=manifest.output, threads=threads)
+    options = EngineOptions(threads=threads)
+    cold = create_engine(engine, graph, inputs=manifest.input, outputs=manifest.output, options=options)
     cold.run(batch)
     elapsed_ms = (read_ns + time.perf_counter_ns() - start_ns) / 1e6
     cold.close()

@@ -13,7 +13,7 @@ import numpy as np
 from smart_common.errors import MissingExtraError, shortened
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.engines.engine import Batch, Scores
+from smart_runtime.engines.engine import Batch, Engine, EngineOptions, Scores
 from smart_runtime.engines.onnx_weights import external_tensors
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 
@@ -31,19 +31,72 @@ _REMEDY = "export the bundle again or report this"
 _SHORTAGE = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """One ONNX Runtime session with float32 images in and scores out."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, *, input_name: str, output_name: str) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, *, input_name: str, output_name: str, threads: int | None
+    ) -> None:
         self._session: onnxruntime.InferenceSession | None = session
         self._input = input_name
         self._outputs = [output_name]
+        self._threads = threads
+
+    @classmethod
+    def create(
+        cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions
+    ) -> OnnxRuntimeEngine:
+        """Return a CPU session made from the very bytes of ``graph``; see `create_engine`."""
+        onnxruntime = import_onnxruntime()
+        settings = _settings(options.threads)
+        tensors = external_tensors(graph)
+        try:
+            if tensors:
+                # The session copies the tensors; the bytes need to live only until it is made.
+                values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
+                settings.add_external_initializers(list(tensors), values)
+            session = onnxruntime.InferenceSession(graph.model, settings, providers=_PROVIDERS, enable_fallback=0)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            _refuse("did not accept the graph", error)
+        _check_signature(session, inputs=inputs, outputs=outputs)
+        return cls(session, input_name=inputs.name, output_name=outputs.name, threads=options.threads)
+
+    @classmethod
+    def open_file(
+        cls, path: Path, *, shape: tuple[int, int, int], batch: int, options: EngineOptions
+    ) -> OnnxRuntimeEngine:
+        """Return a CPU session of an ONNX file of the user's own, warm; see `open_engine`."""
+        remedy = f"check the file {str(path)!r}"
+        onnxruntime = import_onnxruntime()
+        try:
+            session = onnxruntime.InferenceSession(
+                os.fspath(path), _settings(options.threads), providers=_PROVIDERS, enable_fallback=0
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            _refuse("did not accept the graph", error, remedy=remedy)
+        inputs, outputs = _ports(session.get_inputs()), _ports(session.get_outputs())
+        wanted = (batch, *shape)
+        if not _takes(inputs, wanted):
+            got = " and ".join(_described(value.name, value.type, value.shape) for value in inputs) or "none"
+            raise EngineError(
+                f"expected an ONNX classifier whose one input takes float32 {_sizes(wanted)} in {str(path)!r}, got "
+                f"{shortened(got)}; export it for that input, with a free batch size"
+            )
+        images = np.zeros(wanted, dtype=np.float32)
+        try:
+            scores = session.run([outputs[0].name], {inputs[0].name: images})[0]
+        except Exception as error:  # as above; free sizes in its input may fit nothing in the graph
+            _refuse("could not run the graph", error, remedy=remedy)
+        if not isinstance(scores, np.ndarray) or scores.shape[:1] != (batch,):
+            got = f"{scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
+            raise EngineError(f"expected scores of {batch} images from {str(path)!r}, got {got}; {remedy}")
+        return cls(session, input_name=inputs[0].name, output_name=outputs[0].name, threads=options.threads)
 
     def run(self, batch: Batch) -> Scores:
         """Return the scores of a batch; see `Engine.run`."""
         session = self._session  # read once: a close on another thread must not take it away in the middle
         if session is None:
-            raise ClosedError("expected an open engine, got a closed one; load the model again")
+            raise ClosedError("the engine is closed; load the model again")
         try:
             scores: Scores = session.run(self._outputs, {self._input: batch})[0]
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
@@ -54,53 +107,10 @@ class OnnxRuntimeEngine:
         """Drop the session: the last run in flight that holds it frees it."""
         self._session = None
 
-
-def create_cpu_engine(
-    graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, threads: int | None
-) -> OnnxRuntimeEngine:
-    """Return a CPU session made from the very bytes of ``graph``; see `create_engine`."""
-    onnxruntime = import_onnxruntime()
-    options = _options(threads)
-    tensors = external_tensors(graph)
-    try:
-        if tensors:
-            # The session copies the tensors; the bytes need to live only until it is made.
-            values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
-            options.add_external_initializers(list(tensors), values)
-        session = onnxruntime.InferenceSession(graph.model, options, providers=_PROVIDERS, enable_fallback=0)
-    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        _refuse("did not accept the graph", error)
-    _check_signature(session, inputs=inputs, outputs=outputs)
-    return OnnxRuntimeEngine(session, input_name=inputs.name, output_name=outputs.name)
-
-
-def open_cpu_engine(path: Path, *, shape: tuple[int, int, int], batch: int, threads: int | None) -> OnnxRuntimeEngine:
-    """Return a CPU session of an ONNX file of the user's own, warm; see `open_engine`."""
-    remedy = f"check the file {str(path)!r}"
-    onnxruntime = import_onnxruntime()
-    try:
-        session = onnxruntime.InferenceSession(
-            os.fspath(path), _options(threads), providers=_PROVIDERS, enable_fallback=0
-        )
-    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-        _refuse("did not accept the graph", error, remedy=remedy)
-    inputs, outputs = _ports(session.get_inputs()), _ports(session.get_outputs())
-    wanted = (batch, *shape)
-    if not _takes(inputs, wanted):
-        got = " and ".join(_described(value.name, value.type, value.shape) for value in inputs) or "none"
-        raise EngineError(
-            f"expected an ONNX classifier whose one input takes float32 {_sizes(wanted)} in {str(path)!r}, got "
-            f"{shortened(got)}; export it for that input, with a free batch size"
-        )
-    images = np.zeros(wanted, dtype=np.float32)
-    try:
-        scores = session.run([outputs[0].name], {inputs[0].name: images})[0]
-    except Exception as error:  # as above; free sizes in its input may fit nothing in the graph
-        _refuse("could not run the graph", error, remedy=remedy)
-    if not isinstance(scores, np.ndarray) or scores.shape[:1] != (batch,):
-        got = f"{scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
-        raise EngineError(f"expected scores of {batch} images from {str(path)!r}, got {got}; {remedy}")
-    return OnnxRuntimeEngine(session, input_name=inputs[0].name, output_name=outputs[0].name)
+    def describe(self) -> dict[str, Any]:
+        """Return the engine, ONNX Runtime's version and the threads, None if ONNX Runtime chooses; see `Engine`."""
+        version = import_onnxruntime().__version__
+        return {"engine": CPU, "library": f"onnxruntime {version}", "threads": self._threads}
 
 
 def import_onnxruntime() -> Any:
@@ -117,15 +127,15 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
-    options = import_onnxruntime().SessionOptions()
+def _settings(threads: int | None) -> onnxruntime.SessionOptions:
+    settings = import_onnxruntime().SessionOptions()
     # Both paths stay loaded, and by default the idle one's threads spin and steal the cores of the other: 3 to 4 times
     # the latency on two cores. This stops a session's threads as soon as its last run returns.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4  # errors reach the user as exceptions; lines on standard error help nobody here
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    settings.log_severity_level = 4  # errors reach the user as exceptions; lines on standard error help nobody here
     if threads is not None:
-        options.intra_op_num_threads = threads
-    return options
+        settings.intra_op_num_threads = threads
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
