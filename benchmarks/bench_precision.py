@@ -32,9 +32,9 @@ from outcome import finish
 from smart_devices import resolve_target
 from smart_export import build_bundle
 from smart_export.evidence import Evidence, divide, judging_evidence
-from smart_export.fold import fold, padded_masks
-from smart_export.gate import MAX_DROP
+from smart_export.folding import fold, padded_masks
 from smart_export.graph import WEIGHTS, Converter, save_graph
+from smart_export.precision import MAX_DROP
 from smart_export.quantise import Method, RecipeName, quantised, recipe_for
 from smart_export.verify import engine_scores, reference_scores, verification_images
 from smart_runtime.bench.compare import compare
@@ -133,7 +133,7 @@ def int8_graphs(
     checkpoint: Checkpoint, calibrating: Evidence, folder: Path, *, path: str, modelopt: str | None
 ) -> Iterator[tuple[str, str, GraphBytes]]:
     """Yield library and method, recipe, and an int8 graph of ``path``."""
-    images = calibrating.calibrating(path)
+    images = calibrating.calibrating(path, role=checkpoint.role(path))
     for recipe, name in TARGETS.items():
         target = resolve_target(name)
         net = checkpoint.net

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ import onnx
 from smart_common.errors import shortened
 from smart_export.errors import ExportError
 from smart_export.evidence import divide
-from smart_export.fold import unmasked
+from smart_export.folding import unmasked
 from smart_export.precision import TOLERANCES, check_precision
 from smart_export.verify import (
     DENSE_IMAGES,
@@ -27,7 +28,7 @@ from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo
 from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
-from smart_train import Checkpoint
+from smart_train import Checkpoint, load_checkpoint
 from smart_train.checkpoint.origin import check_source
 
 
@@ -47,15 +48,28 @@ class CheckResult:
     agreements: dict[str, Agreement]
 
 
-def check_bundle(bundle: Bundle, *, source: Checkpoint | None = None, engine: str = REFERENCE_ENGINE) -> CheckResult:
+def check_bundle(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    source: str | os.PathLike[str] | Checkpoint | None = None,
+    engine: str = REFERENCE_ENGINE,
+) -> CheckResult:
     """Check every byte, every graph with onnx.checker, a run of each on ``engine``, and agreement with ``source``.
+
+    Args:
+        bundle: one that is open, or its directory.
+        source: the checkpoint that it was exported from, or its file.
+        engine: what runs the graphs; the reference engine unless told otherwise.
 
     Raises:
         BundleError: if a file is missing, extra or changed.
+        CheckpointError: if there is no checkpoint in the file ``source``.
         ExportError: if a graph is not valid ONNX.
         ConfigError: if ``source`` has another input shape, other classes or paths.
         VerificationError: if a graph does not compute what its path of ``source`` computes.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    source = load_checkpoint(source) if isinstance(source, str | os.PathLike) else source
     bundle.verify()
     findings = [Finding("checksums", f"{len(bundle.sums)} files are as exported"), Finding("manifest", "well formed")]
     if bundle.signer is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,42 +14,20 @@ from smart_common.console import cli as house
 from smart_common.files import digest_of_file
 from smart_common.units import si
 from smart_common.version import version
-from smart_devices import PRECISIONS, Target, resolve_target
+from smart_devices import PRECISIONS, resolve_target
 from smart_devices.engine_rows import REFERENCE_ENGINE
-from smart_export.build import BASELINES, build_bundle, check_output, summary
-from smart_export.check import check_bundle
 from smart_export.errors import ExportError
-from smart_export.evidence import calibrating_evidence, judging_evidence
-from smart_export.expected import expected_lines
-from smart_export.gate import MAX_DROP, check_max_drop
-from smart_export.patterns import TWO_FOUR, parse_pattern
-from smart_export.precision import FP32, INT8
-from smart_export.report import (
-    attention,
-    build_columns,
-    build_report,
-    build_tables,
-    check_report_file,
-    expectations,
-    file_columns,
-    file_reasons,
-    file_report,
-    file_rows,
-    gate_lines,
-    plan_lines,
-    write_report,
-)
-from smart_export.rtx import parse_capabilities, target_note, together
-from smart_export.signing import load_private_key, write_key_pair
-from smart_export.sparsity import sparsity_of_onnx
+from smart_export.precision import FP32, INT8, MAX_DROP
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
-from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
-from smart_train.checkpoint.format import describe
 from smart_train.data.cli import DataPlaces, data_options
 from smart_train.data.load import DATA_SPECS
+
+if TYPE_CHECKING:
+    from smart_export.evidence import Evidence
+    from smart_train import Checkpoint
 
 _FILE = click.Path(path_type=Path)
 
@@ -60,15 +39,6 @@ def main() -> None:
 
     `smart-export CKPT ...` means `smart-export build CKPT ...`.
     """
-
-
-def _capabilities(text: str, target: Target) -> tuple[str, ...]:
-    """Return the compute capabilities of ``text``; say so if the target's own is none of them."""
-    found = parse_capabilities(text, target=target)
-    note = target_note(target, found)
-    if note is not None:
-        house.note(f"note: {note}")
-    return found
 
 
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
@@ -84,7 +54,7 @@ def _capabilities(text: str, target: Target) -> tuple[str, ...]:
     "--baseline",
     default=DENSE,
     show_default=True,
-    type=click.Choice(BASELINES),
+    type=click.Choice([DENSE, "none"]),
     help="Add the unmasked network for smart-bench.",
 )
 @click.option(
@@ -123,7 +93,7 @@ def _capabilities(text: str, target: Target) -> tuple[str, ...]:
 )
 @data_options
 @own_network_options
-@click.option("--default-path", metavar="PATH", help="The path a model starts on.  [default: clean]")
+@click.option("--default-path", metavar="PATH", help="The path a model starts on.  [default: the first]")
 @click.option(
     "--rtx", metavar="LIST", help="Add engine plans by TensorRT-RTX for these compute capabilities: 8.6,8.9,12.0."
 )
@@ -163,6 +133,15 @@ def build(
     The accuracies of each graph, clean and on adversarial images, are compared with those of its masked path on the
     same images; a bundle that loses more than --max-drop is not written.
     """
+    from smart_export import report as show  # noqa: PLC0415  # these load torch and onnx, for which --help need not wait
+    from smart_export.build import build_bundle  # noqa: PLC0415  # as above
+    from smart_export.expected import expected_lines  # noqa: PLC0415  # as above
+    from smart_export.gate import check_max_drop  # noqa: PLC0415  # as above
+    from smart_export.publish import check_output  # noqa: PLC0415  # as above
+    from smart_export.rtx import parse_capabilities, target_note, together  # noqa: PLC0415  # as above
+    from smart_export.signing import load_private_key  # noqa: PLC0415  # as above
+    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
+
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
     device = resolve_target(target, jetpack=jetpack)
     output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
@@ -171,22 +150,17 @@ def build(
     if calibration is not None and precision != INT8:
         raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
     if report is not None:
-        check_report_file(report, bundle=output)
-    capabilities = () if rtx is None else _capabilities(rtx, device)
+        show.check_report_file(report, bundle=output)
+    capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
     key = None if sign is None else load_private_key(sign)
-    if device.profile.export_only is not None:
-        house.note(f"note: {device.profile.export_only}")
+    for note in (target_note(device, capabilities) if capabilities else None, device.profile.export_only):
+        if note is not None:
+            house.note(f"note: {note}")
     stopwatch = Stopwatch(on_phase=_print_phase) if verbose else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = own.load(checkpoint)
-    judge = calibrate = None
-    if data is not None:
-        with stopwatch.phase("load and attack --data"):
-            judge = judging_evidence(places.load(data), loaded, images=data_images, progress=house.progress)
-    if calibration is not None:
-        with stopwatch.phase("load and attack --calibration"):
-            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
+    judge, calibrate = _evidence(loaded, places, stopwatch, data=data, images=data_images, calibration=calibration)
     with_dense = baseline == DENSE
     steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
     # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.
@@ -209,13 +183,14 @@ def build(
             stopwatch=stopwatch,
         )
     found = {
-        **summary(result),
-        **_digests(checkpoint, output),
+        **show.summary(result),
+        "checkpoint_digest": digest_of_file(checkpoint),  # other commands' results tell by these two which checkpoint
+        "bundle_digest": Bundle.open(output).digest,  # became which bundle
         "timings": stopwatch.seconds,
         "peak_bytes": peak_bytes(),
     }
     if report is not None:
-        write_report(report, build_report(result))
+        show.write_report(report, show.build_report(result))
     if verbose:
         _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
         house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
@@ -224,33 +199,40 @@ def build(
     if as_json:
         house.print_json(found)
         return
-    graphs = {**found["paths"], **({DENSE: found["baseline"]} if found["baseline"] else {})}
-    rows = [
-        [
-            name,
-            f"{row['density']:.3f}" if "density" in row else "1",
-            f"{row['parameters']:,}",
-            f"{row['macs']:,}",
-            f"{row['dense_macs'] / row['macs']:.2f}x",
-            f"{row['bytes']:,}",
-            f"{row['max_rel_diff']:.1e}",
-        ]
-        for name, row in graphs.items()
-    ]
     held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
     title = f"{output}: {precision} for {device.name}, {held}"
-    house.console().print(
-        house.table(title, ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"], rows)
-    )
-    _print_lines(gate_lines(result))
-    estimates = expectations(result)
+    house.console().print(house.table(title, show.GRAPH_COLUMNS, show.graph_rows(found)))
+    _print_lines(show.gate_lines(result))
+    estimates = show.expectations(result)
     _print_lines(expected_lines(estimates))
-    for names, layers, reasons in build_tables(result.paths, estimates):
-        house.print_wide(house.table(names, build_columns(device), layers, text_columns=2))
+    for names, layers, reasons in show.build_tables(result.paths, estimates):
+        house.print_wide(house.table(names, show.build_columns(device), layers, text_columns=2))
         _print_lines(reasons)
     for graph in result.paths.values():
-        _print_lines(attention(graph.name, graph))
-    _print_lines(plan_lines(result.plans))
+        _print_lines(show.attention(graph.name, graph))
+    _print_lines(show.plan_lines(result.plans))
+
+
+def _evidence(
+    loaded: Checkpoint,
+    places: DataPlaces,
+    stopwatch: Stopwatch,
+    *,
+    data: str | None,
+    images: int,
+    calibration: str | None,
+) -> tuple[Evidence | None, Evidence | None]:
+    """Return what ``--data`` judges by and ``--calibration`` calibrates on, attacked."""
+    from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # loads torch
+
+    judge = calibrate = None
+    if data is not None:
+        with stopwatch.phase("load and attack --data"):
+            judge = judging_evidence(places.load(data), loaded, images=images, progress=house.progress)
+    if calibration is not None:
+        with stopwatch.phase("load and attack --calibration"):
+            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
+    return judge, calibrate
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -304,29 +286,29 @@ def _refuse(options: dict[str, object], *, needs: str) -> None:
             raise ExportError(f"expected with {name} {needs}; leave out {name}, or name the other")
 
 
-def _digests(checkpoint: Path, bundle: Path) -> dict[str, str]:
-    """Return what tells in other commands' results which checkpoint became which bundle."""
-    return {
-        "checkpoint_digest": digest_of_file(checkpoint),
-        "bundle_digest": Bundle.open(bundle).digest,
-    }
-
-
 def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:
+    from smart_export import report as show  # noqa: PLC0415  # loads onnx
+    from smart_export.patterns import TWO_FOUR, parse_pattern  # noqa: PLC0415  # as above
+    from smart_export.sparsity import sparsity_of_onnx  # noqa: PLC0415  # as above
+
     device = None if target is None else resolve_target(target)
     found = sparsity_of_onnx(file, pattern=TWO_FOUR if pattern is None else parse_pattern(pattern), target=device)
     if as_json:
-        house.print_json({"file": str(file), **file_report(found, device)})
+        house.print_json({"file": str(file), **show.file_report(found, device)})
         return
     macs = "unknown" if found.macs is None else si(found.macs)
     title = f"{file}: {macs} MACs an image, {found.parameters:,} parameters in {len(found.layers)} layers"
-    house.print_wide(house.table(title, file_columns(found, device), file_rows(found, device), text_columns=4))
-    _print_lines(file_reasons(found, device))
+    columns, rows = show.file_columns(found, device), show.file_rows(found, device)
+    house.print_wide(house.table(title, columns, rows, text_columns=4))
+    _print_lines(show.file_reasons(found, device))
 
 
 def _check_bundle(
     bundle: Path, *, source: Path | None, own: OwnNetwork, trust: Path | None, engine: str | None, as_json: bool
 ) -> None:
+    from smart_export.check import check_bundle  # noqa: PLC0415  # loads torch and onnx
+    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
+
     opened = Bundle.open(bundle, trust=trust)
     origin = None if source is None else own.load(source)
     result = check_bundle(opened, source=origin, engine=engine or REFERENCE_ENGINE)
@@ -337,16 +319,8 @@ def _check_bundle(
                 "ok": True,
                 "signed": opened.signed,
                 "signed_by": opened.signer,
-                "checks": [{"check": f.check, "detail": f.detail} for f in result.findings],
-                "paths": {
-                    name: {
-                        "max_rel_diff": a.max_rel_diff,
-                        "argmax_agreement": a.argmax_agreement,
-                        "tolerance": a.tolerance,
-                        "images": a.images,
-                    }
-                    for name, a in result.agreements.items()
-                },
+                "checks": [asdict(finding) for finding in result.findings],
+                "paths": {name: asdict(found) for name, found in result.agreements.items()},
             }
         )
         return
@@ -359,16 +333,19 @@ def _check_bundle(
 @house.json_option
 def keygen(*, key: Path, as_json: bool) -> None:
     """Make a pair of Ed25519 keys: KEY, which signs bundles and stays secret, and KEY.pub, which checks them."""
+    from smart_export.signing import write_key_pair  # noqa: PLC0415  # loads the bundle's reader
+
     pair = write_key_pair(key)
     if as_json:
         house.print_json({"key": str(pair.private), "public": str(pair.public), "fingerprint": pair.fingerprint})
         return
-    for line in (
-        f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}",
-        f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}",
-        f"fingerprint {pair.fingerprint}",
-    ):
-        house.console().print(line, markup=False, soft_wrap=True)
+    _print_lines(
+        [
+            f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}",
+            f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}",
+            f"fingerprint {pair.fingerprint}",
+        ]
+    )
 
 
 @main.command(epilog="Example: smart-export info ckpt.pt")
@@ -377,6 +354,8 @@ def keygen(*, key: Path, as_json: bool) -> None:
 @house.json_option
 def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     """Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`."""
+    from smart_train.checkpoint.format import describe  # noqa: PLC0415  # loads torch
+
     if checkpoint.is_dir():
         raise ExportError(f"expected a checkpoint file, got the folder {checkpoint}; smart-run info describes a bundle")
     found = describe(own.load(checkpoint))
@@ -387,8 +366,7 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
         [path, *(_figure(row, key) for key in ("density", "parameter_density", "clean_accuracy", "robust_accuracy"))]
         for path, row in found["paths"].items()
     ]
-    for line in _lines(found):
-        house.console().print(line, markup=False, soft_wrap=True)
+    _print_lines(_lines(found))
     house.console().print(house.table("", ["path", "density", "parameters", "clean accuracy", "robust accuracy"], rows))
 
 

@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 
+from smart_common.roles import Role
 from smart_export.errors import ExportError
 from smart_export.precision import INT8, Precision
 from smart_export.verify import Images
-from smart_runtime.bundle.manifest import DENSE
 from smart_train import Attack, Checkpoint
 from smart_train.accuracy import some_examples, to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.checkpoint.samples import halves, make_samples
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.progress import Progress, no_progress
-from smart_train.methods.smart import CLEAN
 
 SAMPLES = "samples"
 """The source of a checkpoint's own images."""
@@ -27,7 +26,6 @@ ATTACK_STEPS = 10
 """Of PGD on images of the user's: half of what a checkpoint's own samples had, since it is what takes the time."""
 
 CALIBRATION_IMAGES = 256  # of the user's: as many as a checkpoint carries
-_CLEAN = (CLEAN, DENSE)  # what runs while nobody attacks
 _SEED = 0  # of which images are taken, how they are divided, and the attack's random starts
 
 
@@ -45,10 +43,14 @@ class Evidence:
     source: str
     digest: str | None
 
-    def calibrating(self, path: str) -> Images:
-        """Return what ``path`` (or ``dense``) is calibrated on, float32 (N, C, H, W): the kind of images it is for."""
-        own = self.samples.images if path in _CLEAN else self.samples.adversarial[path]
-        images: Images = to_tensor(own).numpy()
+    def calibrating(self, path: str, *, role: Role) -> Images:
+        """Return what a graph for ``role`` is calibrated on, float32 (N, C, H, W).
+
+        Those are the images, their versions attacked on ``path``, or first the ones and then the others.
+        """
+        clean = [self.samples.images] if role.sees_clean_images else []
+        attacked = [self.samples.adversarial[path]] if role.sees_attacks else []
+        images: Images = to_tensor(torch.cat([*clean, *attacked])).numpy()
         return images
 
     def record(self) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def calibrating_evidence(
     Raises:
         ExportError: as above.
     """
-    attacked = [path for path in checkpoint.net.path_names if path not in _CLEAN]
+    attacked = [path for path in checkpoint.net.path_names if checkpoint.role(path).sees_attacks]
     return _evidence(data, checkpoint, data.train, images=images, paths=attacked, progress=progress)
 
 

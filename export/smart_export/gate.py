@@ -14,9 +14,6 @@ from smart_export.errors import ExportError, GateError
 from smart_export.verify import Scores
 from smart_train.accuracy import Z_95
 
-MAX_DROP = 0.01
-"""What a path's accuracy may drop by unless told otherwise, as a fraction: one point."""
-
 Right = npt.NDArray[np.bool_]
 
 

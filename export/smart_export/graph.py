@@ -18,7 +18,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from torch import fx, nn
 
 from smart_export.errors import ExportError
-from smart_export.fold import ChannelAffine
+from smart_export.folding import ChannelAffine
 from smart_export.opset import OLDEST_WRITTEN, lower_opset_
 
 GRAPH, WEIGHTS = "model.onnx", "weights.bin"
@@ -61,7 +61,7 @@ class Converter:
         self._model: ir.Model | None = None
 
     def __call__(self, module: fx.GraphModule) -> ir.Model:
-        """Return the graph of what :func:`smart_export.fold.fold` returned; it is valid until the next call."""
+        """Return the graph of what :func:`smart_export.folding.fold` returned; it is valid until the next call."""
         form = None if _has_hidden_code(module) else _form(module)
         if self._model is None or form is None or form != self._form:
             self._model = onnx_from_module(module, input_shape=self._input_shape, opset=self._opset)

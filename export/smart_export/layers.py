@@ -112,7 +112,7 @@ def network_cost(
     """Measure ``folded`` by running one black image through it.
 
     Args:
-        folded: what :func:`smart_export.fold.fold` returned.
+        folded: what :func:`smart_export.folding.fold` returned.
         dense: the path it came from, whose module names it keeps.
         input_shape: channels, height, width.
         precision: of the graph that ``folded``, which is still in float32, will become.

@@ -13,12 +13,46 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smart_export.errors import ExportError
+from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE
+from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.files import list_files
+from smart_runtime.errors import BundleError
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NUMPY_HAS_NO_ROOM = re.compile(r"\d+ requested and \d+ written")  # what tofile says, without a number
 
 _AT_FDCWD = -100  # fcntl.h: names are relative to where we are, as everywhere else
 _RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def check_output(output: Path, *, force: bool) -> None:
+    """Raise ExportError unless a bundle may be written to ``output``."""
+    if not output.parent.is_dir():
+        raise ExportError(f"expected an existing folder for {output}, got none; create {output.parent} first")
+    if not os.path.lexists(output):
+        return
+    if not force:
+        raise ExportError(
+            f"expected no file or folder {output}, got one; use --force to replace a bundle, or another -o"
+        )
+    if not _is_replaceable(output):
+        raise ExportError(
+            f"expected a bundle to replace at {output}, got something else, which stays as it is; use another -o"
+        )
+
+
+def _is_replaceable(output: Path) -> bool:
+    """Whether ``output`` is an empty folder, or one with nothing but the files of a bundle, whole or damaged."""
+    if output.is_symlink() or not output.is_dir():
+        return False
+    try:
+        present = set(list_files(output)) - {CHECKSUMS, SIGNATURE}
+        if not any(output.iterdir()):
+            return True
+        named = parse_checksums((output / CHECKSUMS).read_bytes())
+    except (BundleError, OSError):
+        return False
+    return MANIFEST in named and present <= set(named)
 
 
 @contextmanager

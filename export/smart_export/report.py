@@ -12,7 +12,8 @@ from smart_common.files import replacing
 from smart_common.units import si
 from smart_devices import Target
 from smart_devices.roofline import Estimate
-from smart_export.build import BuildResult, ExportedGraph, layer_records, summary
+from smart_export.build import BuildResult
+from smart_export.bundle_manifest import graph_record, layer_records
 from smart_export.dla import dla_lines, has_dla
 from smart_export.errors import ExportError
 from smart_export.expected import Expected, expected_latency
@@ -20,12 +21,66 @@ from smart_export.layers import LayerCost
 from smart_export.patterns import pattern_name
 from smart_export.rtx import Plan
 from smart_export.sparsity import FileSparsity, LayerSparsity
+from smart_export.stages import ExportedGraph
+from smart_runtime.bundle.manifest import DENSE
 
 _NAMES = 4  # layers that a line names; the table has them all
 
 
+def summary(result: BuildResult) -> dict[str, Any]:
+    """Return what was built as plain values, for ``--json`` and tables."""
+
+    def row(graph: ExportedGraph) -> dict[str, Any]:
+        expected = expected_latency(graph.cost, target=result.target, precision=result.precision)
+        return {**graph_record(graph), "verified_on": graph.agreement.images, "expected": expected.as_json()}
+
+    return {
+        "bundle": str(result.bundle),
+        "target": result.target.name,
+        "profile": result.target.profile.name,
+        "precision": result.precision,
+        "quantization": result.quantisation,
+        "gate": {name: graph.gate.record() for name, graph in result.paths.items() if graph.gate is not None},
+        "judged_by": {**result.judged, "max_drop": result.max_drop},
+        "signed_by": result.signer,
+        "seconds": result.seconds,
+        "union_density": result.densities.union,
+        "paths": {
+            name: {
+                "density": result.densities.kept[name],
+                "parameter_density": result.densities.parameters[name],
+                **row(graph),
+            }
+            for name, graph in result.paths.items()
+        },
+        "baseline": None if result.baseline is None else {"name": result.baseline.name, **row(result.baseline)},
+        "plans": [{**plan.record, "seconds": plan.seconds} for plan in result.plans],
+    }
+
+
+GRAPH_COLUMNS = ("graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference")
+"""The columns of :func:`graph_rows`."""
+
+
+def graph_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each graph of a :func:`summary`, the baseline last."""
+    graphs = {**found["paths"], **({DENSE: found["baseline"]} if found["baseline"] else {})}
+    return [
+        [
+            name,
+            f"{row['density']:.3f}" if "density" in row else "1",
+            f"{row['parameters']:,}",
+            f"{row['macs']:,}",
+            f"{row['dense_macs'] / row['macs']:.2f}x",
+            f"{row['bytes']:,}",
+            f"{row['max_rel_diff']:.1e}",
+        ]
+        for name, row in graphs.items()
+    ]
+
+
 def build_report(result: BuildResult) -> dict[str, Any]:
-    """Return what `smart_export.build.summary` returns, with every graph's layers and what needs attention."""
+    """Return what :func:`summary` returns, with every graph's layers and what needs attention."""
     found, estimates = summary(result), expectations(result)
     for name, graph in result.paths.items():
         _add_layers(found["paths"][name], graph, estimates[name])

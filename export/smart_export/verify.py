@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from smart_export.errors import VerificationError
+from smart_export.precision import TOLERANCE_FP32
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import Engine
 from smart_train.accuracy import to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.masking.attack_mode import attack_mode
 
-TOLERANCE_FP32 = 1e-4  # float32 sums in another order: 1e-6 is usual, a wrong fold is far above
 RANDOM_IMAGES = 256
 DENSE_IMAGES = 16  # of each kind, for the baseline: it is there for its latency, and costs the most to run
 _CHUNK_IMAGES, _CHUNK_VALUES = 64, 2**19  # a core each: features of a chunk of large images would fill the memory

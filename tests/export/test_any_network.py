@@ -25,12 +25,12 @@ from export.test_networks import SHAPE, calm_
 from networks import ACCEPTED, KEPT_WHOLE, NETWORKS
 from smart_export.cli import main as smart_export
 from smart_export.errors import ExportError
-from smart_export.fold import fold, fold_dense, padded_masks, unmasked
+from smart_export.folding import fold, fold_dense, padded_masks, to_half_, unmasked
 from smart_export.graph import Converter, onnx_from_module
 from smart_export.layers import network_cost
-from smart_export.precision import FP16, FP32, INT8, to_half_
+from smart_export.precision import FP16, FP32, INT8, TOLERANCE_FP32
 from smart_export.quantise import RECIPES, quantised
-from smart_export.verify import TOLERANCE_FP32, agreement
+from smart_export.verify import agreement
 from smart_train import Attack, SmartNetwork, Structure, convert
 from smart_train.architectures import CUSTOM
 from smart_train.data import load_data

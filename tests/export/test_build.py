@@ -111,7 +111,7 @@ def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(
             next(module.parameters()).mul_(1.01)  # one layer one percent off
         return module
 
-    monkeypatch.setattr("smart_export.build.fold", wrong)
+    monkeypatch.setattr("smart_export.stages.fold", wrong)
     with pytest.raises(VerificationError, match="agree with its masked path"):
         build_bundle(checkpoint, output=tmp_path / "bundle", target=resolve_target(CPU))
     assert list(tmp_path.iterdir()) == []

@@ -56,13 +56,24 @@ def test_options_may_stand_before_the_file(checkpoint_file: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "extra"),
-    [("smart_train", "torch", "train"), ("smart_eval", "torch", "train"), ("smart_export", "onnx", "export")],
+    ("command", "arguments", "module", "extra"),
+    [
+        ("smart_train", ["-o", "ckpt.pt", "--data", "digits"], "torch", "train"),
+        ("smart_eval", ["ckpt.pt"], "torch", "train"),
+        ("smart_export", ["ckpt.pt", "--target", "cpu"], "onnx", "export"),
+    ],
 )
-def test_a_command_without_its_extra_names_the_pip_command(command: str, module: str, extra: str) -> None:
+def test_a_command_without_its_extra_names_the_pip_command(
+    command: str, arguments: list[str], module: str, extra: str
+) -> None:
     code = f"import sys; sys.modules[{module!r}] = None; from smart_common.console.entry import {command}; {command}()"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ}
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ},
     )
     assert done.returncode == 1
     assert done.stdout == ""

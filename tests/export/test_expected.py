@@ -13,9 +13,9 @@ from export.command import smart_export
 from reference.roofline import peak_seconds
 from smart_devices import resolve_target
 from smart_devices.roofline import Estimate, NoEstimate
-from smart_export.build import BuildResult, summary
+from smart_export.build import BuildResult
 from smart_export.expected import expected_latency, expected_lines
-from smart_export.report import build_columns, build_report, build_rows, expectations
+from smart_export.report import build_columns, build_report, build_rows, expectations, summary
 
 
 def test_an_export_for_a_jetson_says_the_least_that_it_takes(built: BuildResult) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reference import resnet
-from smart_export.fold import ChannelAffine, fold, fold_dense, padded, unmasked
+from smart_export.folding import ChannelAffine, fold, fold_dense, padded, unmasked
 from smart_train import Checkpoint, SmartNetwork, convert
 from smart_train.architectures import build_network
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from export.command import smart_export
 from reference.intervals import paired_drop
+from smart_common.roles import Role
 from smart_devices import resolve_target
 from smart_export import ExportError, GateError, VerificationError, build_bundle
 from smart_export.evidence import CALIBRATION_IMAGES, calibrating_evidence, divide, judging_evidence, own_evidence
@@ -216,8 +217,12 @@ def test_each_path_is_calibrated_on_the_images_that_it_is_for(checkpoint: Checkp
     evidence = own_evidence(checkpoint)
     clean = checkpoint.samples.images.permute(0, 3, 1, 2).numpy() / np.float32(255)
     attacked = checkpoint.samples.adversarial["robust"].permute(0, 3, 1, 2).numpy() / np.float32(255)
-    for name, wanted in (("clean", clean), ("dense", clean), ("robust", attacked)):
-        np.testing.assert_allclose(evidence.calibrating(name), wanted, atol=1e-7)
+    for role, wanted in (
+        (Role.CLEAN, clean),
+        (Role.ATTACKED, attacked),
+        (Role.BOTH, np.concatenate([clean, attacked])),
+    ):
+        np.testing.assert_allclose(evidence.calibrating("robust", role=role), wanted, atol=1e-7)
 
 
 def test_images_of_the_users_are_attacked_within_eps_on_each_path(checkpoint: Checkpoint) -> None:

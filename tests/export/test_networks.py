@@ -13,9 +13,9 @@ from export.rtx import assert_builds
 from export.test_fold import randomise_, relative
 from smart_devices import resolve_target
 from smart_export.build import build_bundle
-from smart_export.fold import ChannelAffine, affines_to_convolutions_, fold, fold_dense, unmasked
+from smart_export.folding import ChannelAffine, affines_to_convolutions_, fold, fold_dense, unmasked
 from smart_export.graph import Converter, onnx_from_module, save_graph
-from smart_export.verify import TOLERANCE_FP32
+from smart_export.precision import TOLERANCE_FP32
 from smart_runtime import SmartModel
 from smart_train import Checkpoint, SmartNetwork, convert
 from smart_train.accuracy import to_tensor

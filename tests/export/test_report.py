@@ -16,12 +16,13 @@ from export.test_structures import random_net
 from reference import sparsity as oracle
 from smart_devices import resolve_target
 from smart_devices.roofline import NoEstimate
-from smart_export.build import BuildResult, ExportedGraph, build_bundle
+from smart_export.build import BuildResult, build_bundle
 from smart_export.dla import DlaReport
-from smart_export.fold import fold
+from smart_export.folding import fold
 from smart_export.layers import network_cost
 from smart_export.report import attention, build_report, build_rows, build_tables, expectations
 from smart_export.sparsity import sparsity_of_onnx
+from smart_export.stages import ExportedGraph
 from smart_export.verify import Agreement
 from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint

@@ -29,7 +29,7 @@ from reference import sparsity as oracle
 from smart_devices import resolve_target
 from smart_devices.profiles import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
-from smart_export.fold import fold, fold_dense, unmasked
+from smart_export.folding import fold, fold_dense, unmasked
 from smart_export.graph import Converter, onnx_from_module, save_graph
 from smart_export.patterns import TWO_FOUR, parse_pattern, pattern_name, why_no_gain, zeros_of
 from smart_export.sparsity import FileSparsity, LayerSparsity, sparsity_of_onnx

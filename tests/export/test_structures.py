@@ -18,7 +18,7 @@ from export.rtx import assert_builds
 from reference import masks as oracle
 from smart_devices import resolve_target
 from smart_export import build_bundle
-from smart_export.fold import fold, fold_dense, padded, padded_masks, unmasked
+from smart_export.folding import fold, fold_dense, padded, padded_masks, unmasked
 from smart_export.graph import Converter
 from smart_runtime import SmartModel
 from smart_train import SmartNetwork, convert, load_checkpoint

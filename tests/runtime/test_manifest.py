@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.bundles import CLASS_NAMES, manifest_document, ours
 from smart_common.documents import MAX_DEPTH, parse_document
+from smart_common.roles import Role
 from smart_runtime.bundle.manifest import FORMAT_VERSION, Manifest, Target, is_inside, parse_manifest
 from smart_runtime.errors import BundleError, PathError
 
@@ -41,6 +42,7 @@ def test_every_field_arrives() -> None:
     assert clean.density == 0.5
     assert [dict(layer) for layer in clean.layers] == written["paths"]["clean"]["layers"]
     assert clean.metrics == written["paths"]["clean"]["metrics"]
+    assert [graph.role for graph in manifest.graphs] == [None, Role.CLEAN, Role.ATTACKED], "by name"
     assert manifest.baseline is not None
     assert manifest.baseline.density is None
     assert manifest.baseline.metrics is None
@@ -51,6 +53,15 @@ def test_unknown_keys_are_ignored() -> None:
     ours(document)["later"] = {"anything": [1, 2]}
     ours(document)["paths"]["clean"]["later"] = None
     assert parse(document).graph("clean").name == "clean"
+
+
+def test_a_path_has_the_role_that_is_written() -> None:
+    document = manifest_document()
+    ours(document)["paths"]["robust"]["role"] = "both"
+    assert parse(document).paths["robust"].role is Role.BOTH
+    ours(document)["paths"]["robust"]["role"] = "bold"
+    with pytest.raises(BundleError, match=r'one of "clean", "attacked", "both" at .*role, got "bold"'):
+        parse(document)
 
 
 def test_no_baseline() -> None:

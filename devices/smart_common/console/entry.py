@@ -27,9 +27,8 @@ def smart_export() -> None:
 
 def _run(module: str, *, extra: str) -> None:
     try:
-        command = import_module(module)
+        import_module(module).main()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("smart_"):
             raise  # a fault of ours, not something to install
         sys.exit(f"error: expected the Python module {error.name}, got none; pip install 'smart-edge[{extra}]'")
-    command.main()

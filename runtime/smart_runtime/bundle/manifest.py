@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias, cast
 
 from smart_common.documents import JsonObject, Reader, parse_document
+from smart_common.roles import Role, default_role
 from smart_runtime.errors import BundleError, PathError
 
 FORMAT_VERSION = 1
@@ -85,11 +86,13 @@ class GraphInfo:
 
     ``macs`` and ``parameters`` are of one image and of the folded network; ``bytes`` is the size of the graph and
     weights files together. ``tolerance``, ``max_rel_diff`` and ``argmax_agreement`` say how it was verified at export;
-    these and the densities are None where the manifest has none. ``layers``, ``metrics`` and ``gate`` (what the path's
-    accuracies lost in the export) are the manifest's own JSON objects.
+    these and the densities are None where the manifest has none. ``role`` is what a path is for; the baseline has none.
+    ``layers``, ``metrics`` and ``gate`` (what the path's accuracies lost in the export) are the manifest's own JSON
+    objects.
     """
 
     name: str
+    role: Role | None
     file: str
     weights: str | None
     parameters: int
@@ -253,6 +256,7 @@ def _parse_graph(graph: Reader, name: str) -> GraphInfo:
         raise graph.wrong("weights", f"a file beside {file!r}")
     return GraphInfo(
         name=name,
+        role=None if name == DENSE else _parse_role(graph, name),
         file=file,
         weights=weights,
         parameters=graph.integer("parameters", low=0),
@@ -267,6 +271,12 @@ def _parse_graph(graph: Reader, name: str) -> GraphInfo:
         metrics=graph.optional_object("metrics"),
         gate=graph.optional_object("gate"),
     )
+
+
+def _parse_role(graph: Reader, path: str) -> Role:
+    if "role" not in graph.keys:  # written before there were roles
+        return default_role(path)
+    return Role(graph.choice("role", [role.value for role in Role]))
 
 
 def _check_package(root: Reader, manifest: Manifest) -> None:

@@ -62,6 +62,25 @@ def affines_to_convolutions_(folded: nn.Module) -> None:
             _replace_(folded, name, module.as_convolution())
 
 
+def to_half_(folded: fx.GraphModule) -> None:
+    """Let ``folded`` compute in fp16 between float32 images and float32 scores, in place.
+
+    The weights are rounded, so zeros stay zero. What a type cannot hold becomes infinite, which verification finds.
+    """
+    graph = folded.graph
+    (image,) = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(image):
+        half = graph.call_method("half", (image,))
+    image.replace_all_uses_with(half, delete_user_cb=lambda user: user is not half)
+    output = graph.output_node()
+    (scores,) = output.args
+    assert isinstance(scores, fx.Node)
+    with graph.inserting_before(output):
+        output.args = (graph.call_method("float", (scores,)),)
+    folded.half()
+    folded.recompile()
+
+
 def padded(mask: Tensor, *, align: int, block: int = 1) -> Tensor:
     """Return ``mask`` (bool, (size,)) with channels added until a multiple of ``align`` is kept, or all of them.
 
