@@ -8,26 +8,13 @@ from __future__ import annotations
 
 from smart_common.errors import MissingExtraError, SmartError
 from smart_common.version import version
+from smart_devices.device_profile import PRECISIONS, DenseSparse, Dla, Identity, Memory, PowerMode, Profile, Target
 from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
 from smart_devices.engines import engine_status
 from smart_devices.errors import UnknownTargetError
 from smart_devices.facts import Fact
 from smart_devices.jetpack import JetPack, JetPackVersion
-from smart_devices.profiles import (
-    PRECISIONS,
-    DenseSparse,
-    Dla,
-    Identity,
-    Memory,
-    PowerMode,
-    Profile,
-    Target,
-    load_profile,
-    parse_profile,
-    profile_names,
-    profile_of,
-    resolve_target,
-)
+from smart_devices.profiles import load_profile, parse_profile, profile_names, profile_of, resolve_target
 
 __all__ = [
     "PRECISIONS",

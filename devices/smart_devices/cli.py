@@ -16,18 +16,11 @@ from rich.text import Text
 from smart_common.console.cli import Command, Group, console, json_option, print_json
 from smart_common.version import version
 from smart_devices.detection import Machine, detect
+from smart_devices.device_profile import DenseSparse, PowerMode, Profile
 from smart_devices.doctor import diagnose
 from smart_devices.engine_rows import EngineStatus, engine_info
 from smart_devices.facts import Fact
-from smart_devices.profiles import (
-    SCHEMA_VERSION,
-    DenseSparse,
-    PowerMode,
-    Profile,
-    load_profile,
-    profile_names,
-    resolve_target,
-)
+from smart_devices.profiles import SCHEMA_VERSION, load_profile, profile_names, resolve_target
 
 _Row = tuple[str, str, str]
 

@@ -13,25 +13,35 @@ card has no deep learning accelerator). Peaks are the vendor's at the highest cl
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
-from typing import Literal, cast
+from pathlib import Path
+from typing import cast
 
+from smart_common.documents import parse_document
+from smart_common.errors import shortened
+from smart_devices.device_profile import (
+    PRECISIONS,
+    DenseSparse,
+    Dla,
+    Identity,
+    Kind,
+    Memory,
+    PowerMode,
+    Profile,
+    Target,
+)
 from smart_devices.engine_rows import engine_names
 from smart_devices.errors import UnknownTargetError
-from smart_devices.facts import Fact, Node, is_positive
+from smart_devices.facts import Node, is_positive
 from smart_devices.jetpack import JetPack, is_opset, jetpack_table, parse_jetpack
 
 SCHEMA_VERSION = 1
-PRECISIONS = ("fp32", "fp16", "int8")
-"""The precisions that a graph can be exported in; every profile says something about each one's alignment."""
-
-SPARSE_GAIN_CHANNELS = 256
-"""With fewer channels in or out, NVIDIA's 2:4 kernels seldom beat its dense ones, says a maintainer of TensorRT:
-https://github.com/NVIDIA/TensorRT/issues/3849 and 4065."""
+_MAX_BYTES = 2**20  # of a profile of the user's own: ours are below 10 KB
 
 # Peak throughput knows more kinds of arithmetic: GeForce cards halve their rate when fp16 products accumulate in fp32.
 _THROUGHPUT_UNITS = {
@@ -45,185 +55,58 @@ _THROUGHPUT_UNITS = {
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _COMPUTE_CAPABILITY = re.compile(r"\d{1,2}\.\d")
 
-Kind = Literal["jetson", "gpu", "cpu"]
 
-
-@dataclass(frozen=True)
-class Identity:
-    """What the device calls itself, which no other profile's device does.
-
-    Attributes:
-        names: A Jetson's module part numbers (``p3701-0005``), a card's names as NVML gives them, a CPU's
-            ``platform.machine()`` in small letters.
-        source: Where they were read.
-    """
-
-    names: tuple[str, ...]
-    source: str
-
-
-@dataclass(frozen=True)
-class DenseSparse:
-    """A figure for dense and for 2:4 sparse arithmetic; ``sparse`` is ``None`` where the device has no such thing."""
-
-    dense: Fact[float]
-    sparse: Fact[float] | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The memory that the network runs from.
-
-    Attributes:
-        size: Capacity in GB as sold.
-        bandwidth: Peak bandwidth in GB/s.
-        shared_with_host: Whether host programs use the same memory (every Jetson) or the device has its own.
-    """
-
-    size: Fact[float]
-    bandwidth: Fact[float]
-    shared_with_host: bool
-
-
-@dataclass(frozen=True)
-class Dla:
-    """The deep learning accelerators beside the GPU; peaks in int8 TOPS are for all of them together."""
-
-    engines: Fact[int]
-    int8: DenseSparse
-
-
-@dataclass(frozen=True)
-class PowerMode:
-    """A power mode of a Jetson. Select it by name: the same number means different modes on different images.
-
-    Attributes:
-        name: What ``nvpmodel -q`` prints.
-        default: Whether a new board starts in it.
-        power: The budget in W.
-        throughput: The GPU's peaks in this mode, by precision; only what is known to differ per mode.
-        dla_int8: The accelerators' int8 peak in this mode, ``None`` without accelerators.
-        bandwidth: Memory bandwidth in this mode where it differs from the profile's, else ``None``.
-        requires_l4t: The first L4T release that has the mode, ``None`` when all have it.
-    """
-
-    name: str
-    default: bool
-    power: Fact[float]
-    throughput: Mapping[str, DenseSparse]
-    dla_int8: DenseSparse | None
-    bandwidth: Fact[float] | None
-    requires_l4t: str | None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What one device can do.
-
-    Attributes:
-        name: The profile's name; ``profiles/<name>.json`` holds it.
-        aliases: Other names for it, each naming this profile only.
-        title: The device's name for people.
-        kind: ``jetson``, ``gpu`` (a card with memory of its own) or ``cpu``.
-        identity: What the device calls itself.
-        export_only: Why smart-edge cannot run there itself though it exports for it; ``None`` where it can.
-        compute_capability: NVIDIA's, such as ``8.7``; ``None`` on a CPU.
-        sparse_tensor_cores: Whether 2:4 sparse weights can run faster than dense ones.
-        memory: Size, bandwidth, sharing.
-        throughput: Peak TFLOPS or TOPS of the GPU or CPU alone, by precision; a precision not listed is unknown.
-        dla: Deep learning accelerators, ``None`` where the device has none.
-        channel_alignment: The multiple that channel counts should be of, by precision and arithmetic.
-        onnx_opset: The opset that graphs for this device are exported with.
-        engines: What can run a graph there, best first.
-        power_modes: Power modes, empty where there are none.
-        jetpack: What each JetPack release installs, oldest first; empty on anything but a Jetson.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    title: str
-    kind: Kind
-    identity: Identity
-    export_only: str | None
-    compute_capability: Fact[str] | None
-    sparse_tensor_cores: Fact[bool]
-    memory: Memory
-    throughput: Mapping[str, DenseSparse]
-    dla: Dla | None
-    channel_alignment: Mapping[str, DenseSparse]
-    onnx_opset: Fact[int]
-    engines: tuple[str, ...]
-    power_modes: tuple[PowerMode, ...]
-    jetpack: tuple[JetPack, ...]
-
-    def alignment(self, precision: str, *, sparse: bool = False) -> int:
-        """Return the multiple that channel counts should be of: at least 1, which is also the answer while unverified.
-
-        Args:
-            precision: One of ``PRECISIONS``.
-            sparse: For 2:4 sparse instead of dense arithmetic.
-
-        Raises:
-            ValueError: ``precision`` is none of them.
-        """
-        if precision not in self.channel_alignment:
-            raise ValueError(f"expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-        pair = self.channel_alignment[precision]
-        fact = pair.sparse if sparse else pair.dense
-        return 1 if fact is None or fact.value is None else int(fact.value)
-
-    @property
-    def opset(self) -> int:
-        """The ONNX opset that graphs for this device are exported with."""
-        return cast("int", self.onnx_opset.value)  # never None: the parser refuses that
-
-
-@dataclass(frozen=True)
-class Target:
-    """A device as the user named it (``name``, maybe an alias) and the profile that this means.
-
-    ``jetpack`` is the JetPack release that runs on it, ``None`` for the one that the profile's opset is for.
-    """
-
-    name: str
-    profile: Profile
-    jetpack: str | None = None
-
-    @property
-    def opset(self) -> int:
-        """The ONNX opset of graphs for it: the profile's, or less where an older TensorRT reads no more."""
-        rows = (row for row in self.profile.jetpack if self.jetpack in row.versions)
-        return min([self.profile.opset, *(row.onnx_opset for row in rows if row.onnx_opset is not None)])
-
-
-def resolve_target(name: str, *, jetpack: str | None = None) -> Target:
-    """Return the target that ``name``, a profile's name or an alias, stands for.
+def resolve_target(name: str | os.PathLike[str], *, jetpack: str | None = None) -> Target:
+    """Return the target that ``name`` stands for: a profile's name, an alias, or a profile of the user's own.
 
     Args:
-        name: The device.
+        name: The device, or a file that ends in ``.json`` and is a profile like those in ``profiles/``.
         jetpack: The JetPack release on it, as in ``6.0``; only a Jetson has one.
 
     Raises:
-        UnknownTargetError: No profile has that name, or there is no such JetPack release for it.
+        UnknownTargetError: No profile has that name, the file is none, or there is no such JetPack release for it.
     """
-    known = _profiles_by_name()
-    if name not in known:
-        raise UnknownTargetError(
-            f"expected one of {', '.join(sorted(known))} as the target device, got {name!r}; "
-            "`smart-devices list` shows what they are"
-        )
-    profile = known[name]
+    if str(name).endswith(".json"):
+        profile = _read_profile(Path(name))
+        name = profile.name
+    else:
+        known = _profiles_by_name()
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise UnknownTargetError(f"unknown target {str(name)!a:.100}; {remedy}")
+        profile = known[str(name)]
     if jetpack is not None and not any(jetpack in row.versions for row in profile.jetpack):
         releases = ", ".join(version for row in profile.jetpack for version in row.versions)
         raise UnknownTargetError(
             f"expected a JetPack release for {name}, {f'one of {releases}' if releases else 'which has none'}, got "
             f"{jetpack!r}; leave it out, or see `smart-devices show {name}`"
         )
-    return Target(name=name, profile=profile, jetpack=jetpack)
+    return Target(name=str(name), profile=profile, jetpack=jetpack)
 
 
-def load_profile(name: str) -> Profile:
-    """Return the profile that ``name``, a profile's name or an alias, stands for; raises as ``resolve_target``."""
+def _read_profile(file: Path) -> Profile:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UnknownTargetError(f"no profile at {file}: {error.strerror}; check the path") from error
+    if len(content) > _MAX_BYTES:
+        raise UnknownTargetError(f"{file} is larger than any profile; give a profile of up to {_MAX_BYTES} bytes")
+    remedy = f"see `smart-devices show` for what a profile holds, and {file} for the entry"
+
+    def damaged(message: str) -> UnknownTargetError:
+        return UnknownTargetError(f"{file} is no profile: {message}; {remedy}")
+
+    document = dict(parse_document(content, damaged=damaged).raw)
+    try:
+        return parse_profile(document, where=file.name)
+    except ValueError as error:  # what the parser says of a wrong entry
+        raise damaged(shortened(str(error))) from error
+
+
+def load_profile(name: str | os.PathLike[str]) -> Profile:
+    """Return the profile that ``name`` stands for, as ``resolve_target`` reads it, and raise as it does."""
     return resolve_target(name).profile
 
 

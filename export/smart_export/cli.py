@@ -43,7 +43,7 @@ def main() -> None:
 
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
 @click.argument("checkpoint", type=_FILE)
-@click.option("--target", required=True, metavar="NAME", help="The device (see smart-devices list).")
+@click.option("--target", required=True, metavar="NAME", help="The device (smart-devices list), or its FILE.json.")
 @click.option(
     "--jetpack",
     metavar="RELEASE",
@@ -144,7 +144,7 @@ def build(
 
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
     device = resolve_target(target, jetpack=jetpack)
-    output = output or checkpoint.with_name(f"{checkpoint.stem}-{target}")
+    output = output or checkpoint.with_name(f"{checkpoint.stem}-{device.name}")
     check_output(output, force=force)
     check_max_drop(max_drop / 100)
     if calibration is not None and precision != INT8:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_devices import Target
-from smart_devices.profiles import SPARSE_GAIN_CHANNELS
+from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
 from smart_train.masking.structure import TWO_FOUR, Pattern, why_pattern_is_slow
 

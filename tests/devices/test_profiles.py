@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,15 +242,45 @@ def test_an_alias_resolves_to_its_profile_and_both_names_are_reported(alias: str
     assert resolve_target(name).profile == target.profile == load_profile(alias)
 
 
-@pytest.mark.parametrize("name", ["jetson", "", "CPU", "../x86-cpu", "x86-cpu.json"])
+def own_profile(folder: Path, **changes: object) -> Path:
+    """Write a profile of a user's own: that of an RTX 4070 under another name."""
+    document = json.loads(resources.files("smart_devices").joinpath("profiles/rtx-4070.json").read_text("utf-8"))
+    file = folder / "my-card.json"
+    file.write_text(json.dumps(document | {"name": "my-card", "aliases": []} | changes), encoding="utf-8")
+    return file
+
+
+def test_a_file_is_a_target_too(tmp_path: Path) -> None:
+    target = resolve_target(own_profile(tmp_path))
+    assert target.name == target.profile.name == "my-card"
+    assert target.profile.throughput == load_profile("rtx-4070").throughput
+
+
+def test_a_file_that_is_no_profile_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnknownTargetError, match=r"my-card.json is no profile: .*memory.*; see `smart-devices show`"):
+        resolve_target(own_profile(tmp_path, memory=3))
+    with pytest.raises(UnknownTargetError, match=r"no profile at .*absent.json: No such file or directory; check"):
+        resolve_target(str(tmp_path / "absent.json"))
+    (tmp_path / "deep.json").write_text("[" * 10**5)
+    with pytest.raises(UnknownTargetError, match=r"deep.json is no profile: expected JSON"):
+        resolve_target(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize("name", ["zzz", "", "CPU"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(UnknownTargetError) as caught:
+    with pytest.raises(
+        UnknownTargetError, match=f"unknown target {name!r}; there are .*jetson-orin.*x86-cpu"
+    ) as caught:
         resolve_target(name)
-    message = str(caught.value)
-    assert "jetson-orin" in message
-    assert "x86-cpu" in message
-    assert f"got {name!r}" in message
-    assert "\n" not in message
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("jetson-orn", "jetson-orin"), ("../x86-cpu", "x86-cpu"), ("rtx4070", "rtx-4070")]
+)
+def test_a_misspelt_name_is_guessed(name: str, meant: str) -> None:
+    with pytest.raises(UnknownTargetError, match=rf"unknown target '{re.escape(name)}'; did you mean {meant}\?"):
+        resolve_target(name)
 
 
 def test_the_orin_says_what_was_verified_and_what_was_not() -> None:

@@ -266,7 +266,7 @@ def test_eps_is_what_the_manifest_records(
 def test_the_documentation_s_python_runs(checkpoint_file: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    for long, short in (("steps=50, restarts=5", "steps=2"), ("autoattack", "apgd-ce")):
+    for long, short in (("steps=50, restarts=5", "steps=2"), ('"autoattack"', '"apgd-ce"')):
         assert long in code
         code = code.replace(long, short)
     shutil.copy(checkpoint_file, tmp_path / "ckpt.pt")

@@ -27,7 +27,7 @@ from networks import NETWORKS
 from reference import costs
 from reference import sparsity as oracle
 from smart_devices import resolve_target
-from smart_devices.profiles import SPARSE_GAIN_CHANNELS
+from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
 from smart_export.folding import fold, fold_dense, unmasked
 from smart_export.graph import Converter, onnx_from_module, save_graph

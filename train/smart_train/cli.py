@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +15,7 @@ from smart_common.figures import check_plot
 from smart_common.units import duration
 from smart_common.version import version
 from smart_devices import Target, resolve_target
-from smart_devices.profiles import SPARSE_GAIN_CHANNELS
+from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures import ARCHITECTURES, Factory
 from smart_train.architectures.cli import NetworkName, chosen_network
 from smart_train.architectures.custom import FACTORY_FORM
@@ -32,65 +31,15 @@ from smart_train.masking.plan import MASK_MODES, SCORES, MaskPlan
 from smart_train.masking.structure import STRUCTURES, Structure, default_density, parse_structure, why_pattern_is_slow
 from smart_train.methods import METHODS
 from smart_train.options import parse_arguments, parse_fraction
+from smart_train.training.cli import apply_recipe, overruled
 from smart_train.training.config import PRECISIONS, TrainConfig
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
-from smart_train.training.recipe import Value, read_recipe
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import state_path
 
 DEFAULT_ALIGN = 8
-# Of one call, or of one machine, and not of a training.
-NOT_IN_RECIPES = {
-    "recipe", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache", "init"
-}  # fmt: skip
-
-
-def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make what the recipe says the default of every option, checked as on the command line."""
-    if path is None:
-        return
-    options = {
-        o.name: o for o in ctx.command.params if isinstance(o, click.Option) and o.name and o.name not in NOT_IN_RECIPES
-    }
-    found: dict[str, Any] = {}
-    for name, value in read_recipe(path).items():
-        if name not in options:
-            raise ConfigError(
-                f"expected options of smart-train in {path}, got {name!a:.100}; see smart-train --help for their names"
-            )
-        try:
-            found[name] = _option_value(options[name], value, ctx)
-        except (click.BadParameter, ValueError) as error:
-            reason = error.message if isinstance(error, click.BadParameter) else str(error)
-            raise ConfigError(
-                f"expected a value for {name} in {path} that --{name.replace('_', '-')} takes, got one it does not: "
-                f"{reason.rstrip('.')}"
-            ) from error
-    ctx.default_map = found
-
-
-def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
-    """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
-    if option.multiple:
-        if isinstance(value, str | int | float):
-            raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
-        return [f"{key}={number}" for key, number in value.items()]
-    if value is True and isinstance(option.flag_value, str):
-        return option.flag_value  # an option that may stand alone, like --plot
-    if option.is_flag != isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("true or false is wanted" if option.is_flag else "text or a number is wanted")
-    # Through text, so that 7.5 epochs are refused and not cut to 7.
-    return value if option.is_flag else option.type.convert(str(value), option, ctx)
-
-
-def _overruled(ctx: click.Context, option: str, *, by: Sequence[str]) -> bool:
-    """Whether ``option`` is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
-    typed = ParameterSource.COMMANDLINE
-    return ctx.get_parameter_source(option) is ParameterSource.DEFAULT_MAP and any(
-        ctx.get_parameter_source(name) is typed for name in by
-    )
 
 
 def _structure(
@@ -226,7 +175,7 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     metavar="FILE",
     is_eager=True,  # before the options whose defaults it sets
     expose_value=False,
-    callback=_apply_recipe,
+    callback=apply_recipe,
     help="Take options from this .toml or .json file, by their names; those on the command line outweigh it.",
 )
 @click.option("--data", default="digits", help=f"{DATA_SPECS}.")
@@ -266,7 +215,7 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     f"[default: 1; {SPARSE_GAIN_CHANNELS} where --target has sparse tensor cores]",
 )
 @click.option("--permute", is_flag=True, help="First order channels so that N:M keeps more; pays with --init.")
-@click.option("--target", metavar="NAME", help="Take the alignment of this device (see smart-devices list).")
+@click.option("--target", metavar="NAME", help="Take the alignment of this device (smart-devices list, or FILE.json).")
 @click.option("--masks", default="gradual", type=click.Choice(MASK_MODES), help="How masks are found.")
 @click.option("--score", default="magnitude", type=click.Choice(SCORES), help="By what they choose.")
 @click.option("--method", default="smart", type=click.Choice(list(METHODS)), help="The training method.")
@@ -348,12 +297,12 @@ def main(
     the folder's latest training; every checkpoint keeps its own lines). Figures are from the test split, robust ones
     under PGD-20.
     """
-    align = None if _overruled(ctx, "align", by=["target"]) else align
-    target = None if _overruled(ctx, "target", by=["align"]) else target
-    steps = None if _overruled(ctx, "steps", by=["attack"]) else steps
-    step_size = None if _overruled(ctx, "step_size", by=["attack", "eps"]) else step_size
+    align = None if overruled(ctx, "align", by=["target"]) else align
+    target = None if overruled(ctx, "target", by=["align"]) else target
+    steps = None if overruled(ctx, "steps", by=["attack"]) else steps
+    step_size = None if overruled(ctx, "step_size", by=["attack", "eps"]) else step_size
     own = parse_structure(structure).own_density is not None
-    density = None if own and _overruled(ctx, "density", by=["structure"]) else density
+    density = None if own and overruled(ctx, "density", by=["structure"]) else density
     if not output.parent.is_dir():
         raise ConfigError(f"expected an existing folder for {output}, got none; create {output.parent} first")
     curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")

@@ -13,8 +13,9 @@ from smart_devices.detection.device_tree import Module
 from smart_devices.detection.files import Files
 from smart_devices.detection.nvpmodel import LiveMode, Run
 from smart_devices.detection.releases import Software
+from smart_devices.device_profile import Kind
 from smart_devices.jetpack import JetPackVersion
-from smart_devices.profiles import Kind, profile_of
+from smart_devices.profiles import profile_of
 
 _HERE = Path("/")
 # What the kernel of a Jetson shows in a container too, where the device tree is masked.
