@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # torch 2.13's oneDNN corrupts the heap when it trains convolutions of a few channels on one thread of a processor with
 # AVX2 and no AVX-512 (AMD EPYC 7003): "corrupted size vs. prev_size", in the code of any earlier day too.
 if "avx512f" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
-    os.environ["ONEDNN_MAX_CPU_ISA"] = "SSE41"
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, past the runtime's own switch
 # Nobody's own cache of data sets is read or written. A worker of pytest-xdist has one inside of that of the process
 # that started it, which removes them all: a worker may end without a word.
