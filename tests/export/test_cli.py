@@ -25,7 +25,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: expected")
+    assert lines[0].startswith("error: ")
     return lines[0]
 
 

@@ -54,6 +54,9 @@ def build(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Bu
     return make
 
 
+HAS_VNNI = "vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
 def graph_of(built: BuildResult, name: str) -> onnx.ModelProto:
     return onnx.load(str(built.bundle / name / "model.onnx"))  # with its external weights
 
@@ -70,7 +73,9 @@ def test_the_runtime_answers_like_the_masked_paths(
             with torch.no_grad():
                 expected = checkpoint.net.path(path)(to_tensor(images)).numpy()
             assert scores.dtype == np.float32
-            worst = {"fp16": 2e-3, "int8": 0.15}[precision]  # of int8: 256 steps, six layers deep
+            # Of int8: 256 steps, six layers deep; without VNNI ONNX Runtime's kernels also cut some sums off at 16 bits
+            # (docs/precision.md).
+            worst = {"fp16": 2e-3, "int8": 0.15 if HAS_VNNI else 0.5}[precision]
             assert np.abs(scores - expected).max() / max(1, np.abs(expected).max()) < worst
 
 

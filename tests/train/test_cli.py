@@ -253,7 +253,7 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
         (["--eps", "1e999999999"], "eps in [0, 1]"),
         (["--eps", "2"], "eps in [0, 1]"),
         (["--align", "8", "--target", "cpu"], "--align or --target, got both"),
-        (["--target", "toaster"], "got 'toaster'"),
+        (["--target", "toaster"], "unknown target 'toaster'; there are"),
         (["--batch-size", "1000"], "at most the 39 training images, got 1000"),
         (["--batch-size", "2"], "batch of 4 or more"),
         (["--epochs", "0"], "1 or more epochs"),
@@ -285,7 +285,7 @@ def test_a_bad_option_is_one_line_and_status_1(data: str, tmp_path: Path, option
     small = ["--model-arg", "width=4", "--batch-size", "16"]
     done = invoke("--data", data, *small, "-o", str(tmp_path / "ckpt.pt"), *options)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: expected ")
+    assert done.stderr.startswith("error: ")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
