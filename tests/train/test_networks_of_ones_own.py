@@ -72,9 +72,9 @@ def invoke(*arguments: str, command: Any = smart_train) -> Result:
     return CliRunner().invoke(command, arguments)
 
 
-def one_sentence(done: Result, *words: str) -> None:
+def one_sentence(done: Result, *words: str, start: str = "expected") -> None:
     assert (done.exit_code, done.stdout) == (1, ""), done.output
-    assert done.stderr.startswith("error: expected ")
+    assert done.stderr.startswith(f"error: {start} ")
     assert done.stderr.count("\n") == 1
     assert all(word in done.stderr for word in words), done.stderr
 
@@ -99,7 +99,11 @@ def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
     evaluated = invoke("ckpt.pt", *own, "--steps", "1", "--examples", "20", "--json", command=smart_eval)
     assert evaluated.exit_code == 0, evaluated.output
     one_sentence(invoke("ckpt.pt", *own, "--model-arg", "width=5", command=smart_eval), "tensor '")
-    one_sentence(invoke("ckpt.pt", "--model-arg", "width=5", command=smart_eval), "--model beside --model-arg")
+    one_sentence(
+        invoke("ckpt.pt", "--model-arg", "width=5", command=smart_eval),
+        "--model-arg needs --model beside it",
+        start="--model-arg",
+    )
     resumed = invoke("--data", "digits", *own, "--model-arg", "width=6", *FEW, "--resume", "-o", "ckpt.pt")
     assert resumed.exit_code == 0, resumed.output
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from smart_train.cli import NOT_IN_RECIPES
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
-from smart_train.training.cli import NOT_IN_RECIPES
 from smart_train.training.recipe import MAX_BYTES, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smart_train import ConfigError, Structure
-from smart_train.cli import _structure, main
+from smart_train.cli import main
 from smart_train.masking.structure import Pattern, Removal, default_density, parse_structure
+from smart_train.training.cli import _structure
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from smart_train.architectures import Argument
+from smart_train.architectures.names import Argument
 from smart_train.errors import ConfigError
 
-MAX_TEXT = 200  # characters of a model argument
+MAX_TEXT = 200  # characters of a value
+_EXAMPLES = {"--model-arg": "--model-arg width=32", "--set": "--set beta=6"}
 
 
 def parse_fraction(text: str) -> float:
@@ -24,8 +25,8 @@ def parse_fraction(text: str) -> float:
         raise ConfigError(f"expected eps or a step as a decimal or fraction, got {text!r}; write 8/255") from error
 
 
-def parse_arguments(pairs: Sequence[str]) -> dict[str, Argument]:
-    """Read ``NAME=VALUE`` model arguments: integers, decimals, ``true`` and ``false``, and all else as text.
+def parse_arguments(pairs: Sequence[str], *, option: str = "--model-arg") -> dict[str, Argument]:
+    """Read the ``NAME=VALUE`` of ``option``: integers, decimals, ``true`` and ``false``, and all else as text.
 
     Raises:
         ConfigError: if one has another form, or a text is long or not printable.
@@ -34,9 +35,9 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Argument]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w{0,99}", name, re.ASCII) or not text or not text.isprintable():
-            raise ConfigError(f"expected a model argument as NAME=VALUE, got {pair!a:.100}; write --model-arg width=32")
+            raise ConfigError(f"expected {option} NAME=VALUE, got {pair!a:.100}; write {_EXAMPLES[option]}")
         if len(text) > MAX_TEXT:
-            raise ConfigError(f"expected a model argument of at most {MAX_TEXT} characters, got {len(text)} for {name}")
+            raise ConfigError(f"expected at most {MAX_TEXT} characters after {option} {name}=, got {len(text)}")
         result[name] = _value(text)
     return result
 

@@ -6,15 +6,18 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smart_train.architectures import ARCHITECTURES, CUSTOM, Argument, Factory, import_factory
-from smart_train.architectures.custom import FACTORY_FORM, is_factory_name
-from smart_train.checkpoint.format import Checkpoint, load_checkpoint
+from smart_train.architectures.names import CUSTOM, FACTORY_FORM, Argument, is_factory_name
+from smart_train.choices import ARCHITECTURES
 from smart_train.errors import ConfigError
 from smart_train.options import parse_arguments
+
+if TYPE_CHECKING:
+    from smart_train.architectures.custom import Factory
+    from smart_train.checkpoint.format import Checkpoint
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -45,6 +48,8 @@ def chosen_network(model: str) -> NetworkChoice:
     """Return what ``--model`` names, importing the user's own code if it names some; raises ConfigError."""
     if model in ARCHITECTURES:
         return NetworkChoice(model, None)
+    from smart_train.architectures.custom import import_factory  # noqa: PLC0415  # torch
+
     return NetworkChoice(CUSTOM, import_factory(model))
 
 
@@ -57,6 +62,8 @@ class OwnNetwork:
 
     def load(self, path: Path) -> Checkpoint:
         """Read a checkpoint; raises as `load_checkpoint` does."""
+        from smart_train.checkpoint.format import load_checkpoint  # noqa: PLC0415  # torch
+
         return load_checkpoint(path, factory=self.factory, arguments=self.arguments)
 
 
@@ -74,9 +81,13 @@ def own_network_options(function: _F) -> _F:
     def command(*, model: str | None, model_arg: tuple[str, ...], **others: Any) -> Any:
         if model_arg and model is None:
             raise ConfigError(
-                "expected --model beside --model-arg, got none; a network of ours has its arguments in the checkpoint"
+                "--model-arg needs --model beside it: a network of ours has its arguments in the checkpoint"
             )
-        factory = None if model is None else import_factory(model)
+        factory = None
+        if model is not None:
+            from smart_train.architectures.custom import import_factory  # noqa: PLC0415  # torch
+
+            factory = import_factory(model)
         return function(own=OwnNetwork(factory, parse_arguments(model_arg)), **others)
 
     options = (

@@ -1,12 +1,11 @@
 """A network of the user's own, made by a factory that the user names: never by one that a file names.
 
-A checkpoint of such a network says :data:`CUSTOM` and the factory's arguments, and holds no code.
+A checkpoint of such a network says ``CUSTOM`` and the factory's arguments, and holds no code.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,25 +15,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from smart_train.architectures.names import FACTORY_FORM, Argument, is_factory_name
 from smart_train.errors import ConfigError
 
-Argument: TypeAlias = "int | float | bool | str"
 Factory: TypeAlias = Callable[..., nn.Module]
 """Takes ``num_classes`` and ``in_channels`` beside its own arguments, all by keyword, and returns a network."""
 
-CUSTOM = "custom"
-"""What stands in a checkpoint in the place of a name of ours."""
-
-FACTORY_FORM = "PACKAGE.MODULE:FACTORY"
-_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _MAX_REASON = 300  # characters of what the user's own code says
 # What a checkpoint holds, so that opening one stays a matter of plain tensors.
 _DTYPES = {torch.float32, torch.int64, torch.bool, torch.uint8}
-
-
-def is_factory_name(text: str) -> bool:
-    """Whether ``text`` has the form ``package.module:factory``; nothing is imported."""
-    return _NAME.fullmatch(text) is not None
 
 
 def _reason(error: BaseException) -> str:

@@ -6,15 +6,16 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from smart_common.cache import default_cache_dir
 from smart_common.console import cli as house
-from smart_train.data.images import ImageSet
-from smart_train.data.load import load_data
 from smart_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smart_train.data.images import ImageSet
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -33,6 +34,8 @@ class DataPlaces:
 
     def load(self, spec: str) -> ImageSet:
         """Read the data set ``spec`` with a bar for pictures and for an archive; raises as `load_data` does."""
+        from smart_train.data.load import load_data  # noqa: PLC0415  # NumPy
+
         return load_data(spec, data_dir=self.data_dir, cache_dir=self.cache_dir, progress=house.progress)
 
 

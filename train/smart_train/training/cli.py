@@ -1,64 +1,300 @@
-"""How ``smart-train`` takes its options from a recipe."""
+"""The work of ``smart-train``, behind its options: what they say becomes a training, and its result is told."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from smart_common.console import cli as house
+from smart_common.figures import check_plot
+from smart_common.units import duration
+from smart_devices import Target, resolve_target
+from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
+from smart_train.architectures import ARCHITECTURES, Factory
+from smart_train.architectures.cli import chosen_network
+from smart_train.attacks import Attack
+from smart_train.checkpoint.format import describe, load_checkpoint
+from smart_train.choices import DEFAULT_ALIGN
+from smart_train.data.augment import Augmentation
+from smart_train.data.cli import DataPlaces
 from smart_train.errors import ConfigError
-from smart_train.training.recipe import Value, read_recipe
-
-# Of one call, or of one machine, and not of a training.
-NOT_IN_RECIPES = {
-    "recipe", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache", "init"
-}  # fmt: skip
-
-
-def apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make what the recipe says the default of every option, checked as on the command line."""
-    if path is None:
-        return
-    options = {
-        o.name: o for o in ctx.command.params if isinstance(o, click.Option) and o.name and o.name not in NOT_IN_RECIPES
-    }
-    found: dict[str, Any] = {}
-    for name, value in read_recipe(path).items():
-        if name not in options:
-            raise ConfigError(
-                f"expected options of smart-train in {path}, got {name!a:.100}; see smart-train --help for their names"
-            )
-        try:
-            found[name] = _option_value(options[name], value, ctx)
-        except (click.BadParameter, ValueError) as error:
-            reason = error.message if isinstance(error, click.BadParameter) else str(error)
-            raise ConfigError(
-                f"expected a value for {name} in {path} that --{name.replace('_', '-')} takes, got one it does not: "
-                f"{reason.rstrip('.')}"
-            ) from error
-    ctx.default_map = found
+from smart_train.masking.network import SmartNetwork
+from smart_train.masking.plan import MaskPlan
+from smart_train.masking.structure import Structure, default_density, parse_structure, why_pattern_is_slow
+from smart_train.methods import load_method
+from smart_train.options import parse_arguments, parse_fraction
+from smart_train.training.config import TrainConfig
+from smart_train.training.curves import draw_history
+from smart_train.training.history import check_history, history_path, path_accuracies
+from smart_train.training.loop import EpochReport, Trainer, TrainResult
+from smart_train.training.selection import report_attack, selection_attack
+from smart_train.training.state import state_path
 
 
-def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
-    """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
-    if option.multiple:
-        if isinstance(value, str | int | float):
-            raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
-        return [f"{key}={number}" for key, number in value.items()]
-    if value is True and isinstance(option.flag_value, str):
-        return option.flag_value  # an option that may stand alone, like --plot
-    if option.is_flag != isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("true or false is wanted" if option.is_flag else "text or a number is wanted")
-    # Through text, so that 7.5 epochs are refused and not cut to 7.
-    return value if option.is_flag else option.type.convert(str(value), option, ctx)
-
-
-def overruled(ctx: click.Context, option: str, *, by: Sequence[str]) -> bool:
+def _overruled(ctx: click.Context, option: str, *, by: Sequence[str]) -> bool:
     """Whether ``option`` is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
     typed = ParameterSource.COMMANDLINE
     return ctx.get_parameter_source(option) is ParameterSource.DEFAULT_MAP and any(
         ctx.get_parameter_source(name) is typed for name in by
     )
+
+
+def _structure(
+    name: str, *, density: float | None, scope: str, target: str | None, align: int | None, min_channels: int | None
+) -> Structure:
+    """Return what masks remove, in steps of ``align`` or of what ``target`` wants of its channels.
+
+    That is the coarser of its fp32 and fp16 alignments; for ``N:M`` also of those for sparse arithmetic, and layers too
+    narrow to gain from it there have no ``N:M``. Whole blocks of M are kept unless ``align`` says otherwise.
+    """
+    if align is not None and target is not None:
+        raise ConfigError("--align and --target cannot be combined: --target sets the alignment of that device")
+    pattern = parse_structure(name).pattern
+    wanted, least = DEFAULT_ALIGN if align is None else align, 1
+    if target is not None:
+        profile = resolve_target(target).profile
+        wanted = max(profile.alignment(precision) for precision in ("fp32", "fp16"))
+        if pattern is not None:
+            wanted = max(wanted, *(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16")))
+            if profile.sparse_tensor_cores.value:
+                least = SPARSE_GAIN_CHANNELS
+        _say_gain(name, resolve_target(target))
+    if pattern is not None and align is None:
+        wanted = math.lcm(wanted, pattern.m)
+    return Structure(
+        name=name,
+        density=default_density(name) if density is None else density,
+        align=wanted,
+        scope=scope,  # type: ignore[arg-type]  # click checked the choice
+        min_channels=least if min_channels is None else min_channels,
+    )
+
+
+def _say_ordering(config: TrainConfig) -> None:
+    """Say before the network is built that this may take long."""
+    if config.permute:
+        house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
+
+
+def _say_gain(structure: str, target: Target) -> None:
+    """Say so when zeros among weights gain no speed on ``target``, before hours are spent on them."""
+    removes = parse_structure(structure)
+    if removes.anywhere:
+        house.note(f"note: no engine skips single zeros: {structure} gains no speed on {target.name}")
+    slow = None if removes.pattern is None else why_pattern_is_slow(removes.pattern, target=target)
+    if slow is not None:
+        house.note(
+            f"note: {slow}: zeros among weights gain no speed there, and smart-export wants --allow-slow-structure"
+        )
+
+
+def _say_weights(trainer: Trainer) -> None:
+    """Say which layers keep all of their weights and why, where single weights are masked; and what permuting gains."""
+    net, gains = trainer.net, trainer.gains.values()
+    if net.structure.removes.weights:
+        whole = "; ".join(f"{name}: {why}" for name, why in net.dense_layers.items())
+        house.note(f"note: {net.structure.name} masks weights of {len(net.weight_layers)} layers; not of {whole}")
+    if gains:
+        before, after = fmean(gain.before for gain in gains), fmean(gain.after for gain in gains)
+        house.note(
+            f"note: at first {net.structure.name} keeps {after:.1%} of the weights' magnitude in permuted channels, "
+            f"{before:.1%} in the order before (mean of {len(gains)} layers)"
+        )
+
+
+def _say_density(net: SmartNetwork) -> None:
+    """Say so when alignment keeps clearly more channels than were asked for."""
+    if not net.structure.removes.channels:
+        return
+    kept = sum(net.structure.kept(group.size, bundle=group.bundle) * group.bundle for group in net.groups)
+    reached = kept / sum(group.size * group.bundle for group in net.groups)
+    if reached > 1.1 * net.structure.density:
+        house.note(
+            f"note: density will be {reached:.3f} instead of {net.structure.density:g}, since kept channels are "
+            f"rounded up to multiples of {net.structure.align}; --align 1 follows it closely"
+        )
+
+
+def _summary(result: TrainResult, *, factory: Factory | None) -> dict[str, Any]:
+    found = describe(load_checkpoint(result.checkpoint, factory=factory))
+    return {
+        "checkpoint": str(result.checkpoint),
+        "history": str(history_path(result.checkpoint)),
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "best_epoch": result.best_epoch,
+        "union_density": found["union_density"],
+        "paths": found["paths"],
+    }
+
+
+def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
+    rows = [
+        [
+            path,
+            f"{row['density']:.3f}",
+            f"{row['parameter_density']:.3f}",
+            f"{row['clean_accuracy']:.3f}",
+            f"{row['robust_accuracy']:.3f}",
+        ]
+        for path, row in summary["paths"].items()
+    ]
+    columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
+    house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
+    house.note(
+        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of "
+        f"{config.epochs}, stores {summary['union_density']:.1%} of the unmasked network's parameters"
+    )
+
+
+def _say_epoch(report: EpochReport, *, attack: str) -> None:
+    row = report.row
+    losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
+    validation = ", ".join(
+        f"{path} path {clean:.3f}" + ("" if robust is None else f", {attack} {robust:.3f}")
+        for path, (clean, robust) in path_accuracies(row).items()
+    )
+    house.note(
+        f"epoch {row['epoch']}/{report.epochs}  loss: {losses}  validation: {validation}  "
+        f"{report.images_per_second:.0f} images/s  {duration(report.seconds_left)} left"
+        f"{'  best so far' if report.best else ''}"
+    )
+
+
+def train(
+    ctx: click.Context,
+    *,
+    data: str,
+    places: DataPlaces,
+    train_images: int | None,
+    test_images: int | None,
+    crop_pad: int,
+    flip: bool,
+    model: str,
+    model_arg: tuple[str, ...],
+    init: Path | None,
+    structure: str,
+    density: float | None,
+    scope: str,
+    align: int | None,
+    min_channels: int | None,
+    permute: bool,
+    target: str | None,
+    masks: str,
+    score: str,
+    method: str,
+    method_options: tuple[str, ...],
+    attack: str,
+    eps: str,
+    steps: int | None,
+    step_size: str | None,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    device: str,
+    precision: str,
+    output: Path,
+    plot: str | None,
+    tensorboard: Path | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Do what the options of ``smart-train`` say; ``ctx`` tells which of them were typed and which a recipe's."""
+    align = None if _overruled(ctx, "align", by=["target"]) else align
+    target = None if _overruled(ctx, "target", by=["align"]) else target
+    steps = None if _overruled(ctx, "steps", by=["attack"]) else steps
+    step_size = None if _overruled(ctx, "step_size", by=["attack", "eps"]) else step_size
+    own = parse_structure(structure).own_density is not None
+    density = None if own and _overruled(ctx, "density", by=["structure"]) else density
+    if not output.parent.is_dir():
+        raise ConfigError(f"no folder {output.parent} for {output.name}; create it first")
+    curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
+    if curves is not None:
+        check_plot(curves)  # before the hours of training, not after
+    if resume and force:
+        raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
+    existing = [p for p in (output, state_path(output)) if p.exists()]
+    if existing and not resume and not force:
+        raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
+    check_history(history_path(output))
+    if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            f"expected --model {model} on the command line too, got it from a recipe alone, which may be anybody's; "
+            f"type it to have that code imported"
+        )
+    network = chosen_network(model)
+    config = TrainConfig(
+        model=network.name,
+        model_arguments=parse_arguments(model_arg),
+        structure=_structure(
+            structure,
+            density=load_method(method).default_density if density is None and not own else density,
+            scope=scope,
+            target=target,
+            align=align,
+            min_channels=min_channels,
+        ),
+        masks=MaskPlan(mode=masks, score=score),  # type: ignore[arg-type]
+        permute=permute,
+        method=method,
+        method_options=parse_arguments(method_options, option="--set"),
+        attack=Attack(
+            name=attack,  # type: ignore[arg-type]
+            eps=parse_fraction(eps),
+            steps=steps if steps is not None else (7 if attack == "pgd" else 1),
+            step_size=None if step_size is None else parse_fraction(step_size),
+        ),
+        augmentation=Augmentation(crop_pad=crop_pad, flip=flip),
+        train_images=train_images,
+        test_images=test_images,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    if resume and not state_path(output).exists():
+        if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
+            raise ConfigError(
+                f"expected {state_path(output).name} beside {output} to resume from, got none; this training has "
+                f"ended, use --force to replace it"
+            )
+        house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
+    _say_ordering(config)
+    trainer = Trainer(
+        config,
+        places.load(data),
+        output=output,
+        resume=resume,
+        factory=network.factory,
+        initial=init,
+        tensorboard=tensorboard,
+    )
+    if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
+        for path in existing:
+            path.unlink()
+    _say_density(trainer.net)
+    _say_weights(trainer)
+    judged = selection_attack(config.attack.eps).label
+    with house.progress("training", total=trainer.steps_left) as advance:
+        result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
+    summary = _summary(result, factory=network.factory)
+    if as_json:
+        house.print_json(summary)
+    else:
+        _print_summary(summary, result, config=config)
+    # Last: a plot that cannot be written takes nothing else with it.
+    if curves is not None:
+        draw_history(trainer.history, curves, attack=judged)
+        house.note(f"plot: {curves}")
