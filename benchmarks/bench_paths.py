@@ -38,7 +38,7 @@ from smart_runtime.bench.report import Report, Row
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE, GraphInfo
 from smart_train.architectures import build_network
-from smart_train.masking.groups import SCOPES, Scope
+from smart_train.choices import SCOPES, Scope
 
 RESULT = Path(__file__).resolve().parent / "results/paths.json"
 WIDE = 64  # channels that every masked layer keeps at least, for the higher goal

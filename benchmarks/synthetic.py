@@ -24,7 +24,7 @@ from smart_train import Checkpoint, SmartNetwork, convert
 from smart_train.accuracy import to_tensor
 from smart_train.architectures import build_network
 from smart_train.checkpoint.format import Samples
-from smart_train.masking.groups import Scope
+from smart_train.choices import Scope
 
 EPS = 8 / 255
 _PROBE_SIDE = 64

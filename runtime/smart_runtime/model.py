@@ -156,7 +156,7 @@ class SmartModel:
                 self.switch(request.path, request.reason)
         except ClosedError:  # between the call and here, by another thread
             pass
-        except Exception:
+        except Exception:  # whatever a policy raises, and whatever its switch runs into: the call has succeeded
             self._policy_failed("observe")
         finally:
             self._observing.discard(thread)
@@ -282,7 +282,7 @@ class SmartModel:
         if self._state.close() and self._policy is not None:
             try:
                 self._policy.stop()
-            except Exception:
+            except Exception:  # as above; the model is closed
                 self._policy_failed("stop")
 
     def __enter__(self) -> SmartModel:

@@ -21,7 +21,7 @@ from smart_train import Checkpoint, SmartNetwork, convert
 from smart_train.accuracy import to_tensor
 from smart_train.architectures import build_network
 from smart_train.checkpoint.format import Samples
-from smart_train.masking.groups import Scope
+from smart_train.choices import Scope
 
 # Every comparison holds to what is asked of a bundle: 50 layers of float32 sums in another order differ by up to 2e-5.
 NAMES = ["resnet18", "wrn16-8", "wrn40-2", "resnet50"]

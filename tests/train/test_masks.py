@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from reference import masks as oracle
 from smart_train import ConfigError, SmartNetwork
+from smart_train.choices import MASK_MODES, SCORES
 from smart_train.masking.accounting import batch_norm_parameters, used_parameters
 from smart_train.masking.layers import Expert
 from smart_train.masking.learner import magnitude
 from smart_train.masking.passes import Pass
-from smart_train.masking.plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count, strongest
+from smart_train.masking.plan import GRADUAL_BEGIN, MaskPlan, gradual_count, strongest
 from train.loop import IMAGES, LABELS, Loop
 from train.networks import smart
 

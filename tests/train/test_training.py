@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from smart_train import Attack, CheckpointError, ConfigError, Structure, load_checkpoint
+from smart_train.choices import MASK_MODES
 from smart_train.data import Augmentation
 from smart_train.masking.accounting import densities
-from smart_train.masking.plan import MASK_MODES, MaskPlan
+from smart_train.masking.plan import MaskPlan
 from smart_train.training.config import TrainConfig
 from smart_train.training.loop import Trainer, TrainResult
 from smart_train.training.state import state_path

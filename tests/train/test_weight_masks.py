@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from reference import masks as oracle
 from smart_train import NetworkError, SmartNetwork, convert
+from smart_train.choices import MASK_MODES, SCORES
 from smart_train.masking.accounting import densities, structure_report
 from smart_train.masking.layers import Expert
 from smart_train.masking.passes import Pass
-from smart_train.masking.plan import GRADUAL_BEGIN, MASK_MODES, SCORES, MaskPlan, gradual_count
+from smart_train.masking.plan import GRADUAL_BEGIN, MaskPlan, gradual_count
 from smart_train.masking.structure import Pattern
 from smart_train.masking.weight_masks import Blocks, keep_pattern, pattern_holds
 from train.loop import IMAGES, Loop

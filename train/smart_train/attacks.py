@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor
 
+from smart_train.choices import ATTACKS, AttackName
 from smart_train.errors import ConfigError
 
-AttackName = Literal["pgd", "fgsm-rs"]
-ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of scores (N, classes) and labels (N,): what an attack increases, the sum over the images."""

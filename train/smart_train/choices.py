@@ -1,14 +1,25 @@
-"""The names that command lines offer, for help pages that must not wait for torch; a test holds them to the tables."""
+"""What an option may be, kept where help pages need no torch for it.
+
+``ARCHITECTURES`` and ``DATA_SPECS`` name rows of tables that take torch to import; a test holds them to these.
+"""
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+AttackName = Literal["pgd", "fgsm-rs"]
+MaskMode = Literal["gradual", "regrow", "static"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+Scope = Literal["block", "all"]
+Score = Literal["magnitude", "gradient"]
+
 ARCHITECTURES = ("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "wrn16-8", "wrn40-2")
-ATTACKS = ("pgd", "fgsm-rs")
+ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 DATA_SPECS = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR"
-MASK_MODES = ("gradual", "regrow", "static")
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-SCOPES = ("block", "all")
-SCORES = ("magnitude", "gradient")
+MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+SCORES: tuple[Score, ...] = get_args(Score)
 STRUCTURES = "channel, N:M (2:4), channel+N:M or unstructured"
 
 DEFAULT_ALIGN = 8

@@ -31,10 +31,10 @@ from smart_train.checkpoint.network_state import (
     weights_record,
 )
 from smart_train.checkpoint.reader import Reader, read_plain
+from smart_train.choices import Scope
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import densities
-from smart_train.masking.groups import Scope
 from smart_train.masking.network import Normalise, SmartNetwork, check_path_names
 from smart_train.masking.parts import parts
 from smart_train.masking.structure import Structure

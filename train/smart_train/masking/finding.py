@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from smart_train.choices import Scope
 from smart_train.errors import NetworkError
 from smart_train.masking.dependencies import read_dependencies
-from smart_train.masking.groups import FoundGroups, Group, Member, Point, Scope, may_be_padded
+from smart_train.masking.groups import FoundGroups, Group, Member, Point, may_be_padded
 from smart_train.masking.parts import is_grouped
 from smart_train.masking.probe import PROBE_TOLERANCE, Probe
 from smart_train.masking.tracing import Trace, trace, traceable

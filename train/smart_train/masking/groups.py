@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from smart_train.masking.layers import Expert
 from smart_train.masking.parts import axis_length
 
 Axis = Literal["out", "in", "channel"]
-Scope = Literal["block", "all"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True, eq=False)

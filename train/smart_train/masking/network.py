@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from smart_train.choices import Scope
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
-from smart_train.masking.groups import FoundGroups, Group, Scope, apply_mask_
+from smart_train.masking.groups import FoundGroups, Group, apply_mask_
 from smart_train.masking.layers import Expert, check_weights, make_expert_
 from smart_train.masking.passes import Out, Pass
 from smart_train.masking.structure import Structure, default_density

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from smart_train.choices import MASK_MODES, SCORES, MaskMode, Score
 from smart_train.errors import ConfigError
-
-MaskMode = Literal["gradual", "regrow", "static"]
-Score = Literal["magnitude", "gradient"]
-MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
-SCORES: tuple[Score, ...] = get_args(Score)
 
 GRADUAL_BEGIN, GRADUAL_END = 0.15, 0.5  # fractions of training between which masks close
 REGROW_END = 0.75  # the last quarter settles on fixed masks

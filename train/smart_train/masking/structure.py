@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from smart_devices import Target
+from smart_train.choices import SCOPES, STRUCTURES, Scope
 from smart_train.errors import ConfigError
-from smart_train.masking.groups import SCOPES, Scope
-
-STRUCTURES = "channel, N:M (2:4), channel+N:M or unstructured"
 
 _MAX_M = 16
 _HALF = 0.5

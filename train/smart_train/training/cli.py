@@ -58,13 +58,14 @@ def _structure(
     pattern = parse_structure(name).pattern
     wanted, least = DEFAULT_ALIGN if align is None else align, 1
     if target is not None:
-        profile = resolve_target(target).profile
+        device = resolve_target(target)
+        profile = device.profile
         wanted = max(profile.alignment(precision) for precision in ("fp32", "fp16"))
         if pattern is not None:
             wanted = max(wanted, *(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16")))
             if profile.sparse_tensor_cores.value:
                 least = SPARSE_GAIN_CHANNELS
-        _say_gain(name, resolve_target(target))
+        _say_gain(name, device)
     if pattern is not None and align is None:
         wanted = math.lcm(wanted, pattern.m)
     return Structure(

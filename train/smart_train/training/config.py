@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from smart_train.architectures import Argument
 from smart_train.attacks import Attack
+from smart_train.choices import PRECISIONS, Precision
 from smart_train.data.augment import Augmentation
 from smart_train.errors import ConfigError
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Structure
 from smart_train.methods import METHODS, load_method
 from smart_train.methods.interface import Option
-
-Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
