@@ -62,6 +62,7 @@ __getattr__ = lazy_attributes(
     {
         **dict.fromkeys(__all__, "smart_runtime.errors"),  # but for these:
         "Bundle": "smart_runtime.bundle.bundle",
+        "EngineOptions": "smart_runtime.engines",
         "Hysteresis": "smart_runtime.policies.hysteresis",
         "LatencyHistogram": "smart_runtime.stats",
         "MemoryReport": "smart_runtime.memory",
