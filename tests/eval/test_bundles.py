@@ -117,7 +117,8 @@ def test_without_a_source_square_is_what_is_asked_for(bundle: Path, checkpoint_f
 @pytest.mark.parametrize("attack", ["pgd", "clean,autoattack", "square,apgd-ce"])
 def test_what_needs_gradients_is_refused_without_a_source(attack: str, bundle: Path) -> None:
     words = refused(bundle, "--attack", attack)
-    assert "whose graphs have no gradients" in words
+    assert "needs gradients, which the graphs of the bundle" in words
+    assert "--source" in words
     assert words.count("\n") == 1
 
 
