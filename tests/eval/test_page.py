@@ -549,7 +549,7 @@ def test_the_command_writes_the_page_and_says_how(trained: Path, data: str, tmp_
     ("options", "words"),
     [
         (["--report", "nowhere/report.html"], "no folder nowhere for --report"),
-        (["--report", "."], "got the folder ."),
+        (["--report", "."], "--report . is a folder"),
         (["--report", "r.html", "--include", "nothing.json"], "nothing there"),
         (["--report", "r.html", "--include", "."], "got a folder"),
         (["--include", "nothing.json"], "--report"),
