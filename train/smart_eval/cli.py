@@ -16,8 +16,8 @@ from smart_eval.attacks.table import ATTACKS, CLEAN
 from smart_eval.page.cli import report_options
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
+from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options
-from smart_train.data.load import DATA_SPECS
 from smart_train.options import parse_fraction
 
 if TYPE_CHECKING:
