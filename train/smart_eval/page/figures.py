@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from smart_common.units import si
-from smart_eval.page.html import Markup, join, tag
 
 
 def percent(value: float) -> str:
@@ -41,29 +40,3 @@ def radius(eps: float) -> str:
 def size(count: int) -> str:
     """Return bytes as ``700 kB``."""
     return si(count, "B")
-
-
-def accuracy(value: float, interval: Sequence[float]) -> Markup:
-    """Return an accuracy for a table's cell: the number, and below it its interval."""
-    return join(tag("span", percent(value), class_="figure"), tag("span", span(interval), class_="interval"))
-
-
-def barred(value: float, interval: Sequence[float], *, colour: str | None) -> Markup:
-    """Return an accuracy for a table's cell with both also drawn as a bar from 0 to 1; grey for no colour."""
-    low, high = interval
-    width = 100.0
-    return join(
-        accuracy(value, interval),
-        tag(
-            "svg",
-            tag("rect", x=0, y=3, width=width, height=4, class_="track"),
-            tag(
-                "rect", x=0, y=3, width=round(width * value, 2), height=4, class_=f"fill {colour}" if colour else "fill"
-            ),
-            tag("path", d=f"M{width * low:.2f} 5H{width * high:.2f}", class_="whisker"),
-            class_="bar",
-            viewBox=f"0 0 {width:.0f} 10",
-            preserveAspectRatio="none",
-            aria_hidden="true",
-        ),
-    )

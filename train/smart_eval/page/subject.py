@@ -7,13 +7,36 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from smart_eval.page.charts import swatch
-from smart_eval.page.html import Markup, name_of, tag
+from smart_eval.page.figures import radius
 from smart_eval.page.included import Included, Speed
 from smart_eval.page.pictures import Pictures
 
 Model = Mapping[str, Any]
 """One of the document's models."""
+
+
+_MOST_NAMES = 3  # in the heading
+_COLOURS = 4
+_THREATS = {
+    "transfer": "Made on a path",
+    "unknown_path": "On the mean loss",
+    "worst": "Worst of all",
+    "chosen_path": "The attacker's choice",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the most robust path gains under attack and loses on clean images, as fractions, against the most accurate.
+
+    ``slower`` is how many times as long it takes, None where that was not measured.
+    """
+
+    accurate: str
+    robust: str
+    gained: float
+    lost: float
+    slower: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +67,87 @@ class Report:
         """The names of all paths, each once: a path has the same colour everywhere."""
         return list(dict.fromkeys(path for model in self.models for path in model["paths"]))
 
+    @property
+    def attacked(self) -> bool:
+        """Whether any model was attacked."""
+        return any(model["attacks"] for model in self.models)
+
+    @property
+    def attack_names(self) -> list[str]:
+        """The attacks of all models, each once."""
+        return list(dict.fromkeys(attack["name"] for model in self.models for attack in model["attacks"]))
+
+    @property
+    def attack_descriptions(self) -> Iterable[tuple[str, str]]:
+        """Each attack in words, with its radius."""
+        return dict.fromkeys(
+            (one["name"], f"{one['description']}; within eps {radius(one['eps'])} of each pixel")
+            for model in self.models
+            for one in model["attacks"]
+        )
+
+    @property
+    def radii(self) -> list[float]:
+        """The radii of all attacks."""
+        return sorted({model["eps"] for model in self.models if model["attacks"]})
+
+    @property
+    def examples(self) -> list[int]:
+        """On how many test images models were measured."""
+        return sorted({model["examples"] for model in self.models})
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether a check of any path failed."""
+        return any(suspect(model, path) for model in self.models for path in model["paths"])
+
+    @property
+    def more_tried(self) -> bool:
+        """Whether more was tried on some path than attacks on itself."""
+        return any(map(tried_more, self.models))
+
+    @property
+    def attackers_differ(self) -> bool:
+        """Whether one model's attacker may do what another's may not."""
+        attackers = {
+            (model["threat_model"], tried_more(model) or len(model["paths"]) == 1)
+            for model in self.models
+            if model["attacks"]
+        }
+        return len(attackers) > 1
+
+    @property
+    def threat_models(self) -> Iterable[tuple[str, str]]:
+        """What attackers may do who do not aim at the path that runs, each once."""
+        return dict.fromkeys(
+            (kind, model["threats"][key]["threat_model"])
+            for key, kind in _THREATS.items()
+            for model in self.having("threats")
+            if key in model["threats"]
+        )
+
+    @property
+    def title_names(self) -> list[str]:
+        """The names of the models, or their number where they are too many for a heading."""
+        many = len(self.models) > _MOST_NAMES
+        return [f"{len(self.models)} models"] if many else [self.name(model) for model in self.models]
+
+    def having(self, key: str) -> list[Model]:
+        """Return the models of which the document has ``key``, and something in it."""
+        return [model for model in self.models if model.get(key)]
+
+    @property
+    def pictured(self) -> list[Model]:
+        """The models that have pictures."""
+        return [model for model in self.models if self.shown(model) is not None]
+
     def shown(self, model: Model) -> Pictures | None:
         """Return the pictures of a model."""
         return next(shown for one, shown in zip(self.models, self.pictures, strict=True) if one is model)
 
-    def colour(self, path: str) -> int:
-        """Return which of the chart's colours a path has."""
-        return self.paths.index(path)
-
-    def path(self, name: str) -> Markup:
-        """Return a path's name behind its colour, which is grey for a graph that is no path."""
-        return tag("span", swatch(self.paths.index(name) if name in self.paths else None), name_of(name), class_="who")
-
-    def key(self, paths: Iterable[str]) -> Markup:
-        """Return which colour of a drawing stands for which path."""
-        return tag("ul", *(tag("li", self.path(path)) for path in paths), class_="key")
+    def colour(self, path: str) -> str:
+        """Return the style's class of a path's colour; there are four, then they come again."""
+        return f"c{self.paths.index(path) % _COLOURS}"
 
     def name(self, model: Model) -> str:
         """Return a model's file name, or as much of its path as tells it from the others."""
@@ -70,47 +159,50 @@ class Report:
                 return str(PurePath(*short))
         return str(own)
 
-    def each(
-        self, models: Iterable[Model], show: Callable[[Report, Model], Markup], *, folded: bool = False
-    ) -> list[Markup]:
-        """Return a block of each of ``models``, under its name where the report has several.
-
-        Args:
-            models: some of the report's.
-            show: what a block holds.
-            folded: of several, all but the first open on a click only, since what they hold is long.
-        """
-        if not self.several:
-            return [show(self, model) for model in models]
-        blocks = []
-        for number, model in enumerate(models):
-            heading, content = tag("h3", name_of(self.name(model))), show(self, model)
-            if folded:
-                blocks.append(tag("details", tag("summary", heading), content, open=number == 0, class_="model"))
-            else:
-                blocks.append(tag("div", heading, content, class_="model"))
-        return blocks
-
-    def under(self, heading: Markup | str) -> Markup:
-        """Return a heading within a block of `each`: one level is left out where the model has none of its own."""
-        return tag("h4" if self.several else "h3", heading, class_="minor")
-
-    def told(self, sentence: Callable[[Model], str | None]) -> list[Markup]:
+    def told(self, sentence: Callable[[Model], str]) -> list[tuple[str | None, str]]:
         """Return what ``sentence`` says of the models, each thing once, with the names where it is not of all."""
         found: dict[str, list[str]] = {}
         for model in self.models:
             words = sentence(model)
-            if words is not None:
+            if words:
                 found.setdefault(words, []).append(self.name(model))
-        return [
-            tag(
-                "p",
-                None if len(names) == len(self.models) else tag("b", name_of(", ".join(names)), ": "),
-                words,
-                class_="note",
-            )
-            for words, names in found.items()
-        ]
+        everyone = len(self.models)
+        return [(None if len(names) == everyone else ", ".join(names), words) for words, names in found.items()]
+
+    def choice(self, model: Model) -> Choice | None:
+        """Return what the most robust path gains and costs against the most accurate one; None of one path."""
+        paths = model["paths"]
+        if len(paths) < 2 or not model["attacks"]:
+            return None
+        clean = {path: found["clean_accuracy"] for path, found in paths.items()}
+        attacked = {path: under_attack(model, path)[0] for path in paths}
+        accurate, robust = max(clean, key=lambda path: clean[path]), max(attacked, key=lambda path: attacked[path])
+        speeds, _ = self.speeds(model)
+        timed = accurate in speeds and robust in speeds
+        return Choice(
+            accurate=accurate,
+            robust=robust,
+            gained=attacked[robust] - attacked[accurate],
+            lost=clean[accurate] - clean[robust],
+            slower=speeds[robust].median_ms / speeds[accurate].median_ms if timed else None,
+        )
+
+    def precisions(self, model: Model) -> tuple[list[str], bool]:
+        """Return those of the graphs whose speeds stand for a model's paths, and whether they are only assumed to."""
+        speeds, assumed = self.speeds(model)
+        return sorted(
+            {speed.precision or "unknown" for path, speed in speeds.items() if path in model["paths"]}
+        ), assumed
+
+    @property
+    def owners(self) -> dict[Speed, tuple[Model, str]]:
+        """Of each speed that stands for a path, the model and the path; a bundle has its own before its checkpoint."""
+        return {
+            row: (model, path)
+            for model in sorted(self.models, key=lambda model: model["kind"] == "bundle")
+            for path, row in self.speeds(model)[0].items()
+            if path in model["paths"]
+        }
 
     def speeds(self, model: Model) -> tuple[Mapping[str, Speed], bool]:
         """Return what was measured of a model's graphs, by name, and whether that it is this model's is assumed.
@@ -137,6 +229,11 @@ class Report:
 def tried_more(model: Model) -> bool:
     """Return whether more was tried on each path than attacks on itself: what ``threats.worst`` counts."""
     return "worst" in model.get("threats", {})
+
+
+def suspect(model: Model, path: str) -> bool:
+    """Return whether a check of this path failed, so that its figures under attack may be too high."""
+    return any(check["passed"] is False and check["path"] == path for check in model.get("checks", ()))
 
 
 def under_attack(model: Model, path: str) -> tuple[float, Sequence[float]]:

@@ -1,0 +1,169 @@
+"""From figures to places in the page's drawings, which charts.html draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from smart_eval.page.axes import Axis, axis
+
+WIDTH, HEIGHT = 360, 270  # in units; 12 of them are a line of text, so it can be read at a phone's width
+_LEFT, _RIGHT, TOP, _BOTTOM = 54, 14, 14, 44
+_LETTER = 6.4  # a digit's width at the charts' font size, for where labels fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One mark of the trade-off: fractions with their intervals.
+
+    Attributes:
+        x: robust accuracy.
+        y: accuracy on clean images.
+        x_interval: of x.
+        y_interval: of y.
+        size: what the mark's area stands for, None where it is not known.
+        label: a few characters to stand beside it.
+        title: all of it in words.
+        colour: the style's class of its colour.
+        hollow: not to be trusted.
+    """
+
+    x: float
+    y: float
+    x_interval: Sequence[float]
+    y_interval: Sequence[float]
+    size: float | None
+    label: str
+    title: str
+    colour: str
+    hollow: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line through (x, fraction), each with its interval."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    intervals: Sequence[Sequence[float]]
+    colour: str
+
+    @property
+    def band(self) -> list[tuple[float, float]]:
+        """The outline of the intervals, there along the upper ends and back along the lower ones."""
+        ends = [(at, low, high) for (at, _), (low, high) in zip(self.points, self.intervals, strict=True)]
+        return [(at, high) for at, _, high in ends] + [(at, low) for at, low, _ in reversed(ends)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Where a point is drawn: its middle, the radius of its area (0 for none), and its label from an anchor."""
+
+    x: float
+    y: float
+    radius: float
+    label_x: float
+    label_y: float
+    anchor: str
+
+
+def scatter(points: Sequence[Point]) -> tuple[Axis, Axis, list[tuple[Point, Mark]]]:
+    """Return the axes of a trade-off, and its points with where each is drawn."""
+    x = axis([end for point in points for end in point.x_interval], start=_LEFT, end=WIDTH - _RIGHT - 10, top=1)
+    y = axis([end for point in points for end in point.y_interval], start=HEIGHT - _BOTTOM, end=TOP, top=1)
+    largest = max((point.size for point in points if point.size is not None), default=1.0)
+    taken: list[_Box] = []
+    for point in points:
+        ends = [x.at(end) for end in point.x_interval], [y.at(end) for end in point.y_interval]
+        taken += [_box(x.at(point.x), y.at(point.y), 7)]
+        taken += [(min(ends[0]), y.at(point.y) - 1, max(ends[0]), y.at(point.y) + 1)]
+        taken += [(x.at(point.x) - 1, min(ends[1]), x.at(point.x) + 1, max(ends[1]))]
+    found = []
+    for point in points:
+        radius = 0 if point.size is None else round(14 * (point.size / largest) ** 0.5, 2)
+        (label_x, label_y, anchor), box = _label_place(x.at(point.x), y.at(point.y), max(radius, 5), point.label, taken)
+        taken.append(box)
+        mark = Mark(x=x.at(point.x), y=y.at(point.y), radius=radius, label_x=label_x, label_y=label_y, anchor=anchor)
+        found.append((point, mark))
+    return x, y, found
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _box(x: float, y: float, half: float) -> _Box:
+    return x - half, y - half, x + half, y + half
+
+
+def _overlap(a: _Box, b: _Box) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _label_place(
+    x: float, y: float, away: float, label: str, taken: Sequence[_Box]
+) -> tuple[tuple[float, float, str], _Box]:
+    """Return where a label hides least of what is there, and the room that it takes."""
+    wide, best = _LETTER * len(label), None
+    for raised in (0, -9, 9, -16, 16, -24, 24):
+        for left, where, kind in (
+            (x + away + 3, x + away + 3, "start"),
+            (x - away - 3 - wide, x - away - 3, "end"),
+            (x - wide / 2, x, "middle"),
+        ):
+            if kind == "middle" and abs(raised) < 24:
+                continue
+            box = (left, y + raised - 7, left + wide, y + raised + 6)
+            outside = (
+                max(0, box[2] - WIDTH) + max(0, _LEFT - box[0]) + max(0, box[3] - HEIGHT + _BOTTOM) + max(0, -box[1])
+            )
+            cost = sum(_overlap(box, other) for other in taken) + 1e4 * outside + abs(raised) / 4
+            if best is None or cost < best[0]:
+                best = cost, (round(where, 2), round(y + raised + 4, 2), kind), box
+    assert best is not None
+    return best[1], best[2]
+
+
+def lines(found: Sequence[Line]) -> tuple[Axis, Axis]:
+    """Return the axes of lines over a number, fractions from 0 to 1."""
+    x = axis([at for line in found for at, _ in line.points], start=_LEFT, end=WIDTH - _RIGHT)
+    return x, axis([0, 1], start=HEIGHT - _BOTTOM, end=TOP, top=1)
+
+
+def outline(x: Axis, y: Axis, points: Sequence[tuple[float, float]]) -> str:
+    """Return the points as an SVG path."""
+    return f"M{'L'.join(f'{x.at(at):g} {y.at(value):g}' for at, value in points)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What one path does on one class: fractions on clean images and under the worst attack, None without any."""
+
+    clean: float
+    worst: float | None
+    colour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairPlot:
+    """Where pairs are drawn, ``line`` units for each class down to ``bottom``; names have ``letters``."""
+
+    x: Axis
+    line: int
+    bottom: int
+    height: int
+    letters: int
+
+    def short(self, name: str) -> str:
+        """Return as much of a name as there is room for."""
+        return name if len(name) <= self.letters else name[: self.letters - 1] + "…"
+
+
+def pairs(rows: Sequence[tuple[str, Sequence[Pair]]]) -> PairPlot:
+    """Return where the pairs of each class are drawn."""
+    line = 12 * max(len(found) for _, found in rows) + 8
+    letters = min(max(len(name) for name, _ in rows), 14)
+    bottom = TOP + line * len(rows)
+    x = axis([0, 1], start=14 + _LETTER * letters, end=WIDTH - _RIGHT, top=1)
+    return PairPlot(x=x, line=line, bottom=bottom, height=bottom + _BOTTOM, letters=letters)
