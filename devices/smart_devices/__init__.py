@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from smart_common.errors import MissingExtraError, SmartError
 from smart_common.version import version
+from smart_devices.detection import detect
 from smart_devices.device_profile import PRECISIONS, DenseSparse, Dla, Identity, Memory, PowerMode, Profile, Target
 from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
 from smart_devices.engines import engine_status
@@ -33,6 +34,7 @@ __all__ = [
     "SmartError",
     "Target",
     "UnknownTargetError",
+    "detect",
     "engine_info",
     "engine_names",
     "engine_status",
