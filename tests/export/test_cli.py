@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from export.command import smart_export
+from smart_export.cli import main
 from smart_runtime.bundle.bundle import write_checksums
 
 

@@ -359,6 +359,20 @@ def test_help_waits_for_no_heavy_import() -> None:
     assert done.stdout.splitlines()[-1] == ""
 
 
+def test_an_attack_from_outside_is_a_row(data: str, tmp_path: Path) -> None:
+    code = (
+        "from smart_train.choices import ATTACKS; ATTACKS['margin'] = 'train.test_attacks:MARGIN'; "
+        "from smart_train.cli import main; main()"
+    )
+    arguments = ["--data", data, *SMALL, "--attack", "margin", "-o", str(tmp_path / "ckpt.pt")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "ckpt.pt").training["attack"]["name"] == "margin"
+
+
 @pytest.mark.parametrize("method", ["pgd-at", "trades"])
 def test_a_method_with_one_path_trains_and_is_evaluated_by_commands(data: str, tmp_path: Path, method: str) -> None:
     output = str(tmp_path / "ckpt.pt")

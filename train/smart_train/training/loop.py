@@ -176,7 +176,7 @@ class Trainer:
 
     @property
     def net(self) -> SmartNetwork:
-        """The network as it would be deployed now; once :meth:`run` has ended, the best epoch's, as in the checkpoint."""
+        """The network as it would be deployed now; after :meth:`run` the best epoch's, as in the checkpoint."""
         return self._training.deployable() if self._best is None else self._best
 
     @property
