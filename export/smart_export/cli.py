@@ -22,8 +22,8 @@ from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
+from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options
-from smart_train.data.load import DATA_SPECS
 
 if TYPE_CHECKING:
     from smart_export.evidence import Evidence

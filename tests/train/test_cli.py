@@ -349,9 +349,28 @@ def test_the_names_of_help_pages_are_those_of_the_tables() -> None:
 
 
 def test_help_waits_for_no_heavy_import() -> None:
-    code = "import sys, smart_train.cli; print(*{'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules))"
+    heavy = {"torch", "numpy", "onnx", "onnxruntime", "scipy", "sklearn", "lightning_fabric", "matplotlib"}
+    code = (
+        "import sys; from smart_train.cli import main; main(['--help'], standalone_mode=False); "
+        f"print(*{heavy} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    assert "--density" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_an_attack_from_outside_is_a_row(data: str, tmp_path: Path) -> None:
+    code = (
+        "from smart_train.choices import ATTACKS; ATTACKS['margin'] = 'train.test_attacks:MARGIN'; "
+        "from smart_train.cli import main; main()"
+    )
+    arguments = ["--data", data, *SMALL, "--attack", "margin", "-o", str(tmp_path / "ckpt.pt")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "ckpt.pt").training["attack"]["name"] == "margin"
 
 
 @pytest.mark.parametrize("method", ["pgd-at", "trades"])

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from smart_train import Attack, CheckpointError, ConfigError, Structure, load_checkpoint
+from smart_train.checkpoint.network_state import network_state
 from smart_train.choices import MASK_MODES
 from smart_train.data import Augmentation
 from smart_train.masking.accounting import densities
 from smart_train.masking.plan import MaskPlan
 from smart_train.training.config import TrainConfig
 from smart_train.training.loop import Trainer, TrainResult
+from smart_train.training.selection import Measurement
 from smart_train.training.state import state_path
 from train.networks import different, image_set, tiny_config
 
@@ -167,6 +169,22 @@ def test_the_best_epoch_has_frozen_masks_and_the_best_validation_score(trained: 
         assert found.metrics[path]["split"] == "test"
     assert densities(found.net).kept == {"clean": 0.5, "robust": 0.5}
     assert found.training["data"]["digest"] == image_set().digest
+
+
+def test_after_a_training_its_network_is_the_best_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validate, falling = Measurement.validate, iter((0.5, 0.4, 0.3, 0.2))
+
+    def ever_worse(*arguments: Any, **options: Any) -> tuple[dict[str, float], float]:
+        return validate(*arguments, **options)[0], next(falling)
+
+    monkeypatch.setattr(Measurement, "validate", ever_worse)
+    trainer = Trainer(tiny_config(masks=MaskPlan(mode="static")), image_set(), output=tmp_path / "ckpt.pt")
+    last: dict[str, Tensor] = {}
+    result = trainer.run(on_epoch=lambda _: last.update(tensors(network_state(trainer.net))))
+    assert result.best_epoch == 1
+    found = tensors(network_state(trainer.net))
+    assert not different(found, tensors(network_state(load_checkpoint(result.checkpoint).net)))
+    assert different(found, last)
 
 
 def test_samples_are_validation_images_with_adversarial_ones_within_eps(trained: Path) -> None:

@@ -148,7 +148,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     callback=_say_method,
     help="Describe a method and its options, and exit.",
 )
-@click.option("--attack", default="pgd", type=click.Choice(ATTACKS), help="The attack trained against.")
+@click.option("--attack", default="pgd", type=click.Choice(list(ATTACKS)), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
 @click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
 @click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")

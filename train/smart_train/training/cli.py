@@ -18,7 +18,7 @@ from smart_devices import Target, resolve_target
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures import ARCHITECTURES, Factory
 from smart_train.architectures.cli import chosen_network
-from smart_train.attacks import Attack
+from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
 from smart_train.choices import DEFAULT_ALIGN
 from smart_train.data.augment import Augmentation
@@ -249,9 +249,9 @@ def train(
         method=method,
         method_options=parse_arguments(method_options, option="--set"),
         attack=Attack(
-            name=attack,  # type: ignore[arg-type]
+            name=attack,
             eps=parse_fraction(eps),
-            steps=steps if steps is not None else (7 if attack == "pgd" else 1),
+            steps=steps if steps is not None else 1 if attack_kind(attack).one_step else Attack.steps,
             step_size=None if step_size is None else parse_fraction(step_size),
         ),
         augmentation=Augmentation(crop_pad=crop_pad, flip=flip),

@@ -127,6 +127,7 @@ class Trainer:
         self._factory = factory
         self._initial = None if initial is None else read_initial_weights(initial)
         self._progress = Progress()
+        self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
         self._normalisation = data.mean_std()
         last = state_path(output)
@@ -175,8 +176,8 @@ class Trainer:
 
     @property
     def net(self) -> SmartNetwork:
-        """The network in its present state, as it would be deployed."""
-        return self._training.deployable()
+        """The network as it would be deployed now; after :meth:`run` the best epoch's, as in the checkpoint."""
+        return self._training.deployable() if self._best is None else self._best
 
     @property
     def gains(self) -> dict[str, Gain]:
@@ -369,7 +370,7 @@ class Trainer:
     def _report(self) -> TrainResult:
         """Measure the best epoch on the test split; its checkpoint gets the figures and samples of full strength."""
         best = load_checkpoint(self.output, factory=self._factory)
-        best.net.to(self._fabric.device)
+        self._best = best.net.to(self._fabric.device)
         attack = report_attack(self.config.attack.eps)
         found = self._measurement.report(best.net, self.data.test)
         final = replace(
