@@ -21,9 +21,10 @@ from torch import Tensor
 from runtime.bundles import as_float, expected_scores, random_images, write_bundle
 from smart_devices import resolve_target
 from smart_eval.attacks.autoattack import AutoAttackParts
-from smart_eval.bundles import BundlePaths, OpenBundle, open_bundle, recorded_eps
+from smart_eval.bundles import BundlePaths, recorded_eps
 from smart_eval.cli import main as smart_eval
 from smart_eval.measure import chunk_seed, measure
+from smart_eval.models import OpenModel, open_bundle
 from smart_eval.records import Records
 from smart_export import build_bundle
 from smart_export.signing import write_key_pair
@@ -67,24 +68,24 @@ def int8(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[OpenBundle]:
+def tiny(tmp_path: Path) -> Iterator[OpenModel]:
     with open_bundle(write_bundle(tmp_path / "bundle")) as opened:
         yield opened
 
 
-def test_a_graph_gives_torch_what_it_computes(tiny: OpenBundle) -> None:
+def test_a_graph_gives_torch_what_it_computes(tiny: OpenModel) -> None:
     images = random_images(40)
     for path in ("clean", "robust"):
         scores = tiny.net.path(path)(to_tensor(torch.from_numpy(images)))
         np.testing.assert_allclose(scores.numpy(), expected_scores(path, as_float(images)), atol=1e-6)  # float32 means
 
 
-def test_a_graph_has_no_gradient_to_give(tiny: OpenBundle) -> None:
+def test_a_graph_has_no_gradient_to_give(tiny: OpenModel) -> None:
     with pytest.raises(ConfigError, match="scores only"):
         tiny.net.path("clean")(torch.rand(1, 3, 6, 4, requires_grad=True))
 
 
-def test_square_breaks_a_graph_by_its_scores_alone(tiny: OpenBundle) -> None:
+def test_square_breaks_a_graph_by_its_scores_alone(tiny: OpenModel) -> None:
     images = random_images(16)
     labels = expected_scores("robust", as_float(images)).argmax(axis=1)
     split = Split(images, labels)
@@ -116,7 +117,8 @@ def test_without_a_source_square_is_what_is_asked_for(bundle: Path, checkpoint_f
 @pytest.mark.parametrize("attack", ["pgd", "clean,autoattack", "square,apgd-ce"])
 def test_what_needs_gradients_is_refused_without_a_source(attack: str, bundle: Path) -> None:
     words = refused(bundle, "--attack", attack)
-    assert "whose graphs have no gradients" in words
+    assert "needs gradients, which the graphs of the bundle" in words
+    assert "--source" in words
     assert words.count("\n") == 1
 
 
@@ -220,13 +222,13 @@ def test_every_byte_of_a_bundle_is_checked_and_its_signature_if_asked(bundle: Pa
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert "robust/weights.bin" in refused(changed)
     with pytest.raises(BundleError):
-        BundlePaths(Bundle.open(changed), source=None, threads=1)
+        BundlePaths(Bundle.open(changed), source=None)
     key = write_key_pair(tmp_path / "release").public
     assert "expected a signature" in refused(bundle, "--trust", key)
 
 
 def test_a_page_is_not_written_into_a_bundle(bundle: Path) -> None:
-    assert "expected a place of its own" in refused(bundle, "--attack", "clean", "--report", bundle / "report.html")
+    assert "would replace or change" in refused(bundle, "--attack", "clean", "--report", bundle / "report.html")
     Bundle.open(bundle).verify()
 
 
@@ -253,20 +255,22 @@ def test_a_run_on_a_bundle_goes_on(bundle: Path, checkpoint_file: Path, tmp_path
     ],
 )
 def test_eps_is_what_the_manifest_records(
-    gate: Mapping[str, Any] | None, training: Mapping[str, Any], eps: float | None, tiny: OpenBundle
+    gate: Mapping[str, Any] | None, training: Mapping[str, Any], eps: float | None, tiny: OpenModel
 ) -> None:
-    manifest = replace(tiny.manifest, gate=gate, training=training)
+    given_ = Bundle.open(tiny.file).manifest
+    assert recorded_eps(replace(given_, gate=gate, training=training)) == eps
+    opened = replace(tiny, recorded_eps=eps)
     if eps is None:
-        with pytest.raises(ConfigError, match="--eps for the bundle 'tiny'"):
-            recorded_eps(manifest)
+        with pytest.raises(ConfigError, match=r"no eps is recorded in .*; give --eps"):
+            _ = opened.eps
     else:
-        assert recorded_eps(manifest) == eps
+        assert opened.eps == eps
 
 
 def test_the_documentation_s_python_runs(checkpoint_file: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    for long, short in (("steps=50, restarts=5", "steps=2"), ('"autoattack"', '"apgd-ce"')):
+    for long, short in (("pgd50x5", "pgd2x1"), ("autoattack", "apgd-ce")):
         assert long in code
         code = code.replace(long, short)
     shutil.copy(checkpoint_file, tmp_path / "ckpt.pt")

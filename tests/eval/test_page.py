@@ -548,8 +548,8 @@ def test_the_command_writes_the_page_and_says_how(trained: Path, data: str, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--report", "nowhere/report.html"], "expected a folder nowhere for --report"),
-        (["--report", "."], "got the folder ."),
+        (["--report", "nowhere/report.html"], "no folder nowhere for --report"),
+        (["--report", "."], "--report . is a folder"),
         (["--report", "r.html", "--include", "nothing.json"], "nothing there"),
         (["--report", "r.html", "--include", "."], "got a folder"),
         (["--include", "nothing.json"], "--report"),

@@ -19,11 +19,11 @@ from eval.reports import Parsed, model, report
 from smart_eval.attacks.autoattack import AutoAttackParts
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.attacks.pgd import Pgd
-from smart_eval.models import OpenCheckpoint
+from smart_eval.models import open_checkpoint, read_source
 from smart_eval.page import make_pictures, render, shown_attack
 from smart_eval.page.pictures import Pictures
 from smart_eval.page.png import data_uri, png
-from smart_train import Attack, load_checkpoint
+from smart_train import Attack
 from smart_train.data.images import Split
 from train.networks import image_set
 
@@ -40,7 +40,7 @@ def test_pictures_come_back_as_they_were(channels: int) -> None:
 
 
 def test_pictures_are_attacked_within_eps_and_the_same_each_time(trained: Path) -> None:
-    model, data = OpenCheckpoint.of(load_checkpoint(trained), digest="ab"), image_set()
+    model, data = open_checkpoint(read_source(trained), file=trained), image_set()
     attack = Pgd(Attack(eps=0.1, steps=5))
     options: dict[str, Any] = {"attack": attack, "eps": 0.1, "seed": 0}
     state = torch.random.get_rng_state()
@@ -166,17 +166,9 @@ def test_pictures_are_shown_with_what_each_path_says_of_them() -> None:
     assert "The radius is 0, so nothing changes." in still
 
 
-class Blind(OpenCheckpoint):
-    """Like a bundle whose source nobody gave."""
-
-    @property
-    def made_on(self) -> dict[str, nn.Module]:
-        return {}
-
-
 def test_pictures_are_attacked_by_pgd_where_there_are_gradients(trained: Path) -> None:
-    opened = OpenCheckpoint.of(load_checkpoint(trained), digest="ab")
+    opened = open_checkpoint(read_source(trained), file=trained)
     listed: list[NamedAttack] = [AutoAttackParts("square", 0.1), Pgd(Attack(eps=0.1, steps=3))]
     assert shown_attack(opened, listed, eps=0.1).name == "pgd3x1"
     assert shown_attack(opened, listed[:1], eps=0.1).name == "pgd20x1"
-    assert shown_attack(Blind(opened.checkpoint, "ab", opened.about), listed[:1], eps=0.1).name == "square"
+    assert shown_attack(replace(opened, made_on={}), listed[:1], eps=0.1).name == "square"

@@ -301,7 +301,7 @@ def test_a_wrong_use_is_status_2(options: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "--data for a network trained on npz"),
+        ([], "was trained on npz, which no name tells; give the same as --data"),
         (["--data", "digits"], "images (1, 8, 8) of 3 classes"),
         (["--data", "DATA", "--examples", "0"], "1 to 21 examples"),
         (["--data", "DATA", "--examples", "22"], "1 to 21 examples"),

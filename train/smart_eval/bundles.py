@@ -1,4 +1,4 @@
-"""Bundles as smart-eval measures them: their graphs in their real precision, run by the engine that deploys them.
+"""Bundles as smart-eval measures them: their graphs in their real precision, run by the reference engine.
 
 A graph has no gradient. Without the checkpoint that it came from it is attacked by what needs scores only, Square
 (Andriushchenko et al. 2020, arXiv 1912.00049); with it, attacks are made on the masked path and tried on the graph.
@@ -6,41 +6,24 @@ A graph has no gradient. Without the checkpoint that it came from it is attacked
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smart_eval.attacks.autoattack import SQUARE
-from smart_eval.attacks.base import NamedAttack, Transferred, WithSource
+from smart_eval.attacks.base import WithSource
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine, resolve_engine
-from smart_runtime.notes import notes_on
 from smart_train.accuracy import CHUNK, Accuracy, to_tensor
 from smart_train.checkpoint.format import Checkpoint
-from smart_train.checkpoint.origin import check_source
 from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork
-
-BLACK_BOX = (
-    "Black-box: the attacker sees the scores that the deployed graph gives any image, asks for those of up to 5,000 "
-    "images for each one attacked, knows no weights, and changes each pixel by at most eps (L-infinity, pixels in "
-    "[0, 1]). Who knows the weights may break more."
-)
-FROM_SOURCE = (
-    "Transfer from the source to the deployed graph: the attacker knows the float network, its weights and which path "
-    "runs, not the graph with its rounding; adversarial images are made on the masked path, within eps of each pixel "
-    "(L-infinity, pixels in [0, 1]), and tried on the graph; Square alone is made on the graph, by its scores. Who "
-    "follows the graph's own rounding may break more."
-)
 
 
 class GraphPath(WithSource):
@@ -59,8 +42,8 @@ class GraphPath(WithSource):
         """Return the engine's scores of ``images``, on their device; raises EngineError if it fails."""
         if images.requires_grad and torch.is_grad_enabled():
             raise ConfigError(
-                f"expected to be asked for scores only, which is all that a graph gives, got an attack that needs "
-                f"gradients; use --attack {SQUARE}, or give the checkpoint it was exported from as --source"
+                "a graph gives scores only, and this attack needs gradients; use --attack square, or give the "
+                "checkpoint it was exported from as --source"
             )
         batch = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
         return torch.from_numpy(self._engine.run(batch)).to(images.device)
@@ -73,7 +56,6 @@ class BundlePaths:
         bundle: an open one; every byte of it is checked.
         source: the network that it was exported from.
         engine: what runs its graphs.
-        threads: that one call may use.
 
     Raises:
         BundleError: a file was changed.
@@ -81,12 +63,11 @@ class BundlePaths:
         MissingExtraError: this machine has no engine.
     """
 
-    def __init__(
-        self, bundle: Bundle, *, source: SmartNetwork | None, engine: str = REFERENCE_ENGINE, threads: int
-    ) -> None:
+    def __init__(self, bundle: Bundle, *, source: SmartNetwork | None, engine: str = REFERENCE_ENGINE) -> None:
         manifest = bundle.manifest
         self.engine = resolve_engine(engine)
         bundle.verify()
+        threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
         self._engines: dict[str, Engine] = {}
         self._paths: dict[str, GraphPath] = {}
         for name in manifest.paths:
@@ -122,168 +103,13 @@ class BundlePaths:
             engine.close()
 
 
-@dataclass(frozen=True)
-class Source:
-    """The checkpoint that bundles were exported from, and the SHA-256 of its file."""
-
-    checkpoint: Checkpoint
-    digest: str
-
-
-@dataclass(frozen=True)
-class OpenBundle(AbstractContextManager["OpenBundle"]):
-    """A bundle that is ready to be measured; as a context it closes its graphs.
-
-    Attributes:
-        bundle: checked to the byte.
-        net: its graphs.
-        source: where it came from, None if nobody said.
-        replay: what it makes of the samples of ``source``, by path.
-    """
-
-    bundle: Bundle
-    net: BundlePaths
-    source: Source | None
-    replay: Mapping[str, Replay] | None
-
-    @property
-    def kind(self) -> Literal["bundle"]:
-        """What it is."""
-        return "bundle"
-
-    @property
-    def made_on(self) -> dict[str, nn.Module]:
-        """The networks whose gradients attacks follow, by path: the masked ones of the source, none without it."""
-        sources = {name: self.net.path(name).source for name in self.net.path_names}
-        return {name: source for name, source in sources.items() if source is not None}
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 of its checksums."""
-        return self.bundle.digest
-
-    @property
-    def precision(self) -> str:
-        """That its graphs compute in."""
-        return self.manifest.precision
-
-    @property
-    def engine(self) -> str:
-        """What runs them."""
-        return self.net.engine
-
-    @property
-    def usual_attack(self) -> str:
-        """The attack where the user names none."""
-        return SQUARE if self.source is None else "pgd"
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle says of itself."""
-        return self.bundle.manifest
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return self.manifest.input.shape
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One a class."""
-        return self.manifest.class_names
-
-    @property
-    def training(self) -> Mapping[str, Any]:
-        """The plain record of how it was trained."""
-        return self.manifest.training
-
-    @property
-    def eps(self) -> float:
-        """See `recorded_eps`."""
-        return recorded_eps(self.manifest)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What results depend on."""
-        source = {} if self.source is None else {"source": self.source.digest}
-        return {"model": self.digest, "engine": self.engine, **source}
-
-    @property
-    def threat_model(self) -> str:
-        """What the attacker knows and may do."""
-        return BLACK_BOX if self.source is None else FROM_SOURCE
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What to know about the bundle on the engine that measures it, a sentence each."""
-        return notes_on(self.manifest, engine_name=self.engine)
-
-    def attacks(self, attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
-        """Return ``attacks`` as they are made on the bundle: on its source, or on the graphs where scores suffice.
-
-        Raises:
-            ConfigError: there is no source, and one of them needs gradients.
-        """
-        if self.source is not None:
-            return [Transferred(attack) if attack.needs_gradients else attack for attack in attacks]
-        for attack in attacks:
-            if attack.needs_gradients:
-                raise ConfigError(
-                    f"expected attacks that need scores only for the bundle {self.bundle.root}, whose graphs have no "
-                    f"gradients, got {attack.name}; use --attack {SQUARE}, or give the checkpoint it was exported from "
-                    f"as --source"
-                )
-        return list(attacks)
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Close the graphs."""
-        self.net.close()
-
-
-def open_bundle(
-    folder: Path,
-    *,
-    trust: Path | None = None,
-    source: Source | None = None,
-    engine: str = REFERENCE_ENGINE,
-    threads: int = 1,
-) -> OpenBundle:
-    """Open the bundle in ``folder``, every byte checked, and replay the samples of its source.
-
-    Args:
-        folder: the bundle.
-        trust: a public key; only a bundle signed by it is opened.
-        source: the checkpoint that it was exported from.
-        engine: what runs the graphs.
-        threads: that one call of the engine may use.
-
-    Raises:
-        BundleError, SignatureError, EngineError, MissingExtraError, OSError: as `SmartModel.load` raises them.
-        ConfigError: the source is another network.
-    """
-    bundle = Bundle.open(folder, trust=trust)
-    if source is not None:
-        check_source(bundle.manifest, source.checkpoint)
-    net = None if source is None else source.checkpoint.net
-    paths = BundlePaths(bundle, source=net, engine=engine, threads=threads)
-    replayed = None if source is None else replay(paths, bundle.manifest, source.checkpoint)
-    return OpenBundle(bundle, paths, source, replayed)
-
-
-def recorded_eps(manifest: Manifest) -> float:
-    """Return the radius that a bundle was judged by, or trained for, in pixel units.
-
-    Raises:
-        ConfigError: its manifest names none in [0, 1].
-    """
+def recorded_eps(manifest: Manifest) -> float | None:
+    """Return the radius that a bundle was judged by, or trained for, in pixel units; None if none in [0, 1] stands."""
     for record in (manifest.gate, manifest.training.get("attack")):
         eps = record.get("eps") if isinstance(record, Mapping) else None
         if isinstance(eps, int | float) and not isinstance(eps, bool) and 0 <= eps <= 1:
             return float(eps)
-    raise ConfigError(
-        f"expected --eps for the bundle {manifest.package_name!a:.60}, whose manifest names none, got none; 8/255 is "
-        f"usual for photographs"
-    )
+    return None
 
 
 @dataclass(frozen=True)

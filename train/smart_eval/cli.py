@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import click
-import torch
 
 from smart_common.console import cli as house
-from smart_common.errors import shortened
-from smart_common.files import digest_of_file
 from smart_common.version import version
 from smart_devices.engine_rows import REFERENCE_ENGINE
-from smart_eval.bundles import Source, open_bundle
-from smart_eval.checks import summary
-from smart_eval.corruptions import check_corruptions
-from smart_eval.corruptions import table as corruptions_table
-from smart_eval.examination import MOST_IMAGES
-from smart_eval.models import OpenCheckpoint, OpenModel
-from smart_eval.page.cli import PageOptions, report_options
-from smart_eval.records import Records
-from smart_eval.report import Measured, document, replay_table, table
-from smart_eval.run import Run, Subject, Wishes, made_with
-from smart_eval.shards import join_shards
-from smart_eval.threats import EXPLAINED, Threats
-from smart_eval.threats import table as threats_table
+from smart_eval.attacks.table import ATTACKS, CLEAN
+from smart_eval.page.cli import report_options
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
-from smart_train.chunks import CHUNK, MEMORY, MOST_IN_A_TENSOR
+from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options
-from smart_train.data.images import ImageSet
-from smart_train.data.load import DATA_SPECS, NAMED
-from smart_train.errors import ConfigError, DataError
 from smart_train.options import parse_fraction
+
+if TYPE_CHECKING:
+    from smart_eval.page.output import PageOutput
+    from smart_eval.report import Measured
+    from smart_eval.threats import Threats
 
 SUSPECT = 3
 """The exit status after a whole result whose accuracies under attack may be too high."""
@@ -51,9 +39,9 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--attack",
-    help="White-box, on each path itself: clean, pgd, pgd50x5 (50 steps, 5 restarts), autoattack, or one of its parts "
-    "apgd-ce, apgd-t, fab-t, square; several with commas. On a bundle without --source only clean and square, which "
-    "need no gradients.  [default: pgd; square for a bundle without --source]",
+    help=f"White-box, on each path itself: {', '.join((CLEAN, *ATTACKS))}; several with commas. pgd50x5 is PGD with 50 "
+    "steps and 5 restarts; those after autoattack are its parts. On a bundle without --source only clean and square, "
+    "which need no gradients.  [default: pgd; square for a bundle without --source]",
 )
 @click.option(
     "--source",
@@ -90,14 +78,14 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     "--checks/--no-checks",
     default=True,
     help="With attacks on checkpoints: look for hidden gradients, which make an accuracy under attack too high, on at "
-    f"most {MOST_IMAGES:,} images. If a check fails, the exit status is {SUSPECT} after the result. Takes somewhat "
+    f"most 1,000 images. If a check fails, the exit status is {SUSPECT} after the result. Takes somewhat "
     "longer than pgd50x5.",
 )
 @click.option(
     "--chunk",
     type=click.IntRange(min=1),
-    help=f"Images that are attacked together.  [default: {CHUNK}, fewer where gradients would take more than "
-    f"{MEMORY // 2**30} GiB, or on a CPU one tensor of them {MOST_IN_A_TENSOR // 2**20} MiB]",
+    help="Images that are attacked together.  [default: 512, fewer where gradients would take more than 4 GiB, or on a "
+    "CPU one tensor of them 32 MiB]",
 )
 @click.option(
     "-o",
@@ -132,8 +120,8 @@ def main(
     chunk: int | None,
     output: Path | None,
     resume: bool,
-    page: PageOptions,
-    device: str,
+    page: PageOutput,
+    device: Literal["auto", "cpu", "cuda"],
     as_json: bool,
 ) -> None:
     """Measure each path of every MODEL, a checkpoint or a bundle, on its test split, clean and under attacks.
@@ -144,120 +132,73 @@ def main(
     """
     if resume and output is None:
         raise click.UsageError("--resume goes on with the file that -o names: give it too.")
-    chosen = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    if chosen == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
-    page.spare([*models, source, trust, output])
-    if corruptions:
-        check_corruptions()  # what is missing is missed now, not after an hour of attacks
-    wishes = Wishes(
-        attack=attack,
-        eps=None if eps is None else parse_fraction(eps),
-        steps=steps,
-        restarts=restarts,
-        step_size=None if step_size is None else parse_fraction(step_size),
-        examples=examples,
-        seed=seed,
-        chunk=chunk,
-        device=chosen,
-        corruptions=corruptions,
-        threats=threats,
-        checks=checks,
-    )
     if source is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
     if engine is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--engine is of bundles, and no MODEL is one.")
-    origin = None if source is None else Source(own.load(source), digest_of_file(source))
-    sets: dict[str, ImageSet] = {}
-    subjects = []  # all are read before the first is attacked: what is wrong with the last shows at once
-    measured = []
-    with ExitStack() as opened:
-        for file in models:
-            model = _open(file, own=own, trust=trust, engine=engine, source=origin, until=opened)
-            images = _images(model, file, data=data, places=places, sets=sets)
-            subjects.append(wishes.subject(file, model, images))
-        total = sum(subject.work for subject in subjects)
-        shards = join_shards(chosen)
-        place = shards.device or torch.device(chosen)
-        records = opened.enter_context(Records(output, resume=resume, shards=shards))
-        advance = opened.enter_context(house.progress("measuring", total=total))
-        options = {"seed": seed, "device": place}
-        running = Run(records, shards, options, made_with(place), lambda what, count: advance(what, count=count))
-        for subject in subjects:
-            subject.model.net.to(place)
-            measured.append(running.measured(subject))
-            if shards.first:
-                page.picture(subject.model, subject.split, attacks=subject.attacks, seed=seed, device=place)
-            subject.model.net.to("cpu")  # a GPU holds one at a time
-    if shards.first:
-        _say(measured, subjects, as_json=as_json)
-        page.write(document(measured), device=place, processes=shards.world)  # after the figures: none is lost with it
-        if any(one.suspect for one in measured):
+    from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415  # torch, which --help does not wait for
+    from smart_eval.report import document  # noqa: PLC0415  # likewise
+
+    page.spare([*models, source, trust, output])
+    with house.warnings_as_notes("smart_eval"):
+        found = evaluate_all(
+            models,
+            data=data,
+            options=EvalOptions(
+                attack=attack,
+                eps=None if eps is None else parse_fraction(eps),
+                steps=steps,
+                restarts=restarts,
+                step_size=None if step_size is None else parse_fraction(step_size),
+                examples=examples,
+                seed=seed,
+                chunk=chunk,
+                device=device,
+                corruptions=corruptions,
+                threats=threats,
+                checks=checks,
+            ),
+            source=source,
+            trust=trust,
+            engine=engine or REFERENCE_ENGINE,
+            output=output,
+            resume=resume,
+            read_checkpoint=own.load,
+            read_data=places.load,
+            progress=house.progress,
+            after=lambda subject, device: page.picture(
+                subject.model, subject.split, attacks=subject.attacks, seed=seed, device=device
+            ),
+        )
+    if found.shards.first:
+        result = document(found.models)
+        _say(found.models, result if as_json else None)
+        command = shlex.join(["smart-eval", *house.typed()])
+        written = page.write(result, command=command, device=found.device, processes=found.shards.world)
+        if written is not None:
+            house.note(f"report: {written}")
+        if any(one.suspect for one in found.models):
             raise click.exceptions.Exit(SUSPECT)
 
 
-def _open(
-    file: Path,
-    *,
-    own: OwnNetwork,
-    trust: Path | None,
-    engine: str | None,
-    source: Source | None,
-    until: ExitStack,
-) -> OpenModel:
-    """Open a checkpoint, or a bundle until ``until`` ends."""
-    if not file.is_dir():
-        return OpenCheckpoint.of(own.load(file), digest=digest_of_file(file))
-    threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-    return until.enter_context(
-        open_bundle(file, trust=trust, source=source, engine=engine or REFERENCE_ENGINE, threads=threads)
-    )
+def _say(measured: Sequence[Measured], result: object) -> None:
+    """Print ``result`` for machines, or tables where it is None; on standard error whether the figures are suspect."""
+    from smart_eval.checks import summary  # noqa: PLC0415  # see above
 
-
-def _images(
-    model: OpenModel, file: Path, *, data: str | None, places: DataPlaces, sets: dict[str, ImageSet]
-) -> ImageSet:
-    """Return what to measure ``model`` on; ``sets`` keeps each set that was read.
-
-    Raises:
-        ConfigError: nobody says which data that is.
-        DataError: it is of another form than the network.
-    """
-    record = model.training.get("data")
-    record = record if isinstance(record, dict) else {}
-    trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything
-    if data is None and trained_on not in NAMED:
-        raise ConfigError(f"expected --data for a network trained on {trained_on}, got none; give the same data again")
-    name = data or trained_on
-    if name not in sets:
-        sets[name] = places.load(name)
-    images = sets[name]
-    if images.shape != model.input_shape or len(images.class_names) != len(model.class_names):
-        raise DataError(
-            f"expected images {model.input_shape} of {len(model.class_names)} classes as the network was "
-            f"trained on, got {images.shape} of {len(images.class_names)}; give the data it was trained on"
-        )
-    if images.digest != record.get("digest"):
-        house.note(
-            f"warning: these are not the very images of the training of {file}: test images may have been trained on"
-        )
-    return images
-
-
-def _say(measured: Sequence[Measured], subjects: Sequence[Subject], *, as_json: bool) -> None:
-    """Print all for machines, or tables for people; on standard error whether the figures are suspect."""
-    if as_json:
-        house.print_json(document(measured))
+    if result is None:
+        _print_tables(measured)
     else:
-        _print_tables(measured, subjects)
+        house.print_json(result)
     for one in measured:
         for line in summary(one.checks, model=str(one.model)):
             house.note(line)
 
 
-def _print_tables(measured: Sequence[Measured], subjects: Sequence[Subject]) -> None:
+def _print_tables(measured: Sequence[Measured]) -> None:
     """Print tables, and on standard error what they mean."""
+    from smart_eval.corruptions import table as corruptions_table  # noqa: PLC0415  # see above
+    from smart_eval.report import replay_table, table  # noqa: PLC0415
+
     title, columns, rows = table(measured)
     several = int(len(measured) > 1)
     house.print_wide(house.table(title, columns, rows, text_columns=1 + several))
@@ -271,14 +212,16 @@ def _print_tables(measured: Sequence[Measured], subjects: Sequence[Subject]) -> 
     for sentence in dict.fromkeys(one.threat_model for one in measured):
         house.note(sentence)
     _print_threats([(str(one.model), one.threats) for one in measured if one.threats is not None])
-    for subject in subjects:
-        for sentence in subject.model.notes:
-            house.note(f"{subject.file}: {sentence}")
+    for one in measured:
+        for sentence in one.notes:
+            house.note(f"{one.model}: {sentence}")
 
 
 def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
+    from smart_eval.threats import EXPLAINED, table  # noqa: PLC0415  # see above
+
     if found:
-        title, columns, rows = threats_table(found)
+        title, columns, rows = table(found)
         house.print_wide(house.table(title, columns, rows, text_columns=1 + (len(found) > 1)))
         for sentence in EXPLAINED:
             house.note(sentence)

@@ -101,7 +101,7 @@ def _pillow() -> Any:
         from PIL import Image  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise MissingExtraError(
-            "expected Pillow for the corruption jpeg, got none; pip install 'smart-edge[image]' installs it"
+            "Pillow, which the corruption jpeg needs, is missing; pip install 'smart-edge[image]' installs it"
         ) from error
     return Image
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from smart_eval.attacks.base import NamedAttack
-from smart_eval.bundles import OpenBundle
+from smart_common.files import digest_of_file
+from smart_eval.attacks.base import NamedAttack, Transferred
+from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
+from smart_eval.measure import NOTHING
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.engines import REFERENCE_ENGINE
+from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
 from smart_train.architectures import CUSTOM
-from smart_train.checkpoint.format import Checkpoint
+from smart_train.checkpoint.format import Checkpoint, load_checkpoint
+from smart_train.checkpoint.origin import check_source
+from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork
 
@@ -22,64 +34,183 @@ WHITE_BOX = (
     "White-box: the attacker knows the network, its weights and which path runs, and changes each pixel by at most eps "
     "(L-infinity, pixels in [0, 1]). The user chose the path; the attacker cannot change it."
 )
+BLACK_BOX = (
+    "Black-box: the attacker sees the scores that the deployed graph gives any image, asks for those of up to 5,000 "
+    "images for each one attacked, knows no weights, and changes each pixel by at most eps (L-infinity, pixels in "
+    "[0, 1]). Who knows the weights may break more."
+)
+FROM_SOURCE = (
+    "Transfer from the source to the deployed graph: the attacker knows the float network, its weights and which path "
+    "runs, not the graph with its rounding; adversarial images are made on the masked path, within eps of each pixel "
+    "(L-infinity, pixels in [0, 1]), and tried on the graph; Square alone is made on the graph, by its scores. Who "
+    "follows the graph's own rounding may break more."
+)
 _FEW = 8
 
 
-@dataclass(frozen=True)
-class OpenCheckpoint:
-    """A checkpoint, the SHA-256 of its file and what results depend on; other members are those of `OpenBundle`."""
+@dataclass(frozen=True, kw_only=True)
+class OpenModel(AbstractContextManager["OpenModel"]):
+    """A checkpoint or a bundle that is ready to be measured; as a context it closes the graphs of a bundle.
 
-    checkpoint: Checkpoint
+    Attributes:
+        file: where it is, or what stands for that in reports.
+        kind: what it is.
+        net: its paths.
+        made_on: the networks whose gradients attacks follow, by path: a checkpoint's own, the masked ones of a bundle's
+            source, none without one.
+        digest: the SHA-256 of the file, of a bundle's checksums, or of an open checkpoint's parameters.
+        about: what results depend on beside it, in values that JSON has.
+        input_shape: channels, height, width.
+        class_names: one a class.
+        training: the plain record of how it was trained.
+        recorded_eps: the radius that it was trained for or judged by, in pixel units; None if nothing says.
+        precision: that it computes in.
+        engine: what computes it.
+        notes: what to know about a bundle on the engine that measures it, a sentence each.
+        replay: what a bundle makes of the samples of its source, by path; None without one.
+    """
+
+    file: Path
+    kind: Literal["checkpoint", "bundle"]
+    net: SmartNetwork | BundlePaths
+    made_on: Mapping[str, nn.Module]
     digest: str
     about: Mapping[str, Any]
-
-    kind: ClassVar[Literal["checkpoint"]] = "checkpoint"
-    precision: ClassVar[str] = "fp32"
-    engine: ClassVar[str] = "torch"
-    threat_model: ClassVar[str] = WHITE_BOX
-    usual_attack: ClassVar[str] = "pgd"
-    replay: ClassVar[None] = None
-    notes: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def net(self) -> SmartNetwork:
-        """Its paths."""
-        return self.checkpoint.net
-
-    @property
-    def made_on(self) -> dict[str, nn.Module]:
-        """The networks whose gradients attacks follow, by path: its own."""
-        return {path: self.net.path(path) for path in self.net.path_names}
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        return self.checkpoint.input_shape
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One a class."""
-        return self.checkpoint.class_names
-
-    @property
-    def training(self) -> Mapping[str, Any]:
-        """The plain record of how it was trained."""
-        return self.checkpoint.training
+    input_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    training: Mapping[str, Any]
+    recorded_eps: float | None
+    precision: str = "fp32"
+    engine: str = "torch"
+    notes: tuple[str, ...] = ()
+    replay: Mapping[str, Replay] | None = None
 
     @property
     def eps(self) -> float:
-        """The radius that it was trained for, in pixel units."""
-        return self.checkpoint.samples.eps
+        """The recorded radius; raises ConfigError if there is none."""
+        if self.recorded_eps is None:
+            raise ConfigError(f"no eps is recorded in {self.file}; give --eps, 8/255 is usual for photographs")
+        return self.recorded_eps
 
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, *, digest: str) -> OpenCheckpoint:
-        """Return it; of a user's own network what results depend on is also the code, which shows in its scores."""
-        own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
-        return cls(checkpoint, digest, {"model": digest, **(own if checkpoint.architecture == CUSTOM else {})})
+    @property
+    def threat_model(self) -> str:
+        """What the attacker knows and may do."""
+        return WHITE_BOX if self.kind == "checkpoint" else FROM_SOURCE if self.made_on else BLACK_BOX
+
+    @property
+    def usual_attack(self) -> str:
+        """The attack where the user names none."""
+        return "pgd" if self.made_on else "square"
 
     def attacks(self, attacks: Sequence[NamedAttack]) -> list[NamedAttack]:
-        """Return ``attacks``: each can be made on the paths themselves."""
-        return list(attacks)
+        """Return ``attacks`` as they are made here: on the paths themselves, or on the source where graphs have none.
+
+        Raises:
+            ConfigError: one of them needs gradients, and there are none.
+        """
+        if self.kind == "checkpoint":
+            return list(attacks)
+        blind = next((one.name for one in attacks if one.needs_gradients), None)
+        if blind is not None and not self.made_on:
+            raise ConfigError(
+                f"{blind} needs gradients, which the graphs of the bundle {self.file} do not have; use --attack "
+                f"square, or give the checkpoint it was exported from as --source"
+            )
+        return [Transferred(one) if one.needs_gradients else one for one in attacks]
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        """Close the graphs of a bundle."""
+        if isinstance(self.net, BundlePaths):
+            self.net.close()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that bundles were exported from, and the SHA-256 of its file."""
+
+    checkpoint: Checkpoint
+    digest: str
+
+
+def read_source(
+    checkpoint: str | os.PathLike[str] | Checkpoint, *, load: Callable[[Path], Checkpoint] = load_checkpoint
+) -> Source:
+    """Return a checkpoint, read by ``load`` if it is a file, with its digest; raises as `load_checkpoint` does."""
+    if isinstance(checkpoint, Checkpoint):
+        return Source(checkpoint, _parameters_digest(checkpoint.net))
+    file = Path(checkpoint)
+    return Source(load(file), digest_of_file(file))
+
+
+def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
+    """Return a checkpoint to measure; of a user's own network results also depend on the code: its scores show it."""
+    checkpoint = source.checkpoint
+    own: Mapping[str, Any] = NOTHING
+    if checkpoint.architecture == CUSTOM:
+        own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
+    net = checkpoint.net
+    return OpenModel(
+        file=file,
+        kind="checkpoint",
+        net=net,
+        made_on={path: net.path(path) for path in net.path_names},
+        digest=source.digest,
+        about={"model": source.digest, **own},
+        input_shape=checkpoint.input_shape,
+        class_names=checkpoint.class_names,
+        training=checkpoint.training,
+        recorded_eps=checkpoint.samples.eps,
+    )
+
+
+def open_bundle(
+    folder: str | os.PathLike[str] | Bundle,
+    *,
+    trust: str | os.PathLike[str] | None = None,
+    source: Source | None = None,
+    engine: str = REFERENCE_ENGINE,
+) -> OpenModel:
+    """Open the bundle in ``folder``, every byte checked, and replay the samples of its source.
+
+    Args:
+        folder: the bundle, or where it is.
+        trust: a public key; only a bundle signed by it is opened.
+        source: the checkpoint that it was exported from.
+        engine: what runs its graphs.
+
+    Raises:
+        BundleError, SignatureError, EngineError, MissingExtraError, OSError: as `SmartModel.load` raises them.
+        ConfigError: the source is another network.
+    """
+    bundle = folder if isinstance(folder, Bundle) else Bundle.open(folder, trust=trust)
+    manifest, checkpoint = bundle.manifest, None if source is None else source.checkpoint
+    if checkpoint is not None:
+        check_source(manifest, checkpoint)
+    net = BundlePaths(bundle, source=None if checkpoint is None else checkpoint.net, engine=engine)
+    return OpenModel(
+        file=bundle.root,
+        kind="bundle",
+        net=net,
+        made_on={} if checkpoint is None else {name: checkpoint.net.path(name) for name in net.path_names},
+        digest=bundle.digest,
+        about={"model": bundle.digest, "engine": net.engine, **({} if source is None else {"source": source.digest})},
+        input_shape=manifest.input.shape,
+        class_names=manifest.class_names,
+        training=manifest.training,
+        recorded_eps=recorded_eps(manifest),
+        precision=manifest.precision,
+        engine=net.engine,
+        notes=notes_on(manifest, engine_name=net.engine),
+        replay=None if checkpoint is None else replay(net, manifest, checkpoint),
+    )
+
+
+def _parameters_digest(net: SmartNetwork) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value.cpu().numpy()).tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -91,6 +222,3 @@ def _scores_digest(checkpoint: Checkpoint) -> str:
         with attack_mode(path):
             digest.update(path(images).numpy().tobytes())
     return digest.hexdigest()
-
-
-OpenModel: TypeAlias = OpenCheckpoint | OpenBundle

@@ -51,7 +51,7 @@ class Records:
         file = Path(file)
         if shards.first:
             if not resume and file.exists():
-                raise ConfigError(f"expected no file {file}, got one; go on with it by --resume, or name another")
+                raise ConfigError(f"{file} exists already; go on with it by --resume, or name another")
             self._output = _alone(file)
         shards.wait()
         try:
@@ -109,13 +109,11 @@ class Records:
         content = file.read_bytes()
         whole = content.rfind(b"\n") + 1
         if content and not whole:  # the first line is either whole or nobody knows whose it is
-            raise ConfigError(f"expected results of smart-eval in {file}, got no whole line; name another file")
+            raise ConfigError(f"{file} holds no whole line of smart-eval's results; name another file")
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             found = _parsed(line)
             if found is None:
-                raise ConfigError(
-                    f"expected results of smart-eval in {file}, got something else in line {number}; name another file"
-                )
+                raise ConfigError(f"line {number} of {file} is no result of smart-eval; name another file")
             self._known[found[0]] = found[1]
         if whole < len(content):  # a run that was killed as it wrote
             with file.open("r+b") as damaged:
@@ -129,7 +127,7 @@ def _alone(file: Path) -> BinaryIO:
         fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, also by a kill
     except BlockingIOError:
         output.close()
-        raise ConfigError(f"expected no other run that writes {file}, got one; wait for it, or name another") from None
+        raise ConfigError(f"another run is writing {file}; wait for it, or name another") from None
     return output
 
 

@@ -43,6 +43,7 @@ class Measured:
         threat_model: a sentence of what the attacker knows and may do.
         threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
         corruptions: what it gets right under each corruption; None where nobody asked.
+        notes: what to know about it, a sentence each.
         replay: by path, what a bundle makes of the samples of its source; None without one.
         checks: for hidden gradients; none where nobody asked.
         eps_curve: the accuracy over eps, from `smart_eval.checks.eps_curve`.
@@ -64,6 +65,7 @@ class Measured:
     threat_model: str
     threats: Threats | None = None
     replay: Mapping[str, Replay] | None = None
+    notes: Sequence[str] = ()
     corruptions: Sequence[Corrupted] | None = None
     checks: Sequence[Check] = ()
     eps_curve: Mapping[str, Any] | None = None
