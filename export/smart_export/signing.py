@@ -84,7 +84,8 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
         key = load_pem_private_key(data, password=None)
     except TypeError as error:  # what cryptography raises for an encrypted key without a password
         raise SignatureError(
-            f"the private key in {name} is encrypted; `openssl pkey -in KEY -out NEW` decrypts it into a file of its own"
+            f"the private key in {name} is encrypted; `openssl pkey -in KEY -out NEW` decrypts it into a file of its "
+            "own"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"{name} holds no private key as PEM; `smart-export keygen` makes one") from error

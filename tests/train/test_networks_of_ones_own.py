@@ -383,7 +383,7 @@ def test_a_factory_that_leaves_python_is_refused() -> None:
     def leave(**_: object) -> nn.Module:
         sys.exit(0)
 
-    with pytest.raises(ConfigError, match="^the factory failed, given num_classes="):
+    with pytest.raises(ConfigError, match=r"^the factory failed, given num_classes="):
         call_factory(leave, num_classes=5, in_channels=3, arguments={}, generator_seed=0)
 
 

@@ -117,8 +117,8 @@ def _annotated(annotations: Path, classes: Sequence[str]) -> _Labelled:
     odd = sorted(labels.keys() ^ pictures.keys())
     if odd:
         raise DataError(
-            f"the lines of {annotations} and the pictures of val/images do not match: {len(odd)} without the other, first "
-            f"{odd[0]!a}; get Tiny-ImageNet again from {_TINY}"
+            f"the lines of {annotations} and the pictures of val/images do not match: {len(odd)} without the other, "
+            f"first {odd[0]!a}; get Tiny-ImageNet again from {_TINY}"
         )
     return [(path, labels[name]) for name, path in pictures.items()]
 

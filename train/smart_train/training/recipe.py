@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from smart_common.documents import parse_document
 from smart_train.errors import ConfigError
@@ -44,7 +44,7 @@ def read_recipe(path: Path) -> dict[str, Value]:
     def damaged(why: str) -> ConfigError:
         return ConfigError(f"{path} is no recipe ({' '.join(why.split())}); write {_EXAMPLE}")
 
-    found: Mapping[str, object]
+    found: Mapping[str, Any]
     if suffix == ".json":
         found = parse_document(raw, damaged=damaged).raw
     else:
