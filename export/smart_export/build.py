@@ -140,7 +140,7 @@ def build_bundle(
     names = checkpoint.net.path_names
     default_path = default_path or names[0]
     if default_path not in names:
-        raise ExportError(f"expected a default path out of {', '.join(names)}, got {default_path!r}; use one of them")
+        raise ExportError(f"no path {default_path!r} to start on; choose out of {', '.join(names)}")
     check_structure(checkpoint.net.structure, target=target, allow_slow=allow_slow_structure)
     judging, calibrating = divide(checkpoint, precision=known, judge=judge, calibrate=calibrate)
     export = Export(

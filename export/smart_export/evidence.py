@@ -86,8 +86,8 @@ def divide(
         return judge or own, calibrate or own
     if len(own.samples.labels) < 2:
         raise ExportError(
-            f"expected 2 or more samples in the checkpoint, to calibrate on and to judge by, got "
-            f"{len(own.samples.labels)}; give others with --calibration"
+            "the checkpoint has too few samples to calibrate on some and judge by others; give images with "
+            "--calibration"
         )
     first, second = halves(own.samples, seed=_SEED)
     return Evidence(second, SAMPLES, None), Evidence(first, SAMPLES, None)

@@ -169,8 +169,8 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
             raise first from error
         said = next(iter(str(first).strip().splitlines()), "")
         raise ExportError(
-            f"expected a network that torch.onnx.export can convert, got {type(first).__name__}: {said:.200}; a "
-            f"forward must not choose its way by the values that it computes, nor cast to float32 in an fp16 export"
+            f"torch.onnx.export cannot convert the network ({type(first).__name__}: {said:.200}); a forward must not "
+            "choose its way by the values that it computes, nor cast to float32 in an fp16 export"
         ) from error
     assert program is not None  # it returns None only when it is told to write a file
     model = program.model

@@ -135,8 +135,8 @@ class Constants:
         location, offset, wanted = entries.get("location", ""), int(entries.get("offset", "0")), bytes_of(tensor)
         if not is_inside(location):
             raise ExportError(
-                f"expected external data in a file beside the graph, got {shortened(location)!r} for the tensor "
-                f"{shortened(tensor.name)!r}; export it so that its data lies in the same folder"
+                f"the data of the tensor {shortened(tensor.name)!r} is in {shortened(location)!r}, not in a file "
+                "beside the graph; export it so that both are in the same folder"
             )
         try:
             with open_plain(self._folder, location) as (file, size):
@@ -148,8 +148,7 @@ class Constants:
                 return np.fromfile(file, np.uint8, wanted, offset=offset).tobytes()
         except BundleError as error:
             raise ExportError(
-                f"expected the plain file {location}, which holds the weights, beside the graph in {self._folder}, "
-                f"got none; copy it there"
+                f"no plain file {location}, which holds the weights, beside the graph in {self._folder}; copy it there"
             ) from error
 
 

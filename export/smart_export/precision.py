@@ -44,4 +44,4 @@ def check_precision(precision: str) -> Precision:
     for known in (FP32, FP16, INT8):
         if precision == known:
             return known
-    raise ExportError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}; fp32 is usual")
+    raise ExportError(f"unknown precision {precision!r}; choose out of {', '.join(PRECISIONS)}")

@@ -127,8 +127,8 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method
             raise
         except Exception as error:  # of ONNX, NumPy, ONNX Runtime or the library's own: it has no class for it
             raise ExportError(
-                f"expected a graph that onnxruntime.quantization can bring to int8, got {type(error).__name__}: "
-                f"{shortened(str(error))}; export it in fp16 or fp32"
+                f"onnxruntime.quantization cannot bring the graph to int8 ({type(error).__name__}: "
+                f"{shortened(str(error))}); export it in fp16 or fp32"
             ) from error
         result = ir.load(output)
         ir.external_data.load_to_model(result)

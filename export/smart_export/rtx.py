@@ -97,7 +97,7 @@ def library() -> Any:
         import tensorrt_rtx  # noqa: PLC0415  # an engine is imported where it is used
     except ImportError as error:
         raise MissingExtraError(
-            "expected the TensorRT-RTX library for --rtx, got none; pip install 'smart-edge[tensorrt-rtx]' installs it"
+            "--rtx needs the TensorRT-RTX library, which is not installed; pip install 'smart-edge[tensorrt-rtx]'"
         ) from error
     return tensorrt_rtx
 
@@ -131,7 +131,7 @@ def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
             "cpu": "graphs for a CPU are made in other ways; use --target desktop-gpu, or leave out --rtx",
         }
         raise ExportError(
-            f"expected a target with a graphics card for --rtx, got {target.name}: {remedy[target.profile.kind]}"
+            f"--rtx needs a target with a graphics card, which {target.name} is not: {remedy[target.profile.kind]}"
         )
     known = known_capabilities()
     found = {part.strip() for part in text.split(",")}
@@ -290,7 +290,6 @@ def _parse_error(error: Any) -> str:
 
 def _refused(file: Path, capabilities: Sequence[str], why: str) -> ExportError:
     return ExportError(
-        f"expected a graph that TensorRT-RTX {library().__version__} builds for compute capability "
-        f"{', '.join(capabilities)}, got one that it refuses in {file.parent.name}/{file.name}: {shortened(why)}; "
-        f"leave out --rtx, or the capability, to export without"
+        f"TensorRT-RTX {library().__version__} refuses {file.parent.name}/{file.name} for compute capability "
+        f"{', '.join(capabilities)}: {shortened(why)}; leave out --rtx, or the capability, to export without"
     )

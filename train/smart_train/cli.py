@@ -46,15 +46,14 @@ def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> 
     for name, value in read_recipe(path).items():
         if name not in options:
             raise ConfigError(
-                f"expected options of smart-train in {path}, got {name!a:.100}; see smart-train --help for their names"
+                f"{name!a:.100} in {path} is no option for a recipe; see smart-train --help for their names"
             )
         try:
             found[name] = _option_value(options[name], value, ctx)
         except (click.BadParameter, ValueError) as error:
             reason = error.message if isinstance(error, click.BadParameter) else str(error)
             raise ConfigError(
-                f"expected a value for {name} in {path} that --{name.replace('_', '-')} takes, got one it does not: "
-                f"{reason.rstrip('.')}"
+                f"--{name.replace('_', '-')} does not take what {path} has for {name}: {reason.rstrip('.')}"
             ) from error
     ctx.default_map = found
 

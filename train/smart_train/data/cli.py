@@ -52,7 +52,7 @@ def data_options(function: _F) -> _F:
     @functools.wraps(function)
     def command(*, data_dir: Path, cache_dir: Path | None, no_cache: bool, **others: Any) -> Any:
         if no_cache and cache_dir is not None:
-            raise ConfigError("expected --cache-dir or --no-cache, got both; --no-cache reads everything anew")
+            raise ConfigError("--cache-dir and --no-cache cannot be combined: --no-cache reads everything anew")
         places = DataPlaces(data_dir, None if no_cache else cache_dir or default_cache_dir())
         return function(places=places, **others)
 

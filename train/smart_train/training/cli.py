@@ -229,8 +229,8 @@ def train(
     check_history(history_path(output))
     if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
-            f"expected --model {model} on the command line too, got it from a recipe alone, which may be anybody's; "
-            f"type it to have that code imported"
+            f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
+            "that code imported"
         )
     network = chosen_network(model)
     config = TrainConfig(
@@ -268,8 +268,8 @@ def train(
     if resume and not state_path(output).exists():
         if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
             raise ConfigError(
-                f"expected {state_path(output).name} beside {output} to resume from, got none; this training has "
-                f"ended, use --force to replace it"
+                f"no {state_path(output).name} beside {output} to resume from, since this training has ended; use "
+                f"--force to replace it"
             )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
     _say_ordering(config)

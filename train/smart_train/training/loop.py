@@ -214,8 +214,7 @@ class Trainer:
         plain.train()
         if scores != classes:  # a factory need not heed num_classes
             raise ConfigError(
-                f"expected a network with a score for each of {classes} classes, got {scores} scores; let the factory "
-                f"use num_classes"
+                f"the network gives {scores} scores for {classes} classes; let the factory use num_classes"
             )
         if self.config.permute:
             generator = stream_generator(self.config.seed, Stream.PERMUTE)
@@ -274,8 +273,8 @@ class Trainer:
         means = {f"{name}_loss": float(value) / self.steps_per_epoch for name, value in sums.items()}
         if not all(math.isfinite(v) for v in means.values()):
             raise ConfigError(
-                f"expected a finite loss, got {means} in epoch {self._progress.epoch + 1}; lower --lr or --eps and "
-                f"train from the start"
+                f"the loss is not finite in epoch {self._progress.epoch + 1}, {means}; lower --lr or --eps and train "
+                "from the start"
             )
         return means
 

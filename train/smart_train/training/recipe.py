@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from smart_common.documents import parse_document
 from smart_train.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -30,28 +30,33 @@ def read_recipe(path: Path) -> dict[str, Value]:
     Raises:
         ConfigError: if the file is missing, too large, neither TOML nor JSON, says something twice, or holds lists.
     """
-    readers: dict[str, Callable[[str], object]] = {".toml": tomllib.loads, ".json": _json}
-    if path.suffix.lower() not in readers:
-        raise ConfigError(f"expected a recipe ending in .toml or .json, got {path}; rename it")
+    suffix = path.suffix.lower()
+    if suffix not in {".toml", ".json"}:
+        raise ConfigError(f"{path} does not end in .toml or .json; rename it")
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"expected a recipe at {path}, got {error.strerror}; check the path") from error
+        raise ConfigError(f"no recipe at {path}: {error.strerror}; check the path") from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"expected a recipe of at most {MAX_BYTES} bytes, got more in {path}; it is not one")
-    try:
-        found = readers[path.suffix.lower()](raw.decode())
-    except (ValueError, RecursionError) as error:  # both parsers' errors and those of UTF-8 are ValueErrors
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"expected a recipe with {_EXAMPLE}, got a file {path} that is none ({reason})") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"expected a recipe with {_EXAMPLE}, got {type(found).__name__} in {path}")
+
+    def damaged(why: str) -> ConfigError:
+        return ConfigError(f"{path} is no recipe ({' '.join(why.split())}); write {_EXAMPLE}")
+
+    found: Mapping[str, Any]
+    if suffix == ".json":
+        found = parse_document(raw, damaged=damaged).raw
+    else:
+        try:
+            found = tomllib.loads(raw.decode())
+        except (ValueError, RecursionError) as error:  # the parser's errors and those of UTF-8 are ValueErrors
+            raise damaged(str(error)) from error
     result: dict[str, Value] = {}
     for key, value in found.items():
         name = key.replace("-", "_")
         if name in result:
-            raise ConfigError(f"expected each option once in {path}, got {name} twice, with - and with _; remove one")
+            raise ConfigError(f"{name} stands twice in {path}, with - and with _; remove one")
         table = isinstance(value, dict) and all(isinstance(v, str | int | float) for v in value.values())
         if not table and not isinstance(value, str | int | float):
             raise ConfigError(
@@ -59,13 +64,3 @@ def read_recipe(path: Path) -> dict[str, Value]:
             )
         result[name] = value
     return result
-
-
-def _json(text: str) -> object:
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a name twice in one object")
-        return found
-
-    return json.loads(text, object_pairs_hook=once)
