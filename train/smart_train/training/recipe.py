@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from smart_common.documents import parse_document
+from smart_common.documents import Damaged, parse_document, read_limited
 from smart_train.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -30,28 +30,15 @@ def read_recipe(path: Path) -> dict[str, Value]:
     Raises:
         ConfigError: if the file is missing, too large, neither TOML nor JSON, says something twice, or holds lists.
     """
-    suffix = path.suffix.lower()
-    if suffix not in {".toml", ".json"}:
+
+    def damaged(what: str) -> ConfigError:
+        return ConfigError(f"{path} is no recipe: {what}; write {_EXAMPLE}")
+
+    kind = path.suffix.lower()
+    if kind not in {".toml", ".json"}:
         raise ConfigError(f"{path} does not end in .toml or .json; rename it")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"no recipe at {path}: {error.strerror}; check the path") from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"expected a recipe of at most {MAX_BYTES} bytes, got more in {path}; it is not one")
-
-    def damaged(why: str) -> ConfigError:
-        return ConfigError(f"{path} is no recipe ({' '.join(why.split())}); write {_EXAMPLE}")
-
-    found: Mapping[str, Any]
-    if suffix == ".json":
-        found = parse_document(raw, damaged=damaged).raw
-    else:
-        try:
-            found = tomllib.loads(raw.decode())
-        except (ValueError, RecursionError) as error:  # the parser's errors and those of UTF-8 are ValueErrors
-            raise damaged(str(error)) from error
+    raw = read_limited(path, what="recipe", max_bytes=MAX_BYTES, error=ConfigError)
+    found = _toml(raw, damaged=damaged) if kind == ".toml" else parse_document(raw, damaged=damaged).raw
     result: dict[str, Value] = {}
     for key, value in found.items():
         name = key.replace("-", "_")
@@ -64,3 +51,10 @@ def read_recipe(path: Path) -> dict[str, Value]:
             )
         result[name] = value
     return result
+
+
+def _toml(raw: bytes, *, damaged: Damaged) -> dict[str, Any]:
+    try:
+        return tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:  # the parser's own errors and those of UTF-8 are ValueErrors
+        raise damaged(" ".join(str(error).split())) from error
