@@ -109,24 +109,21 @@ def padded_masks(net: SmartNetwork, *, path: str, align: int) -> list[Tensor]:
     would move the blocks in which single weights are masked.
     """
     network, masks = net.path(path).network, net.masks(path)
-    pattern = net.structure.removes.pattern
+    structure = net.structure
 
     def fit(group: Group, mask: Tensor) -> Tensor:
         if not may_be_padded(network, group):
             return mask
-        block = 1 if pattern is None else pattern.m // math.gcd(pattern.m, group.bundle)
+        block = structure.pattern.block // math.gcd(structure.pattern.block, group.bundle)
         return padded(mask, align=align // math.gcd(align, group.bundle), block=block)
 
     keeps = [fit(group, mask) for group, mask in zip(net.groups, masks, strict=True)]
-    if pattern is not None:
-        inputs = net.kept_inputs(path, keeps=keeps)
-        whole = (
-            pattern_holds(mask.cpu(), keep_in=inputs[layer], pattern=pattern)
-            for layer, mask in net.weight_masks(path).items()
-        )
-        if not all(whole):
-            return masks
-    return keeps
+    inputs = net.kept_inputs(path, keeps=keeps)
+    whole = (
+        pattern_holds(mask.cpu(), keep_in=inputs[layer], structure=structure)
+        for layer, mask in net.weight_masks(path).items()
+    )
+    return keeps if all(whole) else masks
 
 
 class _Tracer(fx.Tracer):

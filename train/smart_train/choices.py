@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+from smart_train.masking.pattern_rows import structure_names
+
 MaskMode = Literal["gradual", "regrow", "static"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Scope = Literal["block", "all"]
@@ -21,6 +23,6 @@ MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCORES: tuple[Score, ...] = get_args(Score)
-STRUCTURES = "channel, N:M (2:4), channel+N:M or unstructured"
+STRUCTURES = structure_names()
 
 DEFAULT_ALIGN = 8

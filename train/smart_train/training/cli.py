@@ -26,7 +26,7 @@ from smart_train.data.cli import DataPlaces
 from smart_train.errors import ConfigError
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
-from smart_train.masking.structure import Structure, default_density, parse_structure, why_pattern_is_slow
+from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
 from smart_train.options import parse_arguments, parse_fraction
 from smart_train.training.config import TrainConfig
@@ -55,22 +55,22 @@ def _structure(
     """
     if align is not None and target is not None:
         raise ConfigError("--align and --target cannot be combined: --target sets the alignment of that device")
-    pattern = parse_structure(name).pattern
+    pattern = parse_structure(name)
     wanted, least = DEFAULT_ALIGN if align is None else align, 1
     if target is not None:
         device = resolve_target(target)
         profile = device.profile
         wanted = max(profile.alignment(precision) for precision in ("fp32", "fp16"))
-        if pattern is not None:
+        if pattern.weights is not None and pattern.weights.for_speed:
             wanted = max(wanted, *(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16")))
             if profile.sparse_tensor_cores.value:
                 least = SPARSE_GAIN_CHANNELS
-        _say_gain(name, device)
-    if pattern is not None and align is None:
-        wanted = math.lcm(wanted, pattern.m)
+        _say_gain(name, pattern, device)
+    if align is None:
+        wanted = math.lcm(wanted, pattern.block)
     return Structure(
         name=name,
-        density=default_density(name) if density is None else density,
+        density=pattern.default_density if density is None else density,
         align=wanted,
         scope=scope,  # type: ignore[arg-type]  # click checked the choice
         min_channels=least if min_channels is None else min_channels,
@@ -83,22 +83,21 @@ def _say_ordering(config: TrainConfig) -> None:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
 
 
-def _say_gain(structure: str, target: Target) -> None:
+def _say_gain(name: str, pattern: Pattern, target: Target) -> None:
     """Say so when zeros among weights gain no speed on ``target``, before hours are spent on them."""
-    removes = parse_structure(structure)
-    if removes.anywhere:
-        house.note(f"note: no engine skips single zeros: {structure} gains no speed on {target.name}")
-    slow = None if removes.pattern is None else why_pattern_is_slow(removes.pattern, target=target)
-    if slow is not None:
+    refused, slow = pattern.why_refused(target), pattern.weights and pattern.weights.why_slow(target)
+    if refused is not None:
         house.note(
-            f"note: {slow}: zeros among weights gain no speed there, and smart-export wants --allow-slow-structure"
+            f"note: {refused}: zeros among weights gain no speed there, and smart-export wants --allow-slow-structure"
         )
+    elif slow is not None:
+        house.note(f"note: {slow}: {name} gains no speed on {target.name}")
 
 
 def _say_weights(trainer: Trainer) -> None:
     """Say which layers keep all of their weights and why, where single weights are masked; and what permuting gains."""
     net, gains = trainer.net, trainer.gains.values()
-    if net.structure.removes.weights:
+    if net.weight_layers:
         whole = "; ".join(f"{name}: {why}" for name, why in net.dense_layers.items())
         house.note(f"note: {net.structure.name} masks weights of {len(net.weight_layers)} layers; not of {whole}")
     if gains:
@@ -111,7 +110,7 @@ def _say_weights(trainer: Trainer) -> None:
 
 def _say_density(net: SmartNetwork) -> None:
     """Say so when alignment keeps clearly more channels than were asked for."""
-    if not net.structure.removes.channels:
+    if not net.groups:
         return
     kept = sum(net.structure.kept(group.size, bundle=group.bundle) * group.bundle for group in net.groups)
     reached = kept / sum(group.size * group.bundle for group in net.groups)
