@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
 from extending.recipes import PACKAGES, ROOT, Recipe, recipe
@@ -83,6 +84,20 @@ def test_an_attack_is_measured_resumed_and_shown(follow: Follow, clone: Path) ->
     assert sum(record.get("attack") == "corners" for record in kept) == len(model["paths"]), "resumed, not repeated"
     assert "4 random corners" in (clone / "corners.html").read_text()
     assert "corners" in on_bundle
+
+
+def test_a_mask_pattern_is_trained_exported_and_run(follow: Follow, clone: Path) -> None:
+    _, (help_page, *_, info) = follow("A mask pattern")
+    assert "block4" in help_page
+    assert "robust" in info
+    graph = onnx.load(clone / "block4/clean/model.onnx")
+    weights = [onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer if len(tensor.dims) == 4]
+    masked = [weight for weight in weights if weight.shape[1] % 4 == 0]
+    assert masked
+    for weight in masked:
+        kept = (weight != 0).swapaxes(1, -1).reshape(-1, 4).sum(axis=1)
+        assert set(kept.tolist()) <= {0, 4}, "torn blocks"
+        assert (kept > 0).mean() == pytest.approx(0.25, abs=1 / len(kept))
 
 
 def test_a_policy_switches(follow: Follow) -> None:
