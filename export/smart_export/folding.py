@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
@@ -13,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from smart_train import SmartNetwork
+from smart_train import Checkpoint, SmartNetwork, load_checkpoint
 from smart_train.masking.groups import Group, apply_mask_, may_be_padded
 from smart_train.masking.layers import Expert, ExpertBatchNorm2d, make_plain_
 from smart_train.masking.network import PathNetwork
@@ -248,20 +249,28 @@ def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), child, module)
 
 
-def fold(net: SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None) -> fx.GraphModule:
+def fold(
+    model: str | os.PathLike[str] | Checkpoint | SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None
+) -> fx.GraphModule:
     """Return ``path`` as a plain module without masks and batch norms; normalisation stays inside.
 
     What stays of batch norms: one over (N, C) features that no linear layer makes, and any that keeps no statistics.
 
     Args:
-        net: the trained network; it is not changed.
+        model: the trained network, which is not changed, its checkpoint, or that one's file.
         path: which path.
         keeps: bool (size,) for each group, a superset of the path's masks (see :func:`padded_masks`); by default the
             masks themselves.
 
     Returns:
         A module in eval mode that maps images (N, C, H, W) in [0, 1] to scores (N, classes).
+
+    Raises:
+        CheckpointError: if the file is missing or no checkpoint.
     """
+    if isinstance(model, str | os.PathLike):
+        model = load_checkpoint(model)
+    net = model.net if isinstance(model, Checkpoint) else model
     tree = copy.deepcopy(net.path(path)).cpu()
     make_plain_(tree)
     sliced = slice_network(tree.network, net.groups, list(keeps) if keeps is not None else net.masks(path))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smart_train import Attack, CheckpointError, ConfigError, Structure, load_checkpoint
+from smart_train import Attack, CheckpointError, ConfigError, Structure, load_checkpoint, load_data
 from smart_train.checkpoint.network_state import network_state
 from smart_train.choices import MASK_MODES
 from smart_train.data import Augmentation
@@ -185,6 +185,14 @@ def test_after_a_training_its_network_is_the_best_epochs(tmp_path: Path, monkeyp
     found = tensors(network_state(trainer.net))
     assert not different(found, tensors(network_state(load_checkpoint(result.checkpoint).net)))
     assert different(found, last)
+
+
+def test_data_and_files_may_be_named(tmp_path: Path) -> None:
+    config = TrainConfig(model_arguments={"width": 4}, epochs=1, train_images=64, test_images=10, batch_size=32)
+    named = Trainer(config, "digits", output=os.fspath(tmp_path / "named.pt")).run()
+    given = Trainer(config, load_data("digits"), output=tmp_path / "given.pt").run()
+    assert named.checkpoint == tmp_path / "named.pt"
+    assert named.checkpoint.read_bytes() == given.checkpoint.read_bytes()
 
 
 def test_samples_are_validation_images_with_adversarial_ones_within_eps(trained: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
-from pathlib import Path
 
 from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
@@ -28,7 +28,11 @@ DATA_SPECS = f"{', '.join(NAMED)}, npz:FILE or folder:DIR"
 
 
 def load_data(
-    spec: str, *, data_dir: Path = Path("data"), cache_dir: Path | None = None, progress: Progress = no_progress
+    spec: str,
+    *,
+    data_dir: str | os.PathLike[str] = "data",
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress = no_progress,
 ) -> ImageSet:
     """Read the data set that ``spec`` names. Nothing is downloaded.
 
@@ -44,7 +48,7 @@ def load_data(
         MissingExtraError: if a library that reads it is not installed.
 
     Example:
-        ``load_data("cifar10", data_dir=Path("~/data"), cache_dir=default_cache_dir())``
+        ``load_data("cifar10", data_dir="~/data", cache_dir=default_cache_dir())``
     """
     kind, colon, where = spec.partition(":")
     if spec == "digits":
