@@ -75,10 +75,6 @@ class BuildResult:
     seconds: float
 
 
-def _ignore(_: str) -> None:
-    return
-
-
 def build_bundle(
     checkpoint: str | os.PathLike[str] | Checkpoint,
     *,
@@ -95,7 +91,7 @@ def build_bundle(
     allow_slow_structure: bool = False,
     force: bool = False,
     sign: Ed25519PrivateKey | None = None,
-    on_step: Callable[[str], None] = _ignore,
+    on_step: Callable[[str], None] = lambda _: None,
     stopwatch: Stopwatch | None = None,
 ) -> BuildResult:
     """Write the bundle of ``checkpoint`` for ``target``.

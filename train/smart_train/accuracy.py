@@ -98,10 +98,6 @@ def some_examples(split: Split, count: int, *, seed: int) -> Split:
     return Split(split.images[chosen], split.labels[chosen])
 
 
-def _nothing(_: int) -> None:
-    return
-
-
 @torch.no_grad()
 def classified_rightly(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     """Return which of ``images``, float (N, C, H, W), the model gives their labels, bool (N,).
@@ -120,7 +116,7 @@ def accuracy(
     attack: Attack | None,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
-    done: Callable[[int], None] = _nothing,
+    done: Callable[[int], None] = lambda _: None,
 ) -> Accuracy:
     """Measure one path in float32 and eval mode.
 
@@ -159,7 +155,7 @@ def evaluate_path(
     attack: Attack,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
-    done: Callable[[int], None] = _nothing,
+    done: Callable[[int], None] = lambda _: None,
 ) -> PathAccuracy:
     """Measure one path clean and under ``attack``; see :func:`accuracy`, ``done`` counts the attacked images."""
     return PathAccuracy(
