@@ -39,7 +39,7 @@ def check_precision(precision: str) -> Precision:
     """Return ``precision``, which must be one of `smart_devices.PRECISIONS`.
 
     Raises:
-        ExportError: it is none of them.
+        ExportError: it is unknown.
     """
     if precision not in PRECISIONS:
         raise ExportError(f"unknown precision {precision!r}; choose out of {', '.join(PRECISIONS)}")

@@ -115,7 +115,7 @@ def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
         target: the device that the bundle is for.
 
     Raises:
-        ExportError: one is none that the library builds for, or the target has no graphics card.
+        ExportError: the library does not build for one of them, or the target has no graphics card.
         MissingExtraError: the library is not installed.
     """
     if target.profile.kind != "gpu":
@@ -148,7 +148,7 @@ def _is_of(profile: Profile, capability: str) -> bool:
 
 
 def target_note(target: Target, capabilities: Sequence[str]) -> str | None:
-    """Return a note where none of the plans would run on the target's own card, else None."""
+    """Return a note if none of the plans would run on the target's own card."""
     if any(_is_of(target.profile, name) for name in capabilities):
         return None
     own = target.profile.compute_capability
