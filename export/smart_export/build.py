@@ -120,8 +120,8 @@ def build_bundle(
         stopwatch: told what each phase took.
 
     Raises:
-        ExportError: if ``output`` cannot be used or has no room, an argument is unknown or out of range, the target gains
-            nothing from the checkpoint's structure, or TensorRT-RTX refuses a graph.
+        ExportError: if ``output`` cannot be used or has no room, an argument is unknown or out of range, the target
+            gains nothing from the checkpoint's structure, or TensorRT-RTX refuses a graph.
         MissingExtraError: if ``rtx`` is asked for and its library is not installed.
         VerificationError: if a graph does not agree with its path, or as GateError, if it classifies worse; nothing is
             left behind.

@@ -356,7 +356,7 @@ def test_a_network_that_torch_cannot_export_is_refused_in_one_sentence() -> None
         def forward(self, images: Tensor) -> Tensor:
             return images.mean((2, 3)) if float(images.sum()) > 0 else images.sum((2, 3))
 
-    with pytest.raises(ExportError, match=r"expected a network that torch.onnx.export can convert") as caught:
+    with pytest.raises(ExportError, match=r"^torch\.onnx\.export cannot convert the network \(") as caught:
         onnx_from_module(Choosing(), input_shape=(3, 4, 4), opset=20)
     assert len(str(caught.value).splitlines()) == 1
 
