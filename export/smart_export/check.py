@@ -92,15 +92,11 @@ def _check_graph(graph: GraphInfo, content: GraphBytes) -> Finding:
         model.write_bytes(content.model)
         if content.weights is not None and content.weights_name is not None:
             Path(folder, content.weights_name).write_bytes(content.weights)
-        _check_onnx(model, name=graph.file)
+        try:
+            onnx.checker.check_model(str(model), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"{graph.file} is no valid ONNX ({shortened(str(error))}); export it again") from error
     return Finding(f"{graph.name}: ONNX", "onnx.checker full check passes")
-
-
-def _check_onnx(model: Path, *, name: str) -> None:
-    try:
-        onnx.checker.check_model(str(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{name} is no valid ONNX ({shortened(str(error))}); export it again") from error
 
 
 def _check_run(

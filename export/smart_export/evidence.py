@@ -54,7 +54,7 @@ class Evidence:
         return images
 
     def record(self) -> dict[str, Any]:
-        """Return what a manifest says of it."""
+        """Return it as plain values, for the manifest."""
         return {
             "source": self.source,
             "digest": self.digest,

@@ -34,7 +34,7 @@ def check_output(output: Path, *, force: bool) -> None:
     if not force:
         raise ExportError(f"{output} exists already; use --force to replace a bundle, or another -o")
     if not _is_replaceable(output):
-        raise ExportError(f"{output} is no bundle, so --force leaves it as it is; use another -o")
+        raise ExportError(f"{output} holds other things than a bundle, and stays as it is; use another -o")
 
 
 def _is_replaceable(output: Path) -> bool:

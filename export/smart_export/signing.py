@@ -34,7 +34,7 @@ def write_key_pair(path: Path) -> KeyPair:
     """Write a new private key to ``path``, for its owner alone to read, and its public half beside it, as ``.pub``.
 
     Raises:
-        ExportError: One of the two files exists, which is left as it is, or their folder does not.
+        ExportError: One of the two files exists, and is left as it is; or their folder does not exist.
         MissingExtraError: cryptography is not installed.
         OSError: The system cannot write them; then neither is left behind.
     """

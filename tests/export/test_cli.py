@@ -44,7 +44,7 @@ def test_build_is_the_default_command_and_prints_json(checkpoint_file: Path, tmp
         assert found["paths"][path]["max_rel_diff"] <= 1e-4
         assert found["paths"][path]["argmax_agreement"] == 1.0
         assert found["paths"][path]["verified_on"] == 2 * 360 + 256 + 2 * 256, "digits, noise, samples"
-    assert "expected no file or folder" in refused(smart_export(copy, "--target", "cpu"))
+    assert "exists already; use --force to replace a bundle" in refused(smart_export(copy, "--target", "cpu"))
     again = smart_export(copy, "--target", "cpu", "--baseline", "none", "--force")
     assert again.returncode == 0, again.stderr
     assert "robust" in again.stdout

@@ -179,11 +179,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @house.json_option
 @click.version_option(version(), prog_name="smart-train")
 @click.pass_context
-def main(
-    ctx: click.Context,
-    /,
-    **options: Any,
-) -> None:
+def main(ctx: click.Context, /, **options: Any) -> None:
     """Train one network; by default with a clean and a robust path that share weights (SMART, arXiv 2302.03523).
 
     The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch (history.csv, of

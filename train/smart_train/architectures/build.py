@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -17,18 +16,11 @@ from smart_train.architectures.wide_resnet import WideResNet
 from smart_train.errors import ConfigError
 
 
-class Family(Protocol):
-    """What the networks of one kind are made by."""
-
-    def __call__(self, *, num_classes: int, in_channels: int, blocks: tuple[int, ...], width: int) -> nn.Module:
-        """Return one with fresh weights."""
-
-
 @dataclass(frozen=True)
 class Architecture:
     """A network by name: its ``family``, ``blocks`` per stage and the default ``width`` of the first stage."""
 
-    family: Family
+    family: Callable[..., nn.Module]
     blocks: tuple[int, ...]
     width: int
 

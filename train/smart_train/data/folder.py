@@ -56,7 +56,8 @@ def folder(where: str) -> Source:
     strangers = [] if tiny else sorted(set(_folders(root / test_part)) - set(classes))
     if strangers:
         raise DataError(
-            f"classes of {test_part} in {where} are not in train: {', '.join(strangers)}; train has them all"
+            f"classes of {test_part} in {where} are not in train: {', '.join(strangers)}; every class needs training "
+            "pictures"
         )
     train = _by_class(root / "train", classes)
     test = _annotated(annotations, classes) if tiny else _by_class(root / test_part, classes)

@@ -60,7 +60,7 @@ class ImageSet:
         Every class keeps its proportion (largest remainders) and the images their order.
 
         Raises:
-            ConfigError: if there are not so many, or fewer than two classes would be left.
+            ConfigError: if there are fewer, or they are all of one class.
         """
         if not 2 <= train <= len(self.train):
             raise ConfigError(

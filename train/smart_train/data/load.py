@@ -13,7 +13,7 @@ from smart_train.data.home import expanded
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.data.npz import npz
 from smart_train.data.progress import Progress, no_progress
-from smart_train.data.source import Arrays, Source
+from smart_train.data.source import Arrays
 from smart_train.data.stl10 import stl10
 from smart_train.data.svhn import svhn
 from smart_train.errors import DataError
@@ -62,11 +62,10 @@ def load_data(
     else:
         raise DataError(f"expected data as {DATA_SPECS}, got {spec!r}; try --data digits")
     read = partial(source.read, progress)
-    build = partial(_image_set, source)
+
+    def build(arrays: Arrays) -> ImageSet:
+        return make_image_set(kind=source.kind, where=source.where, **vars(arrays))
+
     if cache_dir is None:
         return build(read())
     return through_cache(source, cache_dir=expanded(cache_dir), read=read, build=build)
-
-
-def _image_set(source: Source, arrays: Arrays) -> ImageSet:
-    return make_image_set(kind=source.kind, where=source.where, **vars(arrays))

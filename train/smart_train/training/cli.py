@@ -17,7 +17,7 @@ from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures import ARCHITECTURES, Factory
-from smart_train.architectures.cli import chosen_network
+from smart_train.architectures.cli import NetworkChoice, chosen_network
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
 from smart_train.choices import DEFAULT_ALIGN
@@ -36,13 +36,11 @@ from smart_train.training.loop import EpochReport, Trainer, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import state_path
 
-
-def _overruled(ctx: click.Context, option: str, *, by: Sequence[str]) -> bool:
-    """Whether ``option`` is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
-    typed = ParameterSource.COMMANDLINE
-    return ctx.get_parameter_source(option) is ParameterSource.DEFAULT_MAP and any(
-        ctx.get_parameter_source(name) is typed for name in by
-    )
+# Options that say what a `TrainConfig` holds under the same name.
+_AS_THEY_ARE = (
+    *("permute", "method", "train_images", "test_images", "epochs", "batch_size", "weight_decay", "seed", "device"),
+    "precision",
+)
 
 
 def _structure(
@@ -167,54 +165,60 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     )
 
 
+def _config(ctx: click.Context, network: NetworkChoice, options: dict[str, Any]) -> TrainConfig:
+    """Return what the options say of the training; of those that exclude each other a recipe's gives way."""
+
+    def unless_overruled(option: str, *, by: Sequence[str]) -> Any:
+        """Return None if it is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
+        source = ctx.get_parameter_source
+        typed = any(source(name) is ParameterSource.COMMANDLINE for name in by)
+        return None if typed and source(option) is ParameterSource.DEFAULT_MAP else options[option]
+
+    structure, attack, method = options["structure"], options["attack"], options["method"]
+    steps = unless_overruled("steps", by=["attack"])
+    step_size = unless_overruled("step_size", by=["attack", "eps"])
+    own = parse_structure(structure).own_density is not None
+    density = unless_overruled("density", by=["structure"]) if own else options["density"]
+    return TrainConfig(
+        model=network.name,
+        model_arguments=parse_arguments(options["model_arg"]),
+        structure=_structure(
+            structure,
+            density=load_method(method).default_density if density is None and not own else density,
+            scope=options["scope"],
+            target=unless_overruled("target", by=["align"]),
+            align=unless_overruled("align", by=["target"]),
+            min_channels=options["min_channels"],
+        ),
+        masks=MaskPlan(mode=options["masks"], score=options["score"]),
+        method_options=parse_arguments(options["method_options"], option="--set"),
+        attack=Attack(
+            name=attack,
+            eps=parse_fraction(options["eps"]),
+            steps=steps if steps is not None else 1 if attack_kind(attack).one_step else Attack.steps,
+            step_size=None if step_size is None else parse_fraction(step_size),
+        ),
+        augmentation=Augmentation(crop_pad=options["crop_pad"], flip=options["flip"]),
+        learning_rate=options["lr"],
+        **{name: options[name] for name in _AS_THEY_ARE},
+    )
+
+
 def train(
     ctx: click.Context,
     *,
     data: str,
     places: DataPlaces,
-    train_images: int | None,
-    test_images: int | None,
-    crop_pad: int,
-    flip: bool,
-    model: str,
-    model_arg: tuple[str, ...],
     init: Path | None,
-    structure: str,
-    density: float | None,
-    scope: str,
-    align: int | None,
-    min_channels: int | None,
-    permute: bool,
-    target: str | None,
-    masks: str,
-    score: str,
-    method: str,
-    method_options: tuple[str, ...],
-    attack: str,
-    eps: str,
-    steps: int | None,
-    step_size: str | None,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    seed: int,
-    device: str,
-    precision: str,
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
     resume: bool,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Do what the options of ``smart-train`` say; ``ctx`` tells which of them were typed and which a recipe's."""
-    align = None if _overruled(ctx, "align", by=["target"]) else align
-    target = None if _overruled(ctx, "target", by=["align"]) else target
-    steps = None if _overruled(ctx, "steps", by=["attack"]) else steps
-    step_size = None if _overruled(ctx, "step_size", by=["attack", "eps"]) else step_size
-    own = parse_structure(structure).own_density is not None
-    density = None if own and _overruled(ctx, "density", by=["structure"]) else density
+    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed and which are a recipe's."""
     if not output.parent.is_dir():
         raise ConfigError(f"no folder {output.parent} for {output.name}; create it first")
     curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
@@ -226,44 +230,14 @@ def train(
     if existing and not resume and not force:
         raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
     check_history(history_path(output))
+    model = options["model"]
     if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
             f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
-            "that code imported"
+            f"that code imported"
         )
     network = chosen_network(model)
-    config = TrainConfig(
-        model=network.name,
-        model_arguments=parse_arguments(model_arg),
-        structure=_structure(
-            structure,
-            density=load_method(method).default_density if density is None and not own else density,
-            scope=scope,
-            target=target,
-            align=align,
-            min_channels=min_channels,
-        ),
-        masks=MaskPlan(mode=masks, score=score),  # type: ignore[arg-type]
-        permute=permute,
-        method=method,
-        method_options=parse_arguments(method_options, option="--set"),
-        attack=Attack(
-            name=attack,
-            eps=parse_fraction(eps),
-            steps=steps if steps is not None else 1 if attack_kind(attack).one_step else Attack.steps,
-            step_size=None if step_size is None else parse_fraction(step_size),
-        ),
-        augmentation=Augmentation(crop_pad=crop_pad, flip=flip),
-        train_images=train_images,
-        test_images=test_images,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        seed=seed,
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-    )
+    config = _config(ctx, network, options)
     if resume and not state_path(output).exists():
         if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smart_common.files import digest_of_file
 from smart_train.checkpoint.format import FORMAT
 from smart_train.checkpoint.reader import read_plain
 from smart_train.errors import CheckpointError
@@ -48,11 +48,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
         )
     wrapped = all(name.startswith(_PREFIX) for name in found)
     tensors = {name.removeprefix(_PREFIX) if wrapped else name: tensor.detach() for name, tensor in found.items()}
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return InitialWeights(tensors, digest.hexdigest())
+    return InitialWeights(tensors, digest_of_file(path))
 
 
 def _is_state(value: dict[Any, Any]) -> bool:
