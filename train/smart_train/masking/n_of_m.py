@@ -53,7 +53,7 @@ class NOfM(WeightPattern):
         n, m = map(int, found.groups()) if found else (0, 0)
         return cls(n, m) if 0 < n < m <= max_m else None
 
-    def kept(self, shape: Sequence[int], *, density: float) -> int:
+    def kept(self, shape: Sequence[int], *, density: float) -> int:  # noqa: ARG002  # N/M by definition
         """Return N of each block, whatever the density is, which in ``channel+N:M`` is that of the channels."""
         return math.prod(shape) // self.m * self.n
 
@@ -90,7 +90,7 @@ class NOfM(WeightPattern):
         keep[rows, grown[rows]] = True
         return self.from_blocks(keep, shape)
 
-    def holds(self, mask: Tensor, *, count: int) -> bool:
+    def holds(self, mask: Tensor, *, count: int) -> bool:  # noqa: ARG002  # each block has its own
         """Whether ``mask`` keeps at most N of each block."""
         return bool((self.in_blocks(mask).sum(dim=1) <= self.n).all())
 

@@ -38,7 +38,7 @@ class WeightPattern(ABC):
 
     @property
     def for_speed(self) -> bool:
-        """Whether some device skips these zeros, so that a layer or a device that gains nothing is better left alone."""
+        """Whether some device skips these zeros: layers and devices that gain nothing are then better without them."""
         return False
 
     @classmethod
@@ -73,7 +73,7 @@ class WeightPattern(ABC):
         """Whether the pattern allows every weight that ``mask`` keeps, where it keeps ``count``."""
         return not bool((mask & ~self.keep(mask.float(), count=count)).any())
 
-    def why_slow(self, target: Target) -> str | None:
+    def why_slow(self, target: Target) -> str | None:  # noqa: ARG002  # a pattern of some devices asks
         """Return why these zeros make no layer of any network faster on ``target``; None where they may."""
         return "no engine skips single zeros"
 
