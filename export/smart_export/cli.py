@@ -288,8 +288,9 @@ def _refuse(options: dict[str, object], *, needs: str) -> None:
 
 def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:
     from smart_export import report as show  # noqa: PLC0415  # loads onnx
-    from smart_export.patterns import TWO_FOUR, parse_pattern  # noqa: PLC0415  # as above
+    from smart_export.patterns import parse_pattern  # noqa: PLC0415  # as above
     from smart_export.sparsity import sparsity_of_onnx  # noqa: PLC0415  # as above
+    from smart_train.masking.n_of_m import TWO_FOUR  # noqa: PLC0415  # as above
 
     device = None if target is None else resolve_target(target)
     found = sparsity_of_onnx(file, pattern=TWO_FOUR if pattern is None else parse_pattern(pattern), target=device)

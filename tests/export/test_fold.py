@@ -216,8 +216,8 @@ def test_folding_really_removes_the_channels(checkpoint: Checkpoint) -> None:
 def test_a_checkpoint_or_its_file_folds_like_its_network(checkpoint: Checkpoint, checkpoint_file: Path) -> None:
     images = torch.rand(2, *checkpoint.input_shape, generator=torch.Generator().manual_seed(0))
     wanted = fold(checkpoint.net, path="robust")(images)
-    for given in (checkpoint, checkpoint_file, str(checkpoint_file)):
-        assert torch.equal(fold(given, path="robust")(images), wanted)
+    for model in (checkpoint, checkpoint_file, str(checkpoint_file)):
+        assert torch.equal(fold(model, path="robust")(images), wanted)
 
 
 def test_folding_leaves_the_network_as_it_was(checkpoint: Checkpoint) -> None:

@@ -263,9 +263,9 @@ def test_a_failed_plot_leaves_the_old_one(report: Report, tmp_path: Path, monkey
     ("name", "said"),
     [
         ("plot.doc", "ending in .png"),
-        ("nowhere/plot.png", "expected a directory"),
-        ("folder.png", "got the directory"),
-        ("locked/plot.png", "that may be written to"),
+        ("nowhere/plot.png", "no directory for the plot at "),
+        ("folder.png", "cannot be written over the directory"),
+        ("locked/plot.png", "may not be written into the directory"),
     ],
 )
 def test_a_plot_that_cannot_be_written_is_refused_first(

@@ -272,7 +272,7 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
         (["--crop-pad", "9"], "crop padding of at most 8"),
         (["--step-size", "fast"], "a step as a decimal or fraction, got 'fast'"),
         (["--plot", "curves.doc"], "ending in .png"),
-        (["--plot", "no/such/folder/curves.png"], "expected a directory for the plot"),
+        (["--plot", "no/such/folder/curves.png"], "no directory for the plot at no/such/folder"),
         (["--data", "npz:nowhere.npz"], "no file nowhere.npz"),
         (["--data", "folder:nowhere"], "no folders train and test in nowhere"),
         (["-o", "no/such/folder/ckpt.pt"], "no folder no/such/folder for ckpt.pt"),
