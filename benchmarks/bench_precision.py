@@ -42,7 +42,7 @@ from smart_runtime.bench.contenders import open_bundles
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
-from smart_runtime.engines import AUTO, EngineOptions, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
 from smart_train.data import load_data
 from smart_train.data.images import VALIDATION_SAMPLES, Split
@@ -176,7 +176,9 @@ def compare_methods(checkpoint: Checkpoint, *, modelopt: str | None) -> list[dic
         with tempfile.TemporaryDirectory() as folder:
             graphs = int8_graphs(checkpoint, calibrating, Path(folder), path=path, modelopt=modelopt)
             for quantiser, recipe, graph in graphs:
-                engine = create_engine(AUTO, graph, inputs=inputs, outputs=outputs, options=EngineOptions(threads=1))
+                engine = create_engine(
+                    REFERENCE_ENGINE, graph, inputs=inputs, outputs=outputs, options=EngineOptions(threads=1)
+                )
                 row: dict[str, Any] = {"path": path, "quantiser": quantiser, "recipe": recipe}
                 for kind, batch in batches.items():
                     want, got = expected[kind], engine_scores(engine, [batch])

@@ -40,7 +40,7 @@ from smart_runtime.bench.statistics import speed_up, summarise
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.graphs import GraphBytes
 from smart_runtime.bundle.manifest import DENSE
-from smart_runtime.engines import AUTO, EngineOptions, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 
 RESULT = Path(__file__).resolve().parent / "results/sparsity.json"
 GOAL_SECONDS = 2.0
@@ -102,7 +102,7 @@ def measure_zeros(folder: Path, *, quick: bool) -> list[dict[str, Any]]:
     found["channel"], contents["channel"] = sparsity_of_onnx(sliced), onnx.load(str(sliced)).SerializeToString()
     engines = [
         create_engine(
-            AUTO,
+            REFERENCE_ENGINE,
             GraphBytes(model=content, weights=None, weights_name=None),
             inputs=manifest.input,
             outputs=manifest.output,

@@ -191,7 +191,7 @@ def _session(_: Path) -> Subject:
     from runtime.bundles import CHANNELS, CLASSES, GRAPHS, HEIGHT, WIDTH, graph_files  # noqa: PLC0415
     from smart_runtime.bundle.bundle import GraphBytes  # noqa: PLC0415
     from smart_runtime.bundle.manifest import InputSpec, OutputSpec  # noqa: PLC0415
-    from smart_runtime.engines import AUTO, EngineOptions, create_engine  # noqa: PLC0415
+    from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine  # noqa: PLC0415
     from smart_runtime.errors import EngineError  # noqa: PLC0415
 
     inputs = InputSpec(name="image", channels=CHANNELS, height=HEIGHT, width=WIDTH)
@@ -201,7 +201,9 @@ def _session(_: Path) -> Subject:
 
     def check(data: bytes) -> None:
         graph = GraphBytes(model=data, weights=weights, weights_name="weights.bin")
-        engine = create_engine(AUTO, graph, inputs=inputs, outputs=outputs, options=EngineOptions(threads=1))
+        engine = create_engine(
+            REFERENCE_ENGINE, graph, inputs=inputs, outputs=outputs, options=EngineOptions(threads=1)
+        )
         engine.run(image)
 
     seeds = tuple(graph_files(name)[0] for name in GRAPHS)

@@ -47,6 +47,24 @@ def test_the_demo_goes_from_training_to_the_table(tmp_path: Path) -> None:
         assert model.paths == ("clean", "robust")
 
 
+def test_the_python_api_trains_evaluates_exports_and_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / "05_python_api.py"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *accuracies, checks, clean, robust = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in accuracies] == ["clean", "robust"]
+    assert "checks of" in checks
+    for line in (clean, robust):
+        percent = re.search(r": (\d+\.\d)% of 360 digits right on the device$", line)
+        assert percent is not None
+        assert float(percent[1]) > 80
+
+
 PICTURES = random_images(4)
 SERVICES = ["03_asyncio_service.py", "04_threaded_service.py"]
 

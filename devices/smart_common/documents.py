@@ -6,13 +6,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 from smart_common.errors import SmartError
 
 JsonObject: TypeAlias = Mapping[str, Any]
-Damaged: TypeAlias = Callable[[str], SmartError]
+Damaged: TypeAlias = Callable[[str], Exception]
 """Makes the error that is raised from "expected X at Y, got Z"."""
 
 MAX_DEPTH = 64
@@ -25,8 +26,27 @@ _MAX_COUNT = 2**63 - 1  # more than any size or count
 _MAX_DIGITS = 300  # of a number: what they make fits a float, and reading them takes no time that grows as their square
 
 
-def parse_document(data: bytes, *, damaged: Damaged) -> Reader:
-    """Return a reader of the JSON object in ``data``; only what ``damaged`` makes is raised.
+def read_limited(path: Path, *, what: str, max_bytes: int, error: Callable[[str], SmartError]) -> bytes:
+    """Return the content of a file that the user named, of at most ``max_bytes``, whatever size the system claims.
+
+    Args:
+        path: The file.
+        what: What it should be, as in ``recipe``.
+        max_bytes: No such file of ours is larger.
+        error: Makes what is raised: the file cannot be read, or is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as failure:
+        raise error(f"no {what} at {path}: {failure.strerror}; check the path") from failure
+    if len(data) > max_bytes:
+        raise error(f"{path} is larger than any {what}, which has at most {max_bytes} bytes; check the path")
+    return data
+
+
+def parse_json(data: bytes, *, damaged: Damaged) -> Any:
+    """Return the JSON value in ``data``; only what ``damaged`` makes is raised.
 
     Stricter than `json.loads`: UTF-8 only, no NaN or infinity, no key twice in one object (two readers may take
     different ones of the two values), at most `MAX_DEPTH` levels, no number of more than 300 characters.
@@ -34,7 +54,7 @@ def parse_document(data: bytes, *, damaged: Damaged) -> Reader:
     try:
         text = data.decode("utf-8")
         _check_depth(text)
-        document = json.loads(
+        return json.loads(
             text,
             parse_constant=_refuse_constant,
             parse_int=_whole,
@@ -43,7 +63,11 @@ def parse_document(data: bytes, *, damaged: Damaged) -> Reader:
         )
     except ValueError as error:  # bad UTF-8, bad JSON, and what the functions below refuse
         raise damaged(f"expected JSON in UTF-8, got {type(error).__name__}: {error}") from error
-    return Reader(document, where="", damaged=damaged)
+
+
+def parse_document(data: bytes, *, damaged: Damaged) -> Reader:
+    """Return a reader of the JSON object in ``data``; see `parse_json`."""
+    return Reader(parse_json(data, damaged=damaged), where="", damaged=damaged)
 
 
 class Reader:
@@ -66,12 +90,12 @@ class Reader:
         """The object's keys, in the document's order."""
         return list(self.raw)
 
-    def wrong(self, key: str, expected: str) -> SmartError:
+    def wrong(self, key: str, expected: str) -> Exception:
         """Return the error that says that ``expected`` should stand under ``key``."""
         got = _shown(self.raw[key]) if key in self.raw else "nothing"
         return self._damaged(f"expected {expected} at {self._path(key)}, got {got}")
 
-    def unlike(self, expected: str) -> SmartError:
+    def unlike(self, expected: str) -> Exception:
         """Return the error that says that this object should have ``expected``, and which keys it has."""
         return self._damaged(f"expected {expected} at {self._place}, got {_shown(self.keys)}")
 
@@ -80,6 +104,13 @@ class Reader:
         for key in self.raw:
             if key not in allowed:
                 raise self._damaged(f"expected only {', '.join(allowed)} at {self._place}, got {_shown(key)} too")
+
+    def exactly(self, *keys: str) -> None:
+        """Refuse every key but ``keys``, and an object without one of them: what may be null is written as null."""
+        self.only(*keys)
+        for key in keys:
+            if key not in self.raw:
+                raise self.wrong(key, "a value")
 
     def value(self, key: str) -> Any:
         """Return what stands under ``key``, None for null and for nothing."""
@@ -91,8 +122,12 @@ class Reader:
             raise self.wrong(key, "an object")
         return Reader(self.raw[key], where=self._path(key), damaged=self._damaged)
 
+    def object_or_none(self, key: str) -> Reader | None:
+        """Return a reader of the object under ``key``, None for null and for nothing."""
+        return None if self.value(key) is None else self.object(key)
+
     def optional_object(self, key: str) -> JsonObject | None:
-        """Return the object under ``key``, None for null and for nothing."""
+        """Return the object under ``key`` as it is, None for null and for nothing."""
         return None if self.value(key) is None else self.object(key).raw
 
     def objects(self, key: str) -> tuple[Reader, ...]:
@@ -104,12 +139,12 @@ class Reader:
         return tuple(Reader(item, where=f"{path}[{i}]", damaged=self._damaged) for i, item in enumerate(value))
 
     def string(self, key: str) -> str:
-        """Return the text under ``key``, not empty and not longer than `MAX_TEXT`.
+        """Return the text under ``key``, not blank and not longer than `MAX_TEXT`.
 
         It is printable: such texts reach terminals, where a stranger's control characters could redraw the screen.
         """
         value = self.value(key)
-        if not _is_printable(value) or not value:
+        if not _is_printable(value) or not value.strip():
             raise self.wrong(key, "a printable text")
         return value
 
@@ -138,6 +173,13 @@ class Reader:
             raise self.wrong(key, "one of " + ", ".join(json.dumps(choice) for choice in choices))
         return value
 
+    def boolean(self, key: str) -> bool:
+        """Return the truth value under ``key``."""
+        value = self.value(key)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
     def integer(self, key: str, *, low: int, high: int = _MAX_COUNT) -> int:
         """Return the whole number under ``key``, from ``low`` to ``high``."""
         value = self.value(key)
@@ -146,9 +188,9 @@ class Reader:
             raise self.wrong(key, f"a whole number, {span}")
         return value
 
-    def optional_integer(self, key: str, *, low: int) -> int | None:
+    def optional_integer(self, key: str, *, low: int, high: int = _MAX_COUNT) -> int | None:
         """Return the whole number under ``key``, None for null and for nothing."""
-        return None if self.value(key) is None else self.integer(key, low=low)
+        return None if self.value(key) is None else self.integer(key, low=low, high=high)
 
     def optional_number(self, key: str) -> float | None:
         """Return the number under ``key``, 0 or more and finite, None for null and for nothing."""

@@ -1,14 +1,16 @@
-"""What every plot of ours shares: colours, the check before the work, and a file that is replaced whole."""
+"""What every plot of ours shares: colours, the look of a panel, the check before the work, how a file is written."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from smart_common.errors import MissingExtraError, OutputError
+from smart_common.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by people with any colour vision; the baseline stays grey.
@@ -30,13 +32,11 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise OutputError(f"expected a plot file ending in {', '.join(_SUFFIXES)}, got {path.name!r}; rename it")
     if not path.parent.is_dir():
-        raise OutputError(f"expected a directory for the plot, got {str(path.parent)!r}, which is none; make it first")
+        raise OutputError(f"no directory for the plot at {path.parent}; make it first")
     if path.is_dir():
-        raise OutputError(f"expected a file for the plot, got the directory {str(path)!r}; name a file in it")
+        raise OutputError(f"the plot cannot be written over the directory {path}; name a file in it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"expected a directory for the plot that may be written to, got {str(path.parent)!r}; name another one"
-        )
+        raise OutputError(f"the plot may not be written into the directory {path.parent}; name another one")
     new_figure(width=1, height=1)
 
 
@@ -60,6 +60,14 @@ def new_figure(*, width: float, height: float) -> Figure:
     return figure
 
 
+def style_panel(axis: Axes, title: str, *, grid: Literal["x", "y"]) -> None:
+    """Give a panel its title, a faint grid behind what is drawn, and no frame at the top and on the right."""
+    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
+    axis.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` into ``path``, which is replaced whole or not at all.
 
@@ -68,9 +76,5 @@ def save_figure(figure: Figure, path: Path) -> None:
         OSError: The file cannot be written.
     """
     check_plot(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(beside, dpi=160, facecolor="white")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, shared=True) as file:
+        figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=160, facecolor="white")

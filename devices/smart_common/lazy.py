@@ -21,12 +21,13 @@ def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], A
 
     Args:
         package: ``__name__`` of the module.
-        homes: the module of each name.
+        homes: the module of each name; a name whose module is itself is a module of the package.
     """
 
     def attribute(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return load(f"{homes[name]}:{name}")
+        home = homes[name]
+        return import_module(home) if home == f"{package}.{name}" else load(f"{home}:{name}")
 
     return attribute

@@ -1,20 +1,26 @@
 """What a target device can do: its profile, what this machine is (`detection`) and which engines it runs (`doctor`).
 
 Boundary: standard library only (``cli.py`` modules excepted), so that a bare device can import it; this package
-imports none of the other three.
+imports only smart_common.
 """
 
 from __future__ import annotations
 
-from smart_common.errors import MissingExtraError, SmartError
-from smart_common.version import version
-from smart_devices.device_profile import PRECISIONS, DenseSparse, Dla, Identity, Memory, PowerMode, Profile, Target
-from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
-from smart_devices.engines import engine_status
-from smart_devices.errors import UnknownTargetError
-from smart_devices.facts import Fact
-from smart_devices.jetpack import JetPack, JetPackVersion
-from smart_devices.profiles import load_profile, parse_profile, profile_names, profile_of, resolve_target
+from typing import TYPE_CHECKING
+
+from smart_common.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from smart_common.errors import MissingExtraError, SmartError
+    from smart_common.version import version
+    from smart_devices.detection import detect
+    from smart_devices.device_profile import PRECISIONS, DenseSparse, Dla, Identity, Memory, PowerMode, Profile, Target
+    from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
+    from smart_devices.engines import engine_status
+    from smart_devices.errors import UnknownTargetError
+    from smart_devices.facts import Fact
+    from smart_devices.jetpack import JetPack, JetPackVersion
+    from smart_devices.profiles import load_profile, parse_profile, profile_names, profile_of, resolve_target
 
 __all__ = [
     "PRECISIONS",
@@ -33,6 +39,7 @@ __all__ = [
     "SmartError",
     "Target",
     "UnknownTargetError",
+    "detect",
     "engine_info",
     "engine_names",
     "engine_status",
@@ -43,3 +50,26 @@ __all__ = [
     "resolve_target",
     "version",
 ]
+
+_HOMES = {
+    "smart_common.errors": ("MissingExtraError", "SmartError"),
+    "smart_common.version": ("version",),
+    "smart_devices.detection": ("detect",),
+    "smart_devices.device_profile": (
+        "PRECISIONS",
+        "DenseSparse",
+        "Dla",
+        "Identity",
+        "Memory",
+        "PowerMode",
+        "Profile",
+        "Target",
+    ),
+    "smart_devices.engine_rows": ("EngineInfo", "EngineStatus", "engine_info", "engine_names"),
+    "smart_devices.engines": ("engine_status",),
+    "smart_devices.errors": ("UnknownTargetError",),
+    "smart_devices.facts": ("Fact",),
+    "smart_devices.jetpack": ("JetPack", "JetPackVersion"),
+    "smart_devices.profiles": ("load_profile", "parse_profile", "profile_names", "profile_of", "resolve_target"),
+}
+__getattr__ = lazy_attributes(__name__, {name: home for home, names in _HOMES.items() for name in names})

@@ -5,28 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
-from smart_common.console.cli import Command, Group, console, json_option, print_json
-from smart_common.version import version
-from smart_devices.detection import Machine, detect
-from smart_devices.device_profile import DenseSparse, PowerMode, Profile
-from smart_devices.doctor import diagnose
+from smart_common.console.cli import Command, Group, console, json_option, print_json, table, version_option
 from smart_devices.engine_rows import EngineStatus, engine_info
-from smart_devices.facts import Fact
-from smart_devices.profiles import SCHEMA_VERSION, load_profile, profile_names, resolve_target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from smart_devices.detection import Machine
+    from smart_devices.device_profile import DenseSparse, PowerMode, Profile
+    from smart_devices.facts import Fact
 
 _Row = tuple[str, str, str]
 
 
 @click.group(cls=Group, epilog="Example: smart-devices show jetson-orin")
-@click.version_option(version(), prog_name="smart-devices")
+@version_option("smart-devices")
 def main() -> None:
     """Show what the devices that smart-export knows can do, and what this one is and can run."""
 
@@ -38,24 +35,26 @@ def list_profiles(*, as_json: bool) -> None:
 
     Any name or alias is a --target of smart-export.
     """
+    from smart_devices.profiles import load_profile, profile_names  # noqa: PLC0415  # here and below: not for `--help`
+
     profiles = [load_profile(name) for name in profile_names()]
     if as_json:
         print_json({"profiles": [_document(profile) for profile in profiles]})
         return
-    table = Table(title="Device profiles", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "alias", "compute", "2:4", "memory", "bandwidth"):
-        table.add_column(column, justify="left" if column in {"name", "alias"} else "right", no_wrap=True)
-    for profile in profiles:
-        table.add_row(
+    rows = [
+        [
             profile.name,
             ", ".join(profile.aliases),
             _text(profile.compute_capability),
             str(profile.sparse_tensor_cores),
             str(profile.memory.size),
             str(profile.memory.bandwidth),
-        )
-    console().print(table)
-    console().print(f"export only: {', '.join(profile.name for profile in profiles if profile.export_only)}")
+        ]
+        for profile in profiles
+    ]
+    columns = ["name", "alias", "compute", "2:4", "memory", "bandwidth"]
+    console().print(table("Device profiles", columns, rows, text_columns=2, lines=False))
+    click.echo(f"export only: {', '.join(profile.name for profile in profiles if profile.export_only)}")
 
 
 @main.command(cls=Command, epilog="Example: smart-devices show jetson-orin")
@@ -66,6 +65,8 @@ def show(name: str, *, as_json: bool) -> None:
 
     NAME is a profile's name or an alias of it.
     """
+    from smart_devices.profiles import resolve_target  # noqa: PLC0415
+
     target = resolve_target(name)
     profile = target.profile
     if as_json:
@@ -74,11 +75,10 @@ def show(name: str, *, as_json: bool) -> None:
     screen = console()
     aliases = f" (alias {', '.join(profile.aliases)})" if profile.aliases else ""
     screen.print(f"{profile.title}: {profile.name}{aliases}", style="bold", markup=False)
-    facts = Table(box=SIMPLE_HEAD, pad_edge=False)  # without lines, so that the sources have room in 80 columns
-    for column in ("what", "value", "source"):
-        facts.add_column(column, justify="right" if column == "value" else "left", overflow="fold")
-    for row in _rows(profile):
-        facts.add_row(*map(escape, row))
+    facts = table("", ["what", "value", "source"], list(_rows(profile)), lines=False)  # so the sources have room
+    for column in facts.columns:
+        column.overflow, column.no_wrap = "fold", False
+    facts.columns[-1].justify = "left"
     screen.print(facts)
     if profile.power_modes:
         screen.print(_power_modes(profile.power_modes))
@@ -100,6 +100,8 @@ def detect_machine(root: Path, *, as_json: bool) -> None:
 
     A Jetson is known by its module's part number, a card by its name and memory; what is not known is not guessed.
     """
+    from smart_devices.detection import detect  # noqa: PLC0415
+
     machine = detect(root)
     if as_json:
         print_json(dataclasses.asdict(machine))
@@ -115,6 +117,11 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
 
     The exit status is 0 when smart-edge can drive at least one of them here, else 1.
     """
+    from rich.padding import Padding  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    from smart_devices.doctor import diagnose  # noqa: PLC0415
+
     diagnosis = diagnose()
     if as_json:
         engines = [{**dataclasses.asdict(status), "driven": _driven(status)} for status in diagnosis.engines]
@@ -134,10 +141,10 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
             if status.reason is not None:
                 screen.print(Padding(Text(status.reason), (0, 0, 0, 2)))
             if status.install is not None:
-                screen.print(f"  {status.install}", markup=False, soft_wrap=True)  # in one piece, to be copied
+                click.echo(f"  {status.install}")  # in one piece, to be copied
         for warning in diagnosis.warnings:
             screen.print()
-            screen.print(f"warning: {warning}", markup=False, soft_wrap=True)
+            click.echo(f"warning: {warning}")
     context.exit(0 if diagnosis.can_run else 1)
 
 
@@ -148,7 +155,7 @@ def _machine(machine: Machine) -> Iterator[tuple[str, str | None]]:
     if machine.jetson is not None:
         yield ("model text", machine.jetson.model)
         yield ("L4T", machine.jetson.l4t)
-        yield ("JetPack", _text_or_none(machine.jetson.jetpack))
+        yield ("JetPack", None if machine.jetson.jetpack is None else str(machine.jetson.jetpack))
         mode = machine.jetson.power_mode
         yield ("power mode", None if mode is None else mode.name)
     elif machine.cards.cards:
@@ -168,16 +175,10 @@ def _machine(machine: Machine) -> Iterator[tuple[str, str | None]]:
 
 
 def _lines(rows: Iterable[tuple[str, str | None]]) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, value in rows:
-        table.add_row(what, escape(value or "unknown"))
-    console().print(table)
-
-
-def _text_or_none(value: object) -> str | None:
-    return None if value is None else str(value)
+    lines = table("", ["", ""], [(what, value or "unknown") for what, value in rows], text_columns=2, lines=False)
+    lines.box, lines.show_header = None, False
+    lines.columns[0].style, lines.columns[1].overflow = "bold", "fold"
+    console().print(lines)
 
 
 def _driven(status: EngineStatus) -> bool:
@@ -194,6 +195,8 @@ def _answer(status: EngineStatus) -> str:
 
 def _document(profile: Profile) -> dict[str, object]:
     """Return what the profile's JSON file holds."""
+    from smart_devices.profiles import SCHEMA_VERSION  # noqa: PLC0415
+
     return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(profile)}
 
 
@@ -233,29 +236,27 @@ def _text(fact: object) -> str:
 
 
 def _power_modes(modes: tuple[PowerMode, ...]) -> Table:
-    table = Table(title="Power modes (sources: --json)", title_justify="left")
-    for column in ("mode", "power", "GPU int8 sparse", "DLA int8 sparse"):
-        table.add_column(column, justify="left" if column == "mode" else "right")
-    for mode in modes:
-        gpu = mode.throughput.get("int8")
-        table.add_row(
+    rows = [
+        [
             f"{mode.name} (default)" if mode.default else mode.name,
             str(mode.power),
-            "unknown" if gpu is None else _text(gpu.sparse),
+            "unknown" if "int8" not in mode.throughput else _text(mode.throughput["int8"].sparse),
             "none" if mode.dla_int8 is None else _text(mode.dla_int8.sparse),
-        )
-    return table
+        ]
+        for mode in modes
+    ]
+    return table("Power modes (sources: --json)", ["mode", "power", "GPU int8 sparse", "DLA int8 sparse"], rows)
 
 
 def _jetpack(profile: Profile) -> Table:
-    table = Table(title="JetPack releases (sources: --json)", title_justify="left")
-    for column in ("JetPack", "L4T", "Python", "CUDA", "TensorRT", "newest opset"):
-        table.add_column(column)
+    rows = []
     for row in profile.jetpack:
-        opset = None if row.onnx_opset is None else str(row.onnx_opset)
-        cells = (row.python, row.cuda, row.tensorrt, opset)
-        table.add_row(", ".join(row.versions), ", ".join(row.l4t), *(cell or "unknown" for cell in cells))
-    return table
+        known = (row.python, row.cuda, row.tensorrt, row.onnx_opset)
+        rows.append([", ".join(row.versions), ", ".join(row.l4t), *(str(value or "unknown") for value in known)])
+    columns = ["JetPack", "L4T", "Python", "CUDA", "TensorRT", "newest opset"]
+    releases = table("JetPack releases (sources: --json)", columns, rows, text_columns=len(columns))
+    releases.columns[0].no_wrap = False
+    return releases
 
 
 if __name__ == "__main__":

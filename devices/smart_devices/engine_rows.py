@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
 AUTO = "auto"
@@ -110,5 +109,7 @@ def engine_info(name: str) -> EngineInfo:
 
 def unknown_engine(name: str, known: list[str]) -> str:
     """Return what to tell a user who named an engine that is not among ``known``."""
+    from difflib import get_close_matches  # noqa: PLC0415  # every command's `--help` reads this table
+
     near = get_close_matches(name, known, n=1)
     return f"unknown engine {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")

@@ -7,14 +7,19 @@ A hint for planning, since only the board knows what it runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
-from typing import Literal, cast
+from pathlib import Path
+from typing import Literal
 
-from smart_devices.facts import Node
+from smart_common.documents import Reader, parse_json
+
+SHARED = Path(__file__).with_name("profiles") / "shared"
+"""What many devices share."""
+
+MIN_OPSET, MAX_OPSET = 9, 30
+"""The versions of ONNX's operator set that anything here reads."""
 
 
 @dataclass(frozen=True)
@@ -70,44 +75,34 @@ class JetPackVersion:
         return f"{self.version} (approximate)" if self.source == "nearest" else self.version
 
 
-def parse_jetpack(node: Node) -> JetPack:
-    """Return a row of the table.
-
-    Raises:
-        ValueError: One sentence that names the place, what was expected there and what was got.
-    """
-    opset = node.take("onnx_opset")
-    if opset is not None and not is_opset(opset):
-        raise node.wrong("onnx_opset", "an opset between 9 and 30 or null", opset)
-    releases = node.child("releases")
-    groups = releases.close({version: releases.texts(version) for version in releases.keys})
+def parse_jetpack(row: Reader) -> JetPack:
+    """Return a row of the table; raises what ``row`` does."""
+    row.exactly(*JetPack.__dataclass_fields__)
+    releases = row.object("releases")
+    groups = {version: releases.strings(version) for version in releases.keys}
     if not groups or not all(_numbers(release) for group in groups.values() for release in group):
-        raise node.wrong("releases", 'L4T releases like "36.4.3" for each JetPack release', groups)
-    return node.close(
-        JetPack(
-            releases=groups,
-            socs=node.texts("socs"),
-            ubuntu=node.text_or_none("ubuntu"),
-            python=node.text_or_none("python"),
-            cuda=node.text_or_none("cuda"),
-            tensorrt=node.text_or_none("tensorrt"),
-            onnx_opset=cast("int | None", opset),
-            source=node.text("source"),
-        )
+        raise row.wrong("releases", 'L4T releases like "36.4.3" for each JetPack release')
+    return JetPack(
+        releases=groups,
+        socs=row.strings("socs"),
+        ubuntu=row.optional_string("ubuntu"),
+        python=row.optional_string("python"),
+        cuda=row.optional_string("cuda"),
+        tensorrt=row.optional_string("tensorrt"),
+        onnx_opset=row.optional_integer("onnx_opset", low=MIN_OPSET, high=MAX_OPSET),
+        source=row.string("source"),
     )
-
-
-def is_opset(value: object) -> bool:
-    """Say whether ``value`` can be the version of an ONNX operator set that anything here reads."""
-    return isinstance(value, int) and not isinstance(value, bool) and 9 <= value <= 30
 
 
 @lru_cache(maxsize=1)
 def jetpack_table() -> tuple[JetPack, ...]:
     """Return every row of the table, oldest first."""
-    file = resources.files("smart_devices").joinpath("profiles").joinpath("shared").joinpath("jetpack.json")
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    return tuple(parse_jetpack(Node(row, f"shared/jetpack.json[{i}]")) for i, row in enumerate(rows))
+
+    def damaged(what: str) -> ValueError:
+        return ValueError(f"shared/jetpack.json: {what}")
+
+    rows = parse_json(SHARED.joinpath("jetpack.json").read_bytes(), damaged=damaged)
+    return tuple(parse_jetpack(Reader(row, where=f"[{i}]", damaged=damaged)) for i, row in enumerate(rows))
 
 
 def jetpack_of(l4t: str) -> JetPackVersion | None:

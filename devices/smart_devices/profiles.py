@@ -12,24 +12,19 @@ card has no deep learning accelerator). Peaks are the vendor's at the highest cl
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
-from typing import cast
 
-from smart_common.documents import parse_document
-from smart_common.errors import shortened
+from smart_common.documents import Reader, parse_document, read_limited
 from smart_devices.device_profile import (
     PRECISIONS,
     DenseSparse,
     Dla,
     Identity,
-    Kind,
     Memory,
     PowerMode,
     Profile,
@@ -37,8 +32,8 @@ from smart_devices.device_profile import (
 )
 from smart_devices.engine_rows import engine_names
 from smart_devices.errors import UnknownTargetError
-from smart_devices.facts import Node, is_positive
-from smart_devices.jetpack import JetPack, is_opset, jetpack_table, parse_jetpack
+from smart_devices.facts import is_positive, read_fact, read_number
+from smart_devices.jetpack import MAX_OPSET, MIN_OPSET, SHARED, JetPack, jetpack_table, parse_jetpack
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 2**20  # of a profile of the user's own: ours are below 10 KB
@@ -86,23 +81,13 @@ def resolve_target(name: str | os.PathLike[str], *, jetpack: str | None = None) 
 
 
 def _read_profile(file: Path) -> Profile:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise UnknownTargetError(f"no profile at {file}: {error.strerror}; check the path") from error
-    if len(content) > _MAX_BYTES:
-        raise UnknownTargetError(f"{file} is larger than any profile; give a profile of up to {_MAX_BYTES} bytes")
-    remedy = f"see `smart-devices show` for what a profile holds, and {file} for the entry"
+    def damaged(what: str) -> UnknownTargetError:
+        return UnknownTargetError(
+            f"{file} is no profile: {what}; see `smart-devices show` for what a profile holds, and {file} for the entry"
+        )
 
-    def damaged(message: str) -> UnknownTargetError:
-        return UnknownTargetError(f"{file} is no profile: {message}; {remedy}")
-
-    document = dict(parse_document(content, damaged=damaged).raw)
-    try:
-        return parse_profile(document, where=file.name)
-    except ValueError as error:  # what the parser says of a wrong entry
-        raise damaged(shortened(str(error))) from error
+    content = read_limited(file, what="profile", max_bytes=_MAX_BYTES, error=UnknownTargetError)
+    return _profile(parse_document(content, damaged=damaged))
 
 
 def load_profile(name: str | os.PathLike[str]) -> Profile:
@@ -123,18 +108,19 @@ def profile_names() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def _profiles_by_name() -> Mapping[str, Profile]:
     known: dict[str, Profile] = {}
-    files = resources.files("smart_devices").joinpath("profiles")
-    for file in sorted(files.iterdir(), key=lambda entry: entry.name):
-        if not file.name.endswith(".json"):
-            continue
-        profile = parse_profile(json.loads(file.read_text(encoding="utf-8")), where=f"profiles/{file.name}")
+    for file in sorted(SHARED.parent.glob("*.json")):
+        profile = _profile(_our_document(file))
         if file.name != f"{profile.name}.json":
-            raise ValueError(f"profiles/{file.name}: name: expected the file's own name, got {profile.name!r}")
+            raise ValueError(f"profiles/{file.name}: expected the file's own name at name, got {profile.name!r}")
         for name in (profile.name, *profile.aliases):
             if name in known:
                 raise ValueError(f"profiles/{file.name}: expected names of its own, got {name!r} of {known[name].name}")
             known[name] = profile
     return known
+
+
+def _our_document(file: Path) -> Reader:
+    return parse_document(file.read_bytes(), damaged=lambda what: ValueError(f"profiles/{file.name}: {what}"))
 
 
 @lru_cache(maxsize=1)
@@ -152,11 +138,8 @@ def _profiles_by_identity() -> Mapping[str, Profile]:
 
 @lru_cache(maxsize=1)
 def _shared_alignments() -> Mapping[str, Mapping[str, DenseSparse]]:
-    file = resources.files("smart_devices").joinpath("profiles").joinpath("shared").joinpath("channel-alignment.json")
-    where = "shared/channel-alignment.json"
-    return {
-        name: _alignment(Node(rows, f"{where}: {name}")) for name, rows in json.loads(file.read_text("utf-8")).items()
-    }
+    root = _our_document(SHARED / "channel-alignment.json")
+    return {name: _alignment(root.object(name)) for name in root.keys}
 
 
 def parse_profile(document: object, *, where: str) -> Profile:
@@ -169,141 +152,144 @@ def parse_profile(document: object, *, where: str) -> Profile:
     Raises:
         ValueError: One sentence that names the place, what was expected there and what was got.
     """
-    root = Node(document, where)
-    version = root.take("schema_version")
-    if version != SCHEMA_VERSION:
-        raise root.wrong("schema_version", str(SCHEMA_VERSION), version)
-    kind = cast("Kind", root.choice("kind", ("jetson", "gpu", "cpu")))
-    sparse_tensor_cores = root.child("sparse_tensor_cores").fact(_is_bool, "true, false or null", None)
-    identity, memory, dla = root.child("identity"), root.child("memory"), root.optional("dla")
+    return _profile(Reader(document, where="", damaged=lambda what: ValueError(f"{where}: {what}")))
+
+
+def _profile(root: Reader) -> Profile:
+    root.exactly("schema_version", *Profile.__dataclass_fields__)
+    root.integer("schema_version", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
+    identity, memory, dla = root.object("identity"), root.object("memory"), root.object_or_none("dla")
+    compute_capability = root.object_or_none("compute_capability")
+    identity.exactly("names", "source")
+    memory.exactly("size", "bandwidth", "shared_with_host")
     profile = Profile(
-        name=root.text("name", _NAME),
-        aliases=root.texts("aliases", _NAME),
-        title=root.text("title"),
-        kind=kind,
-        identity=identity.close(Identity(names=identity.texts("names"), source=identity.text("source"))),
-        export_only=root.text_or_none("export_only"),
-        compute_capability=root.fact_or_none(
-            "compute_capability", _is_compute_capability, 'text like "8.7" or null', None
+        name=_texts(root, "name", [root.string("name")])[0],
+        aliases=_texts(root, "aliases", root.strings("aliases")),
+        title=root.string("title"),
+        kind=root.choice("kind", ("jetson", "gpu", "cpu")),
+        identity=Identity(names=identity.strings("names"), source=identity.string("source")),
+        export_only=root.optional_string("export_only"),
+        compute_capability=None
+        if compute_capability is None
+        else read_fact(compute_capability, _is_compute_capability, 'text like "8.7"', None),
+        sparse_tensor_cores=read_fact(
+            root.object("sparse_tensor_cores"), lambda value: isinstance(value, bool), "true, false", None
         ),
-        sparse_tensor_cores=sparse_tensor_cores,
-        memory=memory.close(
-            Memory(
-                size=memory.child("size").number("GB"),
-                bandwidth=memory.child("bandwidth").number("GB/s"),
-                shared_with_host=bool(memory.choice("shared_with_host", (True, False))),
-            )
+        memory=Memory(
+            size=read_number(memory.object("size"), "GB"),
+            bandwidth=read_number(memory.object("bandwidth"), "GB/s"),
+            shared_with_host=memory.boolean("shared_with_host"),
         ),
-        throughput=_throughput(root.child("throughput")),
+        throughput=_throughput(root.object("throughput")),
         dla=None if dla is None else _dla(dla),
         channel_alignment=_own_or_shared_alignment(root),
-        onnx_opset=root.child("onnx_opset").fact(is_opset, "an opset between 9 and 30", None),
-        engines=root.texts("engines", _NAME),
-        power_modes=tuple(_power_mode(node) for node in root.children("power_modes")),
+        onnx_opset=read_fact(root.object("onnx_opset"), _is_opset, f"an opset from {MIN_OPSET} to {MAX_OPSET}", None),
+        engines=_texts(root, "engines", root.strings("engines")),
+        power_modes=tuple(map(_power_mode, root.objects("power_modes"))),
         jetpack=_own_or_shared_jetpack(root),
     )
-    root.close(profile)
     _check_whole(profile, root)
     return profile
 
 
-def _check_whole(profile: Profile, root: Node) -> None:
+def _check_whole(profile: Profile, root: Reader) -> None:
     """Check what only the fields together can show."""
     if (profile.compute_capability is None) != (profile.kind == "cpu"):
-        raise root.wrong(
-            "compute_capability", "null for a cpu and a value for anything else", profile.compute_capability
-        )
+        raise root.wrong("compute_capability", "null for a cpu and a value for anything else")
     if profile.jetpack and profile.kind != "jetson":
-        raise root.wrong("jetpack", f"no rows for a {profile.kind}", [row.versions for row in profile.jetpack])
+        raise root.wrong("jetpack", f"no rows for a {profile.kind}")
     if profile.onnx_opset.value is None:
-        raise root.wrong("onnx_opset", "a verified value, since export cannot do without", None)
+        raise root.wrong("onnx_opset", "a verified value, since export cannot do without,")
     if not profile.engines or not set(profile.engines) <= set(engine_names()):
-        raise root.wrong("engines", f"at least one of {', '.join(engine_names())}", profile.engines)
+        raise root.wrong("engines", f"at least one of {', '.join(engine_names())}")
     if tuple(profile.channel_alignment) != PRECISIONS:
-        raise root.wrong("channel_alignment", f"entries for {', '.join(PRECISIONS)}", [*profile.channel_alignment])
+        raise root.wrong("channel_alignment", f"entries for {', '.join(PRECISIONS)}")
     names = [mode.name for mode in profile.power_modes]
     if len(set(names)) != len(names) or sum(mode.default for mode in profile.power_modes) != min(1, len(names)):
-        raise root.wrong("power_modes", "names that differ and one default", names)
+        raise root.wrong("power_modes", "names that differ and one default")
     if not profile.identity.names:
-        raise root.wrong("identity", "at least one name", profile.identity.names)
+        raise root.wrong("identity", "at least one name")
     if profile.sparse_tensor_cores.value is False:
         for key, pairs in (("throughput", profile.throughput), ("channel_alignment", profile.channel_alignment)):
-            for precision, pair in pairs.items():
-                if pair.sparse is not None:
-                    raise root.wrong(f"{key}.{precision}.sparse", "null without sparse tensor cores", pair.sparse)
+            if any(pair.sparse is not None for pair in pairs.values()):
+                raise root.wrong(key, "null for everything sparse without sparse tensor cores")
 
 
-def _own_or_shared_alignment(root: Node) -> Mapping[str, DenseSparse]:
-    value, shared = root.take("channel_alignment"), _shared_alignments()
+def _texts(root: Reader, key: str, found: Sequence[str]) -> tuple[str, ...]:
+    """Return ``found``, which stands under ``key``, if these are names, none twice."""
+    if len(set(found)) != len(found) or not all(map(_NAME.fullmatch, found)):
+        raise root.wrong(key, f"names like {_NAME.pattern}, each once,")
+    return tuple(found)
+
+
+def _own_or_shared_alignment(root: Reader) -> Mapping[str, DenseSparse]:
+    value, shared = root.value("channel_alignment"), _shared_alignments()
     if not isinstance(value, str):
-        return _alignment(root.child("channel_alignment"))
+        return _alignment(root.object("channel_alignment"))
     if value not in shared:
-        raise root.wrong("channel_alignment", f"entries or one of {', '.join(shared)}", value)
+        raise root.wrong("channel_alignment", f"entries or one of {', '.join(shared)}")
     return shared[value]
 
 
-def _own_or_shared_jetpack(root: Node) -> tuple[JetPack, ...]:
-    value = root.take("jetpack")
+def _own_or_shared_jetpack(root: Reader) -> tuple[JetPack, ...]:
+    value = root.value("jetpack")
     if not isinstance(value, str):
-        return tuple(parse_jetpack(node) for node in root.children("jetpack"))
+        return tuple(map(parse_jetpack, root.objects("jetpack")))
     rows = tuple(row for row in jetpack_table() if value in row.socs)
     if not rows:
-        raise root.wrong("jetpack", "rows or a system on chip that shared/jetpack.json has rows for", value)
+        raise root.wrong("jetpack", "rows or a system on chip that shared/jetpack.json has rows for")
     return rows
 
 
-def _throughput(node: Node) -> dict[str, DenseSparse]:
-    for precision in node.keys:
-        if precision not in _THROUGHPUT_UNITS:
-            raise node.wrong(precision, f"one of {', '.join(_THROUGHPUT_UNITS)}", precision)
-    return node.close({key: _dense_sparse(node.child(key), _THROUGHPUT_UNITS[key], is_positive) for key in node.keys})
+def _throughput(node: Reader) -> dict[str, DenseSparse]:
+    node.only(*_THROUGHPUT_UNITS)
+    return {
+        key: _dense_sparse(node.object(key), _THROUGHPUT_UNITS[key], is_positive, "a positive number")
+        for key in node.keys
+    }
 
 
-def _alignment(node: Node) -> dict[str, DenseSparse]:
-    return node.close({key: _dense_sparse(node.child(key), "channels", _is_power_of_two) for key in node.keys})
+def _alignment(node: Reader) -> dict[str, DenseSparse]:
+    return {key: _dense_sparse(node.object(key), "channels", _is_power_of_two, "a power of two") for key in node.keys}
 
 
-def _dense_sparse(node: Node, unit: str, valid: Callable[[object], bool]) -> DenseSparse:
-    expected = "a power of two or null" if valid is _is_power_of_two else "a positive number or null"
-    sparse = node.optional("sparse")
-    return node.close(
-        DenseSparse(
-            dense=node.child("dense").fact(valid, expected, unit),
-            sparse=None if sparse is None else sparse.fact(valid, expected, unit),
-        )
+def _dense_sparse(node: Reader, unit: str, valid: Callable[[object], bool], expected: str) -> DenseSparse:
+    node.exactly("dense", "sparse")
+    sparse = node.object_or_none("sparse")
+    return DenseSparse(
+        dense=read_fact(node.object("dense"), valid, expected, unit),
+        sparse=None if sparse is None else read_fact(sparse, valid, expected, unit),
     )
 
 
-def _dla(node: Node) -> Dla:
-    return node.close(
-        Dla(
-            engines=node.child("engines").fact(_is_count, "a positive whole number or null", None),
-            int8=_dense_sparse(node.child("int8"), "TOPS", is_positive),
-        )
+def _dla(node: Reader) -> Dla:
+    node.exactly("engines", "int8")
+    return Dla(
+        engines=read_fact(node.object("engines"), _is_count, "a positive whole number", None),
+        int8=_dense_sparse(node.object("int8"), "TOPS", is_positive, "a positive number"),
     )
 
 
-def _power_mode(node: Node) -> PowerMode:
-    dla, bandwidth = node.optional("dla_int8"), node.optional("bandwidth")
-    return node.close(
-        PowerMode(
-            name=node.text("name"),
-            default=bool(node.choice("default", (True, False))),
-            power=node.child("power").number("W"),
-            throughput=_throughput(node.child("throughput")),
-            dla_int8=None if dla is None else _dense_sparse(dla, "TOPS", is_positive),
-            bandwidth=None if bandwidth is None else bandwidth.number("GB/s"),
-            requires_l4t=node.text_or_none("requires_l4t"),
-        )
+def _power_mode(node: Reader) -> PowerMode:
+    node.exactly(*PowerMode.__dataclass_fields__)
+    dla, bandwidth = node.object_or_none("dla_int8"), node.object_or_none("bandwidth")
+    return PowerMode(
+        name=node.string("name"),
+        default=node.boolean("default"),
+        power=read_number(node.object("power"), "W"),
+        throughput=_throughput(node.object("throughput")),
+        dla_int8=None if dla is None else _dense_sparse(dla, "TOPS", is_positive, "a positive number"),
+        bandwidth=None if bandwidth is None else read_number(bandwidth, "GB/s"),
+        requires_l4t=node.optional_string("requires_l4t"),
     )
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and is_positive(value)
+
+
+def _is_opset(value: object) -> bool:
+    return isinstance(value, int) and _is_count(value) and MIN_OPSET <= value <= MAX_OPSET
 
 
 def _is_power_of_two(value: object) -> bool:

@@ -75,10 +75,6 @@ class BuildResult:
     seconds: float
 
 
-def _ignore(_: str) -> None:
-    return
-
-
 def build_bundle(
     checkpoint: str | os.PathLike[str] | Checkpoint,
     *,
@@ -95,7 +91,7 @@ def build_bundle(
     allow_slow_structure: bool = False,
     force: bool = False,
     sign: Ed25519PrivateKey | None = None,
-    on_step: Callable[[str], None] = _ignore,
+    on_step: Callable[[str], None] = lambda _: None,
     stopwatch: Stopwatch | None = None,
 ) -> BuildResult:
     """Write the bundle of ``checkpoint`` for ``target``.
@@ -124,8 +120,8 @@ def build_bundle(
         stopwatch: told what each phase took.
 
     Raises:
-        ExportError: if ``output`` cannot be used or has no room, an argument is none of those above, the target gains
-            nothing from the checkpoint's structure, or TensorRT-RTX refuses a graph.
+        ExportError: if ``output`` cannot be used or has no room, an argument is unknown or out of range, the target
+            gains nothing from the checkpoint's structure, or TensorRT-RTX refuses a graph.
         MissingExtraError: if ``rtx`` is asked for and its library is not installed.
         VerificationError: if a graph does not agree with its path, or as GateError, if it classifies worse; nothing is
             left behind.
@@ -140,7 +136,7 @@ def build_bundle(
     names = checkpoint.net.path_names
     default_path = default_path or names[0]
     if default_path not in names:
-        raise ExportError(f"expected a default path out of {', '.join(names)}, got {default_path!r}; use one of them")
+        raise ExportError(f"no path {default_path!r} to start on; choose out of {', '.join(names)}")
     check_structure(checkpoint.net.structure, target=target, allow_slow=allow_slow_structure)
     judging, calibrating = divide(checkpoint, precision=known, judge=judge, calibrate=calibrate)
     export = Export(

@@ -8,11 +8,12 @@ from typing import Any
 
 from smart_common.version import version
 from smart_export.graph import GRAPH, INPUT, OUTPUT
-from smart_export.quantise import quantisation_record, recipe_for
+from smart_export.quantise import CALIBRATION_METHOD, recipe_for
 from smart_export.rtx import Plan
 from smart_export.stages import Export, ExportedGraph
 from smart_export.target_rules import target_record
 from smart_runtime.bundle.manifest import FORMAT_VERSION
+from smart_runtime.engines.onnxruntime import import_onnxruntime
 from smart_train.masking.accounting import Densities
 
 
@@ -85,7 +86,11 @@ def quantisation(export: Export) -> dict[str, Any] | None:
     """Return how the graphs became int8; None for other precisions."""
     if export.calibrating is None:
         return None
-    return quantisation_record(recipe_for(export.target), export.calibrating.record())
+    return {
+        "recipe": recipe_for(export.target).name,
+        "library": f"onnxruntime {import_onnxruntime().__version__}",
+        "calibration": {"method": CALIBRATION_METHOD, **export.calibrating.record()},
+    }
 
 
 def graph_record(graph: ExportedGraph) -> dict[str, Any]:

@@ -92,15 +92,11 @@ def _check_graph(graph: GraphInfo, content: GraphBytes) -> Finding:
         model.write_bytes(content.model)
         if content.weights is not None and content.weights_name is not None:
             Path(folder, content.weights_name).write_bytes(content.weights)
-        _check_onnx(model, name=graph.file)
+        try:
+            onnx.checker.check_model(str(model), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"{graph.file} is no valid ONNX ({shortened(str(error))}); export it again") from error
     return Finding(f"{graph.name}: ONNX", "onnx.checker full check passes")
-
-
-def _check_onnx(model: Path, *, name: str) -> None:
-    try:
-        onnx.checker.check_model(str(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"expected valid ONNX in {name}, got: {shortened(str(error))}; export it again") from error
 
 
 def _check_run(
@@ -120,7 +116,7 @@ def _check_run(
         if source is None:
             images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
             if not np.isfinite(opened.run(images)).all():
-                raise ExportError(f"expected finite scores of {graph.file}, got others; export it again")
+                raise ExportError(f"{graph.file} gives scores that are not finite; export it again")
             return Finding(f"{graph.name}: run", "finite scores")
         first = source.net.path_names[0]
         name = first if graph.name == DENSE else graph.name
@@ -128,9 +124,7 @@ def _check_run(
         precision = check_precision(manifest.precision)
         tolerance = TOLERANCES[precision] or graph.tolerance
         if tolerance is None:
-            raise ExportError(
-                f"expected a tolerance of the {precision} graph {graph.file} in the manifest, got none; export it again"
-            )
+            raise ExportError(f"no tolerance of the {precision} graph {graph.file} in the manifest; export it again")
         judging, _ = divide(source, precision=precision)  # part of what the export looked at, whatever judged there
         batches = verification_images(judging.samples, path=name, most=DENSE_IMAGES if graph.name == DENSE else None)
         found = agreement(reference_scores(reference, batches), engine_scores(opened, batches), tolerance=tolerance)

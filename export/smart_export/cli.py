@@ -22,8 +22,8 @@ from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
+from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options
-from smart_train.data.load import DATA_SPECS
 
 if TYPE_CHECKING:
     from smart_export.evidence import Evidence
@@ -272,24 +272,25 @@ def check(
     """
     if place.is_file():
         _refuse(
-            {"--source": source, "--trust": trust, "--engine": engine}, needs=f"a bundle's folder, got the file {place}"
+            {"--source": source, "--trust": trust, "--engine": engine}, needs=f"is for a bundle, and {place} is a file"
         )
         _check_file(place, target=target, pattern=pattern, as_json=as_json)
     else:
-        _refuse({"--target": target, "--pattern": pattern}, needs=f"an ONNX file, got {place}")
+        _refuse({"--target": target, "--pattern": pattern}, needs=f"is for an ONNX file, and {place} is none")
         _check_bundle(place, source=source, own=own, trust=trust, engine=engine, as_json=as_json)
 
 
 def _refuse(options: dict[str, object], *, needs: str) -> None:
     for name, value in options.items():
         if value is not None:
-            raise ExportError(f"expected with {name} {needs}; leave out {name}, or name the other")
+            raise ExportError(f"{name} {needs}; leave it out, or name the other")
 
 
 def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:
     from smart_export import report as show  # noqa: PLC0415  # loads onnx
-    from smart_export.patterns import TWO_FOUR, parse_pattern  # noqa: PLC0415  # as above
+    from smart_export.patterns import parse_pattern  # noqa: PLC0415  # as above
     from smart_export.sparsity import sparsity_of_onnx  # noqa: PLC0415  # as above
+    from smart_train.masking.n_of_m import TWO_FOUR  # noqa: PLC0415  # as above
 
     device = None if target is None else resolve_target(target)
     found = sparsity_of_onnx(file, pattern=TWO_FOUR if pattern is None else parse_pattern(pattern), target=device)
@@ -357,7 +358,7 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     from smart_train.checkpoint.format import describe  # noqa: PLC0415  # loads torch
 
     if checkpoint.is_dir():
-        raise ExportError(f"expected a checkpoint file, got the folder {checkpoint}; smart-run info describes a bundle")
+        raise ExportError(f"{checkpoint} is a folder, not a checkpoint; smart-run info describes a bundle")
     found = describe(own.load(checkpoint))
     if as_json:
         house.print_json({"checkpoint": str(checkpoint), **found})

@@ -115,17 +115,12 @@ def _why_not(node: ir.Node) -> str | None:
     judge = _JUDGES.get(node.op_type)
     if judge is None and node.op_type not in _NATIVE | _ELEMENT_WISE:
         return _NO_OPERATOR
-    sides = [side for value in (*node.inputs, *node.outputs) for side in _sides(value)]
+    # The fixed ones; the first is the batch, or a count of filters with the same limit.
+    shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None and value.shape is not None]
+    sides = [side for shape in shapes for side in shape if isinstance(side, int)]
     if any(side > _MAX_SIDE for side in sides):
         return f"a dimension of {max(sides)}, DLA takes up to {_MAX_SIDE}"
     return None if judge is None else judge(node)
-
-
-def _sides(value: ir.Value | None) -> list[int]:
-    """Return the fixed dimensions of a value; the first is the batch, or a count of filters with the same limit."""
-    if value is None or value.shape is None:
-        return []
-    return [side for side in value.shape if isinstance(side, int)]
 
 
 def _rank(value: ir.Value | None) -> int:

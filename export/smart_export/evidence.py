@@ -54,7 +54,7 @@ class Evidence:
         return images
 
     def record(self) -> dict[str, Any]:
-        """Return what a manifest says of it."""
+        """Return it as plain values, for the manifest."""
         return {
             "source": self.source,
             "digest": self.digest,
@@ -86,8 +86,8 @@ def divide(
         return judge or own, calibrate or own
     if len(own.samples.labels) < 2:
         raise ExportError(
-            f"expected 2 or more samples in the checkpoint, to calibrate on and to judge by, got "
-            f"{len(own.samples.labels)}; give others with --calibration"
+            "the checkpoint has too few samples to calibrate on some and judge by others; give images with "
+            "--calibration"
         )
     first, second = halves(own.samples, seed=_SEED)
     return Evidence(second, SAMPLES, None), Evidence(first, SAMPLES, None)

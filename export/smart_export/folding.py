@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
@@ -13,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from smart_train import SmartNetwork
+from smart_train import Checkpoint, SmartNetwork, load_checkpoint
 from smart_train.masking.groups import Group, apply_mask_, may_be_padded
 from smart_train.masking.layers import Expert, ExpertBatchNorm2d, make_plain_
 from smart_train.masking.network import PathNetwork
@@ -109,24 +110,21 @@ def padded_masks(net: SmartNetwork, *, path: str, align: int) -> list[Tensor]:
     would move the blocks in which single weights are masked.
     """
     network, masks = net.path(path).network, net.masks(path)
-    pattern = net.structure.removes.pattern
+    structure = net.structure
 
     def fit(group: Group, mask: Tensor) -> Tensor:
         if not may_be_padded(network, group):
             return mask
-        block = 1 if pattern is None else pattern.m // math.gcd(pattern.m, group.bundle)
+        block = structure.pattern.block // math.gcd(structure.pattern.block, group.bundle)
         return padded(mask, align=align // math.gcd(align, group.bundle), block=block)
 
     keeps = [fit(group, mask) for group, mask in zip(net.groups, masks, strict=True)]
-    if pattern is not None:
-        inputs = net.kept_inputs(path, keeps=keeps)
-        whole = (
-            pattern_holds(mask.cpu(), keep_in=inputs[layer], pattern=pattern)
-            for layer, mask in net.weight_masks(path).items()
-        )
-        if not all(whole):
-            return masks
-    return keeps
+    inputs = net.kept_inputs(path, keeps=keeps)
+    whole = (
+        pattern_holds(mask.cpu(), keep_in=inputs[layer], structure=structure)
+        for layer, mask in net.weight_masks(path).items()
+    )
+    return keeps if all(whole) else masks
 
 
 class _Tracer(fx.Tracer):
@@ -251,20 +249,28 @@ def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), child, module)
 
 
-def fold(net: SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None) -> fx.GraphModule:
+def fold(
+    model: str | os.PathLike[str] | Checkpoint | SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None
+) -> fx.GraphModule:
     """Return ``path`` as a plain module without masks and batch norms; normalisation stays inside.
 
     What stays of batch norms: one over (N, C) features that no linear layer makes, and any that keeps no statistics.
 
     Args:
-        net: the trained network; it is not changed.
+        model: the trained network, which is not changed, its checkpoint, or that one's file.
         path: which path.
         keeps: bool (size,) for each group, a superset of the path's masks (see :func:`padded_masks`); by default the
             masks themselves.
 
     Returns:
         A module in eval mode that maps images (N, C, H, W) in [0, 1] to scores (N, classes).
+
+    Raises:
+        CheckpointError: if the file is missing or no checkpoint.
     """
+    if isinstance(model, str | os.PathLike):
+        model = load_checkpoint(model)
+    net = model.net if isinstance(model, Checkpoint) else model
     tree = copy.deepcopy(net.path(path)).cpu()
     make_plain_(tree)
     sliced = slice_network(tree.network, net.groups, list(keeps) if keeps is not None else net.masks(path))

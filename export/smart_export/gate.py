@@ -108,9 +108,8 @@ def require_gate(found: PathGate, *, name: str, max_drop: float) -> None:
     what, worst = max(found.drops.items(), key=lambda item: item[1].drop)
     if worst.drop > max_drop + 1e-9:  # a drop of exactly so many images passes, however it rounds
         raise GateError(
-            f"expected the {what} of the graph '{name}' to be at most {100 * max_drop:g} points below that of its "
-            f"masked path, got {100 * worst.drop:.2g} points ({worst.before:.3f} to {worst.after:.3f} on "
-            f"{worst.examples} images, 95% interval of the drop {100 * worst.low:.1f} to {100 * worst.high:.1f} "
-            f"points); judge on more images with --data, calibrate on more with --calibration, take a higher "
-            f"precision, or allow more with --max-drop"
+            f"the {what} of the graph '{name}' is {100 * worst.drop:.2g} points below that of its masked path, "
+            f"{100 * max_drop:g} are allowed ({worst.before:.3f} to {worst.after:.3f} on {worst.examples} images, 95% "
+            f"interval of the drop {100 * worst.low:.1f} to {100 * worst.high:.1f} points); judge on more images with "
+            "--data, calibrate on more with --calibration, take a higher precision, or allow more with --max-drop"
         )

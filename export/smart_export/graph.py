@@ -169,8 +169,8 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
             raise first from error
         said = next(iter(str(first).strip().splitlines()), "")
         raise ExportError(
-            f"expected a network that torch.onnx.export can convert, got {type(first).__name__}: {said:.200}; a "
-            f"forward must not choose its way by the values that it computes, nor cast to float32 in an fp16 export"
+            f"torch.onnx.export cannot convert the network ({type(first).__name__}: {said:.200}); a forward must not "
+            "choose its way by the values that it computes, nor cast to float32 in an fp16 export"
         ) from error
     assert program is not None  # it returns None only when it is told to write a file
     model = program.model
@@ -183,20 +183,13 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
 
 def strip_(model: ir.Model) -> None:
     """Remove metadata: the exporter writes stack traces, with this machine's paths, into every node."""
-    model.metadata_props.clear()
-    model.doc_string = None
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
-            value.metadata_props.clear()
-            value.doc_string = None
-        for node in graph.all_nodes():
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-                value.doc_string = None
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    nodes = [node for graph in graphs for node in graph.all_nodes()]
+    values = [value for graph in graphs for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())]
+    things: list[Any] = [model, *graphs, *nodes, *values, *(value for node in nodes for value in node.outputs)]
+    for thing in things:
+        thing.metadata_props.clear()
+        thing.doc_string = None
 
 
 def save_graph(model: ir.Model, directory: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from smart_runtime.bundle.manifest import is_inside
 from smart_runtime.errors import BundleError
 
 OWN_DOMAINS = ("", "ai.onnx")
+# What only stores a constant in another way; behind a DequantizeLinear a layer computes in the type that it reads.
+_STEPS = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose"}
 _MAX_STEPS = 64  # between a node and its tensor; a real file has five
 _DTYPE_NAMES = {"float": "float32", "double": "float64"}  # the others are called as in NumPy
 
@@ -103,9 +105,8 @@ class Constants:
             operands = [self._tensor(operand) for operand in node.input[1:] if operand]
             if None in operands:
                 return None
-            values, dtype = _STEPS[node.op_type](weight, attributes_of(node), cast("list[Constant]", operands))
-            weight = Constant(name=weight.name, values=values, dtype=dtype, stored=weight.stored)
-        return weight
+            weight = _step(node, weight, cast("list[Constant]", operands))
+        return replace(weight, values=_computable(weight.values))
 
     def _tensor(self, name: str) -> Constant | None:
         """Return the tensor that the file has for ``name``, None if a node computes it."""
@@ -127,7 +128,7 @@ class Constants:
             whole.data_type = tensor.data_type
             whole.raw_data = self._external(tensor)
             tensor = whole
-        return _computable(numpy_helper.to_array(tensor))
+        return numpy_helper.to_array(tensor)
 
     def _external(self, tensor: onnx.TensorProto) -> bytes:
         """Return the bytes of a tensor in a file beside the graph."""
@@ -135,8 +136,8 @@ class Constants:
         location, offset, wanted = entries.get("location", ""), int(entries.get("offset", "0")), bytes_of(tensor)
         if not is_inside(location):
             raise ExportError(
-                f"expected external data in a file beside the graph, got {shortened(location)!r} for the tensor "
-                f"{shortened(tensor.name)!r}; export it so that its data lies in the same folder"
+                f"the data of the tensor {shortened(tensor.name)!r} is in {shortened(location)!r}, not in a file "
+                "beside the graph; export it so that both are in the same folder"
             )
         try:
             with open_plain(self._folder, location) as (file, size):
@@ -148,91 +149,27 @@ class Constants:
                 return np.fromfile(file, np.uint8, wanted, offset=offset).tobytes()
         except BundleError as error:
             raise ExportError(
-                f"expected the plain file {location}, which holds the weights, beside the graph in {self._folder}, "
-                f"got none; copy it there"
+                f"no plain file {location}, which holds the weights, beside the graph in {self._folder}; copy it there"
             ) from error
 
 
-def _identity(constant: Constant, _: Mapping[str, Any], __: Sequence[Constant]) -> tuple[Array, str]:
-    return constant.values, constant.dtype
+def _step(node: onnx.NodeProto, constant: Constant, operands: Sequence[Constant]) -> Constant:
+    """Return what ``node``, one of ``_STEPS``, makes of ``constant``; raises ValueError if it cannot."""
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415  # brings all operators, which few files need
 
-
-def _cast(constant: Constant, attributes: Mapping[str, Any], _: Sequence[Constant]) -> tuple[Array, str]:
-    return _as_type(constant.values, int(attributes["to"]))
-
-
-def _as_type(values: Array, element_type: int) -> tuple[Array, str]:
-    with np.errstate(all="ignore"):
-        result = values.astype(_numpy_dtype(element_type))
-    return _computable(result), _dtype_name(element_type)
+    names = [name for name in node.input if name]
+    arrays = [one.values for one in (constant, *operands)]
+    try:
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(node).run(None, dict(zip(names, arrays, strict=True)))
+            values = cast("list[Array]", results)[0]
+    except Exception as error:  # of a stranger's node: it has no class for what does not fit together
+        raise ValueError(f"{node.op_type}: {error}") from error
+    changes_type = node.op_type in {"Cast", "QuantizeLinear"}
+    dtype = _dtype_name(onnx.helper.np_dtype_to_tensor_dtype(values.dtype)) if changes_type else constant.dtype
+    return replace(constant, values=values, dtype=dtype)
 
 
 def _computable(values: Array) -> Array:
     """Return types that NumPy does not have, which come as extensions, as float32: it holds all their values."""
     return values if values.dtype.kind in "fiub" else values.astype(np.float32)
-
-
-def _transpose(constant: Constant, attributes: Mapping[str, Any], _: Sequence[Constant]) -> tuple[Array, str]:
-    return constant.values.transpose(attributes.get("perm")), constant.dtype
-
-
-def _reshape(constant: Constant, attributes: Mapping[str, Any], operands: Sequence[Constant]) -> tuple[Array, str]:
-    shape = [int(length) for length in operands[0].values.reshape(-1)]
-    if not attributes.get("allowzero", 0):
-        shape = [constant.values.shape[i] if length == 0 else length for i, length in enumerate(shape)]
-    return constant.values.reshape(shape), constant.dtype
-
-
-def _quantize(constant: Constant, attributes: Mapping[str, Any], operands: Sequence[Constant]) -> tuple[Array, str]:
-    """Return round(x / scale) + zero point within the integer type's range (ONNX, QuantizeLinear), or a float8."""
-    element_type = int(attributes.get("output_dtype", 0)) or onnx.TensorProto.UINT8
-    zero_point: Array = np.zeros((), np.int32)
-    if len(operands) > 1:
-        element_type, zero_point = operands[1].stored.data_type, operands[1].values
-    with np.errstate(all="ignore"):
-        scaled = constant.values / _along(operands[0].values, constant.values, attributes)
-        if "float" in _dtype_name(element_type):
-            return _as_type(scaled, element_type)
-        low, high = _range(_dtype_name(element_type))
-        levels = np.clip(np.rint(scaled) + _along(zero_point, constant.values, attributes), low, high)
-    return levels.astype(np.int32), _dtype_name(element_type)
-
-
-def _dequantize(constant: Constant, attributes: Mapping[str, Any], operands: Sequence[Constant]) -> tuple[Array, str]:
-    """Return (q - zero point) * scale; the layer then computes with q's type."""
-    levels = constant.values if constant.values.dtype.kind == "f" else constant.values.astype(np.int32)
-    if len(operands) > 1:
-        levels = levels - _along(operands[1].values, levels, attributes)
-    scale = _along(operands[0].values, levels, attributes)
-    with np.errstate(all="ignore"):
-        return levels.astype(scale.dtype) * scale, constant.dtype
-
-
-def _range(dtype: str) -> tuple[int, int]:
-    """Return the least and greatest value of an integer type by its name, such as ``uint4``."""
-    bits = int(dtype.removeprefix("u").removeprefix("int"))
-    return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def _along(parameter: Array, values: Array, attributes: Mapping[str, Any]) -> Array:
-    """Return a scale or zero point that broadcasts to ``values``: one for all, a channel or a block."""
-    axis = int(attributes.get("axis", 1))
-    if parameter.size == 1:
-        return parameter.reshape(())
-    if parameter.ndim == 1:
-        shape = [1] * values.ndim
-        shape[axis] = parameter.size
-        return parameter.reshape(shape)
-    blocks = np.repeat(parameter, int(attributes["block_size"]), axis=axis)
-    return np.take(blocks, np.arange(values.shape[axis]), axis=axis)
-
-
-_STEPS: dict[str, Callable[[Constant, Mapping[str, Any], Sequence[Constant]], tuple[Array, str]]] = {
-    "Cast": _cast,
-    "DequantizeLinear": _dequantize,
-    "Identity": _identity,
-    "QuantizeLinear": _quantize,
-    "Reshape": _reshape,
-    "Transpose": _transpose,
-}
-"""What each operator makes of a constant: its values, and the type that a layer behind it computes in."""

@@ -44,8 +44,8 @@ def lower_opset_(model: ir.Model, *, opset: int) -> None:
             del node.attributes["num_outputs"]  # even parts are what none means
         elif not _same_before_(node, written):
             raise ExportError(
-                f"expected operators of opset {opset}, the newest that this target reads, got {node.op_type} of opset "
-                f"{_since(node.op_type, written)} (layer {node.name}); choose a target with a newer TensorRT"
+                f"layer {node.name} needs {node.op_type} of opset {_since(node.op_type, written)}, and this target "
+                f"reads operators up to opset {opset}; choose a target with a newer TensorRT"
             )
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]  # axes that are attributes now
@@ -65,10 +65,10 @@ def _axes_as_attribute_(node: ir.Node) -> None:
     empty = node.attributes.pop("noop_with_empty_axes", None)
     if axes is None:
         if empty is not None and empty.as_int():
-            raise ExportError(f"expected axes to reduce over, got none (layer {node.name})")
+            raise ExportError(f"layer {node.name} reduces over no axes, which older operator sets cannot say")
         return
     if axes.const_value is None:
-        raise ExportError(f"expected constant axes to reduce over, got computed ones (layer {node.name})")
+        raise ExportError(f"layer {node.name} computes the axes it reduces over, which older operator sets cannot say")
     node.attributes["axes"] = ir.AttrInt64s("axes", axes.const_value.numpy().tolist())
 
 

@@ -16,9 +16,7 @@ import numpy.typing as npt
 from smart_devices import Target
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_export.errors import ExportError
-from smart_train.masking.structure import TWO_FOUR, Pattern, why_pattern_is_slow
-
-__all__ = ["TWO_FOUR", "Zeros", "parse_pattern", "pattern_name", "why_no_gain", "zeros_of"]
+from smart_train.masking.n_of_m import TWO_FOUR, NOfM
 
 _SPARSE_OPS = ("Conv", "Gemm", "MatMul")  # the guide names convolutions and fully connected layers
 _PATTERN_DTYPES = ("float32", "float16", "bfloat16", "int8")  # what a builder looks for zeros in
@@ -27,22 +25,16 @@ _FAST_DTYPES = ("float16", "bfloat16", "int8")  # what TensorRT has sparse kerne
 _MAX_M = 64
 
 
-def parse_pattern(text: str) -> Pattern:
+def parse_pattern(text: str) -> NOfM:
     """Return the pattern that ``text``, such as ``2:4``, names.
 
     Raises:
         ExportError: unless it is N:M with 0 < N < M <= 64.
     """
-    n, colon, m = text.partition(":")
-    numbers = colon and all(number.isascii() and number.isdecimal() and len(number) < 4 for number in (n, m))
-    if not numbers or not 0 < int(n) < int(m) <= _MAX_M:
+    pattern = NOfM.parse(text, max_m=_MAX_M)
+    if pattern is None:
         raise ExportError(f"expected a pattern N:M with 0 < N < M <= {_MAX_M}, got {text!r}; 2:4 is what GPUs have")
-    return Pattern(int(n), int(m))
-
-
-def pattern_name(pattern: Pattern) -> str:
-    """Return what :func:`parse_pattern` reads, such as ``2:4``."""
-    return f"{pattern.n}:{pattern.m}"
+    return pattern
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ def zeros_of(
     axis: int,
     groups: int = 1,
     dtype: str = "float32",
-    pattern: Pattern = TWO_FOUR,
+    pattern: NOfM = TWO_FOUR,
 ) -> Zeros:
     """Count the zeros of ``weight`` and of its groups of m.
 
@@ -135,14 +127,14 @@ def why_no_gain(
     out_channels: int,
     groups: int,
     dtype: str,
-    pattern: Pattern = TWO_FOUR,
+    pattern: NOfM = TWO_FOUR,
 ) -> str | None:
     """Return why ``target`` would not run this layer faster with ``pattern``; None where it is expected to.
 
     It says nothing of whether the layer's weight keeps to the pattern. What TensorRT picks in the end only its log
     tells: it times both kinds of kernels.
     """
-    slow = why_pattern_is_slow(pattern, target=target)
+    slow = pattern.why_slow(target)
     reasons = (
         (slow is not None, slow),
         (op not in _SPARSE_OPS, f"no sparse kernels for {op}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from smart_devices import PRECISIONS
 from smart_export.errors import ExportError
@@ -39,9 +39,8 @@ def check_precision(precision: str) -> Precision:
     """Return ``precision``, which must be one of `smart_devices.PRECISIONS`.
 
     Raises:
-        ExportError: it is none of them.
+        ExportError: it is unknown.
     """
-    for known in (FP32, FP16, INT8):
-        if precision == known:
-            return known
-    raise ExportError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}; fp32 is usual")
+    if precision not in PRECISIONS:
+        raise ExportError(f"unknown precision {precision!r}; choose out of {', '.join(PRECISIONS)}")
+    return cast("Precision", precision)

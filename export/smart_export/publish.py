@@ -28,17 +28,13 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 def check_output(output: Path, *, force: bool) -> None:
     """Raise ExportError unless a bundle may be written to ``output``."""
     if not output.parent.is_dir():
-        raise ExportError(f"expected an existing folder for {output}, got none; create {output.parent} first")
+        raise ExportError(f"no folder {output.parent} for {output.name}; create it first")
     if not os.path.lexists(output):
         return
     if not force:
-        raise ExportError(
-            f"expected no file or folder {output}, got one; use --force to replace a bundle, or another -o"
-        )
+        raise ExportError(f"{output} exists already; use --force to replace a bundle, or another -o")
     if not _is_replaceable(output):
-        raise ExportError(
-            f"expected a bundle to replace at {output}, got something else, which stays as it is; use another -o"
-        )
+        raise ExportError(f"{output} holds other things than a bundle, and stays as it is; use another -o")
 
 
 def _is_replaceable(output: Path) -> bool:
@@ -70,8 +66,8 @@ def staged(output: Path) -> Iterator[Path]:
             if error.errno not in _NO_ROOM and not _NUMPY_HAS_NO_ROOM.search(str(error)):
                 raise
             raise ExportError(
-                f"expected room for the bundle {output}, got too little ({error.strerror or error}); make some there "
-                f"and where temporary files go (TMPDIR), or use another -o"
+                f"too little room for the bundle {output} ({error.strerror or error}); make some there and where "
+                "temporary files go (TMPDIR), or use another -o"
             ) from error
         finally:
             shutil.rmtree(place, ignore_errors=True)
@@ -83,7 +79,7 @@ def _own(place: Path) -> Iterator[None]:
 
     The lock goes with the process, so that what a killed export left is nobody's.
     """
-    busy = ExportError(f"expected one export at a time to this name, got another one in {place}; wait for it")
+    busy = ExportError(f"another export to this name is running in {place}; wait for it")
     with suppress(FileNotFoundError):
         left = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:

@@ -73,15 +73,6 @@ def recipe_for(target: Target) -> Recipe:
     return RECIPES["cpu" if target.profile.kind == "cpu" else "tensorrt"]
 
 
-def quantisation_record(recipe: Recipe, calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest says of how its graphs became int8; ``calibration`` says of which images."""
-    return {
-        "recipe": recipe.name,
-        "library": f"onnxruntime {import_onnxruntime().__version__}",
-        "calibration": {"method": CALIBRATION_METHOD, **calibration},
-    }
-
-
 def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method = CALIBRATION_METHOD) -> ir.Model:
     """Return the float32 graph ``model`` in int8; ``model`` is not changed.
 
@@ -127,8 +118,8 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method
             raise
         except Exception as error:  # of ONNX, NumPy, ONNX Runtime or the library's own: it has no class for it
             raise ExportError(
-                f"expected a graph that onnxruntime.quantization can bring to int8, got {type(error).__name__}: "
-                f"{shortened(str(error))}; export it in fp16 or fp32"
+                f"onnxruntime.quantization cannot bring the graph to int8 ({type(error).__name__}: "
+                f"{shortened(str(error))}); export it in fp16 or fp32"
             ) from error
         result = ir.load(output)
         ir.external_data.load_to_model(result)
@@ -193,7 +184,5 @@ def _leave_scores_whole_(model: ir.Model) -> None:
     model.graph.remove(first, safe=True)
     output.name = None
     scores.name = name
-    used = {value for node in model.graph for value in node.inputs}
-    for key, value in list(model.graph.initializers.items()):
-        if value not in used:
-            del model.graph.initializers[key]
+    for key in [key for key, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[key]

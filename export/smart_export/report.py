@@ -18,7 +18,6 @@ from smart_export.dla import dla_lines, has_dla
 from smart_export.errors import ExportError
 from smart_export.expected import Expected, expected_latency
 from smart_export.layers import LayerCost
-from smart_export.patterns import pattern_name
 from smart_export.rtx import Plan
 from smart_export.sparsity import FileSparsity, LayerSparsity
 from smart_export.stages import ExportedGraph
@@ -237,7 +236,7 @@ def _reasons(what: str, layers: Sequence[tuple[str | None, LayerCost | LayerSpar
 def file_columns(found: FileSparsity, target: Target | None) -> list[str]:
     """Return the names of the columns of :func:`file_rows`."""
     gain = [] if target is None else ["gain"]
-    return ["layer", "operator", "weight", "dtype", "zeros", pattern_name(found.pattern), *gain, "MACs", "parameters"]
+    return ["layer", "operator", "weight", "dtype", "zeros", found.pattern.name, *gain, "MACs", "parameters"]
 
 
 def file_rows(found: FileSparsity, target: Target | None) -> list[list[str]]:
@@ -260,7 +259,7 @@ def file_rows(found: FileSparsity, target: Target | None) -> list[list[str]]:
 
 def file_reasons(found: FileSparsity, target: Target | None) -> Iterator[str]:
     """Yield a line for each reason why layers are not sparse or would not gain, then the notes."""
-    yield from _reasons(f"not {pattern_name(found.pattern)}", [(layer.why_not, layer) for layer in found.layers])
+    yield from _reasons(f"not {found.pattern.name}", [(layer.why_not, layer) for layer in found.layers])
     if target is not None:
         gains = [(layer.why_no_gain, layer) for layer in found.layers]
         yield from _reasons(f"no gain on {target.name}", gains)
@@ -281,7 +280,7 @@ def file_report(found: FileSparsity, target: Target | None) -> dict[str, Any]:
         return record
 
     return {
-        "pattern": pattern_name(found.pattern),
+        "pattern": found.pattern.name,
         "target": None if target is None else target.name,
         "macs": found.macs,
         "parameters": found.parameters,

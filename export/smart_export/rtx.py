@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,9 @@ class Plan:
     @property
     def record(self) -> dict[str, Any]:
         """What stands of it in the manifest."""
-        return {
-            "graph": self.graph,
-            "file": self.file,
-            "compute_capabilities": list(self.compute_capabilities),
-            "tensorrt_rtx": self.tensorrt_rtx,
-            "batch": {"min": self.batch.min, "opt": self.batch.opt, "max": self.batch.max},
-            "sparse_weights": self.sparse_weights,
-            "bytes": self.bytes,
-        }
+        found = {**asdict(self), "compute_capabilities": list(self.compute_capabilities)}
+        del found["seconds"]
+        return found
 
 
 def library() -> Any:
@@ -97,7 +91,7 @@ def library() -> Any:
         import tensorrt_rtx  # noqa: PLC0415  # an engine is imported where it is used
     except ImportError as error:
         raise MissingExtraError(
-            "expected the TensorRT-RTX library for --rtx, got none; pip install 'smart-edge[tensorrt-rtx]' installs it"
+            "--rtx needs the TensorRT-RTX library, which is not installed; pip install 'smart-edge[tensorrt-rtx]'"
         ) from error
     return tensorrt_rtx
 
@@ -110,7 +104,7 @@ def known_capabilities() -> dict[str, Any]:
     """
     members = library().ComputeCapability.__members__
     found = {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
-    return dict(sorted(found.items(), key=lambda item: _version(item[0])))
+    return dict(sorted(found.items(), key=lambda item: tuple(map(int, item[0].split(".")))))
 
 
 def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
@@ -121,7 +115,7 @@ def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
         target: the device that the bundle is for.
 
     Raises:
-        ExportError: one is none that the library builds for, or the target has no graphics card.
+        ExportError: the library does not build for one of them, or the target has no graphics card.
         MissingExtraError: the library is not installed.
     """
     if target.profile.kind != "gpu":
@@ -131,7 +125,7 @@ def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
             "cpu": "graphs for a CPU are made in other ways; use --target desktop-gpu, or leave out --rtx",
         }
         raise ExportError(
-            f"expected a target with a graphics card for --rtx, got {target.name}: {remedy[target.profile.kind]}"
+            f"--rtx needs a target with a graphics card, which {target.name} is not: {remedy[target.profile.kind]}"
         )
     known = known_capabilities()
     found = {part.strip() for part in text.split(",")}
@@ -154,15 +148,11 @@ def _is_of(profile: Profile, capability: str) -> bool:
 
 
 def target_note(target: Target, capabilities: Sequence[str]) -> str | None:
-    """Return a note where none of the plans would run on the target's own card, else None."""
+    """Return a note if none of the plans would run on the target's own card."""
     if any(_is_of(target.profile, name) for name in capabilities):
         return None
     own = target.profile.compute_capability
     return f"no plan is for {target.name} itself, whose compute capability is {own or 'unknown'}"
-
-
-def _version(capability: str) -> tuple[int, ...]:
-    return tuple(map(int, capability.split(".")))
 
 
 def together(capabilities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -178,7 +168,6 @@ def build_plans(
     folder: Path,
     inputs: InputSpec,
     capabilities: Sequence[str],
-    batch: BatchRange = BATCH,
 ) -> Iterator[Plan]:
     """Write the plans of each graph into ``folder / "engines"`` and yield them as they are done.
 
@@ -187,7 +176,6 @@ def build_plans(
         folder: of the bundle.
         inputs: the graphs' one input.
         capabilities: from :func:`parse_capabilities`.
-        batch: the batch sizes to build for.
 
     Raises:
         ExportError: the library cannot read or build a graph; the message names the operators.
@@ -199,9 +187,7 @@ def build_plans(
     for graph in graphs:
         for group in together(capabilities):
             started = time.perf_counter()
-            plan = plan_from_onnx(
-                graph.file, inputs=inputs, capabilities=group, batch=batch, sparse_weights=graph.two_four
-            )
+            plan = plan_from_onnx(graph.file, inputs=inputs, capabilities=group, sparse_weights=graph.two_four)
             file = f"{FOLDER}/{graph.name}-{'-'.join(group)}.plan"
             (folder / file).write_bytes(plan)
             yield Plan(
@@ -209,7 +195,7 @@ def build_plans(
                 file=file,
                 compute_capabilities=group,
                 tensorrt_rtx=version,
-                batch=batch,
+                batch=BATCH,
                 sparse_weights=graph.two_four,
                 bytes=plan.nbytes,
                 seconds=time.perf_counter() - started,
@@ -221,17 +207,15 @@ def plan_from_onnx(
     *,
     inputs: InputSpec,
     capabilities: Sequence[str],
-    batch: BatchRange = BATCH,
     sparse_weights: bool = False,
     weightless: bool = False,
 ) -> memoryview:
-    """Return the plan of an ONNX file, as the library serialises it.
+    """Return the plan of an ONNX file, for batches of ``BATCH``, as the library serialises it.
 
     Args:
         file: the graph; its weights lie beside it.
         inputs: its one input.
         capabilities: of the GPUs that the one plan is for, out of :func:`known_capabilities`.
-        batch: the batch sizes to build for.
         sparse_weights: let the library look for 2:4 weights (``SPARSE_WEIGHTS``).
         weightless: leave the weights out, to be filled in from the ONNX file on the device (``STRIP_PLAN``). The
             library compiles on a GPU for that: without one it refuses (1.5, 1.6 and 1.7.1 were tried).
@@ -252,7 +236,7 @@ def plan_from_onnx(
         if wanted:
             config.set_flag(getattr(trt.BuilderFlag, flag))
     profile = builder.create_optimization_profile()
-    profile.set_shape(inputs.name, *((size, *inputs.shape) for size in (batch.min, batch.opt, batch.max)))
+    profile.set_shape(inputs.name, *((size, *inputs.shape) for size in (BATCH.min, BATCH.opt, BATCH.max)))
     config.add_optimization_profile(profile)
     known = known_capabilities()
     config.num_compute_capabilities = len(capabilities)
@@ -290,7 +274,6 @@ def _parse_error(error: Any) -> str:
 
 def _refused(file: Path, capabilities: Sequence[str], why: str) -> ExportError:
     return ExportError(
-        f"expected a graph that TensorRT-RTX {library().__version__} builds for compute capability "
-        f"{', '.join(capabilities)}, got one that it refuses in {file.parent.name}/{file.name}: {shortened(why)}; "
-        f"leave out --rtx, or the capability, to export without"
+        f"TensorRT-RTX {library().__version__} refuses {file.parent.name}/{file.name} for compute capability "
+        f"{', '.join(capabilities)}: {shortened(why)}; leave out --rtx, or the capability, to export without"
     )

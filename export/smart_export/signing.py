@@ -34,7 +34,7 @@ def write_key_pair(path: Path) -> KeyPair:
     """Write a new private key to ``path``, for its owner alone to read, and its public half beside it, as ``.pub``.
 
     Raises:
-        ExportError: One of the two files exists, which is left as it is, or their folder does not.
+        ExportError: One of the two files exists, and is left as it is; or their folder does not exist.
         MissingExtraError: cryptography is not installed.
         OSError: The system cannot write them; then neither is left behind.
     """
@@ -43,7 +43,7 @@ def write_key_pair(path: Path) -> KeyPair:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
     public = path.with_name(f"{path.name}.pub")
     if not path.parent.is_dir():
-        raise ExportError(f"expected an existing folder for {path}, got none; create {path.parent} first")
+        raise ExportError(f"no folder {path.parent} for {path.name}; create it first")
     if os.path.lexists(public):
         raise _exists(public)
     key = Ed25519PrivateKey.generate()
@@ -79,21 +79,19 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     data = read_key_file(path)
     name = repr(os.fspath(path))
     if b"PUBLIC KEY-----" in data:
-        raise SignatureError(f"expected a private key in {name}, got a public one; sign with the file without .pub")
+        raise SignatureError(f"{name} holds a public key, not a private one; sign with the file without .pub")
     try:
         key = load_pem_private_key(data, password=None)
     except TypeError as error:  # what cryptography raises for an encrypted key without a password
         raise SignatureError(
-            f"expected a private key that is not encrypted in {name}, got an encrypted one; "
-            f"`openssl pkey -in KEY -out NEW` decrypts it into a file of its own"
+            f"the private key in {name} is encrypted; `openssl pkey -in KEY -out NEW` decrypts it into a file of its "
+            "own"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise SignatureError(
-            f"expected an Ed25519 private key as PEM in {name}, got something else; `smart-export keygen` makes one"
-        ) from error
+        raise SignatureError(f"{name} holds no private key as PEM; `smart-export keygen` makes one") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise SignatureError(
-            f"expected an Ed25519 private key in {name}, got one of another kind; `smart-export keygen` makes one"
+            f"{name} holds a private key of another kind than Ed25519; `smart-export keygen` makes one"
         )
     return key
 
@@ -130,4 +128,4 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def _exists(path: Path) -> ExportError:
-    return ExportError(f"expected no file {path}, got one; use another name, since a key is never overwritten")
+    return ExportError(f"{path} exists already, and a key is never overwritten; use another name")

@@ -25,9 +25,9 @@ from smart_common.errors import shortened
 from smart_devices import Target
 from smart_export.errors import ExportError
 from smart_export.onnx_constants import OWN_DOMAINS, Constant, Constants, attributes_of, bytes_of, count_of
-from smart_export.patterns import TWO_FOUR, Zeros, why_no_gain, zeros_of
+from smart_export.patterns import Zeros, why_no_gain, zeros_of
 from smart_runtime.bundle.graphs import MAX_GRAPH_BYTES
-from smart_train.masking.structure import Pattern
+from smart_train.masking.n_of_m import TWO_FOUR, NOfM
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that are counted."""
@@ -94,7 +94,7 @@ class FileSparsity:
         notes: what the figures leave out, for people.
     """
 
-    pattern: Pattern
+    pattern: NOfM
     layers: tuple[LayerSparsity, ...]
     parameters: int
     bytes: int
@@ -108,7 +108,7 @@ class FileSparsity:
         return None if None in found else sum(cast("list[int]", found))
 
 
-def sparsity_of_onnx(file: Path, *, pattern: Pattern = TWO_FOUR, target: Target | None = None) -> FileSparsity:
+def sparsity_of_onnx(file: Path, *, pattern: NOfM = TWO_FOUR, target: Target | None = None) -> FileSparsity:
     """Read ``file``, and the external data beside it, and report on each of its layers.
 
     Args:
@@ -153,13 +153,13 @@ class _Kind(TypedDict):
     op: str
     groups: int
     dtype: str
-    pattern: Pattern
+    pattern: NOfM
 
 
 class _Reader:
     """Answers questions about one graph."""
 
-    def __init__(self, model: onnx.ModelProto, *, folder: Path, pattern: Pattern, target: Target | None) -> None:
+    def __init__(self, model: onnx.ModelProto, *, folder: Path, pattern: NOfM, target: Target | None) -> None:
         self._model = model
         self._pattern = pattern
         self._target = target

@@ -6,7 +6,7 @@ from typing import Any
 
 from smart_devices import Profile, Target, engine_names
 from smart_export.errors import ExportError
-from smart_train.masking.structure import Structure, why_pattern_is_slow
+from smart_train.masking.structure import Structure
 
 _SHARE_OF_SHARED, _SHARE_OF_OWN = 8, 4
 _MAX_WORKSPACE_BYTES = 4 * 2**30
@@ -20,8 +20,7 @@ def check_structure(structure: Structure, *, target: Target, allow_slow: bool) -
     Raises:
         ExportError: the target gains nothing from the pattern, and ``allow_slow`` is not set.
     """
-    pattern = structure.removes.pattern
-    slow = None if pattern is None else why_pattern_is_slow(pattern, target=target)
+    slow = structure.pattern.why_refused(target)
     if slow is not None and not allow_slow:
         raise ExportError(
             f"expected a structure that pays on {target.name}, got {structure.name}: {slow}; train with --structure "

@@ -14,10 +14,6 @@ _STATUS, _STAT = Path("/proc/self/status"), Path("/proc/self/stat")
 _START_FIELD = 22  # of proc(5), stat: when the process started, in clock ticks after boot
 
 
-def _ignore(_: str, __: float) -> None:
-    return
-
-
 class Stopwatch:
     """Times named phases of work, one after the other.
 
@@ -28,7 +24,7 @@ class Stopwatch:
         seconds: wall time by phase, in the order in which they began.
     """
 
-    def __init__(self, *, on_phase: Callable[[str, float], None] = _ignore) -> None:
+    def __init__(self, *, on_phase: Callable[[str, float], None] = lambda _, __: None) -> None:
         self._on_phase = on_phase
         self.seconds: dict[str, float] = {}
 

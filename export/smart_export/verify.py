@@ -132,13 +132,13 @@ def require(found: Agreement, *, name: str) -> None:
     """Raise VerificationError unless ``found`` holds."""
     if not math.isfinite(found.max_rel_diff):
         raise VerificationError(
-            f"expected finite scores of the graph '{name}', got infinite ones or NaN; a value in it is larger than its "
-            f"precision holds: take a higher one{', or --baseline none' if name == DENSE else ''}"
+            f"the graph '{name}' gives scores that are infinite or NaN; a value in it is larger than its precision "
+            f"holds: take a higher one{', or --baseline none' if name == DENSE else ''}"
         )
     if not found.holds:
         what = "the unmasked network" if name == DENSE else "its masked path"
         raise VerificationError(
-            f"expected the graph '{name}' to agree with {what} within {found.tolerance:g} and on every class, got "
-            f"a difference of {found.max_rel_diff:.3g} and {found.argmax_agreement:.1%} equal classes over "
-            f"{found.images} images; it does not belong to this checkpoint, or the fold is wrong: report it"
+            f"the graph '{name}' does not agree with {what} within {found.tolerance:g} and on every class: over "
+            f"{found.images} images the difference is {found.max_rel_diff:.3g}, and {found.argmax_agreement:.1%} of "
+            "the classes are equal; it does not belong to this checkpoint, or the fold is wrong: report it"
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from smart_common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from smart_runtime import policies
     from smart_runtime.bundle.bundle import Bundle
     from smart_runtime.engines import EngineOptions
     from smart_runtime.errors import (
@@ -55,6 +56,7 @@ __all__ = [
     "SmartModel",
     "Stats",
     "SwitchRequest",
+    "policies",
 ]
 
 __getattr__ = lazy_attributes(
@@ -73,5 +75,6 @@ __getattr__ = lazy_attributes(
         "SmartModel": "smart_runtime.model",
         "Stats": "smart_runtime.stats",
         "SwitchRequest": "smart_runtime.policies.policy",
+        "policies": "smart_runtime.policies",
     },
 )

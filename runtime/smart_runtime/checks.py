@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from textwrap import shorten
 
 from smart_runtime.bundle.manifest import DENSE, Manifest
 from smart_runtime.errors import BundleError, PathError
@@ -28,15 +29,10 @@ def check_replaces(new: Manifest, old: Manifest) -> None:
     ):
         if theirs != ours:
             raise BundleError(
-                f"expected a bundle with the {what} of the one that it replaces, {_short(ours)}, got {_short(theirs)}; "
-                "load it as a model of its own"
+                f"expected a bundle with the {what} of the one that it replaces, {shorten(str(ours), 80)}, "
+                f"got {shorten(str(theirs), 80)}; load it as a model of its own"
             )
     if lost := [name for name in old.paths if name not in new.paths]:
         raise BundleError(
             f"the new bundle has no path {lost[0]!r}, which the one that it replaces has; load it as a model of its own"
         )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smart_common.console.cli import Group, console, json_option, note, print_json, table, warnings_as_notes
+from smart_common.console.cli import (
+    Group,
+    console,
+    json_option,
+    note,
+    print_json,
+    table,
+    version_option,
+    warnings_as_notes,
+)
 from smart_common.errors import shortened
 from smart_common.units import si
-from smart_common.version import version
 from smart_devices.engine_rows import AUTO, engine_names
 
 if TYPE_CHECKING:
@@ -43,7 +51,7 @@ def engine_option(default: str) -> Callable[[_F], _F]:
 
 
 @click.group(cls=Group, epilog="Example: smart-run infer bundle/ picture.png --path robust --top 3")
-@click.version_option(version(), prog_name="smart-run")
+@version_option("smart-run")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Run a bundle on this device."""
@@ -137,7 +145,6 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
             }
         )
         return
-    out = console()
     for line in (
         f"{manifest.package_name}, {manifest.precision}, for {manifest.target.name}, made by {manifest.created_by}",
         f"images {' x '.join(str(side) for side in spec.shape)}, classes {manifest.output.classes}, "
@@ -145,7 +152,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         f"digest {opened.digest}: every byte is as exported",
         _signature(opened, trust),
     ):
-        out.print(line, markup=False, soft_wrap=True)
+        click.echo(line)
     rows = [
         [
             graph.name,
@@ -159,7 +166,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         for graph in manifest.graphs
     ]
     columns = ["graph", "density", "MACs", "parameters", "size", "clean accuracy", "robust accuracy"]
-    out.print(table("", columns, rows))
+    console().print(table("", columns, rows))
 
 
 def _signature(bundle: Bundle, trust: Path | None) -> str:

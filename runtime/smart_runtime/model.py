@@ -92,7 +92,7 @@ class SmartModel:
             raise EngineError("threads and options cannot be combined: say EngineOptions(threads=...)")
         options = EngineOptions(threads=threads) if options is None else options
         engine_name = resolve_engine(engine)
-        open_loader = partial(Loader.open, trust=trust, engine_name=engine_name, options=options)
+        open_loader = partial(Loader, trust=trust, engine_name=engine_name, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
         with ExitStack() as undo:
             undo.callback(state.close)

@@ -231,36 +231,35 @@ class PathState:
     def _install(self, fresh: LoadedPath, reason: str) -> bool:
         """Let a path answer that was loaded just now; say whether that is a switch."""
         with self._lock:
-            if not self._unusable:
-                self.loaded = {**self.loaded, fresh.name: fresh}
-                return self._activate(fresh, reason)
-        fresh.retire()
-        raise ClosedError(self._unusable)
+            self._add(fresh)
+            return self._activate(fresh, reason)
+
+    def _add(self, fresh: LoadedPath) -> None:
+        """Add a path that was loaded just now; ClosedError if it comes too late. ``_lock`` is held."""
+        if self._unusable:
+            fresh.retire()
+        self.check_usable()
+        self.loaded = {**self.loaded, fresh.name: fresh}
 
     def _load_beside(self, name: str) -> LoadedPath:
         """Load a path beside those that are loaded; OutOfMemoryError if the budget or the system forbids it."""
-        self._check_budget({*self.loaded, name})
-        return self._loader.load(name)
-
-    def _check_budget(self, paths: Collection[str]) -> None:
-        needed = sum(self._loader.costs[path] for path in paths)
-        if isinstance(self._memory, int) and needed > self._memory:
+        together = {*self.loaded, name}
+        if needed := self._bytes_over_budget(together):
             raise OutOfMemoryError(
-                f"expected a budget of at least {needed} bytes for {', '.join(map(repr, sorted(paths)))} at once, got "
-                f"{self._memory}; end the block that uses one of them, or allow more"
+                f"expected a budget of at least {needed} bytes for {', '.join(map(repr, sorted(together)))} at once, "
+                f"got {self._memory}; end the block that uses one of them, or allow more"
             )
+        return self._loader.load(name)
 
     def _may_take_the_place_of(self, old: LoadedPath, name: str) -> bool:
         """Say whether dropping ``old``, which no scope uses, makes room for ``name`` as far as the budget goes."""
         with self._lock:
-            if self.pins[old.name]:
-                return False
-            rest = self.loaded.keys() - {old.name}
-        try:
-            self._check_budget({*rest, name})
-        except OutOfMemoryError:
-            return False
-        return True
+            return not self.pins[old.name] and not self._bytes_over_budget({*self.loaded.keys() - {old.name}, name})
+
+    def _bytes_over_budget(self, paths: Collection[str]) -> int:
+        """Return the bytes that ``paths`` need together if the budget is smaller, else 0."""
+        needed = sum(self._loader.costs[path] for path in paths)
+        return needed if isinstance(self._memory, int) and needed > self._memory else 0
 
     def _check_unused(self, old: LoadedPath) -> None:
         if self.pins[old.name]:
@@ -332,14 +331,11 @@ class PathState:
         with self._change():
             fresh = None if name in self.loaded else self._load_beside(name)
             with self._lock:
-                if not self._unusable:
-                    if fresh is not None:
-                        self.loaded = {**self.loaded, name: fresh}
-                    self.pins[name] += 1
-                    return name
-            if fresh is not None:
-                fresh.retire()
-            raise ClosedError(self._unusable)
+                if fresh is not None:
+                    self._add(fresh)
+                self.check_usable()
+                self.pins[name] += 1
+        return name
 
     def unpin(self, name: str) -> None:
         """End what `pin` began; on demand, a path that nothing else uses is dropped."""

@@ -97,31 +97,21 @@ class Loader:
     replaced or removed.
     """
 
-    def __init__(self, bundle: Bundle, *, engine_name: str, options: EngineOptions) -> None:
-        """Open the graphs of ``bundle``.
-
-        Raises:
-            BundleError: A file is gone, or is none.
-            OSError: The system cannot open one.
-        """
-        self.bundle = bundle
-        self._engine_name = engine_name
-        self._options = options
-        with ExitStack() as undo:
-            self._held = {name: undo.enter_context(bundle.hold(name)) for name in bundle.manifest.paths}
-            self._files = undo.pop_all()
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         path: str | os.PathLike[str],
         *,
         trust: str | os.PathLike[str] | None,
         engine_name: str,
         options: EngineOptions,
-    ) -> Loader:
+    ) -> None:
         """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`."""
-        return cls(Bundle.open(path, trust=trust), engine_name=engine_name, options=options)
+        self.bundle = bundle = Bundle.open(path, trust=trust)
+        self._engine_name = engine_name
+        self._options = options
+        with ExitStack() as undo:
+            self._held = {name: undo.enter_context(bundle.hold(name)) for name in bundle.manifest.paths}
+            self._files = undo.pop_all()
 
     @property
     def costs(self) -> Mapping[str, int]:

@@ -356,7 +356,7 @@ def test_a_network_that_torch_cannot_export_is_refused_in_one_sentence() -> None
         def forward(self, images: Tensor) -> Tensor:
             return images.mean((2, 3)) if float(images.sum()) > 0 else images.sum((2, 3))
 
-    with pytest.raises(ExportError, match=r"expected a network that torch.onnx.export can convert") as caught:
+    with pytest.raises(ExportError, match=r"^torch\.onnx\.export cannot convert the network \(") as caught:
         onnx_from_module(Choosing(), input_shape=(3, 4, 4), opset=20)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -374,7 +374,7 @@ def test_a_network_that_casts_is_refused_in_fp16_and_nothing_else_is_said(capfd:
 
     module = fx.symbolic_trace(Casting().eval())
     to_half_(module)
-    with pytest.raises(ExportError, match=r"got RuntimeError: .*nor cast to float32 in an fp16 export") as caught:
+    with pytest.raises(ExportError, match=r"\(RuntimeError: .*nor cast to float32 in an fp16 export") as caught:
         onnx_from_module(module, input_shape=(3, 4, 4), opset=20)
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr().err == ""

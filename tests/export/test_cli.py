@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from export.command import smart_export
+from smart_export.cli import main
 from smart_runtime.bundle.bundle import write_checksums
 
 
@@ -43,7 +44,7 @@ def test_build_is_the_default_command_and_prints_json(checkpoint_file: Path, tmp
         assert found["paths"][path]["max_rel_diff"] <= 1e-4
         assert found["paths"][path]["argmax_agreement"] == 1.0
         assert found["paths"][path]["verified_on"] == 2 * 360 + 256 + 2 * 256, "digits, noise, samples"
-    assert "expected no file or folder" in refused(smart_export(copy, "--target", "cpu"))
+    assert "exists already; use --force to replace a bundle" in refused(smart_export(copy, "--target", "cpu"))
     again = smart_export(copy, "--target", "cpu", "--baseline", "none", "--force")
     assert again.returncode == 0, again.stderr
     assert "robust" in again.stdout
@@ -53,6 +54,18 @@ def test_build_is_the_default_command_and_prints_json(checkpoint_file: Path, tmp
 def test_options_may_stand_before_the_file(checkpoint_file: Path, tmp_path: Path) -> None:
     done = smart_export("--target", "cpu", "--baseline", "none", "-o", tmp_path / "b", checkpoint_file)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)], ids=" ".join)
+def test_help_waits_for_no_heavy_import(command: list[str]) -> None:
+    heavy = {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "scipy", "sklearn", "lightning_fabric", "cryptography"}
+    code = (
+        f"import sys; from smart_export.cli import main; main({[*command, '--help']}, standalone_mode=False); "
+        f"print(*{heavy} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage:" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -209,6 +211,13 @@ def test_folding_really_removes_the_channels(checkpoint: Checkpoint) -> None:
         convolution = folded.get_submodule(f"network.{group.name}")
         assert isinstance(convolution, nn.Conv2d)
         assert convolution.out_channels == convolution.weight.shape[0] == kept
+
+
+def test_a_checkpoint_or_its_file_folds_like_its_network(checkpoint: Checkpoint, checkpoint_file: Path) -> None:
+    images = torch.rand(2, *checkpoint.input_shape, generator=torch.Generator().manual_seed(0))
+    wanted = fold(checkpoint.net, path="robust")(images)
+    for model in (checkpoint, checkpoint_file, str(checkpoint_file)):
+        assert torch.equal(fold(model, path="robust")(images), wanted)
 
 
 def test_folding_leaves_the_network_as_it_was(checkpoint: Checkpoint) -> None:

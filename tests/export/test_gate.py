@@ -80,7 +80,7 @@ def test_the_drop_decides(lost: int, max_drop: float, passes: bool, which: str) 
     if passes:
         require_gate(gate, name="robust", max_drop=max_drop)
         return
-    with pytest.raises(GateError, match=f"expected the {which} of the graph 'robust'.*95% interval"):
+    with pytest.raises(GateError, match=f"^the {which} of the graph 'robust' is .* points below .*95% interval"):
         require_gate(gate, name="robust", max_drop=max_drop)
 
 
@@ -132,7 +132,7 @@ def test_a_graph_that_loses_accuracy_leaves_the_old_bundle(fragile: Checkpoint, 
     done = smart_export(file, "--target", "cpu", "--precision", "int8", "-o", output, "--force", "--json")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: expected the ")
+    assert line.startswith("error: the ")
     assert "accuracy of the graph 'clean' to be at most 1 points below" in line
     assert "--max-drop" in line
     assert Bundle.open(output).digest == before
@@ -145,7 +145,9 @@ def test_a_graph_that_loses_accuracy_leaves_the_old_bundle(fragile: Checkpoint, 
 
 def test_what_fp16_cannot_hold_is_named(fragile: Checkpoint, tmp_path: Path) -> None:
     spread_(fragile, 2.0**20)
-    with pytest.raises(VerificationError, match=r"expected finite scores of the graph 'clean'.*take a higher one"):
+    with pytest.raises(
+        VerificationError, match=r"the graph 'clean' gives scores that are infinite or NaN; .*take a higher one"
+    ):
         build_bundle(fragile, output=tmp_path / "bundle", target=CPU, baseline=False, precision="fp16")
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +211,7 @@ def test_who_judges_and_who_calibrates(checkpoint: Checkpoint) -> None:
     judging, calibrating = divide(checkpoint, precision="int8", calibrate=other)
     assert (judging.samples, calibrating) == (own.samples, other)
     few = replace(checkpoint, samples=select(checkpoint.samples, torch.arange(1)))
-    with pytest.raises(ExportError, match="expected 2 or more samples"):
+    with pytest.raises(ExportError, match="too few samples"):
         divide(few, precision="int8")
 
 

@@ -175,7 +175,7 @@ def test_the_same_bytes_in_another_process(build: Build, checkpoint_file: Path, 
 
 
 def test_a_precision_that_is_none(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="expected a precision out of fp32, fp16, int8, got 'bf16'"):
+    with pytest.raises(ExportError, match="unknown precision 'bf16'; choose out of fp32, fp16, int8"):
         build_bundle(checkpoint, output=tmp_path / "b", target=resolve_target("cpu"), precision="bf16")
 
 
@@ -223,7 +223,7 @@ def test_one_convolution_by_hand(recipe: RecipeName) -> None:
 
 
 def test_what_the_library_cannot_do_is_one_sentence() -> None:
-    with pytest.raises(ExportError, match=r"expected a graph that onnxruntime\.quantization can bring to int8, got"):
+    with pytest.raises(ExportError, match=r"onnxruntime\.quantization cannot bring the graph to int8 \("):
         int8_convolution(
             np.ones((1, 3, 1, 1), np.float32), np.zeros(1, np.float32), np.zeros((1, 4, 2, 2), np.float32), "cpu"
         )

@@ -26,6 +26,7 @@ from smart_train.accuracy import to_tensor
 from smart_train.architectures import build_network
 from smart_train.cli import main as smart_train
 from smart_train.masking.learner import MaskLearner
+from smart_train.masking.n_of_m import NOfM
 from smart_train.masking.plan import MaskPlan
 
 TOLERANCE = 1e-5  # float32 sums in another order
@@ -73,8 +74,8 @@ def sliced_masks(net: SmartNetwork, path: str) -> dict[str, Tensor]:
 
 
 def check_pattern(net: SmartNetwork, weights: dict[str, np.ndarray], *, exact: bool) -> None:
-    pattern = net.structure.removes.pattern
-    assert pattern is not None
+    pattern = net.structure.pattern.weights
+    assert isinstance(pattern, NOfM)
     for name, weight in weights.items():
         assert weight.shape[1] % pattern.m == 0, name
         counts = [np.count_nonzero(b) for b in oracle.blocks(weight, [True] * weight.shape[1], pattern.m)]
@@ -96,7 +97,7 @@ def test_folding_is_exact_and_leaves_exactly_the_masks_zeros(structure: str, pat
         assert isinstance(weight, Tensor)
         different = int(((weight != 0) != mask).sum())
         assert different == 0, f"{different}/{mask.numel()} zeros of {name} are not those of the mask"
-    if net.structure.removes.pattern is not None:
+    if isinstance(net.structure.pattern.weights, NOfM):
         check_pattern(net, {n: w.detach().numpy() for n, w in weights.items() if isinstance(w, Tensor)}, exact=True)
 
 
@@ -179,7 +180,7 @@ def test_what_smart_train_gives_is_sparse_in_the_bundle(trained: tuple[Path, Pat
     model = onnx.load(str(bundle / path / "model.onnx"))
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     weights = {name: tensors[f"network.{name}.weight"] for name in checkpoint.net.weight_layers}
-    if checkpoint.net.structure.removes.pattern is not None:
+    if isinstance(checkpoint.net.structure.pattern.weights, NOfM):
         check_pattern(checkpoint.net, weights, exact=False)
     total = sum(w.size for w in weights.values())
     assert 0.45 <= sum(np.count_nonzero(w) for w in weights.values()) / total <= 0.5

@@ -263,9 +263,9 @@ def test_a_failed_plot_leaves_the_old_one(report: Report, tmp_path: Path, monkey
     ("name", "said"),
     [
         ("plot.doc", "ending in .png"),
-        ("nowhere/plot.png", "expected a directory"),
-        ("folder.png", "got the directory"),
-        ("locked/plot.png", "that may be written to"),
+        ("nowhere/plot.png", "no directory for the plot at "),
+        ("folder.png", "cannot be written over the directory"),
+        ("locked/plot.png", "may not be written into the directory"),
     ],
 )
 def test_a_plot_that_cannot_be_written_is_refused_first(
@@ -289,8 +289,8 @@ def test_a_plot_that_fails_loses_no_figure(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("smart_runtime.bench.cli.compare", lambda *_, **__: report)
-    monkeypatch.setattr("smart_runtime.bench.cli.write_plot", full)
+    monkeypatch.setattr("smart_runtime.bench.compare.compare", lambda *_, **__: report)
+    monkeypatch.setattr("smart_runtime.bench.plot.write_plot", full)
     result = CliRunner().invoke(main, [str(bundle), "--plot", str(tmp_path / "plot.png"), *options])
     assert result.exit_code == 1
     assert "error: the system refused: No space left on device\n" in result.output
@@ -331,7 +331,7 @@ def test_graphs_that_differ_alone_are_listed(
     bundle: Path, report: Report, monkeypatch: pytest.MonkeyPatch, apart: set[str], said: str
 ) -> None:
     rows = tuple(replace(row, solo_median_ms=row.median_ms * (2 if row.name in apart else 1)) for row in report.rows)
-    monkeypatch.setattr("smart_runtime.bench.cli.compare", lambda *_, **__: replace(report, rows=rows))
+    monkeypatch.setattr("smart_runtime.bench.compare.compare", lambda *_, **__: replace(report, rows=rows))
     result = CliRunner().invoke(main, [str(bundle)])
     assert result.exit_code == 0, result.output
     assert said in result.output

@@ -256,9 +256,9 @@ DAMAGED: dict[str, tuple[Callable[[Document], object], str]] = {
     "no rows": (without("rows"), "expected the rows of a comparison at rows, got nothing"),
     "older": (
         lambda c: [r.pop("block_medians_ms") for r in c["rows"]] and None,
-        "got a result of an older smart-bench",
+        "it is a result of an older smart-bench",
     ),
-    "no speed-ups": (lambda c: c.update(reference=None), "got a comparison without a dense graph"),
+    "no speed-ups": (lambda c: c.update(reference=None), "it is a comparison without a dense graph"),
     "no reference": (without("reference"), "expected an object at reference"),
     "other reference": (lambda c: c.update(reference={"bundle": "b", "name": "x"}), "expected one of the rows"),
     "no environment": (without("environment"), "expected an object at environment"),
@@ -309,7 +309,7 @@ def test_a_damaged_result_is_refused_in_one_sentence(
         (b"[]", "expected an object at the document"),
         (b"[" * 100_000, "expected JSON in UTF-8"),
         (b'{"rows": NaN}', "NaN"),
-        (b" " * (MAX_BYTES + 1), f"expected a result of at most {MAX_BYTES} bytes"),
+        (b" " * (MAX_BYTES + 1), f"larger than any result of smart-bench --json, which has at most {MAX_BYTES} bytes"),
     ],
     ids=["empty", "picture", "list", "deep", "NaN", "large"],
 )
@@ -321,8 +321,8 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, said: str) -> N
 
 
 def test_no_file(tmp_path: Path) -> None:
-    for path, what in ((tmp_path, "a directory"), (tmp_path / "none.json", "nothing there")):
-        with pytest.raises(InputError, match=f"got {what}"):
+    for path, what in ((tmp_path, "Is a directory"), (tmp_path / "none.json", "No such file or directory")):
+        with pytest.raises(InputError, match=f"no result of smart-bench --json at {path}: {what}; check the path"):
             read_saved(path)
 
 

@@ -96,7 +96,7 @@ def test_a_board_with_sensors(report: Report) -> None:
 
 
 def test_the_table_of_a_board(bundle: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smart_runtime.bench.cli.compare", lambda *_, **__: report)
+    monkeypatch.setattr("smart_runtime.bench.compare.compare", lambda *_, **__: report)
     out = CliRunner().invoke(main, [str(bundle)]).stdout
     assert "energy an image" in out
     assert f"{ORIN_NANO_W:.3g} W" in out
@@ -119,7 +119,7 @@ def test_a_machine_that_tells_nothing_says_so_in_two_lines(
         throttled=(),
         environment=replace(report.environment, power_mode=None),
     )
-    monkeypatch.setattr("smart_runtime.bench.cli.compare", lambda *_, **__: silent)
+    monkeypatch.setattr("smart_runtime.bench.compare.compare", lambda *_, **__: silent)
     out = CliRunner().invoke(main, [str(bundle)]).stdout
     assert "energy an image" not in out
     assert "energy unknown: no sensor\n" in out

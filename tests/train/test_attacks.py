@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from reference import attacks as oracle
 from reference.intervals import wilson
 from smart_train import Attack, ConfigError
 from smart_train.accuracy import Z_95, Accuracy, evaluate_path, to_tensor
+from smart_train.attacks import AttackKind, gaussian_start, margin
+from smart_train.choices import ATTACKS
 from smart_train.data.images import Split
 from train.networks import image_set, smart
 
@@ -154,13 +158,50 @@ def correct_of(model: object, images: Tensor, labels: Tensor) -> int:
         {"step_size": float("nan")},
         {"step_size": float("inf")},
         {"name": "fgsm-rs", "steps": 3},
-        {"name": "cw"},
     ],
     ids=str,
 )
 def test_a_value_out_of_range_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"^expected .* got .*"):
         Attack(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_attack_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown attack 'cw'; choose out of pgd, fgsm-rs$"):
+        Attack(name="cw")
+
+
+MARGIN = AttackKind(usual_step=lambda eps, steps: 2 * eps / steps, loss=margin, start=gaussian_start)
+
+
+def test_an_attack_from_outside_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast("dict[str, str]", ATTACKS), "margin", f"{__name__}:MARGIN")
+    attack = Attack(name="margin", eps=0.1, steps=5)
+    assert (attack.label, attack.step) == ("margin5x1", 0.04)
+    same = Attack(eps=0.1, steps=5, step_size=0.04)
+    expected = same.run(linear, IMAGES, LABELS, generator=seeded(), loss=margin, start=gaussian_start)
+    assert torch.equal(attacked(attack), expected)
+    assert not torch.equal(attacked(same), expected)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_every_image_and_every_pixel_may_have_a_radius_of_its_own(restarts: int, early_stop: bool) -> None:
+    attack = Attack(eps=0.1, steps=5, restarts=restarts)
+
+    def run(radius: Tensor) -> Tensor:
+        return attack.run(linear, IMAGES, LABELS, generator=seeded(), radius=radius, early_stop=early_stop)
+
+    by_image = torch.linspace(0, 0.2, len(IMAGES))[:, None, None, None]
+    by_pixel = by_image * torch.rand(IMAGES.shape, generator=seeded())
+    for radius in (by_image, by_pixel):
+        moved = (run(radius) - IMAGES).abs()
+        assert bool((moved <= radius + 1e-7).all())
+        assert torch.equal(moved[0], torch.zeros_like(moved[0]))
+        assert float(moved[-1].max()) > attack.eps or radius is by_pixel
+    everywhere = run(torch.full((len(IMAGES), 1, 1, 1), attack.eps))
+    plain = attack.run(linear, IMAGES, LABELS, generator=seeded(), early_stop=early_stop)
+    torch.testing.assert_close(everywhere, plain, rtol=0, atol=1e-6)  # eps * u is drawn in another way
 
 
 @given(total=st.integers(1, 10_000), data=st.data())

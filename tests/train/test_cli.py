@@ -104,7 +104,7 @@ def test_a_foreign_history_is_never_written_over(data: str, tmp_path: Path, forc
     (tmp_path / "ckpt.pt").write_text("old")
     done = invoke("--data", data, *SMALL, "-o", str(tmp_path / "ckpt.pt"), *(force or ["--resume"]))
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert "the history of an earlier training" in done.stderr
+    assert "is not the history of a training" in done.stderr
     assert (tmp_path / "history.csv").read_text() == "mine"
     assert (tmp_path / "ckpt.pt").read_text() == "old"
 
@@ -259,25 +259,25 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
         (["--epochs", "0"], "1 or more epochs"),
         (["--lr", "nan"], "learning rate"),
         (["--steps", "0"], "1 or more steps"),
-        (["--attack", "fgsm-rs", "--steps", "3"], "1 step for fgsm-rs"),
+        (["--attack", "fgsm-rs", "--steps", "3"], "expected 1 step for fgsm-rs"),
         (["--model-arg", "width"], "NAME=VALUE"),
         (["--model-arg", "width=99999"], "width from 1 to 4096"),
-        (["--model-arg", "depth=3"], "arguments out of width"),
+        (["--model-arg", "depth=3"], "resnet8 has no argument depth, only width"),
         (["--data", "cifar"], "npz:FILE or folder:DIR, got 'cifar'"),
-        (["--data", "cifar10", "--data-dir", "nowhere"], "https://www.cs.toronto.edu/~kriz/cifar.html"),
-        (["--cache-dir", "x", "--no-cache"], "--cache-dir or --no-cache, got both"),
+        (["--data", "cifar10", "--data-dir", "nowhere"], "no cifar-10-batches-py or cifar-10-python.tar.gz in nowhere"),
+        (["--cache-dir", "x", "--no-cache"], "--cache-dir and --no-cache cannot be combined"),
         (["--train-images", "40"], "40"),
         (["--test-images", "22"], "1 to 21 examples, got 22"),
         (["--crop-pad", "-1"], "crop padding of 0 or more"),
         (["--crop-pad", "9"], "crop padding of at most 8"),
         (["--step-size", "fast"], "a step as a decimal or fraction, got 'fast'"),
         (["--plot", "curves.doc"], "ending in .png"),
-        (["--plot", "no/such/folder/curves.png"], "expected a directory for the plot"),
-        (["--data", "npz:nowhere.npz"], "no such file"),
-        (["--data", "folder:nowhere"], "no train or no test folder"),
+        (["--plot", "no/such/folder/curves.png"], "no directory for the plot at no/such/folder"),
+        (["--data", "npz:nowhere.npz"], "no file nowhere.npz"),
+        (["--data", "folder:nowhere"], "no folders train and test in nowhere"),
         (["-o", "no/such/folder/ckpt.pt"], "no folder no/such/folder for ckpt.pt"),
         (["--seed", "-1"], "seed from 0"),
-        (["--precision", "16-mixed", "--device", "cpu"], "CUDA device for precision 16-mixed"),
+        (["--precision", "16-mixed", "--device", "cpu"], "precision 16-mixed needs a CUDA device"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -323,7 +323,7 @@ def test_errors_are_one_line_from_a_real_process_too(tmp_path: Path) -> None:
     (tmp_path / "ckpt.pt").write_text("hello")
     done = process("smart_eval.cli", str(tmp_path / "ckpt.pt"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert done.stderr.startswith("error: expected a smart-edge checkpoint")
+    assert done.stderr.startswith(f"error: {tmp_path / 'ckpt.pt'} is damaged or no smart-edge checkpoint")
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.3", 0.3), ("8/255", 8 / 255), ("1", 1.0), ("0", 0.0), ("1/2", 0.5)])
@@ -349,9 +349,28 @@ def test_the_names_of_help_pages_are_those_of_the_tables() -> None:
 
 
 def test_help_waits_for_no_heavy_import() -> None:
-    code = "import sys, smart_train.cli; print(*{'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules))"
+    heavy = {"torch", "numpy", "onnx", "onnxruntime", "scipy", "sklearn", "lightning_fabric", "matplotlib"}
+    code = (
+        "import sys; from smart_train.cli import main; main(['--help'], standalone_mode=False); "
+        f"print(*{heavy} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    assert "--density" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_an_attack_from_outside_is_a_row(data: str, tmp_path: Path) -> None:
+    code = (
+        "from smart_train.choices import ATTACKS; ATTACKS['margin'] = 'train.test_attacks:MARGIN'; "
+        "from smart_train.cli import main; main()"
+    )
+    arguments = ["--data", data, *SMALL, "--attack", "margin", "-o", str(tmp_path / "ckpt.pt")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "ckpt.pt").training["attack"]["name"] == "margin"
 
 
 @pytest.mark.parametrize("method", ["pgd-at", "trades"])

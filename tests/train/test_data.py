@@ -120,22 +120,22 @@ def claims_a_huge_array(path: Path) -> None:
 
 
 NPZ = {
-    "missing file": (lambda _: None, "no such file"),
-    "a text file": (lambda path: path.write_text("hello"), "damaged or foreign"),
-    "an empty file": (lambda path: path.write_bytes(b""), "damaged or foreign"),
-    "one array": (one_array, "damaged or foreign"),
-    "a folder": (lambda path: path.mkdir(), "damaged or foreign"),
-    "truncated": (truncated, "damaged or foreign"),
-    "a flipped byte": (flipped, "damaged or foreign"),
-    "a huge claim": (claims_a_huge_array, "damaged or foreign"),
-    "objects": (edit(train_labels=np.array([{}] * 30, dtype=object)), "damaged or foreign"),
-    "no labels": (edit(test_labels=None), "got no test_labels"),
+    "missing file": (lambda _: None, "^no file .*npz; give a .npz with train_images"),
+    "a text file": (lambda path: path.write_text("hello"), "is damaged or no .npz"),
+    "an empty file": (lambda path: path.write_bytes(b""), "is damaged or no .npz"),
+    "one array": (one_array, "is damaged or no .npz"),
+    "a folder": (lambda path: path.mkdir(), "is damaged or no .npz"),
+    "truncated": (truncated, "is damaged or no .npz"),
+    "a flipped byte": (flipped, "is damaged or no .npz"),
+    "a huge claim": (claims_a_huge_array, "is damaged or no .npz"),
+    "objects": (edit(train_labels=np.array([{}] * 30, dtype=object)), "is damaged or no .npz"),
+    "no labels": (edit(test_labels=None), "^no array test_labels in"),
     "float images": (edit(train_images=np.zeros((30, 6, 5, 1))), "uint8"),
     "no channel axis": (edit(train_images=np.zeros((30, 6, 5), np.uint8)), "uint8"),
     "no images": (edit(test_images=np.zeros((0, 6, 5, 1), np.uint8), test_labels=np.zeros(0, int)), "uint8"),
     "float labels": (edit(train_labels=np.zeros(30)), "one integer label"),
     "too few labels": (edit(train_labels=np.arange(29) % 3), "one integer label"),
-    "two sizes": (edit(test_images=np.zeros((9, 5, 5, 1), np.uint8)), "one size"),
+    "two sizes": (edit(test_images=np.zeros((9, 5, 5, 1), np.uint8)), "differ in size"),
     "a negative label": (edit(train_labels=np.arange(30) % 3 - 1), "number the classes from 0"),
     "a test label of no class": (edit(test_labels=np.arange(9)), "number the classes from 0"),
     "one class": (edit(train_labels=np.zeros(30, int), test_labels=np.zeros(9, int)), "number the classes from 0"),
@@ -196,5 +196,5 @@ def test_a_subset_of_an_impossible_size_is_refused(count: int) -> None:
 def test_a_subset_of_one_class_is_refused() -> None:
     train = Split(np.zeros((100, 8, 8, 1), np.uint8), np.array([0] * 99 + [1]))
     data = ImageSet(**(vars(image_set()) | {"train": train}))
-    with pytest.raises(ConfigError, match="got 10, which are all of one class"):
+    with pytest.raises(ConfigError, match="10 training images are all of one class"):
         data.subset(10)

@@ -266,7 +266,7 @@ def test_a_source_that_changes_while_it_is_read_is_not_cached(places: Places, mo
 
 def test_a_refused_source_leaves_no_entry(places: Places) -> None:
     (places.pictures / "train" / "class0" / "000.png").write_text("hello")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot read"):
         places.load()
     assert not list(places.cache.rglob("*.npy"))
 

@@ -93,7 +93,7 @@ def test_of_several_damaged_pictures_the_first_is_named(
     files = sorted((tmp_path / "train").rglob("*.png"))
     for path in files[7:]:
         path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(DataError, match="expected a picture") as caught:
+    with pytest.raises(DataError, match=r"^cannot read .* as a picture") as caught:
         load_data(spec)
     assert str(files[7]) in str(caught.value)
 
@@ -141,26 +141,26 @@ def turned() -> Image.Exif:
 
 
 FOLDERS = {
-    "no such folder": (lambda root: root.rename(root.with_name("other")), "no train or no test folder"),
-    "no test folder": (lambda root: (root / "test").rename(root / "other"), "no train or no test folder"),
+    "no such folder": (lambda root: root.rename(root.with_name("other")), "no folders train and test in"),
+    "no test folder": (lambda root: (root / "test").rename(root / "other"), "no folders train and test in"),
     "a class only in test": (lambda root: (root / "test" / "dog").mkdir(), "not in train: dog"),
     "a class without pictures": (lambda root: (root / "train" / "dog").mkdir(), "train/dog"),
     "no test pictures": (remove("test/*/*"), "no picture in test"),
-    "no picture": (lambda root: first_picture(root).write_text("hello"), "001.png, which cannot be read"),
-    "an empty file": (lambda root: first_picture(root).write_bytes(b""), "001.png, which cannot be read"),
+    "no picture": (lambda root: first_picture(root).write_text("hello"), "cannot read .*001.png as a picture"),
+    "an empty file": (lambda root: first_picture(root).write_bytes(b""), "cannot read .*001.png as a picture"),
     "a format that only other programs read": (
         lambda root: Image.new("L", (5, 6)).save(first_picture(root), format="TGA"),
-        "001.png, which cannot be read",
+        "cannot read .*001.png as a picture",
     ),
     "more pixels than are decoded": (a_bomb, "at most 67108864 pixels, got more in .*001.png"),
     "far more pixels": (lambda root: a_bomb(root, side=2**16), "at most 67108864 pixels, got more in .*001.png"),
-    "a folder for a picture": (replaced_by_a_folder, "001.png, which cannot be read"),
-    "a dangling link": (dangling, "001.png, which cannot be read"),
-    "a truncated picture": (cut_short, "expected a picture.*001.png"),
-    "another size": (lambda root: Image.new("L", (9, 9)).save(first_picture(root)), "one size, got 5x6 and 9x9"),
+    "a folder for a picture": (replaced_by_a_folder, "cannot read .*001.png as a picture"),
+    "a dangling link": (dangling, "cannot read .*001.png as a picture"),
+    "a truncated picture": (cut_short, "(cannot read|expected a picture).*001.png"),
+    "another size": (lambda root: Image.new("L", (9, 9)).save(first_picture(root)), "differ in size, 5x6 and 9x9"),
     "another size when upright": (
         lambda root: Image.new("L", (5, 6)).save(first_picture(root), exif=turned()),
-        "one size, got 5x6 and 6x5",
+        "differ in size, 5x6 and 6x5",
     ),
 }
 
@@ -200,9 +200,9 @@ TINY = {
     "a picture without a line": (annotate(lambda text: text[text.index("\n") + 1 :]), "1 without the other.*val_000"),
     "a line without a picture": (remove("val/images/val_003.JPEG"), "1 without the other.*val_003"),
     "a picture elsewhere": (annotate(lambda text: text.replace("val_000", "../val_000")), "2 without the other"),
-    "a class that is not in train": (annotate(lambda text: text.replace("class2", "class7")), "not in train"),
-    "no tabs": (annotate(lambda text: text.replace("\t", " ")), "a tab and its class"),
-    "no text": (annotate(lambda _: "\x00\n"), "a tab and its class"),
+    "a class that is not in train": (annotate(lambda text: text.replace("class2", "class7")), "a class of train"),
+    "no tabs": (annotate(lambda text: text.replace("\t", " ")), "a tab and a class of train"),
+    "no text": (annotate(lambda _: "\x00\n"), "a tab and a class of train"),
     "an empty file": (annotate(lambda _: ""), "9 without the other"),
 }
 

@@ -118,7 +118,7 @@ def test_a_pickle_that_is_more_than_data_is_refused_and_nothing_runs(tmp_path: P
         plain_pickle(raw)
     RELEASES["cifar10"].write(tmp_path)
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(raw)
-    with pytest.raises(DataError, match=r"data_batch_1 of .*got a") as caught:
+    with pytest.raises(DataError, match=r"data_batch_1 of .*: a") as caught:
         load_data("cifar10", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
     assert not trace.exists()

@@ -114,11 +114,11 @@ def test_a_history_is_replaced_whole_and_a_foreign_file_is_not(tmp_path: Path, m
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     path.write_text("year,event\n1917,revolution\n")
-    with pytest.raises(ConfigError, match="another file"):
+    with pytest.raises(ConfigError, match="is not the history of a training"):
         check_history(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(ConfigError, match="another file"):
+    with pytest.raises(ConfigError, match="is not the history of a training"):
         check_history(path)
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from reference import masks as oracle
 from smart_train import ConfigError, Structure
 from smart_train.architectures import build_network
+from smart_train.masking.n_of_m import NOfM
 from smart_train.masking.permutation import permute_channels_, search_order
-from smart_train.masking.structure import Pattern
 from train.networks import randomise_
 
 EXAMPLE = torch.zeros(2, 1, 8, 8)
@@ -21,14 +21,14 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def kept(columns: torch.Tensor, order: list[int], pattern: Pattern) -> float:
+def kept(columns: torch.Tensor, order: list[int], pattern: NOfM) -> float:
     rows = oracle.blocks(columns[order].T.numpy(), [True] * len(order), pattern.m)
     return sum(sum(sorted(row)[-pattern.n :]) for row in rows)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_search_finds_the_best_order_of_few_channels(seed: int) -> None:
-    pattern = Pattern(1, 2)
+    pattern = NOfM(1, 2)
     columns = torch.rand((6, 5), generator=generator(seed))
     order = search_order(columns, pattern=pattern, generator=generator(seed)).tolist()
     assert sorted(order) == list(range(6))

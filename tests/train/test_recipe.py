@@ -135,27 +135,27 @@ def test_every_recipe_of_ours_trains(path: Path, tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("missing.toml", None, "No such file"),
-        ("recipe.yaml", "epochs: 3", "ending in .toml or .json"),
-        ("recipe.toml", "epochs 3", "that is none"),
-        ("recipe.json", "{", "that is none"),
-        ("recipe.json", "[" * 100_000, "that is none"),
-        ("recipe.json", "[1]", "got list"),
-        ("recipe.json", '{"epochs": 1, "epochs": 2}', "a name twice"),
-        ("recipe.toml", "epochs = 1\nepochs = 2", "that is none"),
-        ("recipe.toml", "batch_size = 8\nbatch-size = 9", "batch_size twice"),
-        ("recipe.toml", "\udcff", "that is none"),
+        ("recipe.yaml", "epochs: 3", "does not end in .toml or .json"),
+        ("recipe.toml", "epochs 3", "is no recipe: "),
+        ("recipe.json", "{", "is no recipe: "),
+        ("recipe.json", "[" * 100_000, "is no recipe: "),
+        ("recipe.json", "[1]", "expected an object"),
+        ("recipe.json", '{"epochs": 1, "epochs": 2}', "a key that stands twice"),
+        ("recipe.toml", "epochs = 1\nepochs = 2", "is no recipe: "),
+        ("recipe.toml", "batch_size = 8\nbatch-size = 9", "batch_size stands twice"),
+        ("recipe.toml", "\udcff", "is no recipe: "),
         ("recipe.toml", "#" * (MAX_BYTES + 1), "at most 1048576 bytes"),
-        ("recipe.toml", "epoch = 3", "got 'epoch'"),
-        ("recipe.toml", 'recipe = "other.toml"', "got 'recipe'"),
-        ("recipe.toml", "resume = true", "got 'resume'"),
-        ("recipe.toml", 'data_dir = "data"', "got 'data_dir'"),
-        ("recipe.toml", "no_cache = true", "got 'no_cache'"),
-        ("recipe.toml", "json = true", "got 'json'"),
+        ("recipe.toml", "epoch = 3", "'epoch' in "),
+        ("recipe.toml", 'recipe = "other.toml"', "'recipe' in "),
+        ("recipe.toml", "resume = true", "'resume' in "),
+        ("recipe.toml", 'data_dir = "data"', "'data_dir' in "),
+        ("recipe.toml", "no_cache = true", "'no_cache' in "),
+        ("recipe.toml", "json = true", "'json' in "),
         ("recipe.toml", "epochs = [1, 2]", "got [1, 2]"),
         ("recipe.toml", "epochs = 7.5", "'7.5' is not a valid integer"),
         ("recipe.toml", "epochs = true", "text or a number is wanted"),
         ("recipe.toml", 'epochs = "many"', "'many' is not a valid integer"),
-        ("recipe.toml", f"epochs = 0x{'f' * 5000}", "takes, got one it does not"),
+        ("recipe.toml", f"epochs = 0x{'f' * 5000}", "--epochs does not take"),
         ("recipe.toml", 'model = "vgg"', "'vgg' is not one of"),
         ("recipe.toml", 'flip = "yes"', "true or false is wanted"),
         ("recipe.toml", "model_arg = 32", "a table is wanted"),
@@ -172,7 +172,7 @@ def test_a_bad_recipe_is_one_line_and_status_1(tmp_path: Path, name: str, conten
         path.write_bytes(content.encode(errors="surrogateescape"))
     done = invoke("--recipe", str(path), "-o", str(tmp_path / "ckpt.pt"))
     assert (done.exit_code, done.stdout) == (1, ""), done.output
-    assert done.stderr.startswith("error: expected ")
+    assert done.stderr.startswith("error: ")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ([name] if content is not None else [])

@@ -10,26 +10,28 @@ from hypothesis import strategies as st
 
 from smart_train import ConfigError, Structure
 from smart_train.cli import main
-from smart_train.masking.structure import Pattern, Removal, default_density, parse_structure
+from smart_train.masking.n_of_m import NOfM
+from smart_train.masking.pattern import Unstructured
+from smart_train.masking.structure import Pattern, parse_structure
 from smart_train.training.cli import _structure
 
 
 @pytest.mark.parametrize(
-    ("name", "removal", "density"),
+    ("name", "pattern", "density"),
     [
-        ("channel", Removal(channels=True), 0.5),
-        ("2:4", Removal(channels=False, pattern=Pattern(2, 4)), 0.5),
-        ("1:4", Removal(channels=False, pattern=Pattern(1, 4)), 0.25),
-        ("15:16", Removal(channels=False, pattern=Pattern(15, 16)), 15 / 16),
-        ("channel+2:4", Removal(channels=True, pattern=Pattern(2, 4)), 0.5),
-        ("channel+1:2", Removal(channels=True, pattern=Pattern(1, 2)), 0.5),
-        ("unstructured", Removal(channels=False, anywhere=True), 0.5),
+        ("channel", Pattern(channels=True), 0.5),
+        ("2:4", Pattern(channels=False, weights=NOfM(2, 4)), 0.5),
+        ("1:4", Pattern(channels=False, weights=NOfM(1, 4)), 0.25),
+        ("15:16", Pattern(channels=False, weights=NOfM(15, 16)), 15 / 16),
+        ("channel+2:4", Pattern(channels=True, weights=NOfM(2, 4)), 0.5),
+        ("channel+1:2", Pattern(channels=True, weights=NOfM(1, 2)), 0.5),
+        ("unstructured", Pattern(channels=False, weights=Unstructured()), 0.5),
     ],
 )
-def test_a_name_is_read_into_what_it_removes(name: str, removal: Removal, density: float) -> None:
-    assert parse_structure(name) == Structure(name=name, density=density).removes == removal
-    assert default_density(name) == density
-    assert removal.weights == (name != "channel")
+def test_a_name_is_read_into_what_it_removes(name: str, pattern: Pattern, density: float) -> None:
+    assert parse_structure(name) == Structure(name=name, density=density).pattern == pattern
+    assert pattern.default_density == density
+    assert (pattern.weights is not None) == (name != "channel")
 
 
 @pytest.mark.parametrize(
@@ -67,10 +69,10 @@ def test_channels_stay_whole_where_only_weights_are_masked() -> None:
     count=st.integers(1, 10**6), density=st.fractions(Fraction(1, 1000), 1, max_denominator=1000), m=st.integers(2, 16)
 )
 def test_kept_weights_are_exact(count: int, density: Fraction, m: int) -> None:
-    kept = Structure(name="unstructured", density=float(density)).kept_weights(count)
+    kept = Structure(name="unstructured", density=float(density)).kept_weights((count, 1))
     assert kept == max(1, -(-(density * count).numerator // (density * count).denominator))
     name = f"{m - 1}:{m}"
-    assert Structure(name=name, density=default_density(name)).kept_weights(count * m) == count * (m - 1)
+    assert Structure(name=name, density=(m - 1) / m).kept_weights((count, m)) == count * (m - 1)
 
 
 def chosen(name: str, *, target: str | None = None, align: int | None = None) -> tuple[int, int]:

@@ -16,10 +16,11 @@ from smart_train import NetworkError, SmartNetwork, convert
 from smart_train.choices import MASK_MODES, SCORES
 from smart_train.masking.accounting import densities, structure_report
 from smart_train.masking.layers import Expert
+from smart_train.masking.n_of_m import NOfM
 from smart_train.masking.passes import Pass
 from smart_train.masking.plan import GRADUAL_BEGIN, MaskPlan, gradual_count
-from smart_train.masking.structure import Pattern
-from smart_train.masking.weight_masks import Blocks, keep_pattern, pattern_holds
+from smart_train.masking.structure import Structure
+from smart_train.masking.weight_masks import Sliced, pattern_holds
 from train.loop import IMAGES, Loop
 from train.networks import Functional, smart
 
@@ -40,7 +41,7 @@ def test_a_pattern_keeps_the_strongest_of_each_block_and_then_of_all(
     n = data.draw(st.integers(1, m - 1))
     count = data.draw(st.integers(n * rows, m * rows))
     scores = torch.randint(levels, (rows, m), generator=generator(seed)).float()  # few levels: many ties
-    got = keep_pattern(scores, n=n, count=count)
+    got = NOfM(n, m).keep(scores, count=count)
     assert got.tolist() == oracle.keep_pattern(scores.tolist(), n=n, count=count)
     assert int(got.sum()) == count
 
@@ -57,11 +58,14 @@ def test_blocks_are_counted_over_kept_input_channels(
 ) -> None:
     keep_in = torch.tensor(keep[: shape[1]])
     weight = torch.rand(shape, generator=generator(seed))
-    layout = Blocks(weight.shape, keep_in=keep_in, m=m)
-    assert layout.rows(weight).tolist() == oracle.blocks(weight.numpy(), keep_in.tolist(), m)
-    chosen = torch.rand(layout.rows(weight).shape, generator=generator(seed + 1)) < 0.5
-    mask = layout.mask(chosen)
-    assert torch.equal(layout.rows(mask), chosen)
+    sliced, pattern = Sliced(weight.shape, keep_in=keep_in, block=m), NOfM(1, m)
+    part = sliced.part(weight)
+    blocks = pattern.in_blocks(part)
+    assert blocks.tolist() == oracle.blocks(weight.numpy(), keep_in.tolist(), m)
+    assert torch.equal(pattern.from_blocks(blocks, part.shape), part)
+    chosen = torch.rand(part.shape, generator=generator(seed + 1)) < 0.5
+    mask = sliced.mask(chosen)
+    assert torch.equal(sliced.part(mask), chosen)
     assert not mask[:, ~keep_in].any()
     behind = torch.nonzero(keep_in).flatten()[int(keep_in.sum()) // m * m :]
     assert mask[:, behind].all()
@@ -74,27 +78,29 @@ def test_whether_a_pattern_holds_is_what_tensorrt_asks_for(keep: list[bool], fil
     mask = (torch.rand((2, 8, 2, 1), generator=generator(seed)) < fill) & keep_in.view(1, -1, 1, 1)
     sliced = oracle.blocks(mask.numpy()[:, keep], [True] * sum(keep), 4)
     wanted = sum(keep) % 4 == 0 and all(np.count_nonzero(block) <= 2 for block in sliced)
-    assert pattern_holds(mask, keep_in=keep_in, pattern=Pattern(2, 4)) == wanted
+    assert pattern_holds(mask, keep_in=keep_in, structure=Structure(name="2:4")) == wanted
     if not all(keep):
         mask[:, keep.index(False)] = True
-        assert not pattern_holds(mask, keep_in=keep_in, pattern=Pattern(2, 4))
+        assert not pattern_holds(mask, keep_in=keep_in, structure=Structure(name="2:4"))
 
 
 def check_counts(net: SmartNetwork, *, progress: float) -> None:
     """Every layer keeps exactly what the schedule says, and with a pattern N or more of each block."""
-    pattern = net.structure.removes.pattern
+    pattern = net.structure.pattern.weights
     for path in net.path_names:
         inputs = net.kept_inputs(path)
         for name, mask in net.weight_masks(path).items():
             keep_in = inputs[name]
-            m = 1 if pattern is None else pattern.m
-            blocks = oracle.blocks(mask.numpy(), keep_in.tolist(), m)
-            size = len(blocks) * m
+            assert pattern is not None
+            blocks = oracle.blocks(mask.numpy(), keep_in.tolist(), pattern.block)
+            size = len(blocks) * pattern.block
             kept = [sum(block) for block in blocks]
-            wanted = gradual_count(size, target=net.structure.kept_weights(size), progress=progress)
+            wanted = gradual_count(
+                size, target=net.structure.kept_weights((size // pattern.block, pattern.block)), progress=progress
+            )
             assert sum(kept) == wanted, f"{path} {name}: {sum(kept)} of {size} weights instead of {wanted}"
             assert not mask[:, ~keep_in].any()
-            if pattern is not None:
+            if isinstance(pattern, NOfM):
                 assert min(kept) >= pattern.n, f"{path} {name}: a block of {min(kept)}"
                 if progress == 1:
                     assert int(mask.sum()) == sum(kept), f"{path} {name}: weights are kept behind the blocks"
@@ -173,9 +179,9 @@ def test_densities_are_exact(structure: str) -> None:
     loop = Loop(net, MaskPlan(mode="static"), epochs=2, per_epoch=1)
     loop.step(1)
     found, report = densities(net), {path: structure_report(net, path=path) for path in net.path_names}
-    removes = net.structure.removes
-    if removes.pattern is not None and not removes.channels:
-        assert found.kept == dict.fromkeys(net.path_names, removes.pattern.n / removes.pattern.m)
+    pattern = net.structure.pattern.weights
+    if isinstance(pattern, NOfM) and not net.groups:
+        assert found.kept == dict.fromkeys(net.path_names, pattern.n / pattern.m)
     for path in net.path_names:
         trained = dict(net.path(path).network.named_parameters())
         biases = sum(p.numel() for p in trained.values() if p.dim() == 1)
@@ -186,8 +192,8 @@ def test_densities_are_exact(structure: str) -> None:
             weight = trained[f"{layer.name}.weight"]
             rest = weight.numel() // (layer.in_channels[0] * layer.out_channels[0])
             assert layer.weights == layer.in_channels[1] * layer.out_channels[1] * rest
-            if layer.name in net.weight_layers and removes.pattern is not None:
-                assert layer.kept * removes.pattern.m == layer.weights * removes.pattern.n
+            if layer.name in net.weight_layers and isinstance(pattern, NOfM):
+                assert layer.kept * pattern.m == layer.weights * pattern.n
             assert (layer.reason == "") == (layer.name in net.weight_layers)
 
 

@@ -32,7 +32,7 @@ class Accuracy:
 
     @classmethod
     def of(cls, right: npt.NDArray[np.bool_]) -> Accuracy:
-        """Return it of images by whether each is right, bool (N,)."""
+        """Count the images that are ``right``, bool (N,)."""
         return cls(int(right.sum()), len(right))
 
     @property
@@ -47,7 +47,7 @@ class Accuracy:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """It as plain values, for reports."""
         return {"accuracy": self.value, "interval": list(self.interval), "correct": self.correct}
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ def some_indices(total: int, count: int, *, seed: int) -> npt.NDArray[np.int64]:
     """Return ``count`` different numbers below ``total``, int64 (count,), chosen by ``seed``.
 
     Raises:
-        ConfigError: if there are not so many.
+        ConfigError: if there are fewer.
     """
     if not 1 <= count <= total:
         raise ConfigError(f"expected 1 to {total} examples, got {count}; the test split has no more")
@@ -98,15 +98,11 @@ def some_examples(split: Split, count: int, *, seed: int) -> Split:
     return Split(split.images[chosen], split.labels[chosen])
 
 
-def _nothing(_: int) -> None:
-    return
-
-
 @torch.no_grad()
 def classified_rightly(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    """Return which of ``images``, float (N, C, H, W), the model gives their labels, bool (N,).
+    """Return which of ``images``, float (N, C, H, W), the model classifies correctly, bool (N,).
 
-    Scores that are no numbers are no answer, though the largest of them has a place.
+    NaN scores never count as correct.
     """
     scores = model(images)
     right: Tensor = (scores.argmax(dim=1) == labels) & ~scores.isnan().any(dim=1)
@@ -120,7 +116,7 @@ def accuracy(
     attack: Attack | None,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
-    done: Callable[[int], None] = _nothing,
+    done: Callable[[int], None] = lambda _: None,
 ) -> Accuracy:
     """Measure one path in float32 and eval mode.
 
@@ -159,7 +155,7 @@ def evaluate_path(
     attack: Attack,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
-    done: Callable[[int], None] = _nothing,
+    done: Callable[[int], None] = lambda _: None,
 ) -> PathAccuracy:
     """Measure one path clean and under ``attack``; see :func:`accuracy`, ``done`` counts the attacked images."""
     return PathAccuracy(

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor
 
-from smart_train.choices import ATTACKS, AttackName
+from smart_common.lazy import load
+from smart_train.choices import ATTACKS
 from smart_train.errors import ConfigError
 
 Model = Callable[[Tensor], Tensor]
@@ -65,51 +66,83 @@ def gaussian_start(
 
 
 @dataclass(frozen=True)
-class Attack:
-    """An L-infinity attack on the cross-entropy.
+class AttackKind:
+    """What the attacks of one name have in common.
 
     Attributes:
-        name: ``pgd`` (Madry et al. 2018, arXiv 1706.06083) or ``fgsm-rs``, one step from a random start (Wong et al.
-            2020, arXiv 2001.03994).
+        usual_step: the length of a step unless told otherwise, in pixel units, of eps and the number of steps.
+        one_step: whether it has one step, and no other number makes sense.
+        loss: what is increased, and ``start`` where each restart begins, unless a method says otherwise.
+    """
+
+    usual_step: Callable[[float, int], float]
+    one_step: bool = False
+    loss: Loss = cross_entropy
+    start: Start = uniform_start
+
+
+PGD = AttackKind(usual_step=lambda eps, steps: 2.5 * eps / steps)
+"""Madry et al. 2018, arXiv 1706.06083; the step is that of their appendix."""
+
+FGSM_RS = AttackKind(usual_step=lambda eps, _: 1.25 * eps, one_step=True)
+"""One step from a random start (Wong et al. 2020, arXiv 2001.03994; the step is that of section 4)."""
+
+
+def attack_kind(name: str) -> AttackKind:
+    """Return what ``ATTACKS`` has under ``name``.
+
+    Raises:
+        ConfigError: if there is no such attack.
+    """
+    if name not in ATTACKS:
+        raise ConfigError(f"unknown attack {name!a:.60}; choose out of {', '.join(ATTACKS)}")
+    kind: AttackKind = load(ATTACKS[name])
+    return kind
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An L-infinity attack of one kind and strength.
+
+    Attributes:
+        name: a row of ``ATTACKS``: ``pgd``, or ``fgsm-rs``, one step from a random start.
         eps: radius in pixel units, in [0, 1].
         steps: gradient steps; 1 for ``fgsm-rs``.
         restarts: random starts; for each image the first that fools the model counts, else the one of highest loss.
-        step_size: in pixel units; by default 2.5 * eps / steps for PGD (Madry et al., appendix), 1.25 * eps for FGSM-RS
-            (Wong et al., section 4).
+        step_size: in pixel units; by default what is usual for this kind, 2.5 * eps / steps for PGD.
 
     Raises:
-        ConfigError: if a value is out of range.
+        ConfigError: if the attack is unknown, or a value is out of range.
     """
 
-    name: AttackName = "pgd"
+    name: str = "pgd"
     eps: float = 8 / 255
     steps: int = 7
     restarts: int = 1
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ATTACKS:
-            raise ConfigError(f"expected an attack out of {', '.join(ATTACKS)}, got {self.name!r}; use pgd")
+        one_step = attack_kind(self.name).one_step
         if not 0 <= self.eps <= 1:
             raise ConfigError(
                 f"expected eps in [0, 1] (pixel units), got {self.eps}; 8/255 = 0.0314 is usual for photographs"
             )
         if self.steps < 1 or self.restarts < 1:
             raise ConfigError(f"expected 1 or more steps and restarts, got {self.steps} and {self.restarts}")
-        if self.name == "fgsm-rs" and self.steps != 1:
-            raise ConfigError(f"expected 1 step for fgsm-rs, got {self.steps}; use --attack pgd for more")
+        if one_step and self.steps != 1:
+            raise ConfigError(f"expected 1 step for {self.name}, got {self.steps}; use --attack pgd for more")
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ConfigError(f"expected a step size in (0, 1], got {self.step_size}; leave it out for the usual one")
 
     @property
     def label(self) -> str:
         """The attack in the field's short form, ``pgd20x1`` for 20 steps and one restart."""
-        return f"{self.name}{self.steps}x{self.restarts}" if self.name == "pgd" else self.name
+        return self.name if attack_kind(self.name).one_step else f"{self.name}{self.steps}x{self.restarts}"
 
     @property
     def step(self) -> float:
         """The length of a step in pixel units."""
-        return self.step_size or (1.25 * self.eps if self.name == "fgsm-rs" else 2.5 * self.eps / self.steps)
+        return self.step_size or attack_kind(self.name).usual_step(self.eps, self.steps)
 
     def run(
         self,
@@ -118,8 +151,8 @@ class Attack:
         labels: Tensor,
         *,
         generator: torch.Generator,
-        loss: Loss = cross_entropy,
-        start: Start = uniform_start,
+        loss: Loss | None = None,
+        start: Start | None = None,
         radius: Tensor | None = None,
         early_stop: bool = False,
     ) -> Tensor:
@@ -131,13 +164,15 @@ class Attack:
             images: float (N, C, H, W) in [0, 1].
             labels: int64 (N,).
             generator: random starts come from it; on the device of ``images``.
-            loss: what is increased.
-            start: where each restart begins.
-            radius: of each pixel, (N, 1, H, W) or (N, C, H, W), in pixel units; eps for all by default.
+            loss: what is increased; that of the attack's kind by default.
+            start: where each restart begins; likewise.
+            radius: in pixel units, of each image, (N, 1, 1, 1), or of each pixel, (N, 1, H, W) or (N, C, H, W); eps for
+                all by default.
             early_stop: leave each image alone as soon as the model errs on it. This is the attack that measures: any
                 iterate of any restart may break an image, as in AutoAttack, and what is broken costs nothing more. An
                 image that withstands is returned as the last restart left it.
         """
+        kind = attack_kind(self.name)
         found = images.clone()
         most_fooled = torch.full(labels.shape, -1, device=labels.device)
         greatest_loss = torch.zeros(labels.shape, device=labels.device)
@@ -149,8 +184,8 @@ class Attack:
                 model,
                 images[left],
                 labels[left],
-                begin=partial(start, generator=generator),
-                loss=loss,
+                begin=partial(start or kind.start, generator=generator),
+                loss=loss or kind.loss,
                 radius=self.eps if radius is None else radius[left],
                 early_stop=early_stop,
             )

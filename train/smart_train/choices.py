@@ -5,21 +5,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
-AttackName = Literal["pgd", "fgsm-rs"]
+from smart_train.masking.pattern_rows import structure_names
+
 MaskMode = Literal["gradual", "regrow", "static"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Scope = Literal["block", "all"]
 Score = Literal["magnitude", "gradient"]
 
 ARCHITECTURES = ("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "wrn16-8", "wrn40-2")
-ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
+ATTACKS: Mapping[str, str] = {"pgd": "smart_train.attacks:PGD", "fgsm-rs": "smart_train.attacks:FGSM_RS"}
+"""Where the `AttackKind` of each name is; a further one is a file with its own, and a row here."""
 DATA_SPECS = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR"
 MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCORES: tuple[Score, ...] = get_args(Score)
-STRUCTURES = "channel, N:M (2:4), channel+N:M or unstructured"
+STRUCTURES = structure_names()
 
 DEFAULT_ALIGN = 8

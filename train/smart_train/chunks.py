@@ -86,6 +86,6 @@ def enough_memory(chunk: int) -> Iterator[None]:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise ConfigError(
-            f"expected memory for {chunk} images at a time, got too little; use --chunk {max(1, chunk // 4)}, which "
-            f"changes the random numbers too"
+            f"too little memory for {chunk} images at a time; use --chunk {max(1, chunk // 4)}, which changes the "
+            f"random numbers too"
         ) from error

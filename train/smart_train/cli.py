@@ -46,15 +46,14 @@ def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> 
     for name, value in read_recipe(path).items():
         if name not in options:
             raise ConfigError(
-                f"expected options of smart-train in {path}, got {name!a:.100}; see smart-train --help for their names"
+                f"{name!a:.100} in {path} is no option for a recipe; see smart-train --help for their names"
             )
         try:
             found[name] = _option_value(options[name], value, ctx)
         except (click.BadParameter, ValueError) as error:
             reason = error.message if isinstance(error, click.BadParameter) else str(error)
             raise ConfigError(
-                f"expected a value for {name} in {path} that --{name.replace('_', '-')} takes, got one it does not: "
-                f"{reason.rstrip('.')}"
+                f"--{name.replace('_', '-')} does not take what {path} has for {name}: {reason.rstrip('.')}"
             ) from error
     ctx.default_map = found
 
@@ -148,7 +147,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     callback=_say_method,
     help="Describe a method and its options, and exit.",
 )
-@click.option("--attack", default="pgd", type=click.Choice(ATTACKS), help="The attack trained against.")
+@click.option("--attack", default="pgd", type=click.Choice(list(ATTACKS)), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
 @click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
 @click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
@@ -180,11 +179,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @house.json_option
 @click.version_option(version(), prog_name="smart-train")
 @click.pass_context
-def main(
-    ctx: click.Context,
-    /,
-    **options: Any,
-) -> None:
+def main(ctx: click.Context, /, **options: Any) -> None:
     """Train one network; by default with a clean and a robust path that share weights (SMART, arXiv 2302.03523).
 
     The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch (history.csv, of

@@ -1,4 +1,4 @@
-"""What the training side raises; every message says what was expected, what was got and the remedy."""
+"""What the training side raises; every message says what is wrong and the remedy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the command lines of all four packages share; only its module ``cli`` needs click and rich."""
+"""What the command lines of all packages share; only its module ``cli`` needs click and rich."""

@@ -8,15 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from smart_common.errors import SmartError
+from smart_common.version import version
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 _bar_console: Console | None = None  # of the progress bar that is shown: only it knows how to print above it
 
@@ -89,6 +90,19 @@ def typed() -> tuple[str, ...]:
     return found
 
 
+def version_option(program: str) -> Callable[[_F], _F]:
+    """Return a decorator that adds ``--version``; unlike click's own, it looks the version up only when asked."""
+
+    def show(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # click's signature
+        if wanted and not context.resilient_parsing:
+            click.echo(f"{program}, version {version()}")
+            context.exit()
+
+    return click.option(
+        "--version", is_flag=True, expose_value=False, is_eager=True, callback=show, help="Show the version and exit."
+    )
+
+
 def json_option(function: _F) -> _F:
     """Add ``--json``, passed to the command as ``as_json``."""
     return click.option(
@@ -106,6 +120,8 @@ def print_json(result: object) -> None:
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console for people: colours on a terminal, none into a file or pipe."""
+    from rich.console import Console  # noqa: PLC0415  # here and below: `--help` does without rich
+
     return Console(stderr=stderr, highlight=False)
 
 
@@ -157,12 +173,21 @@ class _NoteHandler(logging.Handler):
             note(message)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1, lines: bool = True
+) -> Table:
     """Return a table whose first ``text_columns`` are text and whose others are numbers, right-aligned.
+
+    Without ``lines`` its columns are parted by spaces.
 
     Title and cells are shown as they are: a file or class name in brackets is no markup.
     """
-    result = Table(title=Text(title) if title else None, title_justify="left")
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    look = box.HEAVY_HEAD if lines else box.SIMPLE_HEAD
+    result = Table(title=Text(title) if title else None, title_justify="left", box=look, pad_edge=lines)
     for i, column in enumerate(columns):
         result.add_column(column, justify="left" if i < text_columns else "right", no_wrap=i == 0)
     for row in rows:
@@ -184,17 +209,19 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
 
     Yields a function to call when a unit, or ``count`` of them, is done, with a few words on how things stand.
     """
+    from rich import progress as bars  # noqa: PLC0415
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[status]}"),
     )
     screen = console(stderr=True)
     global _bar_console  # noqa: PLW0603  # standard error is one for the process, and so is the bar on it
-    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+    with bars.Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task(description, total=total, status="")
 
         def advance(status: str = "", count: int = 1) -> None:

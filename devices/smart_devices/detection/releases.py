@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from smart_common.documents import parse_document
+from smart_common.errors import SmartError
 from smart_devices.detection.files import Files
 from smart_devices.jetpack import JetPackVersion, jetpack_of
 
@@ -105,11 +106,10 @@ def jetpack_version(l4t: str | None, packages: Mapping[str, str]) -> JetPackVers
 def parse_cuda(text: str) -> str | None:
     """Return the toolkit's version in its ``version.json``, None when it is written otherwise."""
     try:
-        document = json.loads(text)
-        version = document["cuda"]["version"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        version = parse_document(text.encode(), damaged=SmartError).object("cuda").string("version")
+    except SmartError:
         return None
-    return version if isinstance(version, str) and _VERSION.fullmatch(version) else None
+    return version if _VERSION.fullmatch(version) else None
 
 
 def _cuda(files: Files) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -17,22 +18,19 @@ from smart_common.console.cli import (
     print_wide,
     progress,
     table,
+    version_option,
     warnings_as_notes,
 )
 from smart_common.figures import check_plot
 from smart_common.units import si
-from smart_common.version import version
-from smart_devices.engine_rows import engine_info
-from smart_devices.power import find_power
-from smart_runtime.bench.change import CAVEAT, Change, ChangedRow, compare_saved
-from smart_runtime.bench.compare import compare, steps
-from smart_runtime.bench.contenders import open_bundles
-from smart_runtime.bench.plot import write_plot
-from smart_runtime.bench.report import MEASURED, Report, Row
-from smart_runtime.bench.saved import SavedRow, read_saved
-from smart_runtime.bench.statistics import SOLO_TOLERANCE, Interval
+from smart_devices.engine_rows import AUTO, engine_info
 from smart_runtime.cli import engine_option, trust_option
-from smart_runtime.engines import AUTO, resolve_engine
+
+if TYPE_CHECKING:
+    from smart_runtime.bench.change import Change, ChangedRow
+    from smart_runtime.bench.report import Report, Row
+    from smart_runtime.bench.saved import SavedRow
+    from smart_runtime.bench.statistics import Interval
 
 _MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "engine", "plot")
 _EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
@@ -61,7 +59,7 @@ Another: smart-bench --compare old.json new.json"""
     help="Instead of measuring, say how the speed-ups changed from A to B, both saved from --json.",
 )
 @json_option
-@click.version_option(version(), prog_name="smart-bench")
+@version_option("smart-bench")
 @click.pass_context
 def main(
     context: click.Context,
@@ -87,6 +85,9 @@ def main(
     """
     if saved is not None:
         _refuse(context, _MEASURING, bundle, why="--compare reads two saved results and measures nothing")
+        from smart_runtime.bench.change import compare_saved  # noqa: PLC0415  # here and below: `--help` needs no NumPy
+        from smart_runtime.bench.saved import read_saved  # noqa: PLC0415
+
         change = compare_saved(read_saved(saved[0]), read_saved(saved[1]), seed=seed)
         if as_json:
             print_json(change.as_json())
@@ -97,6 +98,12 @@ def main(
         raise click.UsageError("Missing argument 'BUNDLE', or --compare A.json B.json.")
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after
+    from smart_devices.power import find_power  # noqa: PLC0415
+    from smart_runtime.bench.compare import compare, steps  # noqa: PLC0415
+    from smart_runtime.bench.contenders import open_bundles  # noqa: PLC0415
+    from smart_runtime.bench.plot import write_plot  # noqa: PLC0415
+    from smart_runtime.engines import resolve_engine  # noqa: PLC0415
+
     bundles = open_bundles(bundle, trust=trust)
     context.with_resource(warnings_as_notes("smart_runtime"))
     power = find_power(part=engine_info(resolve_engine(engine or AUTO)).part)
@@ -129,11 +136,13 @@ def _refuse(context: click.Context, options: Sequence[str], bundle: Sequence[str
 
 
 def _print_report(report: Report) -> None:
-    out, environment = console(), report.environment
+    from smart_runtime.bench.report import MEASURED  # noqa: PLC0415
+
+    environment = report.environment
     several = len(report.bundles) > 1
     title = f"{report.engine}, batch {report.batch}, threads {report.threads}, on {environment.cpu}"
     state = f"governor {environment.governor or 'unknown'}, load {environment.load_average[0]:.2f} before"
-    out.print(f"{title} ({environment.usable_cores} cores, {state})", markup=False, soft_wrap=True)
+    click.echo(f"{title} ({environment.usable_cores} cores, {state})")
     scale, unit = (1000, "us") if max(row.p90_ms for row in report.rows) < 1 else (1, "ms")
     names = ["bundle", "graph", "precision"] if several else ["graph"]
     figures = (f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone"))
@@ -146,28 +155,24 @@ def _print_report(report: Report) -> None:
     size = ["MACs", "MAC ratio", "parameters", "size"]
     cells = [_name_cells(row, several=several) + _size_cells(row) for row in report.rows]
     print_wide(table("", names + size, cells, text_columns=len(names)))
-    out.print(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process", soft_wrap=True)
+    click.echo(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process")
     for line in _conditions(report):
-        out.print(line, markup=False, soft_wrap=True)
+        click.echo(line)
     if report.reference is not None:
         against = report.label(report.rows[report.reference])
-        out.print(
+        click.echo(
             f"speed-ups are against {against}; the interval holds within this run; another process or another day may "
-            "lie outside",
-            markup=False,
-            soft_wrap=True,
+            "lie outside"
         )
     if report.switch is not None:
         switch, where = report.switch, f" in {next(iter(report.bundles))}" if several else ""
-        out.print(
+        click.echo(
             f"switch{where}: {switch.median_us:.2f} us (p99 {switch.p99_us:.2f} us); first result of the new path "
-            f"after {switch.first_result_ms:.3g} ms, against {switch.cold_load_ms:.3g} ms for a cold load",
-            markup=False,
-            soft_wrap=True,
+            f"after {switch.first_result_ms:.3g} ms, against {switch.cold_load_ms:.3g} ms for a cold load"
         )
     apart = [report.label(row) for row in report.rows if not row.solo_agrees]
     if apart:
-        out.print(_warning(apart), markup=False, soft_wrap=True)
+        click.echo(_warning(apart))
 
 
 def _name_cells(row: Row, *, several: bool) -> list[str]:
@@ -212,6 +217,8 @@ def _size_cells(row: Row) -> list[str]:
 
 
 def _warning(apart: Sequence[str]) -> str:
+    from smart_runtime.bench.statistics import SOLO_TOLERANCE  # noqa: PLC0415
+
     names = " and ".join(filter(None, (", ".join(apart[:-1]), apart[-1])))
     differ = "differs" if len(apart) == 1 else "differ"
     return (
@@ -227,31 +234,30 @@ def _calls(report: Report) -> str:
 
 
 def _print_change(change: Change) -> None:
-    out = console()
+    from smart_runtime.bench.change import CAVEAT  # noqa: PLC0415
 
-    def say(line: str) -> None:
-        out.print(line, markup=False, soft_wrap=True)
-
-    say(f"A: {change.a.file}; B: {change.b.file}; speed-ups against {change.a.reference.name}")
+    click.echo(f"A: {change.a.file}; B: {change.b.file}; speed-ups against {change.a.reference.name}")
     several = max(len(change.a.bundles), len(change.b.bundles)) > 1
     names = ["bundle", "graph"] if several else ["graph"]
     columns = [*names, "speed-up in A", "speed-up in B", "B / A (95% interval)", "verdict"]
     cells = [
         [*([row.bundle_a or ""] if several else []), row.name, *_change_cells(row), row.verdict] for row in change.rows
     ]
-    out.print(table("", columns, cells, text_columns=len(names)))
+    console().print(table("", columns, cells, text_columns=len(names)))
     for one, other in change.by_order:
-        say(f"taken for each other by their order: {one} in A, {other} in B")
+        click.echo(f"taken for each other by their order: {one} in A, {other} in B")
     for name, rows in (("A", change.only_a), ("B", change.only_b)):
         if rows:
-            say(f"only in {name}: {', '.join(_saved_label(row) for row in rows)}")
+            click.echo(f"only in {name}: {', '.join(_saved_label(row) for row in rows)}")
     if change.differences:
-        say("the two were measured on different bundles or under different conditions, so a change may be theirs:")
+        click.echo(
+            "the two were measured on different bundles or under different conditions, so a change may be theirs:"
+        )
         for found in change.differences:  # no table: beside a long path or name of a CPU it has no room for the rest
-            say(f"  {found.what}: {found.a} in A, {found.b} in B")
+            click.echo(f"  {found.what}: {found.a} in A, {found.b} in B")
     else:
-        say("bundles, baseline, environment, batch, threads and engine are the same")
-    say(f"B / A: of the medians of block medians; {CAVEAT}")
+        click.echo("bundles, baseline, environment, batch, threads and engine are the same")
+    click.echo(f"B / A: of the medians of block medians; {CAVEAT}")
 
 
 def _change_cells(row: ChangedRow) -> list[str]:

@@ -7,11 +7,11 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smart_common.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure
+from smart_common.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure, style_panel
 from smart_runtime.bench.report import Report
 from smart_runtime.bundle.manifest import DENSE
 
@@ -27,7 +27,7 @@ def write_plot(report: Report, path: Path) -> None:
     """Draw ``report`` into the file ``path``, which is replaced whole or not at all.
 
     Raises:
-        InputError: As `smart_common.figures.check_plot`.
+        OutputError: As `smart_common.figures.check_plot`.
         MissingExtraError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
@@ -50,7 +50,7 @@ def write_plot(report: Report, path: Path) -> None:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for draw, axis in zip(panels, axes, strict=True):
         draw(axis, report)
-        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines["left"].set_visible(False)
         axis.tick_params(length=0, labelsize=10, labelcolor=INK)
     save_figure(figure, path)
 
@@ -91,16 +91,17 @@ def _colours(report: Report) -> list[str]:
 
 
 def _rows_down(axis: Axes, labels: Sequence[str]) -> None:
-    """One line a row, the first at the top, with the names on the left and only vertical grid lines."""
+    """One line a row, the first at the top, with the names on the left."""
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.45, -0.55)
-    axis.spines["left"].set_visible(False)
-    axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
 
 
-def _title(axis: Axes, title: str) -> None:
-    axis.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
+def _label(
+    axis: Axes, text: str, at: tuple[float, float], *, colour: str, offset: tuple[float, float], **look: Any
+) -> None:
+    """Write ``text`` so many points beside ``at``, above it unless ``look`` says otherwise."""
+    usual: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 10, "fontweight": "bold"}
+    axis.annotate(text, at, xytext=offset, textcoords="offset points", color=colour, **(usual | look))
 
 
 def _draw_latency(axis: Axes, report: Report) -> None:
@@ -116,22 +117,12 @@ def _draw_latency(axis: Axes, report: Report) -> None:
         axis.barh(y, median, height=0.5, color=colour, alpha=0.16, linewidth=0)
         axis.scatter(medians, y + spread, s=14, color=colour, alpha=0.45, linewidths=0)
         axis.plot([median, median], [y - 0.3, y + 0.3], color=colour, linewidth=3, solid_capstyle="round")
-        axis.annotate(
-            f"{median:.3g} {unit}",
-            (median, y - 0.3),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            color=colour,
-            fontsize=10,
-            fontweight="bold",
-        )
+        _label(axis, f"{median:.3g} {unit}", (median, y - 0.3), colour=colour, offset=(0, 2))
     # A block that the machine held up must not squeeze the others into a corner: the axis ends near the p90s.
     shown = max(max(float(np.percentile(row.block_medians_ms, 90)), row.median_ms) for row in rows)
     axis.set_xlim(0, 1.18 * scale * shown)
     axis.set_xlabel(f"latency, {unit} (dots: median of a block)", color=FAINT)
-    _title(axis, "Latency")
+    style_panel(axis, "Latency", grid="x")
 
 
 def _draw_speed_up(axis: Axes, report: Report) -> None:
@@ -155,22 +146,14 @@ def _draw_speed_up(axis: Axes, report: Report) -> None:
         axis.text(0.06, y, f"{row.speedup:.2f}x", ha="left", va="center", color="white", fontsize=11, fontweight="bold")
         if row.mac_ratio is not None:
             axis.plot([row.mac_ratio] * 2, [y - 0.36, y + 0.36], color=INK, linewidth=1.6, linestyle=(0, (2, 1.5)))
-            axis.annotate(
-                f"MACs {row.mac_ratio:.2f}x",
-                (row.mac_ratio, y - 0.36),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                va="bottom",
-                fontsize=9,
-                color=FAINT,
-            )
+            at = (row.mac_ratio, y - 0.36)
+            _label(axis, f"MACs {row.mac_ratio:.2f}x", at, colour=FAINT, offset=(0, 2), fontsize=9, fontweight="normal")
     axis.axvline(1, color="#b0b0b0", linewidth=1.2)
     axis.text(1, -0.53, f" {against}", ha="left", va="top", fontsize=9, color=FAINT)
     longest = max(max(row.speedup_high or 0, row.mac_ratio or 0) for row in rows)
     axis.set_xlim(0, 1.18 * max(longest, 1.0))
     axis.set_xlabel(f"times as fast as {against} (whisker: 95% interval)", color=FAINT)
-    _title(axis, "Speed-up")
+    style_panel(axis, "Speed-up", grid="x")
 
 
 def _draw_accuracy(axis: Axes, report: Report) -> None:
@@ -187,17 +170,7 @@ def _draw_accuracy(axis: Axes, report: Report) -> None:
         heights = _apart([value for value, _ in texts.values()], line)
         highest = max(highest, *heights)
         for height, (text, (_, colour)) in zip(heights, texts.items(), strict=True):
-            axis.annotate(
-                text,
-                (x, height),
-                xytext=(side, 0),
-                textcoords="offset points",
-                ha=align,
-                va="center",
-                color=colour,
-                fontsize=10,
-                fontweight="bold",
-            )
+            _label(axis, text, (x, height), colour=colour, offset=(side, 0), ha=align, va="center")
     first = next(iter(report.first.manifest.paths.values())).metrics or {}
     attack, eps = first.get("attack"), first.get("eps")
     under = (
@@ -210,10 +183,7 @@ def _draw_accuracy(axis: Axes, report: Report) -> None:
     axis.set_xlim(-0.34, 1 + 1.34 * beside / (_panel_inches(report) - beside))
     axis.set_ylim(-0.04, highest + 0.1)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axis.spines["left"].set_visible(False)
-    axis.set_axisbelow(True)
-    _title(axis, "Accuracy")
+    style_panel(axis, "Accuracy", grid="y")
 
 
 def _apart(values: Sequence[float], line: float) -> list[float]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from smart_common.documents import Damaged, Reader, parse_document
+from smart_common.documents import Reader, parse_document, read_limited
 from smart_runtime.errors import InputError
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -54,42 +54,25 @@ def read_saved(path: Path) -> Saved:
     Raises:
         InputError: No such file, larger than `MAX_BYTES`, no result of smart-bench, a damaged one, one of a version
             that kept no medians of blocks, or one without speed-ups.
-        OSError: The system cannot read it.
     """
     name = str(path)
 
     def damaged(what: str) -> InputError:
         return InputError(f"{name!r} is no result of smart-bench --json or damaged: {what}; measure again")
 
-    return _parse(_read(path), name=name, damaged=damaged)
-
-
-def _read(path: Path) -> bytes:
-    name = str(path)
-    if path.is_dir() or not path.exists():
-        what = "a directory" if path.exists() else "nothing there"
-        raise InputError(f"expected a result of smart-bench --json at {name!r}, got {what}; check the name")
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)  # one more than allowed, whatever size the system claims for a pipe
-    if len(data) > MAX_BYTES:
-        raise InputError(f"expected a result of at most {MAX_BYTES} bytes in {name!r}, got more; check the name")
-    return data
-
-
-def _parse(data: bytes, *, name: str, damaged: Damaged) -> Saved:
+    data = read_limited(path, what="result of smart-bench --json", max_bytes=MAX_BYTES, error=InputError)
     root = parse_document(data, damaged=damaged)
     entries = root.objects("rows")
     if not entries:
         raise root.wrong("rows", "the rows of a comparison")
     if not all("block_medians_ms" in entry.raw for entry in entries):
         raise InputError(
-            f"expected the medians of every block in {name!r}, got a result of an older smart-bench; "
-            "measure again with this one"
+            f"{name!r} has no medians of blocks: it is a result of an older smart-bench; measure again with this one"
         )
     if "reference" in root.raw and root.value("reference") is None:
         raise InputError(
-            f"expected speed-ups in {name!r}, got a comparison without a dense graph; measure with --baseline, or "
-            "export with one"
+            f"{name!r} has no speed-ups: it is a comparison without a dense graph; measure with --baseline, or export "
+            "with one"
         )
     bundles = {
         entry.string("bundle"): MappingProxyType({key: entry.string(key) for key in ("digest", "precision")})
@@ -136,7 +119,7 @@ def _row(entry: Reader, bundles: Mapping[str, object]) -> SavedRow:
 
 def _conditions(root: Reader, reference: SavedRow) -> Mapping[str, str]:
     environment = root.object("environment")
-    baseline = root.object("baseline") if root.value("baseline") is not None else None
+    baseline = root.object_or_none("baseline")
     return MappingProxyType(
         {
             "CPU": environment.string("cpu"),

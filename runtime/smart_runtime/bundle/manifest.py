@@ -190,8 +190,7 @@ def parse_manifest(data: bytes) -> Manifest:
 def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
     target, image, scores = ours.object("target"), ours.object("input"), ours.object("output")
     pictures, paths = ours.object("preprocessing"), ours.object("paths")
-    baseline = None if ours.value("baseline") is None else ours.object("baseline")
-    quantization = None if ours.value("quantization") is None else ours.object("quantization")
+    baseline, quantization = ours.object_or_none("baseline"), ours.object_or_none("quantization")
 
     # Format 1 has one kind of input; the words are in the manifest so that a reader need not know that.
     image.choice("dtype", ["float32"])

@@ -8,7 +8,11 @@ from types import MappingProxyType
 
 from smart_common.lazy import lazy_attributes
 
-POLICIES: Mapping[str, str] = MappingProxyType({"Hysteresis": "smart_runtime.policies.hysteresis"})
+POLICIES: Mapping[str, str] = MappingProxyType(
+    {
+        "Hysteresis": "smart_runtime.policies.hysteresis",
+    }
+)
 """The module of each policy; its class is imported from here, ``from smart_runtime.policies import Hysteresis``."""
 
 __getattr__ = lazy_attributes(__name__, POLICIES)

@@ -24,24 +24,19 @@ class PolicyModel(Protocol):
     @property
     def path(self) -> str:
         """The path that answers."""
-        ...
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths to choose from."""
-        ...
 
     def run(self, images: Images) -> Result:
         """Classify ``images``; a call from inside of `Policy.observe` is not observed itself."""
-        ...
 
     def using(self, path: str) -> AbstractContextManager[object]:
         """Let ``path`` answer the calls of this thread until the block ends."""
-        ...
 
     def switch(self, path: str, reason: str = "") -> None:
         """Let ``path`` answer, outside of `Policy.observe`: on a timer of the policy's own, for one."""
-        ...
 
 
 class Policy(Protocol):
@@ -49,7 +44,6 @@ class Policy(Protocol):
 
     def start(self, model: PolicyModel) -> None:
         """Prepare for ``model``, which has just been loaded; what this raises, `SmartModel.load` raises."""
-        ...
 
     def observe(self, result: Result, images: Images) -> SwitchRequest | None:
         """Look at a call that has succeeded and return what to switch to, or None to leave the path as it is.
@@ -62,8 +56,6 @@ class Policy(Protocol):
             result: The caller's own; do not change its scores.
             images: What was passed to the call; do not change them either, nor use them after returning.
         """
-        ...
 
     def stop(self) -> None:
         """Give back what `start` took; the model is closed. Calls that were in flight may still be observed."""
-        ...

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -17,18 +16,11 @@ from smart_train.architectures.wide_resnet import WideResNet
 from smart_train.errors import ConfigError
 
 
-class Family(Protocol):
-    """What the networks of one kind are made by."""
-
-    def __call__(self, *, num_classes: int, in_channels: int, blocks: tuple[int, ...], width: int) -> nn.Module:
-        """Return one with fresh weights."""
-
-
 @dataclass(frozen=True)
 class Architecture:
     """A network by name: its ``family``, ``blocks`` per stage and the default ``width`` of the first stage."""
 
-    family: Family
+    family: Callable[..., nn.Module]
     blocks: tuple[int, ...]
     width: int
 
@@ -71,8 +63,8 @@ def build_network(
     if name == CUSTOM:
         if factory is None:
             raise ConfigError(
-                f"expected the factory of a network of one's own, got none, and a checkpoint holds no code; pass "
-                f"--model {FACTORY_FORM} as in its training, or factory= in Python"
+                f"no factory for a network of your own, and a checkpoint holds no code; pass --model {FACTORY_FORM} as "
+                "in its training, or factory= in Python"
             )
         return call_factory(
             factory,
@@ -82,14 +74,12 @@ def build_network(
             generator_seed=generator_seed,
         )
     if factory is not None:
-        raise ConfigError(f"expected no factory for the network {name!a:.100}, got one; leave --model out")
+        raise ConfigError(f"the network {name!a:.100} is one of ours and takes no factory; leave --model out")
     if name not in ARCHITECTURES:
-        raise ConfigError(f"expected a model out of {', '.join(ARCHITECTURES)}, got {name!r}; use one of them")
+        raise ConfigError(f"unknown model {name!a:.100}; choose out of {', '.join(ARCHITECTURES)}")
     unknown = sorted(set(arguments) - {"width"})
     if unknown:
-        raise ConfigError(
-            f"expected model arguments out of width, got {', '.join(unknown)}; write --model-arg width=32"
-        )
+        raise ConfigError(f"{name} has no argument {', '.join(unknown)}, only width; write --model-arg width=32")
     found = ARCHITECTURES[name]
     width = arguments.get("width", found.width)
     if type(width) is not int:

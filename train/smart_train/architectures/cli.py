@@ -77,6 +77,14 @@ def own_network_options(function: _F) -> _F:
             loaded = own.load(checkpoint)
     """
 
+    @click.option(
+        "--model",
+        metavar=FACTORY_FORM,
+        help="The factory of a network of your own: imports that module. A checkpoint names no code.",
+    )
+    @click.option(
+        "--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument for it in the place of the checkpoint's."
+    )
     @functools.wraps(function)
     def command(*, model: str | None, model_arg: tuple[str, ...], **others: Any) -> Any:
         if model_arg and model is None:
@@ -90,19 +98,4 @@ def own_network_options(function: _F) -> _F:
             factory = import_factory(model)
         return function(own=OwnNetwork(factory, parse_arguments(model_arg)), **others)
 
-    options = (
-        click.option(
-            "--model",
-            metavar=FACTORY_FORM,
-            help="The factory of a network of your own: imports that module. A checkpoint names no code.",
-        ),
-        click.option(
-            "--model-arg",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="An argument for it in the place of the checkpoint's.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
     return command  # type: ignore[return-value]  # it takes two options where the function takes one

@@ -58,11 +58,11 @@ def import_factory(name: str) -> Factory:
             found = getattr(found, attribute)
     except (Exception, SystemExit) as error:  # it is the user's own code
         raise ConfigError(
-            f"expected to import {name}, got {_reason(error)}; it is looked for among installed packages and in the "
-            f"current folder"
+            f"cannot import {name} ({_reason(error)}); it is looked for among installed packages and in the current "
+            f"folder"
         ) from error
     if not callable(found):
-        raise ConfigError(f"expected something to call in {name}, got {type(found).__name__}; name a function or class")
+        raise ConfigError(f"{name} is nothing to call but of type {type(found).__name__}; name a function or class")
     factory: Factory = found
 
     def build(**arguments: Any) -> nn.Module:
@@ -88,15 +88,15 @@ def call_factory(
     except (Exception, SystemExit) as error:  # it is the user's own code
         given = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "no arguments of its own"
         raise ConfigError(
-            f"expected a network from the factory given num_classes={num_classes}, in_channels={in_channels} and "
-            f"{given:.200}, got {_reason(error)}; both are given beside --model-arg"
+            f"the factory failed, given num_classes={num_classes}, in_channels={in_channels} and {given:.200} "
+            f"({_reason(error)}); the first two are given beside --model-arg"
         ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"expected a torch module from the factory, got {type(network).__name__}; return the network")
     for name, tensor in network.state_dict().items():
         if is_lazy(tensor):
             raise ConfigError(
-                f"expected a network whose layers know their sizes, got {name} of a lazy layer; give its input channels"
+                f"{name} belongs to a lazy layer, which does not know its size yet; give its input channels"
             )
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _DTYPES:
             got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__

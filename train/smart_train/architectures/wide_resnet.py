@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from smart_train.architectures.initial import initialise_
+from smart_train.architectures.resnet import initialise_
 
 STEM_CHANNELS = 16  # table 1 of the paper: the widening factor leaves the first convolution alone
 

@@ -206,13 +206,14 @@ def _build(
     if name == CUSTOM:  # it may hold more than its state, and a layer norm of its own is tried to know its axis
         plain = build()
     groups = read_groups(read.get(raw, "groups", list), parts(plain), read)
-    if structure.removes.channels and not groups:
+    if structure.pattern.channels and not groups:
         raise read.fail("one or more groups")
     masks = {path: read_masks(read.get(raw, "masks", dict), path, read, groups, structure) for path in paths}
     weight_masks: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
-    if structure.removes.weights:
+    dense_layers: dict[str, str] = {}
+    if structure.pattern.weights is not None:
         weight_masks = read_weight_masks(raw, plain, structure, groups, masks=masks, read=read)
-    dense_layers = read_dense_layers(raw, read) if structure.removes.weights else {}
+        dense_layers = read_dense_layers(raw, read)
     metrics = read.get(raw, "metrics", dict)
     figures = {path: _metrics(metrics, path, read) for path in paths}
     training = read.record(raw, "training")

@@ -66,7 +66,7 @@ def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
 
 def weights_record(net: SmartNetwork) -> dict[str, Any]:
     """Return the masks of single weights, and which layers have none and why; nothing where only channels are."""
-    if not net.structure.removes.weights:
+    if not net.weight_layers:
         return {}
     return {
         "weight_masks": {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names},
@@ -129,10 +129,8 @@ def read_weight_masks(
         for name in names:
             shape = layers[name].weight.shape
             mask = read.tensor(given[path], name, dtype=torch.bool, shape=tuple(shape))
-            pattern, keep_in = structure.removes.pattern, inputs[name]
-            count = int(mask.numel() / len(keep_in) * int(keep_in.sum()))
-            fits = pattern is None or pattern_holds(mask, keep_in=keep_in, pattern=pattern)
-            if not fits or int(mask.sum()) != structure.kept_weights(count):
+            kept = structure.kept_weights((shape[0], int(inputs[name].sum()), *shape[2:]))
+            if int(mask.sum()) != kept or not pattern_holds(mask, keep_in=inputs[name], structure=structure):
                 raise read.fail(f"a weight mask of {name} on path {path} that keeps what {structure.name} says")
             result[path][name] = mask
     return result

@@ -15,6 +15,6 @@ def check_source(manifest: Manifest, source: Checkpoint) -> None:
     for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
         if in_bundle != in_source:
             raise ConfigError(
-                f"expected the {what} of the bundle, {shortened(str(in_bundle))}, in the checkpoint too, got "
-                f"{shortened(str(in_source))}; give the checkpoint that it was exported from"
+                f"the {what} of the bundle, {shortened(str(in_bundle))}, and of the checkpoint, "
+                f"{shortened(str(in_source))}, differ; give the checkpoint that it was exported from"
             )

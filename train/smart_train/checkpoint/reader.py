@@ -42,13 +42,13 @@ _PARAMETER_NAMES = {
 
 
 def read_plain(
-    path: Path, *, kind: str = "a smart-edge checkpoint of tensors and plain values", parameters: bool = False
+    path: Path, *, kind: str = "smart-edge checkpoint of tensors and plain values", parameters: bool = False
 ) -> Any:
     """Read a file of tensors and plain values; anything that would run code is refused and does not run.
 
     Args:
         path: the file, as ``torch.save`` writes it.
-        kind: what is expected of it, for the error.
+        kind: what it should be, for the error.
         parameters: whether it may hold ``nn.Parameter`` objects and all kinds of numbers, as others' files do.
 
     Raises:
@@ -67,8 +67,8 @@ def read_plain(
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a foreign file makes the readers of zip and pickle trip over has no bounds
         raise CheckpointError(
-            f"expected {kind}, got something else or a damaged file in {path}, which was not run or loaded; copy it "
-            f"again, or {'save network.state_dict() with torch.save' if parameters else 'train one with smart-train'}"
+            f"{path} is damaged or no {kind}, and was not run or loaded; copy it again, or "
+            f"{'save network.state_dict() with torch.save' if parameters else 'train one with smart-train'}"
         ) from error
 
 

@@ -15,10 +15,6 @@ from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import PathNetwork, SmartNetwork
 
 
-def _ignore(_: int) -> None:
-    return
-
-
 def make_samples(
     net: SmartNetwork,
     images: Tensor,
@@ -28,7 +24,7 @@ def make_samples(
     seed: int,
     paths: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
-    done: Callable[[int], None] = _ignore,
+    done: Callable[[int], None] = lambda _: None,
 ) -> Samples:
     """Return ``images`` with an adversarial version of each for every path, made on that path.
 

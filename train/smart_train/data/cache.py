@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap  # unlike numpy.load it takes .npy only, and no pickles at all
 
+from smart_common.documents import parse_document
 from smart_common.files import replacing
 from smart_train.data.images import ImageSet
 from smart_train.data.source import Arrays, Source
+from smart_train.errors import DataError
 
 _VERSION = 1  # one more whenever a reader makes other arrays of the same files
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -80,7 +82,7 @@ def _checksum(images: ImageSet) -> str:
 def _stored(entry: Path, build: Callable[[Arrays], ImageSet]) -> ImageSet | None:
     """Return the entry's image set; None where there is no entry, or one that is not as it was stored."""
     try:
-        about = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))
+        about = parse_document((entry / _ABOUT).read_bytes(), damaged=DataError).raw
         names = about["class_names"]
         arrays = Arrays(
             **{name: np.asarray(open_memmap(entry / f"{name}.npy", mode="c")) for name in _ARRAYS},

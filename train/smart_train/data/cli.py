@@ -49,30 +49,26 @@ def data_options(function: _F) -> _F:
             images = places.load(data)
     """
 
+    @click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        default="data",
+        envvar="SMART_EDGE_DATA",
+        show_default=True,
+        show_envvar=True,
+        help="Where cifar10, cifar100, svhn and stl10 lie, as published.",
+    )
+    @click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path),
+        help="Where images are kept once read.  [default: $XDG_CACHE_HOME/smart-edge or ~/.cache/smart-edge]",
+    )
+    @click.option("--no-cache", is_flag=True, help="Read the data anew and keep nothing.")
     @functools.wraps(function)
     def command(*, data_dir: Path, cache_dir: Path | None, no_cache: bool, **others: Any) -> Any:
         if no_cache and cache_dir is not None:
-            raise ConfigError("expected --cache-dir or --no-cache, got both; --no-cache reads everything anew")
+            raise ConfigError("--cache-dir and --no-cache cannot be combined: --no-cache reads everything anew")
         places = DataPlaces(data_dir, None if no_cache else cache_dir or default_cache_dir())
         return function(places=places, **others)
 
-    options = (
-        click.option(
-            "--data-dir",
-            type=click.Path(path_type=Path),
-            default="data",
-            envvar="SMART_EDGE_DATA",
-            show_default=True,
-            show_envvar=True,
-            help="Where cifar10, cifar100, svhn and stl10 lie, as published.",
-        ),
-        click.option(
-            "--cache-dir",
-            type=click.Path(path_type=Path),
-            help="Where images are kept once read.  [default: $XDG_CACHE_HOME/smart-edge or ~/.cache/smart-edge]",
-        ),
-        click.option("--no-cache", is_flag=True, help="Read the data anew and keep nothing."),
-    )
-    for option in reversed(options):
-        command = option(command)
     return command  # type: ignore[return-value]  # it takes three options where the function takes places

@@ -19,9 +19,7 @@ def digits() -> ImageSet:
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError(
-            "expected scikit-learn for the digits, got none; pip install 'smart-edge[train]'"
-        ) from error
+        raise MissingExtraError("the digits need scikit-learn; pip install 'smart-edge[train]'") from error
     bundle = load_digits()
     images = np.rint(bundle.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bundle.target.astype(np.int64)

@@ -38,32 +38,34 @@ def folder(where: str) -> Source:
     try:
         import PIL  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError(
-            "expected Pillow to read pictures, got none; pip install 'smart-edge[image]'"
-        ) from error
+        raise MissingExtraError("image folders need Pillow; pip install 'smart-edge[image]'") from error
     root = expanded(where)  # the shell leaves ~ alone behind a colon
     annotations = root / "val" / "val_annotations.txt"
     tiny = annotations.is_file() and (root / "val" / "images").is_dir()
     test_part = "test" if (root / "test").is_dir() else "val"
-    layout = f"train/CLASS/*.png and test/CLASS/*.png under {where}"
     if not (root / "train").is_dir() or not (root / test_part).is_dir():
         raise DataError(
-            f"expected {layout}, got no train or no test folder; check the path (Tiny-ImageNet is at {_TINY})"
+            f"no folders train and test in {where}; put pictures there as train/CLASS/*.png and test/CLASS/*.png "
+            f"(Tiny-ImageNet is at {_TINY})"
         )
     classes = _folders(root / "train")
+    if len(classes) < 2:
+        raise DataError(
+            f"expected 2 or more classes in {where}, got {len(classes)} in train; sort the pictures by class"
+        )
     strangers = [] if tiny else sorted(set(_folders(root / test_part)) - set(classes))
-    if len(classes) < 2 or strangers:
-        got = f"test classes that are not in train: {', '.join(strangers)}" if strangers else f"{len(classes)} in train"
-        raise DataError(f"expected {layout} with the same two or more classes, got {got}; sort the pictures by class")
+    if strangers:
+        raise DataError(
+            f"classes of {test_part} in {where} are not in train: {', '.join(strangers)}; every class needs training "
+            "pictures"
+        )
     train = _by_class(root / "train", classes)
     test = _annotated(annotations, classes) if tiny else _by_class(root / test_part, classes)
     filled = {label for _, label in train}
     empty = [] if test else [test_part]
     empty += [f"train/{name}" for i, name in enumerate(classes) if i not in filled]
     if empty:
-        raise DataError(
-            f"expected {layout}, got no picture in {' and '.join(empty)}; PNG, JPEG, BMP, WebP and PNM are read"
-        )
+        raise DataError(f"no picture in {' and '.join(empty)} of {where}; PNG, JPEG, BMP, WebP and PNM are read")
 
     def read(progress: Progress) -> Arrays:
         images = read_pictures([path for path, _ in train + test], progress=progress)
@@ -110,13 +112,13 @@ def _annotated(annotations: Path, classes: Sequence[str]) -> _Labelled:
             labels[name] = numbers[wnid]
     except (KeyError, ValueError) as error:
         raise DataError(
-            f"expected lines of a picture's name, a tab and its class in {annotations}, got one without or a class "
-            f"that is not in train; get Tiny-ImageNet again from {_TINY}"
+            f"{annotations} has a line that is not a picture's name, a tab and a class of train; get Tiny-ImageNet "
+            f"again from {_TINY}"
         ) from error
     odd = sorted(labels.keys() ^ pictures.keys())
     if odd:
         raise DataError(
-            f"expected a line in {annotations} for each picture of val/images, got {len(odd)} without the other, "
+            f"the lines of {annotations} and the pictures of val/images do not match: {len(odd)} without the other, "
             f"first {odd[0]!a}; get Tiny-ImageNet again from {_TINY}"
         )
     return [(path, labels[name]) for name, path in pictures.items()]

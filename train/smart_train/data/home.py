@@ -17,6 +17,4 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise DataError(
-            f"expected a home directory for the ~ of {path}, got none; write the path out in full"
-        ) from error
+        raise DataError(f"no home directory for the ~ of {path}; write the path out in full") from error

@@ -60,7 +60,7 @@ class ImageSet:
         Every class keeps its proportion (largest remainders) and the images their order.
 
         Raises:
-            ConfigError: if there are not so many, or fewer than two classes would be left.
+            ConfigError: if there are fewer, or they are all of one class.
         """
         if not 2 <= train <= len(self.train):
             raise ConfigError(
@@ -70,10 +70,7 @@ class ImageSet:
         chosen = stratified(self.train.labels, count=train, generator=np.random.default_rng(SUBSET_SEED))
         labels = self.train.labels[chosen]
         if len(np.unique(labels)) < 2:
-            raise ConfigError(
-                f"expected enough training images for two classes or more, got {train}, which are all of one class; "
-                f"take more, up to {len(self.train)}"
-            )
+            raise ConfigError(f"{train} training images are all of one class; take more, up to {len(self.train)}")
         return replace(self, train=Split(self.train.images[chosen], labels))
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -147,7 +144,7 @@ def make_image_set(
     test = _check(test_images, test_labels, name="test", where=where)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
-            f"expected training and test images of one size in {where}, got {train.images.shape[1:]} and "
+            f"training and test images of {where} differ in size, {train.images.shape[1:]} and "
             f"{test.images.shape[1:]}; resize one of them"
         )
     classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
-from pathlib import Path
 
 from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
@@ -13,7 +13,7 @@ from smart_train.data.home import expanded
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.data.npz import npz
 from smart_train.data.progress import Progress, no_progress
-from smart_train.data.source import Arrays, Source
+from smart_train.data.source import Arrays
 from smart_train.data.stl10 import stl10
 from smart_train.data.svhn import svhn
 from smart_train.errors import DataError
@@ -28,7 +28,11 @@ DATA_SPECS = f"{', '.join(NAMED)}, npz:FILE or folder:DIR"
 
 
 def load_data(
-    spec: str, *, data_dir: Path = Path("data"), cache_dir: Path | None = None, progress: Progress = no_progress
+    spec: str,
+    *,
+    data_dir: str | os.PathLike[str] = "data",
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress = no_progress,
 ) -> ImageSet:
     """Read the data set that ``spec`` names. Nothing is downloaded.
 
@@ -44,7 +48,7 @@ def load_data(
         MissingExtraError: if a library that reads it is not installed.
 
     Example:
-        ``load_data("cifar10", data_dir=Path("~/data"), cache_dir=default_cache_dir())``
+        ``load_data("cifar10", data_dir="~/data", cache_dir=default_cache_dir())``
     """
     kind, colon, where = spec.partition(":")
     if spec == "digits":
@@ -58,11 +62,10 @@ def load_data(
     else:
         raise DataError(f"expected data as {DATA_SPECS}, got {spec!r}; try --data digits")
     read = partial(source.read, progress)
-    build = partial(_image_set, source)
+
+    def build(arrays: Arrays) -> ImageSet:
+        return make_image_set(kind=source.kind, where=source.where, **vars(arrays))
+
     if cache_dir is None:
         return build(read())
     return through_cache(source, cache_dir=expanded(cache_dir), read=read, build=build)
-
-
-def _image_set(source: Source, arrays: Arrays) -> ImageSet:
-    return make_image_set(kind=source.kind, where=source.where, **vars(arrays))

@@ -27,15 +27,12 @@ def npz(where: str) -> ImageSet:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in (*_ARRAYS, "class_names") if name in arrays.files}
     except FileNotFoundError as error:
-        raise DataError(f"expected a .npz file with {wanted} at {where}, got no such file; check the path") from error
+        raise DataError(f"no file {where}; give a .npz with {wanted}") from error
     except Exception as error:  # a damaged zip, deflate stream or array header each have an exception of their own
-        raise DataError(
-            f"expected a .npz file with plain arrays {wanted}, got a damaged or foreign file {where}; save them with "
-            f"numpy.savez"
-        ) from error
+        raise DataError(f"{where} is damaged or no .npz of plain arrays; save {wanted} with numpy.savez") from error
     missing = [name for name in _ARRAYS if name not in found]
     if missing:
-        raise DataError(f"expected arrays {wanted} in {where}, got no {', '.join(missing)}; save them with numpy.savez")
+        raise DataError(f"no array {', '.join(missing)} in {where}; save {wanted} with numpy.savez")
     names = found.pop("class_names", None)
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise DataError(

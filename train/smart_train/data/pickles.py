@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 
 class PickleError(ValueError):
-    """A pickle that is damaged, or is more than plain data; its text completes "got ..."."""
+    """A pickle that is damaged, or is more than plain data; its text says which."""
 
 
 class _Name(Enum):

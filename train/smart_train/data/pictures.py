@@ -42,7 +42,7 @@ def read_pictures(paths: Sequence[Path], *, progress: Progress) -> Pixels:
         images = np.empty((len(paths), height, width, channels), dtype=np.uint8)
     except MemoryError as error:
         raise DataError(
-            f"expected pictures that fit into memory, got {len(paths)} of {width}x{height}; scale them down first"
+            f"{len(paths)} pictures of {width}x{height} do not fit into memory; scale them down first"
         ) from error
 
     def decode(start: int) -> int:
@@ -78,8 +78,7 @@ def _size_and_colour(paths: Sequence[Path], advance: Advance) -> tuple[tuple[int
         for path, here, is_grey in chunk:
             if size is not None and here != size:
                 raise DataError(
-                    f"expected pictures of one size, got {size[1]}x{size[0]} and {here[1]}x{here[0]} ({path}); "
-                    f"resize them first"
+                    f"pictures differ in size, {size[1]}x{size[0]} and {here[1]}x{here[0]} ({path}); resize them first"
                 )
             size = here
             grey = grey and is_grey
@@ -104,9 +103,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
-        raise DataError(
-            f"expected a picture, got {path}, which cannot be read ({error}); remove or replace it"
-        ) from error
+        raise DataError(f"cannot read {path} as a picture ({error}); remove or replace it") from error
 
 
 def _upright_size(picture: Image.Image, path: Path) -> tuple[int, int]:

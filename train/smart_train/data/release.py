@@ -69,8 +69,7 @@ class Release:
             raise self.damaged(own, f"no {', '.join(missing)}")
         looked_for = " or ".join(filter(None, (self.folder, self.archive))) or " and ".join(self.files)
         raise DataError(
-            f"expected {looked_for} in {data_dir}, got none; get {self.title} from {self.page} or name its folder with "
-            f"--data-dir"
+            f"no {looked_for} in {data_dir}; get {self.title} from {self.page} or name its folder with --data-dir"
         )
 
     def _source(self, root: Path, files: tuple[Path, ...], *, kind: str, parse: Callable[[Files], Arrays]) -> Source:
@@ -80,9 +79,9 @@ class Release:
 
         return Source(kind=kind, where=str(root), root=root, files=files, read=read)
 
-    def damaged(self, where: object, got: str) -> DataError:
+    def damaged(self, where: object, why: str) -> DataError:
         """Return the error that says what is wrong with the files at ``where``."""
-        return DataError(f"expected {self.title} as published in {where}, got {got}; get it again from {self.page}")
+        return DataError(f"{where} is not {self.title} as published: {why}; get it again from {self.page}")
 
     @contextmanager
     def reading(self, where: object) -> Iterator[None]:
@@ -107,9 +106,9 @@ class Files:
         """Return what messages call the file ``name``."""
         return f"{name} of {self.root}"
 
-    def damaged(self, name: str, got: str) -> DataError:
+    def damaged(self, name: str, why: str) -> DataError:
         """Return the error that says what is wrong with the file ``name``."""
-        return self.release.damaged(self.where(name), got)
+        return self.release.damaged(self.where(name), why)
 
     @contextmanager
     def content(self, name: str) -> Iterator[bytes]:

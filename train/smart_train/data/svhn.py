@@ -41,9 +41,7 @@ def _part(files: Files, name: str) -> tuple[Pixels, Labels]:
     try:
         from scipy import io as matlab  # noqa: PLC0415
     except ImportError as error:
-        raise MissingExtraError(
-            "expected SciPy to read SVHN's .mat files, got none; pip install 'smart-edge[train]'"
-        ) from error
+        raise MissingExtraError("the .mat files of SVHN need SciPy; pip install 'smart-edge[train]'") from error
     with files.content(name) as raw, warnings.catch_warnings():
         warnings.simplefilter("error", matlab.matlab.MatReadWarning)  # of two variables of one name one would be lost
         try:

@@ -72,7 +72,7 @@ def density(net: SmartNetwork, *, path: str) -> float:
 
     Of the channels of all masked groups, or where no channels are masked, of the weights of all masked layers.
     """
-    if not net.structure.removes.channels:
+    if not net.groups:
         masks = net.weight_masks(path).values()
         return sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
     kept = sum(int(mask.sum()) * group.bundle for group, mask in zip(net.groups, net.masks(path), strict=True))
@@ -150,7 +150,7 @@ class LayerStructure:
 
 def structure_report(net: SmartNetwork, *, path: str) -> tuple[LayerStructure, ...]:
     """Say of every convolution and linear layer, in the order of the network, which structure holds in it and why."""
-    network, removes = net.path(path).network, net.structure.removes
+    network = net.path(path).network
     layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     sides = kept_channels(layers, net.groups, net.masks(path))
     used = used_parameters(net, path=path)
@@ -167,7 +167,7 @@ def structure_report(net: SmartNetwork, *, path: str) -> tuple[LayerStructure, .
         inputs = kept["in"] if weight.shape[1] == sizes["in"] else weight.shape[1]
         per_filter = inputs * (layer.weight[0, 0].numel())
         reason = net.dense_layers.get(name, "")
-        if not removes.weights and not sliced:
+        if not (reason or sliced or masked):
             reason = net.kept_whole.get(name, "no masked group of channels touches it")
         report.append(
             LayerStructure(

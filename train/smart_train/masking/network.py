@@ -19,7 +19,7 @@ from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import FoundGroups, Group, apply_mask_
 from smart_train.masking.layers import Expert, check_weights, make_expert_
 from smart_train.masking.passes import Out, Pass
-from smart_train.masking.structure import Structure, default_density
+from smart_train.masking.structure import Structure, parse_structure
 from smart_train.masking.weight_masks import WeightLayers, find_weight_layers, kept_inputs
 
 DEFAULT_PATHS = ("clean", "robust")
@@ -271,7 +271,7 @@ def convert(
     """
     wanted = Structure(
         name=structure,
-        density=default_density(structure) if density is None else density,
+        density=parse_structure(structure).default_density if density is None else density,
         align=align,
         scope=scope,
         min_channels=min_channels,
@@ -287,9 +287,9 @@ def convert(
             f"expected a mean for each of {channels} channels, got {normalise.mean.numel()}; leave it out for 0"
         )
     check_weights(network)
-    found = find_groups(network, example_input, scope=scope) if wanted.removes.channels else FoundGroups(())
+    found = find_groups(network, example_input, scope=scope) if wanted.pattern.channels else FoundGroups(())
     layers = WeightLayers((), {})
-    if wanted.removes.weights:
+    if wanted.pattern.weights is not None:
         layers = find_weight_layers(network, example_input, structure=wanted, groups=found.groups)
         if not layers.masked:
             reasons = [f"{name}: {why}" for name, why in layers.dense.items()]

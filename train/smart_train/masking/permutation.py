@@ -17,10 +17,11 @@ from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import Group
 from smart_train.masking.layers import check_weights
+from smart_train.masking.n_of_m import NOfM
 from smart_train.masking.parts import is_depthwise
-from smart_train.masking.structure import Pattern, Structure
+from smart_train.masking.structure import Structure
 from smart_train.masking.tracing import run_classifier
-from smart_train.masking.weight_masks import Blocks, find_weight_layers
+from smart_train.masking.weight_masks import find_weight_layers
 
 TRIALS = 20  # swaps tried for each channel of a group: more gain little
 TOLERANCE = 1e-3  # of the scores: float32 sums in another order; a wrong permutation gives other scores altogether
@@ -34,7 +35,7 @@ class Gain:
     after: float
 
 
-def kept_magnitude(columns: Tensor, *, pattern: Pattern) -> Tensor:
+def kept_magnitude(columns: Tensor, *, pattern: NOfM) -> Tensor:
     """Return how much of ``columns`` (blocks, m, rows), which are not negative, stays: (blocks,).
 
     The n largest rise to the end of each block by exchanges of whole rows: a tenth of the time of ``topk`` over a short
@@ -49,7 +50,7 @@ def kept_magnitude(columns: Tensor, *, pattern: Pattern) -> Tensor:
     return torch.stack(largest).sum(dim=(0, 2))
 
 
-def search_order(columns: Tensor, *, pattern: Pattern, generator: torch.Generator) -> Tensor:
+def search_order(columns: Tensor, *, pattern: NOfM, generator: torch.Generator) -> Tensor:
     """Return an order int64 (channels,) of the rows of ``columns`` in which blocks of M keep more magnitude.
 
     Args:
@@ -88,8 +89,8 @@ def permute_channels_(
         ConfigError: if the structure has no pattern, or blocks that depend on channels that training removes.
         NetworkError: if no group of channels is found, or the network gives other scores afterwards.
     """
-    pattern = structure.removes.pattern
-    if pattern is None or structure.removes.channels:
+    pattern = structure.pattern.weights
+    if structure.pattern.channels or not isinstance(pattern, NOfM):
         raise ConfigError(
             f"expected a structure N:M to permute channels for, got {structure.name}; its blocks must be known before "
             f"the training"
@@ -121,9 +122,8 @@ def _weight(network: nn.Module, name: str) -> Tensor:
     return weight
 
 
-def _fraction(weight: Tensor, pattern: Pattern) -> float:
-    every = torch.ones(weight.shape[1], dtype=torch.bool)
-    rows = Blocks(weight.shape, keep_in=every, m=pattern.m).rows(weight.detach().abs())
+def _fraction(weight: Tensor, pattern: NOfM) -> float:
+    rows = pattern.in_blocks(weight.detach().abs())
     total = float(rows.sum())
     return float(rows.topk(pattern.n, dim=1).values.sum()) / total if total else 1.0
 

@@ -43,11 +43,12 @@ def gradual_count(size: int, *, target: int, progress: float) -> int:
     return size - int(removed + 1e-9)
 
 
-def strongest(scores: Tensor, *, among: Tensor, count: int) -> Tensor:
-    """Return the mask of the ``count`` highest ``scores`` where ``among`` is true; ties go to the lower index.
+def strongest(scores: Tensor, *, count: int, among: Tensor | None = None) -> Tensor:
+    """Return the mask of the ``count`` highest ``scores`` (``among`` those, if given); ties go to the lower index.
 
     All are one-dimensional. It selects instead of sorting: a layer may have millions of weights.
     """
+    among = torch.ones_like(scores, dtype=torch.bool) if among is None else among
     if count < 1:
         return torch.zeros_like(among)
     lowest = torch.finfo(scores.dtype).min

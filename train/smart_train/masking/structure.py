@@ -3,100 +3,70 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from smart_common.lazy import load
 from smart_devices import Target
-from smart_train.choices import SCOPES, STRUCTURES, Scope
+from smart_train.choices import SCOPES, Scope
 from smart_train.errors import ConfigError
+from smart_train.masking.n_of_m import MAX_M
+from smart_train.masking.pattern import WeightPattern
+from smart_train.masking.pattern_rows import PATTERNS, structure_names
 
-_MAX_M = 16
 _HALF = 0.5
-_NAME = re.compile(r"(?P<channels>channel)?(?P<plus>\+)?(?:(?P<n>[1-9][0-9]?):(?P<m>[1-9][0-9]?))?")
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Of every ``m`` consecutive input channels ``n`` weights stay, for each filter and kernel position.
-
-    With 2:4 this is what sparse tensor cores and TensorRT want (TensorRT developer guide, "Structured Sparsity": "for
-    each output channel and for each spatial pixel in the kernel weights, every four input channels must have at least
-    two zeros"; arXiv 2104.08378).
-    """
-
-    n: int
-    m: int
-
-
-TWO_FOUR = Pattern(2, 4)
-"""The one pattern that sparse tensor cores have."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What a structure's name means.
+    """What masks remove: whole channels, single weights in a pattern of their own, or both.
 
     Attributes:
-        channels: whole channels go, group by group.
-        pattern: single weights go, so many of each block; None where they do not.
-        anywhere: single weights go, wherever they are.
+        channels: whether whole channels go, group by group.
+        weights: which single weights go; None where none do.
     """
 
     channels: bool
-    pattern: Pattern | None = None
-    anywhere: bool = False
-
-    @property
-    def weights(self) -> bool:
-        """Whether single weights go."""
-        return self.anywhere or self.pattern is not None
+    weights: WeightPattern | None = None
 
     @property
     def own_density(self) -> float | None:
-        """The density that follows from the name alone: N/M of ``N:M``."""
-        return None if self.channels or self.pattern is None else self.pattern.n / self.pattern.m
+        """The density that follows from the name alone: N/M of ``N:M``; None where the user chooses."""
+        return None if self.channels or self.weights is None else self.weights.own_density
+
+    @property
+    def default_density(self) -> float:
+        """The density when none is asked for."""
+        return self.own_density or _HALF
+
+    @property
+    def block(self) -> int:
+        """How many consecutive input channels belong together in a layer whose single weights are masked."""
+        return 1 if self.weights is None else self.weights.block
+
+    def why_refused(self, target: Target) -> str | None:
+        """Return why zeros that are for speed give none on ``target``; None where they may, or are not for speed."""
+        return self.weights.why_slow(target) if self.weights is not None and self.weights.for_speed else None
 
 
-def parse_structure(name: str) -> Removal:
-    """Read ``channel``, ``N:M`` with 1 <= N < M <= 16, ``channel+N:M`` or ``unstructured``.
+def parse_structure(name: str) -> Pattern:
+    """Read ``channel``, a pattern of single weights, or ``channel+`` one that has a density of its own.
 
     Raises:
         ConfigError: if it is none of these.
     """
-    if name == "unstructured":
-        return Removal(channels=False, anywhere=True)
-    found = _NAME.fullmatch(name)
-    if found is not None:
-        channels, plus, n, m = found["channels"] is not None, found["plus"] is not None, found["n"], found["m"]
-        if n is None and channels and not plus:
-            return Removal(channels=True)
-        if n is not None and plus == channels and 1 <= int(n) < int(m) <= _MAX_M:
-            return Removal(channels=channels, pattern=Pattern(int(n), int(m)))
+    if name == "channel":
+        return Pattern(channels=True)
+    channels = name.startswith("channel+")
+    for place in PATTERNS.values():
+        weights = load(place).parse(name.removeprefix("channel+"))
+        if weights is not None and not (channels and weights.own_density is None):  # the density is the channels'
+            return Pattern(channels, weights)
     raise ConfigError(
-        f"expected a structure out of {STRUCTURES}, with N below M and M up to {_MAX_M}, got {name!a:.100}; use channel"
+        f"expected a structure out of {structure_names()}, with N below M and M up to {MAX_M}, got {name!a:.100}; "
+        f"use channel"
     )
-
-
-def why_pattern_is_slow(pattern: Pattern, *, target: Target) -> str | None:
-    """Return why zeros in ``pattern`` make no layer of any network faster on ``target``; None where they may."""
-    cores = target.profile.sparse_tensor_cores.value
-    if not cores:
-        known = "has no sparse tensor cores" if cores is False else "is not known to have sparse tensor cores"
-        return f"{target.name} {known}"
-    if pattern != TWO_FOUR:
-        return f"sparse tensor cores know {TWO_FOUR.n}:{TWO_FOUR.m} only, not {pattern.n}:{pattern.m}"
-    return None
-
-
-def default_density(name: str) -> float:
-    """Return the density of a structure when none is asked for: N/M of ``N:M``, a half of the others.
-
-    Raises:
-        ConfigError: if there is no such structure.
-    """
-    own = parse_structure(name).own_density
-    return _HALF if own is None else own
 
 
 @dataclass(frozen=True)
@@ -104,7 +74,7 @@ class Structure:
     """What masks may remove, and how much.
 
     Attributes:
-        name: ``channel``, ``N:M``, ``channel+N:M`` or ``unstructured``.
+        name: ``channel``, ``N:M``, ``channel+N:M``, ``unstructured``, or another row of ``PATTERNS``.
         density: in (0, 1], what a path keeps: of each group's channels (``channel`` and ``channel+N:M``), or of each
             masked layer's weights; N/M by definition for ``N:M``. Every layer has the same one: that is exact, and no
             layer starves, as layers may where one budget is shared out among them.
@@ -123,7 +93,7 @@ class Structure:
     min_channels: int = 1
 
     def __post_init__(self) -> None:
-        pattern, own = self.removes.pattern, self.removes.own_density  # an unknown name is refused first
+        own, block = self.pattern.own_density, self.pattern.block  # an unknown name is refused first
         if not 0 < self.density <= 1:
             raise ConfigError(f"expected density in (0, 1], got {self.density}; 0.5 keeps half of each group")
         if own is not None and self.density != own:
@@ -133,10 +103,10 @@ class Structure:
             )
         if self.align < 1:
             raise ConfigError(f"expected align of 1 or more, got {self.align}; 8 suits most devices")
-        if pattern is not None and self.removes.channels and self.align % pattern.m:
+        if self.pattern.channels and self.align % block:
             raise ConfigError(
-                f"expected align that is a multiple of {pattern.m} for {self.name}, got {self.align}; "
-                f"{math.lcm(self.align, pattern.m)} leaves whole blocks in each group"
+                f"expected align that is a multiple of {block} for {self.name}, got {self.align}; "
+                f"{math.lcm(self.align, block)} leaves whole blocks in each group"
             )
         if self.scope not in SCOPES:
             raise ConfigError(f"expected scope {' or '.join(SCOPES)}, got {self.scope!r}; use block")
@@ -144,7 +114,7 @@ class Structure:
             raise ConfigError(f"expected min_channels of 1 or more, got {self.min_channels}; 1 leaves no layer out")
 
     @cached_property
-    def removes(self) -> Removal:
+    def pattern(self) -> Pattern:
         """What the name means."""
         return parse_structure(self.name)
 
@@ -155,18 +125,13 @@ class Structure:
             size: of the group.
             bundle: how many channels each of its ``size`` stands for (:attr:`smart_train.masking.groups.Group.bundle`).
         """
-        if not self.removes.channels:
+        if not self.pattern.channels:
             return size
         step = self.align // math.gcd(self.align, bundle)
         wanted = math.ceil(self.density * size - 1e-9)  # 0.1 * 480 is 48.000000000000004
         return min(size, math.ceil(max(wanted, 1) / step) * step)
 
-    def kept_weights(self, count: int) -> int:
-        """Return how many of a masked layer's ``count`` weights in kept input channels a path keeps, at least one.
-
-        With a pattern ``count`` is a multiple of its M.
-        """
-        pattern = self.removes.pattern
-        if pattern is not None:
-            return count // pattern.m * pattern.n
-        return max(1, math.ceil(self.density * count - 1e-9)) if self.removes.anywhere else count
+    def kept_weights(self, shape: Sequence[int]) -> int:
+        """Return how many weights of a masked layer's weight, of ``shape`` after slicing, a path keeps."""
+        weights = self.pattern.weights
+        return math.prod(shape) if weights is None else weights.kept(shape, density=self.density)

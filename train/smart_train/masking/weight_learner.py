@@ -11,8 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from smart_train.masking.layers import Expert
 from smart_train.masking.network import SmartNetwork
-from smart_train.masking.plan import MOMENTUM, MaskPlan, gradual_count, strongest
-from smart_train.masking.weight_masks import Blocks, keep_pattern
+from smart_train.masking.pattern import WeightPattern
+from smart_train.masking.plan import MOMENTUM, MaskPlan, gradual_count
+from smart_train.masking.weight_masks import Sliced
 
 _Means = dict[str, dict[str, Tensor]]  # per path and layer
 
@@ -22,8 +23,7 @@ class WeightMaskLearner:
 
     In ``gradual`` they are chosen anew at each update, from all weights of a layer: what is masked keeps its value (on
     the other path it may be in use) and may come back while others shrink, as in Zhu and Gupta 2017, arXiv 1710.01878.
-    With a pattern, the schedule says how many weights stay in all: the N strongest of each block always do, and of the
-    others the strongest. In ``regrow`` weights are replaced inside of their blocks.
+    The schedule says how many weights stay in all, and the structure's pattern which.
 
     A weight's magnitude is its absolute value times the root mean square of its input on the path (Wanda, Sun et al.
     2023, arXiv 2306.11695): the absolute value alone is the same on all paths, and so would be their masks.
@@ -73,27 +73,23 @@ class WeightMaskLearner:
                 scores = weight.abs() if from_weights else chance
                 self._net.set_weight_mask(path, name, self._chosen(path, name, scores, progress=1.0))
 
-    def _blocks(self, path: str, name: str) -> Blocks | None:
-        pattern = self._net.structure.removes.pattern
-        if pattern is None:
-            return None
-        keep_in = self._net.kept_inputs(path)[name]
-        weight = self._weight(path, name)
-        return Blocks(weight.shape, keep_in=keep_in.to(weight.device), m=pattern.m)
+    @property
+    def _pattern(self) -> WeightPattern:
+        pattern = self._net.structure.pattern.weights
+        assert pattern is not None, "only a network with weight layers asks"
+        return pattern
+
+    def _sliced(self, path: str, name: str) -> Sliced:
+        keep_in, weight = self._net.kept_inputs(path)[name], self._weight(path, name)
+        return Sliced(weight.shape, keep_in=keep_in.to(weight.device), block=self._net.structure.pattern.block)
 
     def _chosen(self, path: str, name: str, scores: Tensor, *, progress: float) -> Tensor:
         """Return the mask of the weights with the highest ``scores``, as many as stay at ``progress``."""
-        structure = self._net.structure
-        blocks = self._blocks(path, name)
-        if blocks is None:
-            size = scores.numel()
-            count = gradual_count(size, target=structure.kept_weights(size), progress=progress)
-            flat = scores.flatten()
-            return strongest(flat, among=torch.ones_like(flat, dtype=torch.bool), count=count).view_as(scores)
-        assert structure.removes.pattern is not None
-        rows = blocks.rows(scores)
-        count = gradual_count(rows.numel(), target=structure.kept_weights(rows.numel()), progress=progress)
-        return blocks.mask(keep_pattern(rows, n=structure.removes.pattern.n, count=count))
+        sliced = self._sliced(path, name)
+        part = sliced.part(scores)
+        target = self._net.structure.kept_weights(part.shape)
+        count = gradual_count(part.numel(), target=target, progress=progress)
+        return sliced.mask(self._pattern.keep(part, count=count))
 
     def watch(self, moving: bool) -> None:
         """Collect what the scores need while the masks are ``moving``; call it after each move.
@@ -140,21 +136,16 @@ class WeightMaskLearner:
     def replace(self, rate: float) -> None:
         """Remove the weakest of the kept weights, ``rate`` of them, and grow the most wanted ones instead.
 
-        With a pattern at most one weight a block is replaced, by one of the same block.
+        The pattern says how.
         """
         for path in self._net.path_names:
             for name in self._net.weight_layers:
-                mask = self._net.weight_mask(path, name)
                 scores, wanted = self._scores(path, name), self._signed[path][name].abs()
-                blocks = self._blocks(path, name)
-                if blocks is None:
-                    replaced = _replaced(mask.flatten(), scores.flatten(), wanted.flatten(), rate=rate).view_as(mask)
-                else:
-                    pattern = self._net.structure.removes.pattern
-                    assert pattern is not None
-                    rows = (blocks.rows(mask), blocks.rows(scores), blocks.rows(wanted))
-                    replaced = blocks.mask(_replaced_in_blocks(*rows, n=pattern.n, rate=rate))
-                self._net.set_weight_mask(path, name, replaced)
+                sliced = self._sliced(path, name)
+                mask, scores, wanted = map(sliced.part, (self._net.weight_mask(path, name), scores, wanted))
+                count = self._net.structure.kept_weights(mask.shape)
+                replaced = self._pattern.replace(mask, scores, wanted, count=count, rate=rate)
+                self._net.set_weight_mask(path, name, sliced.mask(replaced))
 
     def _scores(self, path: str, name: str) -> Tensor:
         if self._plan.score == "gradient":
@@ -186,28 +177,3 @@ def _power_hook(mean: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]
         mean.mul_(MOMENTUM).add_(torch.nan_to_num(power, nan=0.0, posinf=0.0), alpha=1 - MOMENTUM)
 
     return hook
-
-
-def _replaced(mask: Tensor, scores: Tensor, wanted: Tensor, *, rate: float) -> Tensor:
-    """Return ``mask`` (bool, (count,)) with ``rate`` of what it keeps replaced."""
-    kept = int(mask.sum())
-    moved = min(int(rate * kept), mask.numel() - kept)
-    survivors = strongest(scores, among=mask, count=kept - moved)
-    return survivors | strongest(wanted, among=~survivors, count=moved)
-
-
-def _replaced_in_blocks(mask: Tensor, scores: Tensor, wanted: Tensor, *, n: int, rate: float) -> Tensor:
-    """Return a mask (bool, (blocks, m)) that keeps ``n`` of each block, what ``mask`` keeps coming first.
-
-    Channels that have moved put other weights together: a block may have more or fewer of the kept ones than ``n``.
-    """
-    later = scores - (scores.max() + 1)  # below every score, which are 0 or more
-    keep = keep_pattern(torch.where(mask, scores, later), n=n, count=n * len(mask))
-    weakest = torch.where(keep, scores, torch.full_like(scores, torch.inf)).min(dim=1)
-    grown = torch.where(keep, torch.full_like(wanted, -torch.inf), wanted).argmax(dim=1)
-    every = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
-    moved = strongest(-weakest.values, among=every, count=min(int(rate * n * len(mask)), len(mask)))
-    rows = torch.nonzero(moved).flatten()
-    keep[rows, weakest.indices[rows]] = False
-    keep[rows, grown[rows]] = True
-    return keep

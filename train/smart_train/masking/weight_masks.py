@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from smart_train.masking.groups import Group
 from smart_train.masking.layers import Expert, make_expert_, make_plain_
 from smart_train.masking.parts import axis_length, is_depthwise
-from smart_train.masking.plan import strongest
 from smart_train.masking.probe import PROBE_TOLERANCE
 from smart_train.masking.slicing import kept_channels
-from smart_train.masking.structure import Pattern, Structure
+from smart_train.masking.structure import Structure
 from smart_train.masking.tracing import run_classifier
 
 _HALF = 0.5
@@ -83,8 +82,8 @@ def find_weight_layers(
         keep = kept.get((name, side))
         return axis_length(modules[name], side) if keep is None else int(keep.sum())
 
-    m = 1 if structure.removes.pattern is None else structure.removes.pattern.m
-    least = 0 if structure.removes.pattern is None else structure.min_channels
+    pattern, block = structure.pattern.weights, structure.pattern.block
+    least = structure.min_channels if pattern is not None and pattern.for_speed else 0
 
     def reason(name: str, module: nn.Conv2d | nn.Linear) -> str | None:
         before, after = channels(name, "in"), channels(name, "out")
@@ -96,7 +95,7 @@ def find_weight_layers(
             (last != [name], "it makes the scores"),
             (not is_depthwise(module), "depthwise: one input channel a filter"),
             (parted == 1, f"a convolution in {parted} groups"),
-            (before % m == 0, f"its {before} input channels are no multiple of {m}"),
+            (before % block == 0, f"its {before} input channels are no multiple of {block}"),
             (
                 min(before, after) >= least,
                 f"{before} input and {after} output channels, where fewer than {least} gain nothing",
@@ -136,62 +135,45 @@ def _masks_are_zeros(network: nn.Module, images: Tensor, *, layers: Sequence[str
     return float(found) <= PROBE_TOLERANCE
 
 
-class Blocks:
-    """The weights of one layer in blocks of ``m`` consecutive input channels, counted over those that a path keeps.
+class Sliced:
+    """One layer's weight as its pattern sees it: the input channels that a path keeps, up to the last whole block.
 
-    Kept channels behind the last whole block are in none; at the masks' target there are no such.
+    Kept channels behind the last whole block are masked in no way; at the masks' target there are no such.
 
     Args:
         shape: of the weight, (out, in, ...).
         keep_in: bool (in,), the input channels that are left after slicing.
-        m: input channels a block.
+        block: input channels that belong together.
     """
 
-    def __init__(self, shape: torch.Size, *, keep_in: Tensor, m: int) -> None:
+    def __init__(self, shape: torch.Size, *, keep_in: Tensor, block: int) -> None:
         kept = torch.nonzero(keep_in).flatten()
-        whole = len(kept) // m * m
+        whole = len(kept) // block * block
         self._shape = shape
         self._channels, self._rest = kept[:whole], kept[whole:]
-        self._m = m
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """Return the values of ``tensor``, of the weight's shape, as (blocks, m)."""
-        return tensor[:, self._channels].movedim(1, -1).reshape(-1, self._m)
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return the values of ``tensor``, of the weight's shape, as (out, kept, ...)."""
+        return tensor[:, self._channels]
 
-    def mask(self, rows: Tensor) -> Tensor:
-        """Return bool ``rows`` (blocks, m) in the weight's shape, false in the channels that are not kept."""
-        mask = torch.zeros(self._shape, dtype=torch.bool, device=rows.device)
+    def mask(self, part: Tensor) -> Tensor:
+        """Return bool ``part`` (out, kept, ...) in the weight's shape, false in the channels that are not kept."""
+        mask = torch.zeros(self._shape, dtype=torch.bool, device=part.device)
         mask[:, self._rest] = True
-        inner = (self._shape[0], *self._shape[2:], len(self._channels))
-        mask[:, self._channels] = rows.reshape(inner).movedim(-1, 1)
+        mask[:, self._channels] = part
         return mask
 
 
-def keep_pattern(scores: Tensor, *, n: int, count: int) -> Tensor:
-    """Return the bool mask (blocks, m) of the ``n`` highest scores of each block and, of the others, of the highest.
-
-    Args:
-        scores: (blocks, m).
-        n: how many stay in each block at least; ties go to the lower index.
-        count: how many stay in all, n a block or more.
-    """
-    keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    keep.scatter_(1, torch.argsort(scores, dim=1, descending=True, stable=True)[:, :n], True)
-    more = count - n * len(scores)
-    if more > 0:
-        keep |= strongest(scores.flatten(), among=~keep.flatten(), count=more).view_as(keep)
-    return keep
-
-
-def pattern_holds(mask: Tensor, *, keep_in: Tensor, pattern: Pattern) -> bool:
-    """Whether ``mask`` (bool, (out, in, ...)) keeps at most N of each M in the order that slicing to ``keep_in`` gives.
+def pattern_holds(mask: Tensor, *, keep_in: Tensor, structure: Structure) -> bool:
+    """Whether the pattern allows ``mask`` (bool, (out, in, ...)) in the order that slicing to ``keep_in`` gives.
 
     Outside of the channels in ``keep_in`` nothing may be kept.
     """
-    if int(keep_in.sum()) % pattern.m or bool(mask[:, ~keep_in].any()):
+    pattern = structure.pattern.weights
+    if int(keep_in.sum()) % structure.pattern.block or bool(mask[:, ~keep_in].any()):
         return False
-    rows = Blocks(mask.shape, keep_in=keep_in, m=pattern.m).rows(mask)
-    return bool((rows.sum(dim=1) <= pattern.n).all())
+    sliced = mask[:, keep_in]
+    return pattern is None or pattern.holds(sliced, count=structure.kept_weights(sliced.shape))
 
 
 def kept_inputs(

@@ -19,7 +19,7 @@ METHODS: Mapping[str, str] = {
 
 
 def load_method(name: str) -> Method:
-    """Return a method of ``METHODS``; KeyError if there is none of that name."""
+    """Return a method by its name in ``METHODS``; raises KeyError for any other name."""
     method: Method = load(METHODS[name])
     return method
 

@@ -36,7 +36,7 @@ class PathSpec:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a method without options."""
+    """The options of a method that has none."""
 
 
 @dataclass(frozen=True)

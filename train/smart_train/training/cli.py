@@ -17,8 +17,8 @@ from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures import ARCHITECTURES, Factory
-from smart_train.architectures.cli import chosen_network
-from smart_train.attacks import Attack
+from smart_train.architectures.cli import NetworkChoice, chosen_network
+from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
 from smart_train.choices import DEFAULT_ALIGN
 from smart_train.data.augment import Augmentation
@@ -26,7 +26,7 @@ from smart_train.data.cli import DataPlaces
 from smart_train.errors import ConfigError
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
-from smart_train.masking.structure import Structure, default_density, parse_structure, why_pattern_is_slow
+from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
 from smart_train.options import parse_arguments, parse_fraction
 from smart_train.training.config import TrainConfig
@@ -36,13 +36,11 @@ from smart_train.training.loop import EpochReport, Trainer, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import state_path
 
-
-def _overruled(ctx: click.Context, option: str, *, by: Sequence[str]) -> bool:
-    """Whether ``option`` is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
-    typed = ParameterSource.COMMANDLINE
-    return ctx.get_parameter_source(option) is ParameterSource.DEFAULT_MAP and any(
-        ctx.get_parameter_source(name) is typed for name in by
-    )
+# Options that say what a `TrainConfig` holds under the same name.
+_AS_THEY_ARE = (
+    *("permute", "method", "train_images", "test_images", "epochs", "batch_size", "weight_decay", "seed", "device"),
+    "precision",
+)
 
 
 def _structure(
@@ -55,22 +53,22 @@ def _structure(
     """
     if align is not None and target is not None:
         raise ConfigError("--align and --target cannot be combined: --target sets the alignment of that device")
-    pattern = parse_structure(name).pattern
+    pattern = parse_structure(name)
     wanted, least = DEFAULT_ALIGN if align is None else align, 1
     if target is not None:
         device = resolve_target(target)
         profile = device.profile
         wanted = max(profile.alignment(precision) for precision in ("fp32", "fp16"))
-        if pattern is not None:
+        if pattern.weights is not None and pattern.weights.for_speed:
             wanted = max(wanted, *(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16")))
             if profile.sparse_tensor_cores.value:
                 least = SPARSE_GAIN_CHANNELS
-        _say_gain(name, device)
-    if pattern is not None and align is None:
-        wanted = math.lcm(wanted, pattern.m)
+        _say_gain(name, pattern, device)
+    if align is None:
+        wanted = math.lcm(wanted, pattern.block)
     return Structure(
         name=name,
-        density=default_density(name) if density is None else density,
+        density=pattern.default_density if density is None else density,
         align=wanted,
         scope=scope,  # type: ignore[arg-type]  # click checked the choice
         min_channels=least if min_channels is None else min_channels,
@@ -83,22 +81,21 @@ def _say_ordering(config: TrainConfig) -> None:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
 
 
-def _say_gain(structure: str, target: Target) -> None:
+def _say_gain(name: str, pattern: Pattern, target: Target) -> None:
     """Say so when zeros among weights gain no speed on ``target``, before hours are spent on them."""
-    removes = parse_structure(structure)
-    if removes.anywhere:
-        house.note(f"note: no engine skips single zeros: {structure} gains no speed on {target.name}")
-    slow = None if removes.pattern is None else why_pattern_is_slow(removes.pattern, target=target)
-    if slow is not None:
+    refused, slow = pattern.why_refused(target), pattern.weights and pattern.weights.why_slow(target)
+    if refused is not None:
         house.note(
-            f"note: {slow}: zeros among weights gain no speed there, and smart-export wants --allow-slow-structure"
+            f"note: {refused}: zeros among weights gain no speed there, and smart-export wants --allow-slow-structure"
         )
+    elif slow is not None:
+        house.note(f"note: {slow}: {name} gains no speed on {target.name}")
 
 
 def _say_weights(trainer: Trainer) -> None:
     """Say which layers keep all of their weights and why, where single weights are masked; and what permuting gains."""
     net, gains = trainer.net, trainer.gains.values()
-    if net.structure.removes.weights:
+    if net.weight_layers:
         whole = "; ".join(f"{name}: {why}" for name, why in net.dense_layers.items())
         house.note(f"note: {net.structure.name} masks weights of {len(net.weight_layers)} layers; not of {whole}")
     if gains:
@@ -111,7 +108,7 @@ def _say_weights(trainer: Trainer) -> None:
 
 def _say_density(net: SmartNetwork) -> None:
     """Say so when alignment keeps clearly more channels than were asked for."""
-    if not net.structure.removes.channels:
+    if not net.groups:
         return
     kept = sum(net.structure.kept(group.size, bundle=group.bundle) * group.bundle for group in net.groups)
     reached = kept / sum(group.size * group.bundle for group in net.groups)
@@ -168,54 +165,60 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     )
 
 
+def _config(ctx: click.Context, network: NetworkChoice, options: dict[str, Any]) -> TrainConfig:
+    """Return what the options say of the training; of those that exclude each other a recipe's gives way."""
+
+    def unless_overruled(option: str, *, by: Sequence[str]) -> Any:
+        """Return None if it is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
+        source = ctx.get_parameter_source
+        typed = any(source(name) is ParameterSource.COMMANDLINE for name in by)
+        return None if typed and source(option) is ParameterSource.DEFAULT_MAP else options[option]
+
+    structure, attack, method = options["structure"], options["attack"], options["method"]
+    steps = unless_overruled("steps", by=["attack"])
+    step_size = unless_overruled("step_size", by=["attack", "eps"])
+    own = parse_structure(structure).own_density is not None
+    density = unless_overruled("density", by=["structure"]) if own else options["density"]
+    return TrainConfig(
+        model=network.name,
+        model_arguments=parse_arguments(options["model_arg"]),
+        structure=_structure(
+            structure,
+            density=load_method(method).default_density if density is None and not own else density,
+            scope=options["scope"],
+            target=unless_overruled("target", by=["align"]),
+            align=unless_overruled("align", by=["target"]),
+            min_channels=options["min_channels"],
+        ),
+        masks=MaskPlan(mode=options["masks"], score=options["score"]),
+        method_options=parse_arguments(options["method_options"], option="--set"),
+        attack=Attack(
+            name=attack,
+            eps=parse_fraction(options["eps"]),
+            steps=steps if steps is not None else 1 if attack_kind(attack).one_step else Attack.steps,
+            step_size=None if step_size is None else parse_fraction(step_size),
+        ),
+        augmentation=Augmentation(crop_pad=options["crop_pad"], flip=options["flip"]),
+        learning_rate=options["lr"],
+        **{name: options[name] for name in _AS_THEY_ARE},
+    )
+
+
 def train(
     ctx: click.Context,
     *,
     data: str,
     places: DataPlaces,
-    train_images: int | None,
-    test_images: int | None,
-    crop_pad: int,
-    flip: bool,
-    model: str,
-    model_arg: tuple[str, ...],
     init: Path | None,
-    structure: str,
-    density: float | None,
-    scope: str,
-    align: int | None,
-    min_channels: int | None,
-    permute: bool,
-    target: str | None,
-    masks: str,
-    score: str,
-    method: str,
-    method_options: tuple[str, ...],
-    attack: str,
-    eps: str,
-    steps: int | None,
-    step_size: str | None,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    seed: int,
-    device: str,
-    precision: str,
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
     resume: bool,
     force: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Do what the options of ``smart-train`` say; ``ctx`` tells which of them were typed and which a recipe's."""
-    align = None if _overruled(ctx, "align", by=["target"]) else align
-    target = None if _overruled(ctx, "target", by=["align"]) else target
-    steps = None if _overruled(ctx, "steps", by=["attack"]) else steps
-    step_size = None if _overruled(ctx, "step_size", by=["attack", "eps"]) else step_size
-    own = parse_structure(structure).own_density is not None
-    density = None if own and _overruled(ctx, "density", by=["structure"]) else density
+    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed and which are a recipe's."""
     if not output.parent.is_dir():
         raise ConfigError(f"no folder {output.parent} for {output.name}; create it first")
     curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
@@ -227,49 +230,19 @@ def train(
     if existing and not resume and not force:
         raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
     check_history(history_path(output))
+    model = options["model"]
     if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
-            f"expected --model {model} on the command line too, got it from a recipe alone, which may be anybody's; "
-            f"type it to have that code imported"
+            f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
+            f"that code imported"
         )
     network = chosen_network(model)
-    config = TrainConfig(
-        model=network.name,
-        model_arguments=parse_arguments(model_arg),
-        structure=_structure(
-            structure,
-            density=load_method(method).default_density if density is None and not own else density,
-            scope=scope,
-            target=target,
-            align=align,
-            min_channels=min_channels,
-        ),
-        masks=MaskPlan(mode=masks, score=score),  # type: ignore[arg-type]
-        permute=permute,
-        method=method,
-        method_options=parse_arguments(method_options, option="--set"),
-        attack=Attack(
-            name=attack,  # type: ignore[arg-type]
-            eps=parse_fraction(eps),
-            steps=steps if steps is not None else (7 if attack == "pgd" else 1),
-            step_size=None if step_size is None else parse_fraction(step_size),
-        ),
-        augmentation=Augmentation(crop_pad=crop_pad, flip=flip),
-        train_images=train_images,
-        test_images=test_images,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        seed=seed,
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-    )
+    config = _config(ctx, network, options)
     if resume and not state_path(output).exists():
         if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
             raise ConfigError(
-                f"expected {state_path(output).name} beside {output} to resume from, got none; this training has "
-                f"ended, use --force to replace it"
+                f"no {state_path(output).name} beside {output} to resume from, since this training has ended; use "
+                f"--force to replace it"
             )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
     _say_ordering(config)

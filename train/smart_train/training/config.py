@@ -76,21 +76,19 @@ class TrainConfig:
                 f"{self.weight_decay}; 0.1 and 5e-4 are usual"
             )
         if self.method not in METHODS:
-            raise ConfigError(f"expected a method out of {', '.join(METHODS)}, got {self.method!r}; use smart")
+            raise ConfigError(f"unknown method {self.method!a:.60}; choose out of {', '.join(METHODS)}")
         load_method(self.method).read_options(self.method_options)
         if self.precision not in PRECISIONS:
-            raise ConfigError(f"expected a precision out of {', '.join(PRECISIONS)}, got {self.precision!r}")
+            raise ConfigError(f"unknown precision {self.precision!a:.60}; choose out of {', '.join(PRECISIONS)}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"expected a seed from 0 to {2**32 - 1}, got {self.seed}")
 
     def check_device(self) -> None:
         """Raise ConfigError if the device is not there, or has not the precision."""
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("expected a CUDA device that torch can use, got none; use --device cpu")
+            raise ConfigError("no CUDA device that torch can use; take --device cpu")
         if self.precision == "16-mixed" and (self.device == "cpu" or not torch.cuda.is_available()):
-            raise ConfigError(
-                "expected a CUDA device for precision 16-mixed, got a CPU; use bf16-mixed or 32-true there"
-            )
+            raise ConfigError("precision 16-mixed needs a CUDA device; use bf16-mixed or 32-true on a CPU")
 
     def record(self) -> dict[str, Any]:
         """Return the configuration in plain values, the options of the method complete."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_common.figures import INK, PATH_COLOURS, new_figure, save_figure
+from smart_common.figures import PATH_COLOURS, new_figure, save_figure, style_panel
 from smart_train.training.history import Row, path_accuracies
 
 if TYPE_CHECKING:
@@ -28,18 +28,14 @@ def draw_history(rows: Sequence[Row], path: Path, *, attack: str) -> None:
         OSError: if the file cannot be written.
     """
     figure = new_figure(width=12.5, height=3.4)
-    panels: tuple[tuple[str, Callable[[Axes], None]], ...] = (
-        ("Loss", lambda axis: _losses(axis, rows)),
-        ("Validation accuracy", lambda axis: _accuracies(axis, rows, attack=attack)),
-        ("Kept", lambda axis: _densities(axis, rows)),
-    )
-    for axis, (title, draw) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        draw(axis)
-        axis.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
+    losses, accuracies, densities = figure.subplots(1, 3)
+    _losses(losses, rows)
+    _accuracies(accuracies, rows, attack=attack)
+    _densities(densities, rows)
+    for axis, title in ((losses, "Loss"), (accuracies, "Validation accuracy"), (densities, "Kept")):
+        style_panel(axis, title, grid="y")
         axis.set_xlabel("epoch")
         axis.set_ylim(bottom=0)
-        axis.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=9)
     save_figure(figure, path)
 

@@ -20,11 +20,10 @@ def tensorboard_loggers(folder: Path, *, resume: bool) -> list[Logger]:
     """
     if not resume and any(folder.glob("events.out.tfevents*")):
         raise ConfigError(
-            f"expected no TensorBoard events in {folder}, got those of another training, which would mix with this "
-            f"one's; name another folder"
+            f"{folder} has TensorBoard events of another training, which would mix with this one's; name another folder"
         )
     try:
         import tensorboard  # noqa: F401, PLC0415  # Fabric would miss it only at the first figures
     except ImportError as error:
-        raise MissingExtraError("expected TensorBoard, got none; pip install 'smart-edge[tensorboard]'") from error
+        raise MissingExtraError("--tensorboard needs TensorBoard; pip install 'smart-edge[tensorboard]'") from error
     return [TensorBoardLogger(root_dir=folder, name="", version="")]

@@ -58,6 +58,6 @@ def check_history(path: Path) -> None:
             is_ours = file.read(len(wanted)) == wanted
     if not is_ours:
         raise ConfigError(
-            f"expected no {path} or the history of an earlier training, got another file; move it, or train into "
-            f"another folder with -o"
+            f"{path} is not the history of a training and would be overwritten; move it, or train into another folder "
+            f"with -o"
         )

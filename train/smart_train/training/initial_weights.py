@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smart_common.files import digest_of_file
 from smart_train.checkpoint.format import FORMAT
 from smart_train.checkpoint.reader import read_plain
 from smart_train.errors import CheckpointError
@@ -33,27 +33,22 @@ def read_initial_weights(path: Path) -> InitialWeights:
     Raises:
         CheckpointError: if the file is missing or too large, or holds anything else.
     """
-    raw = read_plain(path, kind="a state dict of tensors", parameters=True)
+    raw = read_plain(path, kind="state dict of tensors", parameters=True)
     found: Any = raw
     if isinstance(raw, dict) and not _is_state(raw):
         if isinstance(raw.get("format"), str) and raw["format"] == FORMAT:
             raise CheckpointError(
-                f"expected a plain state dict in {path}, got a smart-edge checkpoint, whose paths have batch norms of "
-                f"their own; start from the file that it was trained from, or resume it"
+                f"{path} is a smart-edge checkpoint, whose paths have batch norms of their own; start from the file "
+                "that it was trained from, or resume it"
             )
         found = next((raw[key] for key in _INSIDE if isinstance(raw.get(key), dict)), None)
     if not isinstance(found, dict) or not _is_state(found):
         raise CheckpointError(
-            f"expected tensors by name in {path}, alone or under {' or '.join(_INSIDE)}, got something else; save "
-            f"network.state_dict()"
+            f"no tensors by name in {path}, neither alone nor under {' or '.join(_INSIDE)}; save network.state_dict()"
         )
     wrapped = all(name.startswith(_PREFIX) for name in found)
     tensors = {name.removeprefix(_PREFIX) if wrapped else name: tensor.detach() for name, tensor in found.items()}
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return InitialWeights(tensors, digest.hexdigest())
+    return InitialWeights(tensors, digest_of_file(path))
 
 
 def _is_state(value: dict[Any, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -10,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import lightning_fabric
-import numpy as np
 import torch
 from torch import Tensor
 
 from smart_train.accuracy import PathAccuracy, some_examples, to_tensor
-from smart_train.architectures import Factory, build_network
+from smart_train.architectures import Factory
 from smart_train.checkpoint.format import Checkpoint, load_checkpoint, save_checkpoint
 from smart_train.data.images import ImageSet
+from smart_train.data.load import load_data
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import density
 from smart_train.masking.learner import MaskLearner
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.permutation import Gain, permute_channels_
-from smart_train.masking.tracing import run_classifier
 from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.config import TrainConfig
 from smart_train.training.events import tensorboard_loggers
 from smart_train.training.history import Row, history_path, write_history
-from smart_train.training.initial_weights import load_initial_weights_, read_initial_weights
+from smart_train.training.initial_weights import read_initial_weights
+from smart_train.training.plain_network import plain_network
 from smart_train.training.schedule import Stream, learning_rate, stream_generator
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
 from smart_train.training.state import Parts, Progress, read_state, restore_, save_state, state_path
@@ -80,7 +81,7 @@ class Trainer:
 
     Args:
         config: what to do.
-        data: what to learn from.
+        data: what to learn from, or its name as `load_data` takes it.
         output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
         factory: what makes a ``CUSTOM`` network.
@@ -99,14 +100,16 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        data: ImageSet,
+        data: ImageSet | str,
         *,
-        output: Path,
+        output: str | os.PathLike[str],
         resume: bool = False,
         factory: Factory | None = None,
-        initial: Path | None = None,
-        tensorboard: Path | None = None,
+        initial: str | os.PathLike[str] | None = None,
+        tensorboard: str | os.PathLike[str] | None = None,
     ) -> None:
+        data = load_data(data) if isinstance(data, str) else data
+        output = Path(output)
         if config.train_images is not None:
             data = data.subset(config.train_images)
         if config.test_images is not None:
@@ -125,8 +128,9 @@ class Trainer:
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self._factory = factory
-        self._initial = None if initial is None else read_initial_weights(initial)
+        self._initial = None if initial is None else read_initial_weights(Path(initial))
         self._progress = Progress()
+        self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
         self._normalisation = data.mean_std()
         last = state_path(output)
@@ -137,7 +141,7 @@ class Trainer:
             accelerator=config.device,
             devices=1,
             precision=config.precision,
-            loggers=[] if tensorboard is None else tensorboard_loggers(tensorboard, resume=state is not None),
+            loggers=[] if tensorboard is None else tensorboard_loggers(Path(tensorboard), resume=state is not None),
         )
         self._method = load_method(config.method)
         self._training = self._build()
@@ -175,8 +179,8 @@ class Trainer:
 
     @property
     def net(self) -> SmartNetwork:
-        """The network in its present state, as it would be deployed."""
-        return self._training.deployable()
+        """The network as it would be deployed now; after :meth:`run` the best epoch's, as in the checkpoint."""
+        return self._training.deployable() if self._best is None else self._best
 
     @property
     def gains(self) -> dict[str, Gain]:
@@ -194,28 +198,9 @@ class Trainer:
         return self.total_steps - self._progress.epoch * self.steps_per_epoch
 
     def _build(self) -> Training:
-        channels, height, width = self.data.shape
+        plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial)
         mean, std = self._normalisation
-        plain = build_network(
-            self.config.model,
-            num_classes=len(self.data.class_names),
-            in_channels=channels,
-            arguments=self.config.model_arguments,
-            generator_seed=int(np.random.SeedSequence([self.config.seed, Stream.INIT]).generate_state(1)[0]),
-            factory=self._factory,
-        )
-        if self._initial is not None:
-            load_initial_weights_(plain, self._initial)
-        structure, example = self.config.structure, torch.zeros(2, channels, height, width)
-        plain.eval()  # batch norms must not move
-        with torch.no_grad():
-            scores, classes = run_classifier(plain, example).shape[1], len(self.data.class_names)
-        plain.train()
-        if scores != classes:  # a factory need not heed num_classes
-            raise ConfigError(
-                f"expected a network with a score for each of {classes} classes, got {scores} scores; let the factory "
-                f"use num_classes"
-            )
+        structure, example = self.config.structure, torch.zeros(2, *self.data.shape)
         if self.config.permute:
             generator = stream_generator(self.config.seed, Stream.PERMUTE)
             self._gains = permute_channels_(plain, example, structure=structure, generator=generator)
@@ -273,8 +258,8 @@ class Trainer:
         means = {f"{name}_loss": float(value) / self.steps_per_epoch for name, value in sums.items()}
         if not all(math.isfinite(v) for v in means.values()):
             raise ConfigError(
-                f"expected a finite loss, got {means} in epoch {self._progress.epoch + 1}; lower --lr or --eps and "
-                f"train from the start"
+                f"the loss is not finite in epoch {self._progress.epoch + 1}, {means}; lower --lr or --eps and train "
+                "from the start"
             )
         return means
 
@@ -369,7 +354,7 @@ class Trainer:
     def _report(self) -> TrainResult:
         """Measure the best epoch on the test split; its checkpoint gets the figures and samples of full strength."""
         best = load_checkpoint(self.output, factory=self._factory)
-        best.net.to(self._fabric.device)
+        self._best = best.net.to(self._fabric.device)
         attack = report_attack(self.config.attack.eps)
         found = self._measurement.report(best.net, self.data.test)
         final = replace(

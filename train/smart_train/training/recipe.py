@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from smart_common.documents import Damaged, parse_document, read_limited
 from smart_train.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -30,28 +30,20 @@ def read_recipe(path: Path) -> dict[str, Value]:
     Raises:
         ConfigError: if the file is missing, too large, neither TOML nor JSON, says something twice, or holds lists.
     """
-    readers: dict[str, Callable[[str], object]] = {".toml": tomllib.loads, ".json": _json}
-    if path.suffix.lower() not in readers:
-        raise ConfigError(f"expected a recipe ending in .toml or .json, got {path}; rename it")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"expected a recipe at {path}, got {error.strerror}; check the path") from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"expected a recipe of at most {MAX_BYTES} bytes, got more in {path}; it is not one")
-    try:
-        found = readers[path.suffix.lower()](raw.decode())
-    except (ValueError, RecursionError) as error:  # both parsers' errors and those of UTF-8 are ValueErrors
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"expected a recipe with {_EXAMPLE}, got a file {path} that is none ({reason})") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"expected a recipe with {_EXAMPLE}, got {type(found).__name__} in {path}")
+
+    def damaged(what: str) -> ConfigError:
+        return ConfigError(f"{path} is no recipe: {what}; write {_EXAMPLE}")
+
+    kind = path.suffix.lower()
+    if kind not in {".toml", ".json"}:
+        raise ConfigError(f"{path} does not end in .toml or .json; rename it")
+    raw = read_limited(path, what="recipe", max_bytes=MAX_BYTES, error=ConfigError)
+    found = _toml(raw, damaged=damaged) if kind == ".toml" else parse_document(raw, damaged=damaged).raw
     result: dict[str, Value] = {}
     for key, value in found.items():
         name = key.replace("-", "_")
         if name in result:
-            raise ConfigError(f"expected each option once in {path}, got {name} twice, with - and with _; remove one")
+            raise ConfigError(f"{name} stands twice in {path}, with - and with _; remove one")
         table = isinstance(value, dict) and all(isinstance(v, str | int | float) for v in value.values())
         if not table and not isinstance(value, str | int | float):
             raise ConfigError(
@@ -61,11 +53,8 @@ def read_recipe(path: Path) -> dict[str, Value]:
     return result
 
 
-def _json(text: str) -> object:
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a name twice in one object")
-        return found
-
-    return json.loads(text, object_pairs_hook=once)
+def _toml(raw: bytes, *, damaged: Damaged) -> dict[str, Any]:
+    try:
+        return tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:  # the parser's own errors and those of UTF-8 are ValueErrors
+        raise damaged(" ".join(str(error).split())) from error

@@ -29,12 +29,12 @@ SELECTION_IMAGES = 1000  # at most so many validation images are attacked after 
 
 def selection_attack(eps: float) -> Attack:
     """Return the attack by which the best epoch is chosen: PGD-10, one restart."""
-    return Attack(name="pgd", eps=eps, steps=SELECTION_STEPS)
+    return Attack(eps=eps, steps=SELECTION_STEPS)
 
 
 def report_attack(eps: float) -> Attack:
     """Return the attack of the samples and of reported figures: PGD-20, one restart."""
-    return Attack(name="pgd", eps=eps, steps=REPORT_STEPS)
+    return Attack(eps=eps, steps=REPORT_STEPS)
 
 
 @dataclass(frozen=True)

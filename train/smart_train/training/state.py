@@ -107,9 +107,7 @@ def read_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
         or not (type(version) is int and version == STATE_VERSION)
         or not (type(threads) is int and 1 <= threads <= MAX_THREADS)
     ):
-        raise CheckpointError(
-            f"expected a training state of format {STATE_VERSION} in {path}, got another file; train from the start"
-        )
+        raise CheckpointError(f"{path} is no training state of format {STATE_VERSION}; train from the start")
     theirs = plain_record(state, "config", path=path)
     other = sorted(key for key in identity if theirs.get(key) != identity[key])
     if other or len(theirs) != len(identity):
@@ -154,9 +152,7 @@ def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, st
         progress = _progress(plain_record(state, "progress", path=path), epochs=epochs)
         parts.learner.load_state(state["learner"], step=progress.epoch * steps_per_epoch)
     except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over
-        raise CheckpointError(
-            f"expected the whole state of a training in {path}, got a damaged one; train from the start with --force"
-        ) from error
+        raise CheckpointError(f"the training state {path} is damaged; train from the start with --force") from error
     return progress
 
 

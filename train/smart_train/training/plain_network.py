@@ -1,0 +1,45 @@
+"""The network that a training starts from, before anything of it is masked."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from smart_train.architectures import Factory, build_network
+from smart_train.data.images import ImageSet
+from smart_train.errors import ConfigError
+from smart_train.masking.tracing import run_classifier
+from smart_train.training.config import TrainConfig
+from smart_train.training.initial_weights import InitialWeights, load_initial_weights_
+from smart_train.training.schedule import Stream
+
+
+def plain_network(
+    config: TrainConfig, data: ImageSet, *, factory: Factory | None, initial: InitialWeights | None
+) -> nn.Module:
+    """Return the network of ``config`` for ``data``, with weights drawn by its seed, or the ``initial`` ones.
+
+    Raises:
+        CheckpointError: if the initial weights are those of another network.
+        ConfigError: if the network does not give one score a class.
+    """
+    channels, height, width = data.shape
+    network = build_network(
+        config.model,
+        num_classes=len(data.class_names),
+        in_channels=channels,
+        arguments=config.model_arguments,
+        generator_seed=int(np.random.SeedSequence([config.seed, Stream.INIT]).generate_state(1)[0]),
+        factory=factory,
+    )
+    if initial is not None:
+        load_initial_weights_(network, initial)
+    network.eval()  # batch norms must not move
+    with torch.no_grad():
+        scores = run_classifier(network, torch.zeros(2, channels, height, width)).shape[1]
+    if scores != len(data.class_names):  # a factory need not heed num_classes
+        raise ConfigError(
+            f"the network gives {scores} scores for {len(data.class_names)} classes; let the factory use num_classes"
+        )
+    return network.train()
