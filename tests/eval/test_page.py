@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 
 from eval.reports import (
     THREATS,
@@ -35,8 +37,8 @@ from smart_eval.attacks.pgd import Pgd
 from smart_eval.cli import main as smart_eval
 from smart_eval.page import Included, read_included, render
 from smart_eval.page.figures import latency, percent, points, radius, span
-from smart_eval.page.html import Markup, tag, text
 from smart_eval.page.included import Drop, Switch
+from smart_eval.page.page import ENVIRONMENT
 from smart_train import Attack, ConfigError
 
 ALLOWED = {
@@ -106,16 +108,25 @@ def test_no_name_becomes_markup(name: str) -> None:
 
 @given(st.text(st.characters()))
 def test_text_comes_back_from_a_parser_as_it_was(value: str) -> None:
-    page = Parsed(tag("p", value, title=value))
+    template = ENVIRONMENT.from_string('<p title="{{ value }}">{{ value }}</p>')
+    page = Parsed(template.render(value=value))
     shown = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", value)
     assert page.text == shown
     assert page.elements[0][1]["title"] == shown
 
 
 def test_markup_is_kept_and_only_that() -> None:
-    assert text(Markup("<b>")) == "<b>"
-    assert tag("p", "<b>", tag("b", "&")) == "<p>&lt;b&gt;<b>&amp;</b></p>"
-    assert tag("img", src="a", alt="", hidden=True, width=None) == '<img src="a" alt="" hidden>'
+    source = "{% macro bold(value) %}<b>{{ value }}</b>{% endmacro %}<p>{{ value }}{{ bold(value) }}</p>"
+    assert ENVIRONMENT.from_string(source).render(value="<&") == "<p>&lt;&amp;<b>&lt;&amp;</b></p>"
+    with pytest.raises(UndefinedError):
+        ENVIRONMENT.from_string("{{ misspelt }}").render()
+
+
+def test_no_template_marks_anything_as_safe() -> None:
+    templates = list(resources.files("smart_eval.page").joinpath("templates").iterdir())
+    assert "page.html" in {file.name for file in templates}
+    for file in templates:
+        assert not re.search(r"\|\s*safe|autoescape", file.read_text("utf-8")), file.name
 
 
 def test_a_model_is_called_by_as_little_as_tells_it_from_others() -> None:
