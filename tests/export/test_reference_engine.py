@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from runtime.fakes import FASTER
 from smart_devices import engine_rows, resolve_target
-from smart_eval.bundles import open_bundle
+from smart_eval.models import open_bundle
 from smart_export import build_bundle
 from smart_export.check import check_bundle
 from smart_export.cli import main as export_command

@@ -348,17 +348,6 @@ def test_the_names_of_help_pages_are_those_of_the_tables() -> None:
     assert data.DATA_SPECS == choices.DATA_SPECS
 
 
-def test_help_waits_for_no_heavy_import() -> None:
-    heavy = {"torch", "numpy", "onnx", "onnxruntime", "scipy", "sklearn", "lightning_fabric", "matplotlib"}
-    code = (
-        "import sys; from smart_train.cli import main; main(['--help'], standalone_mode=False); "
-        f"print(*{heavy} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--density" in done.stdout
-    assert done.stdout.splitlines()[-1] == ""
-
-
 def test_an_attack_from_outside_is_a_row(data: str, tmp_path: Path) -> None:
     code = (
         "from smart_train.choices import ATTACKS; ATTACKS['margin'] = 'train.test_attacks:MARGIN'; "
