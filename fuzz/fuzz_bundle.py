@@ -127,7 +127,7 @@ def main() -> None:
         sys.exit(replay(chosen[0], file=options.replay))
     if importlib.util.find_spec("atheris") is None:
         print(
-            f"error: expected atheris, which leads the fuzzing by coverage, got none on {platform.machine()}; "
+            f"error: atheris, which leads the fuzzing by coverage, is not there on {platform.machine()}; "
             "pip install 'smart-edge[dev]' on x86-64, the only machine that it has wheels for",
             file=sys.stderr,
         )

@@ -123,9 +123,9 @@ def gate_lines(result: BuildResult) -> Iterator[str]:
 def check_report_file(file: Path, *, bundle: Path) -> None:
     """Raise ExportError if a report cannot be written to ``file``, or would change the bundle that it is about."""
     if not file.parent.is_dir():
-        raise ExportError(f"expected an existing folder for {file}, got none; create {file.parent} first")
+        raise ExportError(f"no folder for {file}; create {file.parent} first")
     if file.is_dir():
-        raise ExportError(f"expected a file name for the report, got the folder {file}; add a name, as in report.json")
+        raise ExportError(f"{file} is a folder; add a name, as in report.json")
     if bundle.resolve() in file.resolve().parents:
         raise ExportError(
             f"expected a place outside of the bundle for the report, got {file}; a bundle has its own files only"

@@ -133,9 +133,7 @@ def sparsity_of_onnx(file: Path, *, pattern: NOfM = TWO_FOUR, target: Target | N
 
 def _read_model(file: Path) -> onnx.ModelProto:
     if not file.is_file():
-        raise ExportError(
-            f"expected an ONNX file at {file}, got none; give the model.onnx of a bundle, or another file"
-        )
+        raise ExportError(f"no ONNX file at {file}; give the model.onnx of a bundle, or another file")
     size = file.stat().st_size
     if size > MAX_GRAPH_BYTES:
         raise ExportError(f"expected an ONNX file of at most {MAX_GRAPH_BYTES} bytes, got {size}; is {file} one?")
@@ -143,9 +141,9 @@ def _read_model(file: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(file.read_bytes())
     except Exception as error:  # protobuf's own, which has no types
-        raise ExportError(f"expected an ONNX file, got something else in {file}; export the network to ONNX") from error
+        raise ExportError(f"{file} is no ONNX file; export the network to ONNX") from error
     if not model.graph.node or not model.opset_import:  # protobuf takes many a file for an odd message
-        raise ExportError(f"expected an ONNX file with a graph, got none in {file}; export the network to ONNX")
+        raise ExportError(f"{file} holds no graph; export the network to ONNX")
     return model
 
 

@@ -64,8 +64,9 @@ def test_options_may_stand_before_the_file(checkpoint_file: Path, tmp_path: Path
     ],
 )
 def test_a_command_without_its_extra_names_the_pip_command(
-    command: str, arguments: list[str], module: str, extra: str
+    command: str, arguments: list[str], module: str, extra: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "ckpt.pt").touch()
     code = f"import sys; sys.modules[{module!r}] = None; from smart_common.console.entry import {command}; {command}()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -73,11 +74,11 @@ def test_a_command_without_its_extra_names_the_pip_command(
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ},
+        cwd=tmp_path,
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith(f"error: expected the Python module {module}")
+    assert done.stderr.startswith(f"error: the Python module {module} is not installed")
     assert "pip install" in done.stderr
     assert extra in done.stderr
     assert "Traceback" not in done.stderr

@@ -343,7 +343,7 @@ def test_command_line_manners() -> None:
     assert runner.invoke(main, ["--version"]).output.startswith("smart-bench, version ")
     nowhere = runner.invoke(main, ["nowhere"])
     assert nowhere.exit_code == 1
-    assert nowhere.output.startswith("error: expected a bundle directory at 'nowhere'")
+    assert nowhere.output.startswith("error: no bundle directory at 'nowhere'")
     assert runner.invoke(main, ["nowhere", "--blocks", "1"]).exit_code == 2
     assert "Missing argument 'BUNDLE'" in runner.invoke(main, []).output
     assert runner.invoke(main, []).exit_code == 2

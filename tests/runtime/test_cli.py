@@ -94,7 +94,7 @@ def test_info_checks_every_byte(own_bundle: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["infer", "{bundle}", "nowhere.png"], 1, "error: expected a picture at 'nowhere.png', got no such file"),
-        (["infer", "nowhere", "{picture}"], 1, "error: expected a bundle directory at 'nowhere'"),
+        (["infer", "nowhere", "{picture}"], 1, "error: no bundle directory at 'nowhere'"),
         (["infer", "{bundle}", "{picture}", "--path", "fast"], 1, "error: unknown path 'fast'; the bundle has"),
         (["infer", "{bundle}", "{picture}", "--path", "dense"], 1, "the dense baseline is for smart-bench only"),
         (["infer", "{bundle}", "{bundle}/manifest.json"], 1, "cannot be decoded"),

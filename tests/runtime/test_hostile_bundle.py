@@ -255,7 +255,7 @@ def test_a_held_graph_outlives_its_bundle(own_bundle: Path) -> None:
             graph = held.read()
             assert (graph.model, graph.weights) == graph_files("robust")
             assert graph.weights_name == "weights.bin"
-        with pytest.raises(BundleError, match=r"expected a bundle directory at .*, got none"):
+        with pytest.raises(BundleError, match=r"no bundle directory at "):
             opened.graph_bytes("robust")
 
 
@@ -328,7 +328,7 @@ def test_holding_what_is_not_there_leaves_nothing_open(own_bundle: Path) -> None
     with pytest.raises(PathError):
         opened.hold("fast")
     (own_bundle / "clean/weights.bin").unlink()
-    with pytest.raises(BundleError, match=r"expected 'clean/weights\.bin' in the bundle, got none"):
+    with pytest.raises(BundleError, match=r"no 'clean/weights\.bin' in the bundle"):
         opened.hold("clean")
     assert_no_open_files(own_bundle)
 

@@ -43,7 +43,7 @@ def test_what_help_needs_waits_for_no_numpy(module: str) -> None:
 
 
 def test_every_public_name_is_found_at_its_first_use() -> None:
-    assert all(getattr(smart_runtime, name).__name__ == name for name in smart_runtime.__all__)
+    assert all(getattr(smart_runtime, name).__name__.split(".")[-1] == name for name in smart_runtime.__all__)
     with pytest.raises(AttributeError, match="module 'smart_runtime' has no attribute 'SmartModle'"):
         _ = smart_runtime.SmartModle
 

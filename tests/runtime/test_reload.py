@@ -103,7 +103,7 @@ def truncate_graph(place: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing there": (lambda _: None, "expected a bundle directory"),
+    "nothing there": (lambda _: None, "no bundle directory"),
     "flipped byte": (
         lambda place: (write_bundle(place) / "robust/weights.bin").write_bytes(b"x"),
         "as it was exported",

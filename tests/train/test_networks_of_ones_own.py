@@ -265,7 +265,7 @@ FORMS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 @pytest.fixture
 def wide_resnet8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the network of `tiny_config` the one that `resnet` builds."""
-    monkeypatch.setattr("smart_train.training.loop.build_network", lambda *_, **__: resnet(seed=0))
+    monkeypatch.setattr("smart_train.training.plain_network.build_network", lambda *_, **__: resnet(seed=0))
     monkeypatch.setattr("smart_train.checkpoint.format.build_network", lambda *_, **__: resnet(seed=0))
 
 

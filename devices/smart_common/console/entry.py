@@ -31,4 +31,4 @@ def _run(module: str, *, extra: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("smart_"):
             raise  # a fault of ours, not something to install
-        sys.exit(f"error: expected the Python module {error.name}, got none; pip install 'smart-edge[{extra}]'")
+        sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")

@@ -112,7 +112,7 @@ def compare_saved(a: Saved, b: Saved, *, seed: int) -> Change:
     compared = [(one, other) for one, other in pairs if one is not a.reference]
     if not compared:
         raise InputError(
-            f"expected rows that {a.file!r} and {b.file!r} both have beside {_label(a.reference)!r}, got none; "
+            f"{a.file!r} and {b.file!r} have no row in common beside {_label(a.reference)!r}; "
             "compare results of the same kind of bundle"
         )
     rng = np.random.default_rng(seed)

@@ -95,7 +95,7 @@ def read_baseline(path: Path) -> Baseline:
         OSError: The system cannot read it.
     """
     if not path.is_file():
-        raise InputError(f"expected an ONNX file for the baseline, got none at {str(path)!r}; check the name")
+        raise InputError(f"no ONNX file for the baseline at {str(path)!r}; check the name")
     model = path.read_bytes()
     size = len(model)
     try:

@@ -84,16 +84,14 @@ class Bundle:
         present = set(list_files(root))
         _check_names(present - {CHECKSUMS, SIGNATURE}, named=set(sums))
         if MANIFEST not in sums:
-            raise BundleError(f"expected {MANIFEST} in the bundle, got none; copy or export the bundle again")
+            raise BundleError(f"no {MANIFEST} in the bundle; copy or export the bundle again")
         data = read_bounded(root, MANIFEST, max_bytes=MAX_BYTES)
         check_sum(MANIFEST, hashlib.sha256(data).hexdigest(), expected=sums[MANIFEST])
         manifest = parse_manifest(data)
         for graph in manifest.graphs:
             for name in graph.files:
                 if name not in sums:
-                    raise BundleError(
-                        f"expected {name!r} for {graph.name!r} in the bundle, got none; copy or export the bundle again"
-                    )
+                    raise BundleError(f"no {name!r} for {graph.name!r} in the bundle; copy or export the bundle again")
         return cls(
             root=root,
             manifest=manifest,
@@ -163,7 +161,7 @@ def _read_signature(root: Path) -> bytes:
     """Return the signature's bytes, one more than a signature has if there are more."""
     if not os.path.lexists(root / SIGNATURE):
         raise SignatureError(
-            f"expected a signature in {SIGNATURE}, since a key to trust was given, got none; "
+            f"no signature in {SIGNATURE}, though a key to trust was given; "
             "get the signed bundle, or leave the key out to open it unsigned"
         )
     with open_plain(root, SIGNATURE) as (file, _):

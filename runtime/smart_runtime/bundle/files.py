@@ -110,9 +110,7 @@ def _opened(directory: Path, folder: str) -> Iterator[int]:
     try:
         descriptor = os.open(directory, _FOLDER)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(
-            f"expected a bundle directory at {str(directory)!r}, got none; copy or export the bundle again"
-        ) from error
+        raise BundleError(f"no bundle directory at {str(directory)!r}; copy or export the bundle again") from error
     try:
         for part in filter(None, folder.split("/")):
             with _refusing_links(folder):
@@ -129,7 +127,7 @@ def _refusing_links(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise BundleError(f"expected {name!r} in the bundle, got none; copy or export the bundle again") from error
+        raise BundleError(f"no {name!r} in the bundle; copy or export the bundle again") from error
     except OSError as error:
         # A link in the place of a file, one in the place of a folder, a socket.
         if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}:
