@@ -58,7 +58,7 @@ def read_picture(
     if isinstance(source, str | os.PathLike):
         name = repr(str(Path(source)))
         if not Path(source).is_file():
-            raise InputError(f"expected a picture at {name}, got no such file; check the name")
+            raise InputError(f"no picture at {name}; check the name")
     try:
         with Image.open(source, formats=FORMATS) as file:
             upright = _decoded(file, name=name, colour=colour)

@@ -512,7 +512,7 @@ def test_a_bundle_shows_what_it_makes_of_its_checkpoints_samples() -> None:
     [
         (b"", "expected JSON"),
         (b"[1]", "expected an object"),
-        (b"{}", "got something else"),
+        (b"{}", "is something else"),
         (b'{"models": []}', "one of smart-eval"),
         (json.dumps({**bench_result(), "rows": []}).encode(), "the rows of a comparison"),
         (json.dumps({**bench_result(), "batch": "1"}).encode(), "a whole number"),
@@ -561,8 +561,11 @@ def test_the_command_writes_the_page_and_says_how(trained: Path, data: str, tmp_
     [
         (["--report", "nowhere/report.html"], "no folder nowhere for --report"),
         (["--report", "."], "--report . is a folder"),
-        (["--report", "r.html", "--include", "nothing.json"], "nothing there"),
-        (["--report", "r.html", "--include", "."], "got a folder"),
+        (
+            ["--report", "r.html", "--include", "nothing.json"],
+            "no result of smart-export or smart-bench at nothing.json: No such file",
+        ),
+        (["--report", "r.html", "--include", "."], "no result of smart-export or smart-bench at .: Is a directory"),
         (["--include", "nothing.json"], "--report"),
     ],
 )

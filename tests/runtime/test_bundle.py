@@ -155,7 +155,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, what: str) -> None:
         place.write_bytes(b"")
     elif what == "empty directory":
         place.mkdir()
-    with pytest.raises(BundleError, match=r"expected a bundle.*smart-export"):
+    with pytest.raises(BundleError, match=r"(no bundle directory at|is no bundle: no SHA256SUMS).*smart-export"):
         Bundle.open(place)
 
 
@@ -163,7 +163,7 @@ def test_a_graph_that_the_manifest_names_and_the_bundle_lacks(tmp_path: Path) ->
     def elsewhere(document: dict[str, Any]) -> None:
         ours(document)["baseline"]["file"] = "dense/other.onnx"
 
-    with pytest.raises(BundleError, match=r"expected 'dense/other.onnx' for 'dense'"):
+    with pytest.raises(BundleError, match=r"no 'dense/other.onnx' for 'dense'"):
         Bundle.open(write_bundle(tmp_path / "b", change=elsewhere))
 
 

@@ -112,7 +112,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         truncate_graph,
         "a file that ends too early|ONNX Runtime did not accept",
     ),
-    "missing path": (lambda place: shutil.rmtree(write_bundle(place) / "robust"), "got no such file"),
+    "missing path": (lambda place: shutil.rmtree(write_bundle(place) / "robust"), "which SHA256SUMS names"),
     "without a path": (lambda place: write_bundle(place, change=remove_robust), "has no path 'robust', which the one"),
     "other classes": (lambda place: write_bundle(place, change=other_classes), "with the classes of the one"),
     "other input": (lambda place: write_bundle(place, channels=1), "with the input of the one"),

@@ -203,8 +203,8 @@ def wrong_key(what: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("missing", "expected a key at .*, got no such file; `smart-export keygen` makes a pair of keys"),
-        ("directory", "expected a key at .*, got a directory"),
+        ("missing", "no key at .*: No such file or directory; `smart-export keygen` makes a pair of keys"),
+        ("directory", "no key at .*: Is a directory"),
         ("private", "expected a public key in .*, got a private one; give its .pub file, and keep this to yourself"),
         ("RSA", "expected an Ed25519 public key in .*, got a public key of another kind"),
         ("garbage", "expected an Ed25519 public key as PEM in .*, got something else"),

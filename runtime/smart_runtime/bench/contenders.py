@@ -105,9 +105,7 @@ def read_baseline(path: Path) -> Baseline:
     for location in locations:
         file = path.parent / location
         if not file.is_file():
-            raise InputError(
-                f"expected {location!r} beside {str(path)!r}, got no such file; copy its external data too"
-            )
+            raise InputError(f"no {location!r} beside {str(path)!r}; copy its external data too")
         size += file.stat().st_size
     return Baseline(file=str(path), sha256=hashlib.sha256(model).hexdigest(), bytes=size)
 

@@ -71,12 +71,9 @@ class Bundle:
         key = load_public_key(trust) if isinstance(trust, str | os.PathLike) else trust
         root = Path(path)
         if not root.is_dir():
-            what = "a file" if root.exists() else "nothing there"
-            raise BundleError(f"expected a bundle directory at {str(root)!r}, got {what}; `smart-export` makes one")
+            raise BundleError(f"no bundle directory at {str(root)!r}; `smart-export` makes one")
         if not (root / CHECKSUMS).exists():
-            raise BundleError(
-                f"expected a bundle at {str(root)!r}, got a directory without {CHECKSUMS}; `smart-export` makes one"
-            )
+            raise BundleError(f"the directory {str(root)!r} is no bundle: no {CHECKSUMS}; `smart-export` makes one")
         checksums = read_bounded(root, CHECKSUMS, max_bytes=MAX_CHECKSUMS_BYTES)
         if key is not None:
             key.check(_read_signature(root), checksums, name=SIGNATURE)
@@ -170,6 +167,6 @@ def _read_signature(root: Path) -> bytes:
 
 def _check_names(present: set[str], *, named: set[str]) -> None:
     if missing := sorted(named - present):
-        raise BundleError(f"expected {missing[0]!r}, which {CHECKSUMS} names, got no such file; copy the bundle again")
+        raise BundleError(f"no {missing[0]!r}, which {CHECKSUMS} names; copy the bundle again")
     if extra := sorted(present - named):
         raise BundleError(f"expected only files that {CHECKSUMS} names, got {extra[0]!r} too; remove it")

@@ -98,8 +98,7 @@ def read_key_file(path: str | os.PathLike[str]) -> bytes:
         with open(name, "rb") as file:  # noqa: PTH123  # a path of the user's own, in whatever form
             data = file.read(MAX_KEY_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError) as error:
-        what = "a directory" if isinstance(error, IsADirectoryError) else "no such file"
-        raise SignatureError(f"expected a key at {name!r}, got {what}; {_REMEDY}") from error
+        raise SignatureError(f"no key at {name!r}: {error.strerror}; {_REMEDY}") from error
     if len(data) > MAX_KEY_BYTES:
         raise SignatureError(f"expected a key of at most {MAX_KEY_BYTES} bytes in {name!r}, got more; {_REMEDY}")
     return data

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smart_common.documents import Reader, parse_document
+from smart_common.documents import Reader, parse_document, read_limited
 from smart_runtime.bench.saved import MAX_BYTES
 from smart_train.errors import ConfigError
 
@@ -115,14 +115,7 @@ def read_included(files: Sequence[Path]) -> Included:
 
 def _read(file: Path) -> Bench | Export:
     name = str(file)
-    expected = "expected a result of smart-export --json or smart-bench --json"
-    if not file.is_file():
-        what = "a folder" if file.is_dir() else "something else" if file.exists() else "nothing there"
-        raise ConfigError(f"{expected} at {name!r}, got {what}; check the name")
-    with file.open("rb") as opened:
-        data = opened.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{expected} of at most {MAX_BYTES} bytes in {name!r}, got more; check the name")
+    data = read_limited(file, what="result of smart-export or smart-bench", max_bytes=MAX_BYTES, error=ConfigError)
 
     def damaged(what: str) -> ConfigError:
         return ConfigError(f"{name!r} is no result of smart-export --json or smart-bench --json: {what}; save it again")
@@ -132,8 +125,9 @@ def _read(file: Path) -> Bench | Export:
         return _bench(root, name)
     if {"bundle", "target", "paths", "precision"} <= set(root.keys):
         return _export(root, name)
-    kind = "one of smart-eval, which --include does not take" if "models" in root.keys else "something else"
-    raise ConfigError(f"{expected} in {name!r}, got {kind}; save what those commands print")
+    raise damaged(
+        "it is one of smart-eval, which --include does not take" if "models" in root.keys else "it is something else"
+    )
 
 
 def _bench(root: Reader, name: str) -> Bench:
