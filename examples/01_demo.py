@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--blocks", type=int, default=40, help="blocks of smart-bench")
+    parser.add_argument("--examples", type=int, help="test images that smart-eval attacks; all by default")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -77,13 +78,15 @@ def main() -> None:
     export = run(out, "smart-export", str(checkpoint), "--target", "cpu", "-o", str(bundle), "--force")
     bench = run(out, "smart-bench", str(bundle), "--blocks", str(options.blocks), "--plot", str(plot))
     included = [word for name in ("smart-export", "smart-bench") for word in ("--include", str(out / f"{name}.json"))]
-    accuracy = run(out, "smart-eval", str(checkpoint), "--attack", "pgd20x1", "--report", str(report), *included)
+    some = () if options.examples is None else ("--examples", str(options.examples))
+    attack = ("--attack", "pgd20x1", *some, "--report", str(report))
+    accuracy = run(out, "smart-eval", str(checkpoint), *attack, *included)
     show_switch(bundle, checkpoint)
 
     rows = {row["name"]: row for row in bench["rows"]}
     print(
-        f"\nresnet8 on digits, seed {options.seed}, trained in {train['seconds']:.0f} s; test split of "
-        f"{accuracy['examples']}, PGD-20 at eps 0.3;\nlatency on this machine's CPU, one thread, batch 1"
+        f"\nresnet8 on digits, seed {options.seed}, trained in {train['seconds']:.0f} s; "
+        f"{accuracy['examples']} test images, PGD-20 at eps 0.3;\nlatency on this machine's CPU, one thread, batch 1"
     )
     print(f"\n{'path':8}{'clean':>8}{'PGD-20':>8}{'latency':>12}{'speed-up':>10}{'bytes':>12}")
     for name in ("dense", "clean", "robust"):

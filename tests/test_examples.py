@@ -30,8 +30,9 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 def test_the_demo_goes_from_training_to_the_table(tmp_path: Path) -> None:
     out = tmp_path / "out"
+    less = ["--epochs", "1", "--blocks", "4", "--examples", "40"]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "01_demo.py"), "--out", str(out), "--epochs", "1", "--blocks", "4"],
+        [sys.executable, str(EXAMPLES / "01_demo.py"), "--out", str(out), *less],
         capture_output=True,
         text=True,
         timeout=300,
