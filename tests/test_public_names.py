@@ -10,7 +10,8 @@ import pytest
 PUBLIC = {
     "smart_devices": """
         PRECISIONS DenseSparse Dla EngineInfo EngineStatus Fact Identity JetPack JetPackVersion Memory MissingExtraError
-        PowerMode Profile SmartError Target UnknownTargetError detect engine_info engine_names engine_status
+        PowerMode Profile SmartError Target UnknownEngineError UnknownTargetError detect
+        engine_info engine_names engine_status
         load_profile parse_profile profile_names profile_of resolve_target version
     """,
     "smart_runtime": """

@@ -5,15 +5,29 @@ A table whose values take long to import holds ``"module:attribute"`` in their p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from smart_common.errors import SmartError
+
 
 def load(place: str) -> Any:
-    """Return the attribute that ``place``, ``"module:attribute"``, names; its module is imported for that."""
+    """Return the attribute that ``place``, ``"module:attribute"``, names; its module is imported for that.
+
+    Raises:
+        SmartError: There is no such module, or it has no such attribute: whoever wrote the row must mend it.
+    """
     module, _, attribute = place.partition(":")
-    return getattr(import_module(module), attribute)
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, AttributeError) and error.obj is not sys.modules.get(module):
+            raise  # raised by the module's own code
+        if isinstance(error, ImportError) and not f"{module}.".startswith(f"{error.name}."):
+            raise  # a library that the module needs
+        raise SmartError(f"{place} cannot be loaded: {error}; mend the row of the table that names it") from error
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smart_devices.device_profile import PRECISIONS, DenseSparse, Dla, Identity, Memory, PowerMode, Profile, Target
     from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
     from smart_devices.engines import engine_status
-    from smart_devices.errors import UnknownTargetError
+    from smart_devices.errors import UnknownEngineError, UnknownTargetError
     from smart_devices.facts import Fact
     from smart_devices.jetpack import JetPack, JetPackVersion
     from smart_devices.profiles import load_profile, parse_profile, profile_names, profile_of, resolve_target
@@ -38,6 +38,7 @@ __all__ = [
     "Profile",
     "SmartError",
     "Target",
+    "UnknownEngineError",
     "UnknownTargetError",
     "detect",
     "engine_info",
@@ -67,7 +68,7 @@ _HOMES = {
     ),
     "smart_devices.engine_rows": ("EngineInfo", "EngineStatus", "engine_info", "engine_names"),
     "smart_devices.engines": ("engine_status",),
-    "smart_devices.errors": ("UnknownTargetError",),
+    "smart_devices.errors": ("UnknownEngineError", "UnknownTargetError"),
     "smart_devices.facts": ("Fact",),
     "smart_devices.jetpack": ("JetPack", "JetPackVersion"),
     "smart_devices.profiles": ("load_profile", "parse_profile", "profile_names", "profile_of", "resolve_target"),

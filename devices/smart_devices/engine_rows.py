@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from smart_devices.errors import UnknownEngineError
+
 AUTO = "auto"
 """Not an engine: asks for the best one that this device has."""
 
@@ -99,12 +101,12 @@ def engine_info(name: str) -> EngineInfo:
     """Return the row of the engine or builder ``name``.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        UnknownEngineError: There is none; the message names the nearest.
     """
     for info in ENGINES:
         if info.name == name:
             return info
-    raise ValueError(unknown_engine(name, [info.name for info in ENGINES]))
+    raise UnknownEngineError(unknown_engine(name, [info.name for info in ENGINES]))
 
 
 def unknown_engine(name: str, known: list[str]) -> str:

@@ -29,7 +29,7 @@ def engine_status(name: str, *, around: Surroundings | None = None) -> EngineSta
         around: What decides about those that need a GPU; None to look.
 
     Raises:
-        ValueError: No engine is called that.
+        UnknownEngineError: No engine is called that.
     """
     status: EngineStatus = load(engine_info(name).judge)(around)
     return status

@@ -51,17 +51,22 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _COMPUTE_CAPABILITY = re.compile(r"\d{1,2}\.\d")
 
 
-def resolve_target(name: str | os.PathLike[str], *, jetpack: str | None = None) -> Target:
+def resolve_target(name: str | os.PathLike[str] | Profile | Target, *, jetpack: str | None = None) -> Target:
     """Return the target that ``name`` stands for: a profile's name, an alias, or a profile of the user's own.
 
     Args:
-        name: The device, or a file that ends in ``.json`` and is a profile like those in ``profiles/``.
+        name: The device, or a file that ends in ``.json`` and is a profile like those in ``profiles/``; a profile that
+            is read already is a target by its own name, and a target stays what it is.
         jetpack: The JetPack release on it, as in ``6.0``; only a Jetson has one.
 
     Raises:
         UnknownTargetError: No profile has that name, the file is none, or there is no such JetPack release for it.
     """
-    if str(name).endswith(".json"):
+    if isinstance(name, Target):
+        return name
+    if isinstance(name, Profile):
+        profile, name = name, name.name
+    elif str(name).endswith(".json"):
         profile = _read_profile(Path(name))
         name = profile.name
     else:
@@ -74,8 +79,8 @@ def resolve_target(name: str | os.PathLike[str], *, jetpack: str | None = None) 
     if jetpack is not None and not any(jetpack in row.versions for row in profile.jetpack):
         releases = ", ".join(version for row in profile.jetpack for version in row.versions)
         raise UnknownTargetError(
-            f"expected a JetPack release for {name}, {f'one of {releases}' if releases else 'which has none'}, got "
-            f"{jetpack!r}; leave it out, or see `smart-devices show {name}`"
+            f"unknown JetPack release {jetpack!a:.40} for {name}, which has {releases or 'none'}; leave it out, or see "
+            f"`smart-devices show {name}`"
         )
     return Target(name=str(name), profile=profile, jetpack=jetpack)
 

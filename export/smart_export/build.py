@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smart_devices import Target, resolve_target
+from smart_devices import Profile, Target, resolve_target
 from smart_export.bundle_manifest import manifest_record, quantisation
 from smart_export.errors import ExportError
 from smart_export.evidence import Evidence, divide
@@ -79,7 +79,7 @@ def build_bundle(
     checkpoint: str | os.PathLike[str] | Checkpoint,
     *,
     output: str | os.PathLike[str],
-    target: str | Target,
+    target: str | os.PathLike[str] | Profile | Target,
     precision: str = FP32,
     baseline: bool = True,
     default_path: str | None = None,
@@ -102,7 +102,8 @@ def build_bundle(
     Args:
         checkpoint: what to export, or its file.
         output: the bundle's directory.
-        target: a device or its name; decides alignment, opset, and how int8 graphs are quantised.
+        target: a device, its profile, its name, or a profile's file; decides alignment, opset, and how int8 graphs are
+            quantised.
         precision: ``fp32``, ``fp16`` or ``int8``, of all graphs; input and output are float32 in each.
         baseline: add the unmasked network for comparison.
         default_path: the path a model starts on; the first one (clean) by default.
@@ -128,7 +129,7 @@ def build_bundle(
     """
     started = time.perf_counter()
     stopwatch = stopwatch or Stopwatch()
-    target = resolve_target(target) if isinstance(target, str) else target
+    target = resolve_target(target)
     known = check_precision(precision)
     check_max_drop(max_drop)
     check_output(Path(output), force=force)

@@ -128,7 +128,7 @@ def check_report_file(file: Path, *, bundle: Path) -> None:
         raise ExportError(f"{file} is a folder; add a name, as in report.json")
     if bundle.resolve() in file.resolve().parents:
         raise ExportError(
-            f"expected a place outside of the bundle for the report, got {file}; a bundle has its own files only"
+            f"the report {file} cannot be inside of the bundle, which has its own files only; name another place"
         )
 
 

@@ -23,7 +23,7 @@ def check_structure(structure: Structure, *, target: Target, allow_slow: bool) -
     slow = structure.pattern.why_refused(target)
     if slow is not None and not allow_slow:
         raise ExportError(
-            f"expected a structure that pays on {target.name}, got {structure.name}: {slow}; train with --structure "
+            f"{structure.name} does not pay on {target.name}: {slow}; train with --structure "
             f"channel, or export it as it is with --allow-slow-structure"
         )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from textwrap import shorten
 
+from smart_common.errors import shortened
 from smart_runtime.bundle.manifest import DENSE, Manifest
 from smart_runtime.errors import BundleError, PathError
 
@@ -29,8 +29,8 @@ def check_replaces(new: Manifest, old: Manifest) -> None:
     ):
         if theirs != ours:
             raise BundleError(
-                f"expected a bundle with the {what} of the one that it replaces, {shorten(str(ours), 80)}, "
-                f"got {shorten(str(theirs), 80)}; load it as a model of its own"
+                f"expected a bundle with the {what} of the one that it replaces, {shortened(str(ours))}, "
+                f"got {shortened(str(theirs))}; load it as a model of its own"
             )
     if lost := [name for name in old.paths if name not in new.paths]:
         raise BundleError(

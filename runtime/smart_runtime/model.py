@@ -14,7 +14,7 @@ from types import TracebackType
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
-from smart_runtime.errors import ClosedError, EngineError
+from smart_runtime.errors import ClosedError, EngineError, InputError
 from smart_runtime.inputs import Images, prepare
 from smart_runtime.memory import RESIDENT, MemoryReport, Mode
 from smart_runtime.notes import log_notes, notes_on
@@ -82,6 +82,7 @@ class SmartModel:
             BundleError: Not a bundle, or any byte of it was changed, added or lost; SignatureError, it is not signed
                 with the key.
             PathError: The bundle has no such path.
+            InputError: ``policy`` is none.
             EngineError: No such engine, or both ``threads`` and ``options``, or it refuses a graph, or the budget is
                 too small; OutOfMemoryError, there is not enough memory.
             MissingExtraError: The engine's library is not installed, or with ``trust`` cryptography.
@@ -91,6 +92,12 @@ class SmartModel:
         if threads is not None and options is not None:
             raise EngineError("threads and options cannot be combined: say EngineOptions(threads=...)")
         options = EngineOptions(threads=threads) if options is None else options
+        if not isinstance(options, EngineOptions):
+            raise EngineError(f"expected options as EngineOptions(...), got {options!r:.100}")
+        if policy is not None and (isinstance(policy, type) or not hasattr(policy, "observe")):
+            raise InputError(
+                f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"
+            )
         engine_name = resolve_engine(engine)
         open_loader = partial(Loader, trust=trust, engine_name=engine_name, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)

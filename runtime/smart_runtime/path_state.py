@@ -231,15 +231,11 @@ class PathState:
     def _install(self, fresh: LoadedPath, reason: str) -> bool:
         """Let a path answer that was loaded just now; say whether that is a switch."""
         with self._lock:
-            self._add(fresh)
-            return self._activate(fresh, reason)
-
-    def _add(self, fresh: LoadedPath) -> None:
-        """Add a path that was loaded just now; ClosedError if it comes too late. ``_lock`` is held."""
-        if self._unusable:
-            fresh.retire()
-        self.check_usable()
-        self.loaded = {**self.loaded, fresh.name: fresh}
+            if not self._unusable:
+                self.loaded = {**self.loaded, fresh.name: fresh}
+                return self._activate(fresh, reason)
+        fresh.retire()
+        raise ClosedError(self._unusable)
 
     def _load_beside(self, name: str) -> LoadedPath:
         """Load a path beside those that are loaded; OutOfMemoryError if the budget or the system forbids it."""
@@ -331,11 +327,14 @@ class PathState:
         with self._change():
             fresh = None if name in self.loaded else self._load_beside(name)
             with self._lock:
-                if fresh is not None:
-                    self._add(fresh)
-                self.check_usable()
-                self.pins[name] += 1
-        return name
+                if not self._unusable:
+                    if fresh is not None:
+                        self.loaded = {**self.loaded, name: fresh}
+                    self.pins[name] += 1
+                    return name
+            if fresh is not None:
+                fresh.retire()
+            raise ClosedError(self._unusable)
 
     def unpin(self, name: str) -> None:
         """End what `pin` began; on demand, a path that nothing else uses is dropped."""

@@ -29,7 +29,7 @@ _HEAVY_ON_A_BOARD = {"rich", "importlib.metadata", "importlib.resources", "smart
     "command",
     [
         ["smart_devices.cli"],
-        ["smart_devices.cli", "doctor"],
+        *(["smart_devices.cli", name] for name in ("list", "show", "detect", "doctor")),
         ["smart_runtime.cli"],
         ["smart_runtime.cli", "infer"],
         ["smart_runtime.cli", "info"],

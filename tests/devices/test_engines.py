@@ -9,7 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from smart_devices import EngineInfo, EngineStatus, engine_info, engine_names, engine_rows, engine_status
+from smart_devices import (
+    EngineInfo,
+    EngineStatus,
+    UnknownEngineError,
+    engine_info,
+    engine_names,
+    engine_rows,
+    engine_status,
+)
 from smart_devices.doctor import diagnose
 
 REPORT = """
@@ -107,7 +115,9 @@ def test_a_row_that_is_added_is_known_everywhere(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unknown_engine_is_named_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"unknown engine 'onnxruntime-cpus'; did you mean onnxruntime-cpu\?"):
+    with pytest.raises(UnknownEngineError, match=r"unknown engine 'onnxruntime-cpus'; did you mean onnxruntime-cpu\?"):
         engine_status("onnxruntime-cpus")
-    with pytest.raises(ValueError, match=r"unknown engine 'openvino'; there are tensorrt, .*, onnxruntime-cpu, "):
+    with pytest.raises(
+        UnknownEngineError, match=r"unknown engine 'openvino'; there are tensorrt, .*, onnxruntime-cpu, "
+    ):
         engine_status("openvino")

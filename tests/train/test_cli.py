@@ -259,7 +259,7 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
         (["--epochs", "0"], "1 or more epochs"),
         (["--lr", "nan"], "learning rate"),
         (["--steps", "0"], "1 or more steps"),
-        (["--attack", "fgsm-rs", "--steps", "3"], "expected 1 step for fgsm-rs"),
+        (["--attack", "fgsm-rs", "--steps", "3"], "fgsm-rs has 1 step, 3 were asked for"),
         (["--model-arg", "width"], "NAME=VALUE"),
         (["--model-arg", "width=99999"], "width from 1 to 4096"),
         (["--model-arg", "depth=3"], "resnet8 has no argument depth, only width"),

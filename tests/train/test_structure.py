@@ -42,14 +42,19 @@ def test_a_name_is_read_into_what_it_removes(name: str, pattern: Pattern, densit
     ],
 )
 def test_other_names_are_refused_in_one_sentence(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^expected a structure out of channel, N:M .* got .*; use channel$"):
+    with pytest.raises(
+        ConfigError, match=r"^unknown structure .*; there are channel, N:M \(2:4\), unstructured or .* M up to 16$"
+    ):
         Structure(name=name)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "2:4", "density": 0.25}, "expected density 0.5, which 2:4 is, got 0.25; leave the density out"),
+        (
+            {"name": "2:4", "density": 0.25},
+            "density 0.25 and 2:4, which keeps 0.5, cannot be combined; leave the density out",
+        ),
         ({"name": "1:4"}, "expected density 0.25, which 1:4 is, got 0.5"),
         ({"name": "channel+2:4", "align": 6}, "multiple of 4 for channel.2:4, got 6; 12 leaves whole blocks"),
         ({"min_channels": 0}, "min_channels of 1 or more"),
@@ -97,8 +102,8 @@ MISSING = ["--data", "npz:missing.npz"]  # what comes after the options
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--structure", "2:4", "--density", "0.25"], "expected density 0.5, which 2:4 is, got 0.25"),
-        (["--structure", "4:2"], "expected a structure out of channel, N:M (2:4)"),
+        (["--structure", "2:4", "--density", "0.25"], "density 0.25 and 2:4, which keeps 0.5, cannot be combined"),
+        (["--structure", "4:2"], "unknown structure '4:2'; there are channel, N:M (2:4)"),
         (["--structure", "channel+2:4", "--align", "2"], "expected align that is a multiple of 4"),
         (["--structure", "2:4", "--min-channels", "0"], "expected min_channels of 1 or more"),
         (["--structure", "2:4", "--target", "x86-cpu"], "note: x86-cpu has no sparse tensor cores"),

@@ -1,4 +1,4 @@
-"""Bundles as smart-eval measures them: their graphs in their real precision, run by the reference engine.
+"""Bundles as smart-eval measures them: their graphs in their real precision, on the reference engine unless told.
 
 A graph has no gradient. Without the checkpoint that it came from it is attacked by what needs scores only, Square
 (Andriushchenko et al. 2020, arXiv 1912.00049); with it, attacks are made on the masked path and tried on the graph.

@@ -36,7 +36,7 @@ SUSPECT = 3
 
 Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 )
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--attack",
     help=f"White-box, on each path itself: {', '.join((CLEAN, *ATTACKS))}; several with commas. pgd50x5 is PGD with 50 "
@@ -46,7 +46,7 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 @click.option(
     "--source",
     metavar="CKPT",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="The checkpoint that the bundles were exported from: replay its samples, and attacks made on its paths.",
 )
 @trust_option

@@ -37,9 +37,10 @@ from smart_train.attacks import Attack
 from smart_train.checkpoint.format import Checkpoint, load_checkpoint
 from smart_train.chunks import enough_memory, usual_chunk
 from smart_train.data.images import ImageSet, Split
-from smart_train.data.load import NAMED, load_data
+from smart_train.data.load import NAMED, data_spec, load_data
 from smart_train.data.progress import Progress, no_progress
 from smart_train.errors import ConfigError, DataError
+from smart_train.training.config import DEVICES
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -112,6 +113,9 @@ class EvalOptions:
         corruptions: measure on noisy, blurred, brighter and compressed images too.
         threats: try images made on one path on the others.
         checks: look for hidden gradients.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     attack: str | None = None
@@ -126,6 +130,18 @@ class EvalOptions:
     corruptions: bool = False
     threats: bool = True
     checks: bool = True
+
+    def __post_init__(self) -> None:
+        if self.attack is not None and not isinstance(self.attack, str):
+            raise ConfigError(
+                f"expected attacks in one text with commas, as in 'clean,pgd50x5', got {self.attack!r:.60}"
+            )
+        if self.device not in DEVICES:
+            raise ConfigError(f"unknown device {self.device!r:.60}; there are {', '.join(DEVICES)}")
+        for name, least in (("steps", 1), ("restarts", 1), ("examples", 1), ("chunk", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**32:
+                raise ConfigError(f"expected {name} of {least} or more, below 2**32, got {value}")
 
     @property
     def accelerator(self) -> str:
@@ -270,7 +286,7 @@ class Evaluation:
 def evaluate(
     model: ModelLike,
     *,
-    data: str | ImageSet | None = None,
+    data: str | os.PathLike[str] | ImageSet | None = None,
     options: EvalOptions = EvalOptions(),  # it is frozen
     source: str | os.PathLike[str] | Checkpoint | None = None,
     engine: str = REFERENCE_ENGINE,
@@ -301,7 +317,7 @@ def evaluate(
 def evaluate_all(
     models: Sequence[ModelLike],
     *,
-    data: str | ImageSet | None = None,
+    data: str | os.PathLike[str] | ImageSet | None = None,
     options: EvalOptions,
     source: str | os.PathLike[str] | Checkpoint | None = None,
     trust: str | os.PathLike[str] | None = None,
@@ -367,7 +383,9 @@ def evaluate_all(
     return Evaluation(measured, device, shards)
 
 
-def _images(model: OpenModel, data: str | ImageSet | None, *, read: Callable[[str], ImageSet]) -> ImageSet:
+def _images(
+    model: OpenModel, data: str | os.PathLike[str] | ImageSet | None, *, read: Callable[[str], ImageSet]
+) -> ImageSet:
     """Return what to measure ``model`` on; warn if it is not what it was trained on.
 
     Raises:
@@ -379,7 +397,7 @@ def _images(model: OpenModel, data: str | ImageSet | None, *, read: Callable[[st
     trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything
     if data is None and trained_on not in NAMED:
         raise ConfigError(f"{model.file} was trained on {trained_on}, which no name tells; give the same as --data")
-    images = data if isinstance(data, ImageSet) else read(data or trained_on)
+    images = data if isinstance(data, ImageSet) else read(data_spec(data or trained_on))
     if images.shape != model.input_shape or len(images.class_names) != len(model.class_names):
         raise DataError(
             f"expected images {model.input_shape} of {len(model.class_names)} classes as the network was "

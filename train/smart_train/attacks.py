@@ -130,7 +130,7 @@ class Attack:
         if self.steps < 1 or self.restarts < 1:
             raise ConfigError(f"expected 1 or more steps and restarts, got {self.steps} and {self.restarts}")
         if one_step and self.steps != 1:
-            raise ConfigError(f"expected 1 step for {self.name}, got {self.steps}; use --attack pgd for more")
+            raise ConfigError(f"{self.name} has 1 step, {self.steps} were asked for; use --attack pgd for more")
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise ConfigError(f"expected a step size in (0, 1], got {self.step_size}; leave it out for the usual one")
 

@@ -73,10 +73,7 @@ def open_bundles(paths: Sequence[str], *, trust: str | os.PathLike[str] | None =
         bundle = Bundle.open(path, trust=key)
         for other, opened in bundles.items():
             if opened.root.samefile(bundle.root):
-                raise InputError(
-                    f"expected every bundle once, got {path!r} and {other!r}, which are one; "
-                    "copy it to compare it with itself"
-                )
+                raise InputError(f"{path!r} and {other!r} are the same bundle; copy it to compare it with itself")
             if opened.manifest.input.shape != bundle.manifest.input.shape:
                 raise InputError(
                     f"expected bundles for images of one size, got {_sizes(opened)} in {other!r} and {_sizes(bundle)} "
@@ -101,7 +98,7 @@ def read_baseline(path: Path) -> Baseline:
     try:
         locations = external_locations(model)
     except EngineError as error:
-        raise EngineError(f"expected an ONNX file, got {str(path)!r}, which is none; check the baseline") from error
+        raise EngineError(f"{str(path)!r} is no ONNX file; check the baseline") from error
     for location in locations:
         file = path.parent / location
         if not file.is_file():

@@ -69,7 +69,6 @@ class Row:
         """Return the row as ``smart-bench --json`` prints it."""
         figures = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "blocks"}
         return figures | {
-            "expected_ms": None,  # was a calibrated estimate; the key stays for whoever reads it
             "solo_agrees": self.solo_agrees,
             "blocks": len(self.blocks),
             "calls": self.calls,
@@ -142,7 +141,6 @@ class Report:
             "measured": MEASURED,
             "rows": [row.as_json() for row in self.rows],
             "switch": None if self.switch is None else asdict(self.switch),
-            "expected": None,  # as in the rows
             "energy": asdict(self.energy),
             "clocks": [asdict(clock) for clock in self.clocks],
             "throttled": list(self.throttled),

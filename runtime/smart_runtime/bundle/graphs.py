@@ -84,7 +84,7 @@ class HeldGraph:
         with ExitStack() as own:
             with self._lock:
                 if self._files is None:
-                    raise ClosedError("expected an open graph, got a closed one; open the bundle again")
+                    raise ClosedError("the graph is closed; open the bundle again")
                 files = [
                     (held, own.enter_context(os.fdopen(os.dup(held.file.fileno()), "rb", buffering=0)))
                     for held in self._files

@@ -160,7 +160,7 @@ class Manifest:
             if graph.name == name:
                 return graph
         names = ", ".join(repr(graph.name) for graph in self.graphs)
-        raise PathError(f"expected one of {names}, got {name!r}; `smart-run info` lists a bundle's graphs")
+        raise PathError(f"unknown graph {name!r}; the bundle has {names} (`smart-run info` lists them)")
 
 
 def parse_manifest(data: bytes) -> Manifest:

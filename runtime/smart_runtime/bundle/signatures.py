@@ -120,5 +120,6 @@ def needing_cryptography() -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtraError(
-            f"expected the library cryptography for signatures, got {error}; pip install 'smart-edge[sign]'"
+            f"the library cryptography, which checks signatures, cannot be imported: {error}; "
+            "pip install 'smart-edge[sign]'"
         ) from error

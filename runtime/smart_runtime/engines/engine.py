@@ -42,6 +42,10 @@ class EngineOptions:
     def __post_init__(self) -> None:
         """Check the values."""
         cores = len(os.sched_getaffinity(0))
+        for name in ("threads", "device", "max_batch"):
+            value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise EngineError(f"expected {name} as a whole number, got {value!r:.40}")
         if self.threads is not None and not 1 <= self.threads <= cores:
             raise EngineError(
                 f"expected 1 to {cores} threads, as many as there are cores for this process, got {self.threads}; "

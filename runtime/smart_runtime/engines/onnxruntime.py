@@ -122,7 +122,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime  # noqa: PLC0415  # an optional library is imported where it is used
     except ImportError as error:  # it is there, `resolve_engine` saw that, but does not load
         raise MissingExtraError(
-            f"expected ONNX Runtime to load, got {error}; pip install --force-reinstall 'smart-edge[cpu]'"
+            f"ONNX Runtime cannot be imported: {error}; pip install --force-reinstall 'smart-edge[cpu]'"
         ) from error
     return onnxruntime
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from pathlib import Path
 
 from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
@@ -27,8 +28,15 @@ DATA_SPECS = f"{', '.join(NAMED)}, npz:FILE or folder:DIR"
 """What `load_data` reads, for help pages."""
 
 
+def data_spec(data: str | os.PathLike[str]) -> str:
+    """Return what names ``data``: itself, or for a path ``folder:DIR`` or ``npz:FILE``."""
+    if isinstance(data, str):
+        return data
+    return f"{'folder' if Path(data).is_dir() else 'npz'}:{os.fspath(data)}"
+
+
 def load_data(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] = "data",
     cache_dir: str | os.PathLike[str] | None = None,
@@ -37,7 +45,8 @@ def load_data(
     """Read the data set that ``spec`` names. Nothing is downloaded.
 
     Args:
-        spec: ``digits``, ``cifar10``, ``cifar100``, ``svhn``, ``stl10``, ``npz:FILE`` or ``folder:DIR``.
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``svhn``, ``stl10``, ``npz:FILE`` or ``folder:DIR``;
+            a path is one of the last two.
         data_dir: where the published sets lie, as folders or as the archives that they come in.
         cache_dir: keeps what was read, so that it is mapped into memory the next time; None for no cache. Digits and
             npz files are not kept: they are as fast to read as a cache is.
@@ -50,6 +59,7 @@ def load_data(
     Example:
         ``load_data("cifar10", data_dir="~/data", cache_dir=default_cache_dir())``
     """
+    spec = data_spec(spec)
     kind, colon, where = spec.partition(":")
     if spec == "digits":
         return digits()
@@ -60,7 +70,7 @@ def load_data(
     elif kind in _RELEASES and not colon:
         source = _RELEASES[kind](expanded(data_dir))
     else:
-        raise DataError(f"expected data as {DATA_SPECS}, got {spec!r}; try --data digits")
+        raise DataError(f"unknown data {spec!a:.100}; there are {DATA_SPECS}")
     read = partial(source.read, progress)
 
     def build(arrays: Arrays) -> ImageSet:

@@ -103,8 +103,8 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
     if not accepted:
         reasons = "; ".join(f"{name}: {why}" for name, why in kept_whole.items()) or "it has no hidden channels"
         raise NetworkError(
-            f"expected a network with at least one maskable group of channels at scope {scope}, got "
-            f"{type(network).__name__} with none ({reasons}); try scope all or another network"
+            f"no group of channels of {type(network).__name__} can be masked at scope {scope} ({reasons}); try scope "
+            f"all or another network"
         )
     accepted.sort(key=lambda group: order.index(group.name))
     return FoundGroups(tuple(accepted), kept_whole)

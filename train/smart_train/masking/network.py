@@ -136,7 +136,7 @@ class SmartNetwork(nn.Module):
             ConfigError: if there is no such path.
         """
         if _KEY + name not in self._paths:
-            raise ConfigError(f"expected a path out of {', '.join(self.path_names)}, got {name!r}; use one of them")
+            raise ConfigError(f"unknown path {name!r}; there are {', '.join(self.path_names)}")
         path = self._paths[_KEY + name]
         assert isinstance(path, PathNetwork)
         return path
@@ -210,9 +210,7 @@ class SmartNetwork(nn.Module):
         """Keep the weights of ``layer``, one of ``weight_layers``, where ``keep`` is true, on ``path`` alone."""
         expert = self.path(path).network.get_submodule(layer)
         if layer not in self.weight_layers or not isinstance(expert, Expert) or not isinstance(expert.weight, Tensor):
-            raise ConfigError(
-                f"expected a layer out of {', '.join(self.weight_layers)}, got {layer!r}; use one of them"
-            )
+            raise ConfigError(f"weights of {layer!r} cannot be masked; those of {', '.join(self.weight_layers)} can")
         if keep.shape != expert.weight.shape or keep.dtype != torch.bool:
             raise ConfigError(
                 f"expected a bool mask of shape {tuple(expert.weight.shape)} for {layer}, got {keep.dtype} of shape "
@@ -295,8 +293,8 @@ def convert(
             reasons = [f"{name}: {why}" for name, why in layers.dense.items()]
             more = f"; and {len(reasons) - _SAID} more" if len(reasons) > _SAID else ""
             raise NetworkError(
-                f"expected a network with at least one layer whose weights {structure} can mask, got "
-                f"{type(network).__name__} with none ({'; '.join(reasons[:_SAID])}{more}); use channel, or a lower "
+                f"{structure} can mask the weights of no layer of {type(network).__name__} "
+                f"({'; '.join(reasons[:_SAID])}{more}); use channel, or a lower "
                 "min_channels where layers are too narrow"
             )
     return SmartNetwork(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smart_devices import Target
+from smart_devices import Profile, Target
+from smart_train.errors import ConfigError
 from smart_train.masking.plan import strongest
 
 
@@ -35,11 +36,6 @@ class WeightPattern(ABC):
     def block(self) -> int:
         """How many consecutive input channels belong together: layers have a multiple of it."""
         return 1
-
-    @property
-    def for_speed(self) -> bool:
-        """Whether some device skips these zeros: layers and devices that gain nothing are then better without them."""
-        return False
 
     @classmethod
     def parse(cls, name: str) -> WeightPattern | None:
@@ -72,6 +68,34 @@ class WeightPattern(ABC):
     def holds(self, mask: Tensor, *, count: int) -> bool:
         """Whether the pattern allows every weight that ``mask`` keeps, where it keeps ``count``."""
         return not bool((mask & ~self.keep(mask.float(), count=count)).any())
+
+    def alignment(self, profile: Profile) -> int:  # noqa: ARG002  # a pattern of some devices asks
+        """Return what channels should be a multiple of, so that ``profile`` can skip these zeros; 1 if it never can."""
+        return 1
+
+    def least_channels(self, profile: Profile) -> int:  # noqa: ARG002  # as above
+        """Return how many channels a layer must have, in and out, to gain from these zeros on ``profile``."""
+        return 1
+
+    def is_too_narrow(self, channels: int, *, least: int) -> bool:  # noqa: ARG002  # as above
+        """Whether a layer of ``channels`` keeps all of its weights, where ``least`` are wanted for speed."""
+        return False
+
+    def kept_share(self, weight: Tensor) -> float:  # noqa: ARG002  # as above
+        """Return the fraction of the magnitude of ``weight``, (out, in, ...), that the best mask keeps.
+
+        Raises:
+            ConfigError: it does not depend on which channels share a block.
+        """
+        raise ConfigError(f"channels in another order gain nothing for {self.name}; leave --permute out")
+
+    def kept_magnitude(self, columns: Tensor) -> Tensor:
+        """Return how much of each of ``columns`` (blocks, block, rows), 0 or more, the best mask keeps: (blocks,)."""
+        raise NotImplementedError  # `kept_share` has refused
+
+    def why_refused(self, target: Target) -> str | None:  # noqa: ARG002  # as above
+        """Return why an export for ``target`` should be refused; None where zeros cost it nothing that was promised."""
+        return None
 
     def why_slow(self, target: Target) -> str | None:  # noqa: ARG002  # a pattern of some devices asks
         """Return why these zeros make no layer of any network faster on ``target``; None where they may."""

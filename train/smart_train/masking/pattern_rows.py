@@ -11,4 +11,4 @@ PATTERNS: dict[str, str] = {
 
 def structure_names() -> str:
     """Return what ``--structure`` may be, for people."""
-    return f"{', '.join(['channel', *PATTERNS])} or channel+N:M"
+    return f"{', '.join(['channel', *PATTERNS])} or channel+ one with a density of its own (channel+2:4)"

@@ -1,4 +1,4 @@
-"""Channels put in another order, so that an N:M pattern keeps more of the weights; it costs nothing at run time.
+"""Channels put in another order, so that N:M keeps more of the weights; it costs nothing at run time.
 
 A group's channels are permuted wherever they live, in the layers that make them and in those that read them, so the
 network computes the same. Only which channels share a block of M changes (Pool and Yu 2021, "Channel Permutations for
@@ -17,8 +17,8 @@ from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import Group
 from smart_train.masking.layers import check_weights
-from smart_train.masking.n_of_m import NOfM
 from smart_train.masking.parts import is_depthwise
+from smart_train.masking.pattern import WeightPattern
 from smart_train.masking.structure import Structure
 from smart_train.masking.tracing import run_classifier
 from smart_train.masking.weight_masks import find_weight_layers
@@ -35,22 +35,7 @@ class Gain:
     after: float
 
 
-def kept_magnitude(columns: Tensor, *, pattern: NOfM) -> Tensor:
-    """Return how much of ``columns`` (blocks, m, rows), which are not negative, stays: (blocks,).
-
-    The n largest rise to the end of each block by exchanges of whole rows: a tenth of the time of ``topk`` over a short
-    axis, and this is what the search spends its time on.
-    """
-    rest = list(columns.unbind(dim=1))
-    largest = []
-    for _ in range(pattern.n):
-        for i in range(len(rest) - 1):
-            rest[i], rest[i + 1] = torch.minimum(rest[i], rest[i + 1]), torch.maximum(rest[i], rest[i + 1])
-        largest.append(rest.pop())
-    return torch.stack(largest).sum(dim=(0, 2))
-
-
-def search_order(columns: Tensor, *, pattern: NOfM, generator: torch.Generator) -> Tensor:
+def search_order(columns: Tensor, *, pattern: WeightPattern, generator: torch.Generator) -> Tensor:
     """Return an order int64 (channels,) of the rows of ``columns`` in which blocks of M keep more magnitude.
 
     Args:
@@ -58,9 +43,9 @@ def search_order(columns: Tensor, *, pattern: NOfM, generator: torch.Generator) 
         pattern: N and M.
         generator: of the swaps that are tried, on the CPU.
     """
-    size, m = len(columns), pattern.m
+    size, m = len(columns), pattern.block
     order = torch.arange(size)
-    kept = kept_magnitude(columns.view(-1, m, columns.shape[1]), pattern=pattern)
+    kept = pattern.kept_magnitude(columns.view(-1, m, columns.shape[1]))
     for first, second in torch.randint(size, (TRIALS * size, 2), generator=generator).tolist():
         stripes = [first // m, second // m]
         if stripes[0] == stripes[1]:
@@ -68,7 +53,7 @@ def search_order(columns: Tensor, *, pattern: NOfM, generator: torch.Generator) 
         places = torch.tensor([range(stripe * m, stripe * m + m) for stripe in stripes])
         swapped = order.clone()
         swapped[first], swapped[second] = order[second], order[first]
-        now = kept_magnitude(columns[swapped[places]], pattern=pattern)
+        now = pattern.kept_magnitude(columns[swapped[places]])
         if float(now.sum()) > float(kept[stripes].sum()) * (1 + 1e-6):  # no swap back and forth within rounding
             order, kept[stripes] = swapped, now
     return order
@@ -90,15 +75,15 @@ def permute_channels_(
         NetworkError: if no group of channels is found, or the network gives other scores afterwards.
     """
     pattern = structure.pattern.weights
-    if structure.pattern.channels or not isinstance(pattern, NOfM):
+    if structure.pattern.channels or pattern is None:
         raise ConfigError(
-            f"expected a structure N:M to permute channels for, got {structure.name}; its blocks must be known before "
-            f"the training"
+            f"channels cannot be permuted for {structure.name}: its blocks are not known before the training; leave "
+            f"--permute out, or use a structure such as 2:4"
         )
     check_weights(network)
     names = find_weight_layers(network, example, structure=structure, groups=()).masked
     layers = {name: _weight(network, name) for name in names}
-    before = {name: _fraction(weight, pattern) for name, weight in layers.items()}
+    before = {name: pattern.kept_share(weight) for name, weight in layers.items()}
     images = torch.rand(example.shape, generator=generator)
     expected = _scores(network, images)
     for group in find_groups(network, example, scope="all").groups:
@@ -113,19 +98,13 @@ def permute_channels_(
             f"expected {type(network).__name__} to compute the same with its channels in another order, got other "
             f"scores; train it without --permute"
         )
-    return {name: Gain(before[name], _fraction(weight, pattern)) for name, weight in layers.items()}
+    return {name: Gain(before[name], pattern.kept_share(weight)) for name, weight in layers.items()}
 
 
 def _weight(network: nn.Module, name: str) -> Tensor:
     weight = network.get_submodule(name).weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-def _fraction(weight: Tensor, pattern: NOfM) -> float:
-    rows = pattern.in_blocks(weight.detach().abs())
-    total = float(rows.sum())
-    return float(rows.topk(pattern.n, dim=1).values.sum()) / total if total else 1.0
 
 
 def _scores(network: nn.Module, images: Tensor) -> Tensor:

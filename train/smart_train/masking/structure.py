@@ -47,7 +47,7 @@ class Pattern:
 
     def why_refused(self, target: Target) -> str | None:
         """Return why zeros that are for speed give none on ``target``; None where they may, or are not for speed."""
-        return self.weights.why_slow(target) if self.weights is not None and self.weights.for_speed else None
+        return None if self.weights is None else self.weights.why_refused(target)
 
 
 def parse_structure(name: str) -> Pattern:
@@ -64,8 +64,7 @@ def parse_structure(name: str) -> Pattern:
         if weights is not None and not (channels and weights.own_density is None):  # the density is the channels'
             return Pattern(channels, weights)
     raise ConfigError(
-        f"expected a structure out of {structure_names()}, with N below M and M up to {MAX_M}, got {name!a:.100}; "
-        f"use channel"
+        f"unknown structure {name!a:.100}; there are {structure_names()}, with N below M and M up to {MAX_M}"
     )
 
 
@@ -98,8 +97,8 @@ class Structure:
             raise ConfigError(f"expected density in (0, 1], got {self.density}; 0.5 keeps half of each group")
         if own is not None and self.density != own:
             raise ConfigError(
-                f"expected density {own:g}, which {self.name} is, got {self.density}; leave the density out, or use "
-                f"channel+{self.name} to remove channels too"
+                f"density {self.density} and {self.name}, which keeps {own:g}, cannot be combined; leave the density "
+                f"out, or use channel+{self.name} to remove channels too"
             )
         if self.align < 1:
             raise ConfigError(f"expected align of 1 or more, got {self.align}; 8 suits most devices")

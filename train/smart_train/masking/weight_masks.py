@@ -82,8 +82,8 @@ def find_weight_layers(
         keep = kept.get((name, side))
         return axis_length(modules[name], side) if keep is None else int(keep.sum())
 
-    pattern, block = structure.pattern.weights, structure.pattern.block
-    least = structure.min_channels if pattern is not None and pattern.for_speed else 0
+    pattern, block, least = structure.pattern.weights, structure.pattern.block, structure.min_channels
+    assert pattern is not None
 
     def reason(name: str, module: nn.Conv2d | nn.Linear) -> str | None:
         before, after = channels(name, "in"), channels(name, "out")
@@ -97,7 +97,7 @@ def find_weight_layers(
             (parted == 1, f"a convolution in {parted} groups"),
             (before % block == 0, f"its {before} input channels are no multiple of {block}"),
             (
-                min(before, after) >= least,
+                not pattern.is_too_narrow(min(before, after), least=least),
                 f"{before} input and {after} output channels, where fewer than {least} gain nothing",
             ),
         )

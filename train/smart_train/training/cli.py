@@ -15,7 +15,6 @@ from smart_common.console import cli as house
 from smart_common.figures import check_plot
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
-from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures import ARCHITECTURES, Factory
 from smart_train.architectures.cli import NetworkChoice, chosen_network
 from smart_train.attacks import Attack, attack_kind
@@ -34,7 +33,7 @@ from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
-from smart_train.training.state import state_path
+from smart_train.training.state import check_output, state_path
 
 # Options that say what a `TrainConfig` holds under the same name.
 _AS_THEY_ARE = (
@@ -59,10 +58,9 @@ def _structure(
         device = resolve_target(target)
         profile = device.profile
         wanted = max(profile.alignment(precision) for precision in ("fp32", "fp16"))
-        if pattern.weights is not None and pattern.weights.for_speed:
-            wanted = max(wanted, *(profile.alignment(precision, sparse=True) for precision in ("fp32", "fp16")))
-            if profile.sparse_tensor_cores.value:
-                least = SPARSE_GAIN_CHANNELS
+        if pattern.weights is not None:
+            wanted = max(wanted, pattern.weights.alignment(profile))
+            least = pattern.weights.least_channels(profile)
         _say_gain(name, pattern, device)
     if align is None:
         wanted = math.lcm(wanted, pattern.block)
@@ -219,8 +217,7 @@ def train(
     **options: Any,
 ) -> None:
     """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed and which are a recipe's."""
-    if not output.parent.is_dir():
-        raise ConfigError(f"no folder {output.parent} for {output.name}; create it first")
+    check_output(output)
     curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
     if curves is not None:
         check_plot(curves)  # before the hours of training, not after

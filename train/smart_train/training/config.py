@@ -18,6 +18,9 @@ from smart_train.masking.structure import Structure
 from smart_train.methods import METHODS, load_method
 from smart_train.methods.interface import Option
 
+DEVICES = ("auto", "cpu", "cuda")
+_KINDS = {"structure": Structure, "masks": MaskPlan, "attack": Attack, "augmentation": Augmentation}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -64,6 +67,11 @@ class TrainConfig:
     precision: Precision = "32-true"
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            if not isinstance(value := getattr(self, name), kind):
+                raise ConfigError(f"expected {name} as {kind.__name__}(...), got {value!r:.60}")
+        if self.device not in DEVICES:
+            raise ConfigError(f"unknown device {self.device!r:.60}; there are {', '.join(DEVICES)}")
         if self.epochs < 1:
             raise ConfigError(f"expected 1 or more epochs, got {self.epochs}")
         if self.batch_size < 4:

@@ -33,7 +33,7 @@ from smart_train.training.initial_weights import read_initial_weights
 from smart_train.training.plain_network import plain_network
 from smart_train.training.schedule import Stream, learning_rate, stream_generator
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
-from smart_train.training.state import Parts, Progress, read_state, restore_, save_state, state_path
+from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
 
 SGD_MOMENTUM = 0.9
 
@@ -90,8 +90,8 @@ class Trainer:
         tensorboard: a folder for TensorBoard's event files; None writes none.
 
     Raises:
-        ConfigError: if the options do not fit the data, it has fewer images than asked for, the device is missing, or
-            a resumed training had other options.
+        ConfigError: if ``output`` cannot be written, the options do not fit the data, it has fewer images than asked
+            for, the device is missing, or a resumed training had other options.
         CheckpointError: if the state to resume from is damaged, or the weights to start from do not fit.
         MissingExtraError: if TensorBoard is not installed.
         NetworkError: if the network cannot be masked.
@@ -100,7 +100,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        data: ImageSet | str,
+        data: ImageSet | str | os.PathLike[str],
         *,
         output: str | os.PathLike[str],
         resume: bool = False,
@@ -108,8 +108,9 @@ class Trainer:
         initial: str | os.PathLike[str] | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
     ) -> None:
-        data = load_data(data) if isinstance(data, str) else data
+        data = data if isinstance(data, ImageSet) else load_data(data)
         output = Path(output)
+        check_output(output)
         if config.train_images is not None:
             data = data.subset(config.train_images)
         if config.test_images is not None:

@@ -27,6 +27,14 @@ def state_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.last{checkpoint.suffix}")
 
 
+def check_output(checkpoint: Path) -> None:
+    """Raise ConfigError if a training could not write ``checkpoint``, which it would find out after an epoch."""
+    if not checkpoint.parent.is_dir():
+        raise ConfigError(f"no folder {checkpoint.parent} for {checkpoint.name}; create it first")
+    if checkpoint.is_dir():
+        raise ConfigError(f"{checkpoint} is a folder; name a file in it, as in {checkpoint / 'ckpt.pt'}")
+
+
 @dataclass
 class Progress:
     """What changes from epoch to epoch beside the network.
