@@ -39,7 +39,6 @@ def test_a_training_s_options(options: dict[str, Any], words: str) -> None:
     [
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"chunk": -1}, "expected chunk of 1 or more"),
-        ({"examples": 0}, "expected examples of 1 or more"),
         ({"seed": 2**70}, "expected seed of 0 or more, below"),
         ({"attack": ["pgd"]}, "expected attacks in one text with commas"),
     ],

@@ -314,7 +314,7 @@ def test_a_changed_byte_is_refused(own_bundle: Path) -> None:
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     source = Source(place=str(tmp_path), graph="clean", digest="0", shape=(3, 6, 4))
     request = SoloRequest(source=source, engine="auto", batch=1, threads=1, blocks=2, calls=8, seed=0)
-    with pytest.raises(EngineError, match=r"expected 'clean' to run in a process of its own, got .*expected a bundle"):
+    with pytest.raises(EngineError, match=r"expected 'clean' to run in a process of its own, got .*is no bundle"):
         solo_median_ms(request)
 
 

@@ -234,7 +234,9 @@ def test_files_that_are_no_baseline(bundle: Path, tmp_path: Path) -> None:
     for content in (b"not a graph", b"", b"\x0a\x05hello"):
         file.write_bytes(content)
         said = refused(bundle, "--baseline", file)
-        assert said.startswith(("error: expected an ONNX file, got ", "error: ONNX Runtime did not accept the graph"))
+        assert "other.onnx' is no ONNX file; " in said or said.startswith(
+            ("error: ONNX Runtime did not accept the graph")
+        )
     path = classifier(tmp_path / "split.onnx", external="split.data")
     (tmp_path / "split.data").unlink()
     with pytest.raises(InputError, match=r"no 'split\.data' beside .*split\.onnx'"):

@@ -263,7 +263,7 @@ def test_a_home_folder_behind_the_colon_is_found(data: str, tmp_path: Path, monk
         (["--model-arg", "width"], "NAME=VALUE"),
         (["--model-arg", "width=99999"], "width from 1 to 4096"),
         (["--model-arg", "depth=3"], "resnet8 has no argument depth, only width"),
-        (["--data", "cifar"], "npz:FILE or folder:DIR, got 'cifar'"),
+        (["--data", "cifar"], "unknown data 'cifar'; there are digits, cifar10, "),
         (["--data", "cifar10", "--data-dir", "nowhere"], "no cifar-10-batches-py or cifar-10-python.tar.gz in nowhere"),
         (["--cache-dir", "x", "--no-cache"], "--cache-dir and --no-cache cannot be combined"),
         (["--train-images", "40"], "40"),

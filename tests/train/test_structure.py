@@ -55,7 +55,7 @@ def test_other_names_are_refused_in_one_sentence(name: str) -> None:
             {"name": "2:4", "density": 0.25},
             "density 0.25 and 2:4, which keeps 0.5, cannot be combined; leave the density out",
         ),
-        ({"name": "1:4"}, "expected density 0.25, which 1:4 is, got 0.5"),
+        ({"name": "1:4"}, "density 0.5 and 1:4, which keeps 0.25, cannot be combined"),
         ({"name": "channel+2:4", "align": 6}, "multiple of 4 for channel.2:4, got 6; 12 leaves whole blocks"),
         ({"min_channels": 0}, "min_channels of 1 or more"),
     ],

@@ -333,7 +333,7 @@ def test_the_input_channels_that_count_are_those_that_slicing_leaves() -> None:
 
 
 def test_a_network_with_nothing_to_mask_is_refused_with_the_reasons() -> None:
-    with pytest.raises(NetworkError, match=r"^expected .* 2:4 can mask, got Sequential with none \(0: it reads .*"):
+    with pytest.raises(NetworkError, match=r"^2:4 can mask the weights of no layer of Sequential \(0: it reads .*"):
         reasons(nn.Sequential(nn.Conv2d(3, 8, 8), nn.Flatten(), nn.Linear(8, 5)), "2:4")
 
 

@@ -138,7 +138,7 @@ class EvalOptions:
             )
         if self.device not in DEVICES:
             raise ConfigError(f"unknown device {self.device!r:.60}; there are {', '.join(DEVICES)}")
-        for name, least in (("steps", 1), ("restarts", 1), ("examples", 1), ("chunk", 1), ("seed", 0)):
+        for name, least in (("chunk", 1), ("seed", 0)):  # the others are checked where they meet images and attacks
             value = getattr(self, name)
             if value is not None and not least <= value < 2**32:
                 raise ConfigError(f"expected {name} of {least} or more, below 2**32, got {value}")
