@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from smart_common.errors import SmartError
+from smart_common.version import version
 
 
 def load(place: str) -> Any:
@@ -33,12 +34,16 @@ def load(place: str) -> Any:
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a module's ``__getattr__`` (PEP 562) that imports each name of ``homes`` from its module at first use.
 
+    ``__version__`` is the distribution's, for every package.
+
     Args:
         package: ``__name__`` of the module.
         homes: the module of each name; a name whose module is itself is a module of the package.
     """
 
     def attribute(name: str) -> Any:
+        if name == "__version__":
+            return version()
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]

@@ -1,36 +1,32 @@
-"""What ``smart-run infer`` says about a picture."""
+"""From scores to classes with names."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-
-from smart_runtime.model import SmartModel
-from smart_runtime.pictures import read_picture
+import numpy.typing as npt
 
 
-def classify(model: SmartModel, picture: Path, *, top: int) -> dict[str, Any]:
-    """Return the ``top`` classes of one picture, best first and of equals the earlier one, as ``--json`` prints them.
+@dataclass(frozen=True)
+class Prediction:
+    """A class that a picture may be of.
 
-    Raises:
-        InputError: The file is no picture.
-        EngineError: The engine failed.
+    ``probability`` is the softmax of the scores, in [0, 1]; ``index`` is the place of the class in ``class_names``.
     """
-    spec = model.manifest.input
-    image = read_picture(picture, height=spec.height, width=spec.width, colour=model.manifest.preprocessing.colour)
-    result = model.run(image[None])
-    scores = result.scores[0]
+
+    name: str
+    probability: float
+    index: int
+    score: float
+
+
+def best_classes(scores: npt.NDArray[np.float32], class_names: Sequence[str], *, top: int) -> tuple[Prediction, ...]:
+    """Return the ``top`` classes of one picture's ``scores`` (classes,), best first and of equals the earlier one."""
     exponents = np.exp(scores.astype(np.float64) - scores.max())  # softmax; the shift keeps exp from overflowing
     probabilities = exponents / exponents.sum()
-    predictions = [
-        {
-            "class": model.class_names[index],
-            "index": int(index),
-            "score": float(scores[index]),
-            "probability": float(probabilities[index]),
-        }
+    return tuple(
+        Prediction(class_names[index], float(probabilities[index]), int(index), float(scores[index]))
         for index in np.argsort(-scores, kind="stable")[:top]
-    ]
-    return {"picture": str(picture), "predictions": predictions, "latency_ms": result.latency_ms}
+    )
