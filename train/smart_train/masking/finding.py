@@ -12,7 +12,7 @@ from smart_train.errors import NetworkError
 from smart_train.masking.dependencies import read_dependencies
 from smart_train.masking.groups import FoundGroups, Group, Member, Point, may_be_padded
 from smart_train.masking.parts import is_grouped
-from smart_train.masking.probe import PROBE_TOLERANCE, Probe
+from smart_train.masking.probe import Probe
 from smart_train.masking.tracing import Trace, trace, traceable
 
 
@@ -39,11 +39,11 @@ def _points(members: Sequence[Member], modules: dict[str, nn.Module], seen: Trac
 
 def _together(groups: Sequence[Group], probe: Probe, kept_whole: dict[str, str]) -> list[Group]:
     """Return ``groups`` without those that cannot be sliced beside the ones before them; ``kept_whole`` gets these."""
-    if not groups or probe.difference(groups) <= PROBE_TOLERANCE:
+    if not groups or probe.why_not(groups) is None:
         return list(groups)
     result: list[Group] = []
     for group in groups:
-        if probe.difference([*result, group]) <= PROBE_TOLERANCE:
+        if probe.why_not([*result, group]) is None:
             result.append(group)
         else:
             kept_whole[group.name] = "slicing it beside the groups before it changes the result"
@@ -93,10 +93,9 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
             if not may_be_padded(network, group) or not probe.is_made_by_one(group, producer=first):
                 kept_whole[found.name] = "residual stream (scope block)"
                 continue
-        difference = probe.difference([group])
-        if not difference <= PROBE_TOLERANCE:  # nan is a difference too
-            wrong = "ends in other shapes" if difference == float("inf") else f"changes the result by {difference:.1g}"
-            kept_whole[name] = f"slicing it {wrong} where masking does not"
+        why_not = probe.why_not([group])
+        if why_not is not None:
+            kept_whole[name] = why_not
             continue
         accepted.append(group)
     accepted = _together(accepted, probe, kept_whole)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from smart_train.choices import Scope
 from smart_train.errors import ConfigError, NetworkError
+from smart_train.masking.batch_independence import check_batch_independence
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import FoundGroups, Group, apply_mask_
 from smart_train.masking.layers import Expert, check_weights, make_expert_
 from smart_train.masking.passes import Out, Pass
 from smart_train.masking.structure import Structure, parse_structure
+from smart_train.masking.trial import copied
 from smart_train.masking.weight_masks import WeightLayers, find_weight_layers, kept_inputs
 
 DEFAULT_PATHS = ("clean", "robust")
@@ -113,8 +115,7 @@ class SmartNetwork(nn.Module):
         shared = {id(p): p for p in network.parameters() if id(p) not in own}
         self._paths = nn.ModuleDict()
         for name in paths:
-            # A memo that already holds the shared parameters makes deepcopy reuse instead of copy them.
-            tree = copy.deepcopy(network, dict(shared))
+            tree = copied(network, shared=dict(shared))
             make_expert_(tree)
             self._paths[_KEY + name] = PathNetwork(tree, normalise=copy.deepcopy(normalise))
             for i, group in enumerate(self.groups):
@@ -260,7 +261,7 @@ def convert(
 
     Raises:
         ConfigError: if an option is out of range.
-        NetworkError: if nothing in the network can be masked.
+        NetworkError: if nothing in the network can be masked, or an image's scores depend on the batch it comes in.
 
     Example::
 
@@ -285,6 +286,7 @@ def convert(
             f"expected a mean for each of {channels} channels, got {normalise.mean.numel()}; leave it out for 0"
         )
     check_weights(network)
+    check_batch_independence(network, example_input.shape[1:])
     found = find_groups(network, example_input, scope=scope) if wanted.pattern.channels else FoundGroups(())
     layers = WeightLayers((), {})
     if wanted.pattern.weights is not None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from smart_common.errors import shortened
 from smart_train.masking.groups import Group, apply_mask_, may_be_padded
 from smart_train.masking.layers import make_expert_, make_plain_
 from smart_train.masking.slicing import slice_network_
-
-# In float64 a correct slice agrees to rounding (1e-13 seen); a wrong one is off by orders of magnitude more.
-PROBE_TOLERANCE = 1e-9
+from smart_train.masking.trial import copied, trial_of
 
 
 def _randomise_(network: nn.Module, generator: torch.Generator) -> None:
@@ -47,7 +45,7 @@ def _randomise_(network: nn.Module, generator: torch.Generator) -> None:
 
 def _without_shifts(network: nn.Module) -> nn.Module:
     """Return a copy whose layers make zeros of zeros."""
-    result = copy.deepcopy(network)
+    result = copied(network)
     for module in result.modules():
         shifts = [module.bias] if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) else []
         if isinstance(module, nn.BatchNorm2d):
@@ -65,29 +63,29 @@ def _copied(network: nn.Module, masked: Sequence[Group]) -> nn.Module:
     """
     points = {point.layer for group in masked for point in group.points}
     own = {id(p) for name in points for p in network.get_submodule(name).parameters()}
-    return copy.deepcopy(network, {id(p): p for p in network.parameters() if id(p) not in own})
+    return copied(network, shared={id(p): p for p in network.parameters() if id(p) not in own})
 
 
 class Probe:
     """Tries groups: a group may be masked only where slicing it gives the very same network.
 
     Args:
-        network: a plain network; it is not changed. The trial copies get random values in float64.
+        network: a plain network; it is not changed. The trial copies get random values, in float64 unless the network's
+            own code insists on float32.
         images: float (N, C, H, W) inputs.
         seed: of the values that every layer gets, and of the kept channels.
     """
 
     def __init__(self, network: nn.Module, images: Tensor, *, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._images = images.to(device="cpu", dtype=torch.float64)
-        plain = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
-        _randomise_(plain, self._generator)
-        self._network = plain
+        trial = trial_of(network, images, prepare=lambda plain: _randomise_(plain, self._generator))
+        self._images = images.to(device="cpu", dtype=trial.dtype)
+        self._network, self._tolerance = trial.network, trial.tolerance
         make_expert_(self._network)
 
     @torch.no_grad()
-    def difference(self, groups: Sequence[Group]) -> float:
-        """Return max|a-b| / max(1, max|a|) between masking and slicing ``groups`` to random channels, half of each.
+    def why_not(self, groups: Sequence[Group]) -> str | None:
+        """Return what slicing ``groups`` to random channels, half of each, does that masking does not; None if nothing.
 
         Where that is allowed (:func:`may_be_padded`), one masked channel stays: it must compute nothing but zeros.
         """
@@ -101,7 +99,7 @@ class Probe:
             if int(keep.sum()) + 1 < group.size and may_be_padded(self._network, group):
                 more[order[int(keep.sum())]] = True
             padded.append(more)
-        return self._difference(self._network, groups, keeps, sliced_to=padded)
+        return self._compare(self._network, groups, keeps, sliced_to=padded)
 
     @torch.no_grad()
     def is_made_by_one(self, group: Group, *, producer: str) -> bool:
@@ -114,12 +112,10 @@ class Probe:
         if not points:
             return False
         keep = torch.arange(group.size) < max(1, group.size // 2)
-        found = self._difference(
-            _without_shifts(self._network), [group], [keep], sliced_to=[keep], masked=[replace(group, points=points)]
-        )
-        return found <= PROBE_TOLERANCE
+        masked = [replace(group, points=points)]
+        return self._compare(_without_shifts(self._network), [group], [keep], sliced_to=[keep], masked=masked) is None
 
-    def _difference(
+    def _compare(
         self,
         network: nn.Module,
         groups: Sequence[Group],
@@ -127,22 +123,27 @@ class Probe:
         *,
         sliced_to: Sequence[Tensor],
         masked: Sequence[Group] | None = None,
-    ) -> float:
-        """Compare ``network`` masked to ``keeps`` and sliced; it has no masks before and after."""
+    ) -> str | None:
+        """Say how ``network`` masked to ``keeps`` and sliced differ; it has no masks before and after."""
         masked = groups if masked is None else masked
+        doing = "masking"
         try:
             for group, keep in zip(masked, keeps, strict=True):
                 apply_mask_(network, group, keep)
             expected = network(self._images)
+            doing = "slicing"
             sliced = _copied(network, masked)
             make_plain_(sliced)
             slice_network_(sliced, groups, sliced_to)
             got = sliced(self._images)
-        except Exception:  # a forward may say in its own way that shapes no longer fit: this group cannot be sliced
-            return float("inf")
+        except Exception as error:  # a forward may say in its own way that shapes no longer fit
+            return f"{doing} it stops the forward ({shortened(f'{type(error).__name__}: {error}'):.200})"
         finally:
             for group in masked:
                 apply_mask_(network, group, torch.ones(group.size, dtype=torch.bool))
         if got.shape != expected.shape:
-            return float("inf")
-        return float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
+            return "slicing it ends in other shapes where masking does not"
+        difference = float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if difference <= self._tolerance:
+            return None
+        return f"slicing it changes the result by {difference:.1g} where masking does not"  # nan is a difference too

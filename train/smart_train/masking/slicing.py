@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from smart_train.masking.groups import Group
 from smart_train.masking.parts import Part, axis_length, parameter_axis, parts
+from smart_train.masking.trial import copied
 
 
 def kept_channels(
@@ -95,7 +95,7 @@ def slice_network(network: nn.Module, groups: Sequence[Group], keeps: Sequence[T
         groups: where the channels live.
         keeps: bool (group size,) a group.
     """
-    result = copy.deepcopy(network)
+    result = copied(network)
     slice_network_(result, groups, keeps)
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 from smart_train.masking.groups import Group
 from smart_train.masking.layers import Expert, make_expert_, make_plain_
 from smart_train.masking.parts import axis_length, is_depthwise
-from smart_train.masking.probe import PROBE_TOLERANCE
 from smart_train.masking.slicing import kept_channels
 from smart_train.masking.structure import Structure
 from smart_train.masking.tracing import run_classifier
+from smart_train.masking.trial import copied, trial_of
 
 _HALF = 0.5
 
@@ -36,7 +35,7 @@ def _running_order(network: nn.Module, images: Tensor) -> dict[str, bool]:
     layer's output is replaced by NaN, which goes through whatever is computed from it.
     """
     order: dict[str, bool] = {}
-    trial = copy.deepcopy(network).eval()  # batch norms must not move
+    trial = copied(network).eval()  # batch norms must not move
 
     def watch(name: str, module: nn.Module) -> None:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -121,7 +120,8 @@ def find_weight_layers(
 @torch.no_grad()
 def _masks_are_zeros(network: nn.Module, images: Tensor, *, layers: Sequence[str]) -> bool:
     """Whether random weight masks in ``layers`` give the scores that zeros in their weights give, as a fold assumes."""
-    trial = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
+    tried = trial_of(network, images)
+    trial, images = tried.network, images.to(tried.dtype)
     make_expert_(trial)
     generator = torch.Generator().manual_seed(0)
     for name in layers:
@@ -132,7 +132,7 @@ def _masks_are_zeros(network: nn.Module, images: Tensor, *, layers: Sequence[str
     expected = run_classifier(trial, images)
     make_plain_(trial)
     found = (run_classifier(trial, images) - expected).abs().max() / expected.abs().max().clamp(min=1)
-    return float(found) <= PROBE_TOLERANCE
+    return float(found) <= tried.tolerance
 
 
 class Sliced:

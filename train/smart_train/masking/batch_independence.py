@@ -1,0 +1,169 @@
+"""An image's scores must not depend on the batch it comes in: a device answers images one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smart_common.errors import shortened
+from smart_train.errors import NetworkError
+from smart_train.masking.trial import ROUNDED, copied, trial_of
+
+# Of a full batch of 8: images alone, two, three, and all of them in another order.
+GROUPINGS = ((0,), (5,), (1, 2), (4, 6, 3), (7, 6, 5, 4, 3, 2, 1, 0))
+_BATCH = 8
+_MARGIN, _MOST = 4, 1e-3  # times a network's own rounding, and what no rounding excuses
+
+Run = Callable[[Tensor], Tensor]
+
+
+def fixed_images(shape: Sequence[int]) -> Tensor:
+    """Return the images that are tried, float32 (8, C, H, W) of noise in [0, 1], for an input of ``shape``."""
+    return torch.rand(_BATCH, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def batch_dependence(run: Run, images: Tensor, *, allowed: float) -> tuple[str, tuple[int, ...]] | None:
+    """Return how scores depend on the batch, and the images that show it; None where they do not.
+
+    Args:
+        run: maps images (N, C, H, W), N from 1 to 8, to scores (N, classes).
+        images: 8 different ones.
+        allowed: what the scores of an image may differ by, as a fraction of the largest score.
+    """
+    full = run(images)
+    scale = float(full.abs().max())
+    for chosen in GROUPINGS:
+        got, expected = run(images[list(chosen)]), full[list(chosen)]
+        if got.shape != expected.shape:
+            size = f"a batch of {len(chosen)}"
+            return f"{size} gives scores of shape {tuple(got.shape)} instead of {tuple(expected.shape)}", chosen
+        difference = float((got - expected).abs().max())
+        if difference > allowed * scale:
+            order = "in another order" if len(chosen) == len(images) else f"in a batch of {len(chosen)}"
+            return f"{order} they differ by {difference / scale:.2g} of the largest from those in a batch of 8", chosen
+    return None
+
+
+@torch.no_grad()
+def check_batch_independence(network: nn.Module, shape: Sequence[int]) -> None:
+    """Check that an image's scores are the same alone, in a batch of 2, 3 and 8, and in another order.
+
+    Equal is what the network's own rounding in float32 makes no difference to, a thousandth of the largest score at
+    most. In float64, where the network computes in it.
+
+    Args:
+        network: maps images (N, C, H, W) to scores (N, classes); it is not changed, and tried in eval mode.
+        shape: channels, height, width.
+
+    Raises:
+        NetworkError: if they are not; it names the layer that does it where one does.
+    """
+    images = fixed_images(shape)
+    trial = trial_of(network, images)
+    run = _guarded(trial.network)
+    images = images.to(trial.dtype)
+    allowed = trial.tolerance
+    if trial.dtype == torch.float64:
+        full, rounded = run(images), _guarded(copied(network).cpu().eval())(images.float())
+        own = float((rounded - full).abs().max() / full.abs().max().clamp(min=1e-30))
+        allowed = min(max(_MARGIN * own, trial.tolerance), _MOST) if own == own else ROUNDED
+    found = batch_dependence(run, images, allowed=allowed)
+    if found is None:
+        return
+    how, chosen = found
+    if not torch.equal(run(images), run(images)):
+        raise NetworkError(
+            f"{type(network).__name__} gives other scores each time, in eval mode too; let a dropout or noise heed "
+            f"self.training"
+        )
+    where = _first_dependent(trial.network, images, chosen, allowed=allowed)
+    raise NetworkError(
+        f"an image's scores depend on the batch it comes in: {how}, first {where}; a device answers images one at "
+        "a time, so let nothing there mix the images of a batch or drop its axis"
+    )
+
+
+def _guarded(network: nn.Module) -> Run:
+    def run(images: Tensor) -> Tensor:
+        try:
+            scores = network(images)
+        except Exception as error:  # its own code runs here
+            raise NetworkError(
+                f"{type(network).__name__} takes no batch of {len(images)}: it stopped with "
+                f"{shortened(f'{type(error).__name__}: {error}')}; a device answers batches of any size, of one too"
+            ) from error
+        if not isinstance(scores, Tensor):
+            raise NetworkError(
+                f"expected scores (N, classes) of {type(network).__name__}, got {type(scores).__name__}; wrap it so "
+                f"that it gives them alone"
+            )
+        return scores
+
+    return run
+
+
+def _first_dependent(network: nn.Module, images: Tensor, chosen: Sequence[int], *, allowed: float) -> str:
+    """Say which module is the first to give other outputs for the same inputs of the images ``chosen``."""
+    full, part = _calls(network, images), _calls(network, images[list(chosen)])
+
+    def same(whole: Any, some: Any) -> bool:
+        return not isinstance(whole, Tensor) or _same_images(whole, some, chosen, of=len(images), allowed=allowed)
+
+    for key, (inputs, output) in full.items():
+        if key not in part:
+            continue
+        others, other = part[key]
+        if all(map(same, inputs, others)) and not same(output, other):
+            module = network.get_submodule(key[0])
+            kind = type(module).__name__
+            named = f"{key[0]} ({kind})" if key[0] else kind
+            return f"in the forward of {named}" if any(module.children()) else f"in {named}"
+    return f"in the forward of {type(network).__name__}"
+
+
+def _same_images(whole: Tensor, some: Any, chosen: Sequence[int], *, of: int, allowed: float) -> bool:
+    """Whether ``some``, of the images ``chosen``, is what ``whole``, ``of`` all images, has for them, on any axis."""
+    if not isinstance(some, Tensor) or some.dim() != whole.dim():
+        return False
+    for axis, (length, less) in enumerate(zip(whole.shape, some.shape, strict=True)):
+        if length % of == 0 and less * of == length * len(chosen):
+            split = whole.unflatten(axis, (of, length // of)).index_select(axis, torch.tensor(list(chosen)))
+            whole = split.flatten(axis, axis + 1)
+            break
+    if whole.shape != some.shape:
+        return False
+    if not whole.is_floating_point():
+        return torch.equal(whole, some)
+    scale = float(whole.abs().max()) if whole.numel() else 0.0
+    return not bool(((whole - some).abs() > allowed * scale).any())
+
+
+def _calls(network: nn.Module, images: Tensor) -> dict[tuple[str, int], tuple[list[Any], Any]]:
+    """Return the inputs and the output of every call of a module, by its name and number, in the order they end."""
+    calls: dict[tuple[str, int], tuple[list[Any], Any]] = {}
+    begun: dict[str, list[list[Any]]] = {}
+    counts: dict[str, int] = {}
+
+    def kept(value: Any) -> Any:
+        return value.detach().clone() if isinstance(value, Tensor) else value  # a later layer may change it in place
+
+    handles = []
+    for name, module in network.named_modules():
+
+        def before(_: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+            begun.setdefault(name, []).append([kept(value) for value in inputs])
+
+        def after(_: nn.Module, __: tuple[Any, ...], output: Any, name: str = name) -> None:
+            counts[name] = counts.get(name, 0) + 1
+            calls[name, counts[name]] = begun[name].pop(), kept(output)
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
