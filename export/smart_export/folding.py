@@ -19,6 +19,7 @@ from smart_train.masking.groups import Group, apply_mask_, may_be_padded
 from smart_train.masking.layers import Expert, ExpertBatchNorm2d, make_plain_
 from smart_train.masking.network import PathNetwork
 from smart_train.masking.slicing import slice_network
+from smart_train.masking.trial import copied
 from smart_train.masking.weight_masks import pattern_holds
 
 
@@ -187,7 +188,7 @@ def _batch_norms_to_layers_(traced: fx.GraphModule, network: nn.Module) -> None:
     traced.graph.eliminate_dead_code()
 
 
-def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
+def _without_batch_norm(network: nn.Module, *, dtype: torch.dtype) -> fx.GraphModule:
     """Take every batch norm into the convolution before it, or into a scale and shift, in float64 for exactness."""
     traced = _traced(network.double().eval())
     _batch_norms_to_layers_(traced, network)
@@ -211,7 +212,7 @@ def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
         if _is_batch_norm(module) and isinstance(module, nn.BatchNorm2d):
             _replace_(traced, name, ChannelAffine(module))
     traced.recompile()
-    traced.float().eval()
+    traced.to(dtype).eval()
     return traced
 
 
@@ -250,7 +251,11 @@ def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def fold(
-    model: str | os.PathLike[str] | Checkpoint | SmartNetwork, *, path: str, keeps: Sequence[Tensor] | None = None
+    model: str | os.PathLike[str] | Checkpoint | SmartNetwork,
+    *,
+    path: str,
+    keeps: Sequence[Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> fx.GraphModule:
     """Return ``path`` as a plain module without masks and batch norms; normalisation stays inside.
 
@@ -261,6 +266,7 @@ def fold(
         path: which path.
         keeps: bool (size,) for each group, a superset of the path's masks (see :func:`padded_masks`); by default the
             masks themselves.
+        dtype: of the weights; float64 is the fold before it is rounded (see `smart_export.proof`).
 
     Returns:
         A module in eval mode that maps images (N, C, H, W) in [0, 1] to scores (N, classes).
@@ -271,10 +277,10 @@ def fold(
     if isinstance(model, str | os.PathLike):
         model = load_checkpoint(model)
     net = model.net if isinstance(model, Checkpoint) else model
-    tree = copy.deepcopy(net.path(path)).cpu()
+    tree = copied(net.path(path)).cpu()
     make_plain_(tree)
     sliced = slice_network(tree.network, net.groups, list(keeps) if keeps is not None else net.masks(path))
-    return _without_batch_norm(PathNetwork(sliced, normalise=tree.normalise))
+    return _without_batch_norm(PathNetwork(sliced, normalise=tree.normalise), dtype=dtype)
 
 
 def unmasked(net: SmartNetwork, *, path: str) -> PathNetwork:
@@ -282,7 +288,7 @@ def unmasked(net: SmartNetwork, *, path: str) -> PathNetwork:
 
     It has the weights of that path but was never trained to be used whole: it is no classifier to rely on.
     """
-    tree = copy.deepcopy(net.path(path)).cpu().eval()
+    tree = copied(net.path(path)).cpu().eval()
     for module in tree.modules():
         if isinstance(module, Expert):
             module.weight_mask = None
@@ -309,8 +315,8 @@ def _fill_statistics_(norm: ExpertBatchNorm2d) -> None:
         statistic[~keep] = statistic[keep].mean()
 
 
-def fold_dense(dense: PathNetwork) -> fx.GraphModule:
+def fold_dense(dense: PathNetwork, *, dtype: torch.dtype = torch.float32) -> fx.GraphModule:
     """Return what :func:`unmasked` returned with its batch norms folded; ``dense`` is not changed."""
-    tree = copy.deepcopy(dense)
+    tree = copied(dense)
     make_plain_(tree)
-    return _without_batch_norm(tree)
+    return _without_batch_norm(tree, dtype=dtype)

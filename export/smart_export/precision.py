@@ -25,6 +25,10 @@ networks. int8: none, since it depends on how far an image is from those that we
 decides.
 """
 
+ROUNDING_MARGIN, MAX_TOLERANCE = 16, 1e-2
+"""What a deep network's own rounding allows: so many times its error in float32, never more than the second number,
+which a batch norm left out or a wrong channel exceeds."""
+
 MAX_DROP = 0.01
 """What a path's accuracy may drop by unless told otherwise, as a fraction: one point."""
 
@@ -33,6 +37,15 @@ WEIGHT_DTYPES: Mapping[Precision, str] = MappingProxyType({FP32: "float32", FP16
 
 BIAS_BYTES: Mapping[Precision, int] = MappingProxyType({FP32: 4, FP16: 2, INT8: 4})
 """Of one number of a bias, which in int8 graphs is float32 or int32."""
+
+
+def tolerance_for(precision: Precision, *, rounding: float) -> float | None:
+    """Return what ``max_rel_diff`` may be of a graph whose network in float32 is off by ``rounding`` itself.
+
+    ``rounding`` is a fraction of the largest score, between float32 and float64 (`smart_export.proof.Proof`).
+    """
+    tolerance = TOLERANCES[precision]
+    return None if tolerance is None else max(tolerance, min(ROUNDING_MARGIN * rounding, MAX_TOLERANCE))
 
 
 def check_precision(precision: str) -> Precision:

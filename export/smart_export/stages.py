@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, fx, nn
 
 from smart_common.roles import Role
@@ -20,7 +21,8 @@ from smart_export.folding import affines_to_convolutions_, fold, fold_dense, pad
 from smart_export.gate import PathGate, path_gate, require_gate
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
 from smart_export.layers import NetworkCost, network_cost
-from smart_export.precision import FP16, TOLERANCES, Precision
+from smart_export.precision import FP16, Precision, tolerance_for
+from smart_export.proof import Proof, prove
 from smart_export.quantise import quantised, recipe_for
 from smart_export.timings import Stopwatch
 from smart_export.verify import (
@@ -30,6 +32,7 @@ from smart_export.verify import (
     engine_scores,
     reference_scores,
     require,
+    require_batch_independence,
     verification_images,
 )
 from smart_runtime.bundle.bundle import GraphBytes
@@ -37,6 +40,7 @@ from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_train import Checkpoint
 from smart_train.masking.accounting import LayerStructure, structure_report
+from smart_train.masking.batch_independence import check_batch_independence
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +89,7 @@ class FoldedGraph:
         role: what it is for.
         reference: the network that it must agree with.
         module: the folded network, float32.
+        rounding: what float32 costs the network itself, as a fraction of the largest score.
         padding: zero channels kept for the target's alignment, by module name.
         structures: what masks remove of each layer, by module name.
     """
@@ -94,6 +99,7 @@ class FoldedGraph:
     role: Role
     reference: nn.Module
     module: fx.GraphModule
+    rounding: float = 0.0
     padding: Mapping[str, int] = field(default_factory=dict)
     structures: Mapping[str, LayerStructure] = field(default_factory=dict)
 
@@ -130,13 +136,15 @@ def fold_path(export: Export, name: str) -> FoldedGraph:
     net = export.checkpoint.net
     keeps = padded_masks(net, path=name, align=export.target.profile.alignment(export.precision))
     with export.stopwatch.phase(f"{name}: fold"):
-        module = fold(net, path=name, keeps=keeps)
+        exact = fold(net, path=name, keeps=keeps, dtype=torch.float64)
+    proof = _prove(export, exact, net.path(name), name=name, path=name)
     return FoldedGraph(
         name,
         path=name,
         role=export.checkpoint.role(name),
         reference=net.path(name),
-        module=module,
+        module=exact.float(),
+        rounding=proof.rounding,
         padding=_padding(export.checkpoint, net.masks(name), keeps),
         structures={layer.name: layer for layer in structure_report(net, path=name)},
     )
@@ -147,8 +155,20 @@ def fold_baseline(export: Export) -> FoldedGraph:
     first = export.checkpoint.net.path_names[0]
     with export.stopwatch.phase(f"{DENSE}: fold"):
         reference = unmasked(export.checkpoint.net, path=first)
-        module = fold_dense(reference)
-    return FoldedGraph(DENSE, path=first, role=Role.CLEAN, reference=reference, module=module)
+        exact = fold_dense(reference, dtype=torch.float64)
+    proof = _prove(export, exact, reference, name=DENSE, path=first)
+    return FoldedGraph(
+        DENSE, path=first, role=Role.CLEAN, reference=reference, module=exact.float(), rounding=proof.rounding
+    )
+
+
+def _prove(export: Export, exact: fx.GraphModule, reference: nn.Module, *, name: str, path: str) -> Proof:
+    """Prove a fold in float64, and that it gives an image the same scores in every batch."""
+    images = verification_images(export.judging.samples, path=path, random_images=export.random_images)
+    with export.stopwatch.phase(f"{name}: prove the fold"):
+        proof = prove(exact, reference, images, name=name)
+        check_batch_independence(exact, export.checkpoint.input_shape)
+    return proof
 
 
 def _padding(checkpoint: Checkpoint, masks: Sequence[Tensor], keeps: Sequence[Tensor]) -> dict[str, int]:
@@ -219,6 +239,7 @@ def verify(export: Export, graph: ConvertedGraph, written: GraphBytes) -> Export
     folded, judging = graph.folded, export.judging
     name, is_path = folded.name, folded.name != DENSE
     most = None if is_path else DENSE_IMAGES
+    tolerance = tolerance_for(export.precision, rounding=folded.rounding)
     images = verification_images(judging.samples, path=folded.path, random_images=export.random_images, most=most)
     if judging.source != SAMPLES:
         images += verification_images(export.checkpoint.samples, path=folded.path, random_images=0, most=most)
@@ -233,9 +254,10 @@ def verify(export: Export, graph: ConvertedGraph, written: GraphBytes) -> Export
             options=EngineOptions(threads=1),
         )
         got = engine_scores(engine, images)
+        require_batch_independence(engine, export.checkpoint.input_shape, name=name, tolerance=tolerance)
         engine.close()
-    found = agreement(expected, got, tolerance=TOLERANCES[export.precision])
-    require(found, name=name)
+    found = agreement(expected, got, tolerance=tolerance)
+    require(found, name=name, rounding=folded.rounding)
     gate = None
     if is_path:
         count = len(images[0])

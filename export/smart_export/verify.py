@@ -14,17 +14,19 @@ import torch
 from torch import nn
 
 from smart_export.errors import VerificationError
-from smart_export.precision import TOLERANCE_FP32
+from smart_export.precision import ROUNDING_MARGIN, TOLERANCE_FP32
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import Engine
 from smart_train.accuracy import to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.masking.attack_mode import attack_mode
+from smart_train.masking.batch_independence import batch_dependence, fixed_images
 
 RANDOM_IMAGES = 256
 DENSE_IMAGES = 16  # of each kind, for the baseline: it is there for its latency, and costs the most to run
 _CHUNK_IMAGES, _CHUNK_VALUES = 64, 2**19  # a core each: features of a chunk of large images would fill the memory
 _RANDOM_SEED = 0
+_INT8_LEVELS = 0.1  # in another batch a float may round to the next of 255 levels
 
 Images = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
@@ -128,12 +130,22 @@ def agreement(expected: Scores, got: Scores, *, tolerance: float | None = TOLERA
     )
 
 
-def require(found: Agreement, *, name: str) -> None:
-    """Raise VerificationError unless ``found`` holds."""
+def require(found: Agreement, *, name: str, rounding: float | None = None) -> None:
+    """Raise VerificationError unless ``found`` holds.
+
+    ``rounding`` is what float32 costs the network itself (`smart_export.proof.Proof`), whose fold is proved then; None
+    where nothing is known of it.
+    """
     if not math.isfinite(found.max_rel_diff):
         raise VerificationError(
             f"the graph '{name}' gives scores that are infinite or NaN; a value in it is larger than its precision "
             f"holds: take a higher one{', or --baseline none' if name == DENSE else ''}"
+        )
+    if not found.holds and rounding is not None and rounding > found.tolerance / ROUNDING_MARGIN:
+        raise VerificationError(
+            f"rounding to float32 changes the scores of '{name}' by {rounding:.2g} of the largest before any export, "
+            f"so that no graph can be verified (the fold is right: float64 proves it); train the network longer"
+            f"{', or --baseline none leaves this graph out' if name == DENSE else ''}"
         )
     if not found.holds:
         what = "the unmasked network" if name == DENSE else "its masked path"
@@ -141,4 +153,30 @@ def require(found: Agreement, *, name: str) -> None:
             f"the graph '{name}' does not agree with {what} within {found.tolerance:g} and on every class: over "
             f"{found.images} images the difference is {found.max_rel_diff:.3g}, and {found.argmax_agreement:.1%} of "
             "the classes are equal; it does not belong to this checkpoint, or the fold is wrong: report it"
+        )
+
+
+def require_batch_independence(
+    engine: Engine, input_shape: tuple[int, int, int], *, name: str, tolerance: float | None
+) -> None:
+    """Check that an image's scores in ``engine`` are the same alone, in batches of 2, 3 and 8, and in another order.
+
+    Args:
+        engine: runs the graph.
+        input_shape: channels, height, width.
+        name: of the graph.
+        tolerance: what scores may differ by, as a fraction of the largest; None for int8.
+
+    Raises:
+        VerificationError: if they are not.
+    """
+    found = batch_dependence(
+        lambda images: torch.from_numpy(engine.run(images.numpy())),
+        fixed_images(input_shape),
+        allowed=_INT8_LEVELS if tolerance is None else tolerance,
+    )
+    if found is not None:
+        raise VerificationError(
+            f"in the graph '{name}' an image's scores depend on the batch it comes in: {found[0]}; a device answers "
+            f"images one at a time, so let nothing in the network mix the images of a batch or drop its axis"
         )

@@ -14,10 +14,12 @@ import numpy as np
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines import Engine, EngineOptions, Scores, create_engine
-from smart_runtime.errors import OutOfMemoryError
+from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
 
 _POLL_SECONDS = 0.001
+# Of the largest score. Engines take other kernels, some of fewer bits, for other batches; int8 tolerances reach 0.5.
+_LEAST_TOLERANCE, _MOST_TOLERANCE = 0.02, 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +132,7 @@ class Loader:
         """Return the path with its engine up, after a first run, which is when engines allocate.
 
         Raises:
-            BundleError: A byte of its files was changed.
+            BundleError: A byte of its files was changed, or an image's scores depend on the batch it comes in.
             EngineError: The engine refuses the graph; OutOfMemoryError, there is no room for it.
         """
         manifest = self.bundle.manifest
@@ -149,7 +151,7 @@ class Loader:
                 "free some, or load fewer paths with memory='on-demand'"
             ) from error
         try:
-            engine.run(np.zeros((1, *manifest.input.shape), dtype=np.float32))
+            self._try(engine, path)
         except BaseException:
             engine.close()
             raise
@@ -157,6 +159,25 @@ class Loader:
         after = resident_bytes()
         grown = None if before is None or after is None else max(0, after - before)
         return LoadedPath(path, engine, spec=manifest.input, resident_bytes=grown)
+
+    def _try(self, engine: Engine, path: str) -> None:
+        """Run an image alone, and, unless batches are of one, beside another one: its scores must be the same."""
+        manifest = self.bundle.manifest
+        pair = np.zeros((2, *manifest.input.shape), dtype=np.float32)
+        pair[1] = np.linspace(0, 1, pair[1].size, dtype=np.float32).reshape(pair[1].shape)
+        alone = engine.run(pair[:1])
+        if self._options.max_batch == 1:
+            return
+        both = engine.run(pair)
+        same = alone.shape == both[:1].shape and len(both) == len(pair)
+        if same and np.isfinite(both).all():
+            allowed = min(max(manifest.paths[path].tolerance or 0.0, _LEAST_TOLERANCE), _MOST_TOLERANCE)
+            same = bool(np.abs(both[:1] - alone).max() <= allowed * np.abs(both).max())
+        if not same:
+            raise BundleError(
+                f"in the path {path!r} an image's scores depend on the batch it comes in: alone they are others than "
+                f"beside a second image; export it again, which says what in the network does it"
+            )
 
     def close(self) -> None:
         """Give back the open files; may be called again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from smart_common.errors import shortened
 from smart_train.errors import NetworkError
+from smart_train.masking.tracing import run_classifier
 from smart_train.masking.trial import ROUNDED, copied, trial_of
 
 # Of a full batch of 8: images alone, two, three, and all of them in another order.
@@ -59,17 +61,18 @@ def check_batch_independence(network: nn.Module, shape: Sequence[int]) -> None:
         shape: channels, height, width.
 
     Raises:
-        NetworkError: if they are not; it names the layer that does it where one does.
+        NetworkError: if they are not; it names the layer that does it where one does. Or if it is no classifier.
     """
     images = fixed_images(shape)
     trial = trial_of(network, images)
-    run = _guarded(trial.network)
     images = images.to(trial.dtype)
+    run_classifier(trial.network, images[:2])
+    run = _guarded(trial.network)
     allowed = trial.tolerance
     if trial.dtype == torch.float64:
-        full, rounded = run(images), _guarded(copied(network).cpu().eval())(images.float())
+        full, rounded = run(images), _guarded(copied(network).cpu().float().eval())(images.float())
         own = float((rounded - full).abs().max() / full.abs().max().clamp(min=1e-30))
-        allowed = min(max(_MARGIN * own, trial.tolerance), _MOST) if own == own else ROUNDED
+        allowed = min(max(_MARGIN * own, trial.tolerance), _MOST) if math.isfinite(own) else ROUNDED
     found = batch_dependence(run, images, allowed=allowed)
     if found is None:
         return
@@ -95,11 +98,7 @@ def _guarded(network: nn.Module) -> Run:
                 f"{type(network).__name__} takes no batch of {len(images)}: it stopped with "
                 f"{shortened(f'{type(error).__name__}: {error}')}; a device answers batches of any size, of one too"
             ) from error
-        if not isinstance(scores, Tensor):
-            raise NetworkError(
-                f"expected scores (N, classes) of {type(network).__name__}, got {type(scores).__name__}; wrap it so "
-                f"that it gives them alone"
-            )
+        assert isinstance(scores, Tensor)
         return scores
 
     return run

@@ -87,7 +87,7 @@ class _Coarse(TorchDispatchMode):
 
 @torch.no_grad()
 def _computes_in_float64(network: nn.Module, images: Tensor) -> bool:
-    """Whether ``network``, in float64, runs without making a tensor of less: a cast, or a kernel made in its forward."""
+    """Whether ``network``, in float64, runs without a tensor of less: a cast, or a kernel made on the way."""
     coarse = _Coarse()
     try:
         with coarse:

@@ -1,0 +1,72 @@
+"""Is a fold the very same function? Proved in float64, where rounding hides nothing, before float32 is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from smart_export.errors import VerificationError
+from smart_export.verify import Images, reference_scores
+from smart_train.masking.trial import ROUNDED, copied, trial_of
+
+PROVEN = 1e-10  # of the largest score: 1e-13 is usual in float64, and one weight of a ResNet-18 off by 1e-3 above it
+_PROVING_IMAGES = 4  # of each kind
+_TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What trying a fold in float64 showed.
+
+    Attributes:
+        difference: between the fold and its network, as a fraction of the largest score.
+        rounding: between the network in float32 and in float64, likewise: what float32 costs it before any export. 0.0
+            where its own code insists on float32, so that nobody can say.
+    """
+
+    difference: float
+    rounding: float
+
+
+@torch.no_grad()
+def prove(folded: fx.GraphModule, reference: nn.Module, batches: Sequence[Images], *, name: str) -> Proof:
+    """Compare a fold with the network it was made from, on a few images of each of ``batches``.
+
+    Args:
+        folded: in float64, as `smart_export.folding.fold` gives it for that ``dtype``; it is not changed.
+        reference: the masked path, or the unmasked network.
+        batches: float32 (N, C, H, W) each.
+        name: of the graph, for the error.
+
+    Raises:
+        VerificationError: if they differ by more than rounding in float64 (in float32, where the network insists on
+            it).
+    """
+    images = torch.cat([torch.from_numpy(batch[:_PROVING_IMAGES]) for batch in batches])
+    trial = trial_of(reference, images)
+    if trial.dtype == torch.float64:
+        expected, allowed = _scores(trial.network, images.double()), PROVEN
+        got = _scores(folded, images.double())
+        rounding = _apart(expected, torch.from_numpy(reference_scores(reference, [images.numpy()])))
+    else:
+        expected, allowed, rounding = _scores(trial.network, images), ROUNDED, 0.0
+        got = _scores(copied(folded).float(), images)
+    difference = _apart(expected, got)
+    if bool(torch.isfinite(expected).all()) and not difference <= allowed:  # nan is a difference too
+        raise VerificationError(
+            f"the fold of '{name}' is not the network it was made from: in {str(trial.dtype).removeprefix('torch.')} "
+            f"its scores differ by {difference:.2g} of the largest, where rounding is below {allowed:g}; report it"
+        )
+    return Proof(difference, rounding)
+
+
+def _scores(network: nn.Module, images: Tensor) -> Tensor:
+    scores: Tensor = network(images)
+    return scores
+
+
+def _apart(expected: Tensor, got: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=_TINY))
