@@ -56,7 +56,9 @@ def checkpoint_of(net: SmartNetwork) -> Checkpoint:
         net.path(path).train()(torch.rand(32, *SHAPE, generator=generator))
     net.eval()
     pictures = torch.randint(0, 256, (8, *SHAPE[1:], SHAPE[0]), dtype=torch.uint8, generator=generator)
-    samples = Samples(pictures, torch.zeros(8, dtype=torch.int64), dict.fromkeys(net.path_names, pictures), 0.0, "none")
+    samples = Samples(
+        pictures, torch.zeros(8, dtype=torch.int64), {path: pictures.clone() for path in net.path_names}, 0.0, "none"
+    )
     return Checkpoint(
         architecture=CUSTOM,
         arguments={},

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from export.test_networks import calm_
 from networks import NETWORKS
 from smart_export.build import build_bundle
 from smart_export.check import check_bundle
@@ -18,10 +17,10 @@ from smart_export.errors import VerificationError
 from smart_export.folding import ChannelAffine, fold
 from smart_export.precision import MAX_TOLERANCE, TOLERANCE_FP32
 from smart_export.proof import PROVEN, prove
+from smart_export.verify import Images
 from smart_train import SmartNetwork, convert
 from users.own_networks import CLASSES, SHAPE, Small, checkpoint_of
 
-IMAGES = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)).numpy()
 # As torchvision's and timm's are built; tests/networks has the same families in small.
 DEEP = ("resnet18", "mobilenet_v3_large", "efficientnet_b0", "densenet121")
 
@@ -50,16 +49,23 @@ def test_where_float32_decides_nothing_the_refusal_says_so(tmp_path: Path) -> No
 
 
 @functools.cache
-def folded(name: str) -> tuple[nn.Module, fx.GraphModule]:
+def folded(name: str) -> tuple[nn.Module, fx.GraphModule, Images]:
     torch.manual_seed(0)
+    side = 64 if name in DEEP else 16
     if name in NETWORKS:
-        plain, scope = NETWORKS[name](num_classes=CLASSES, in_channels=3), "all"
+        plain, structure = NETWORKS[name](num_classes=CLASSES, in_channels=3), "channel"
     else:
         models = pytest.importorskip("torchvision.models", reason="pip install torchvision", exc_type=Exception)
-        plain, scope = getattr(models, name)(num_classes=CLASSES), "block"
-    net = convert(plain, example_input=torch.zeros(2, *SHAPE), align=1, scope=scope, density=0.9)  # type: ignore[arg-type]
-    calm_(net)
-    return net.path("clean"), fold(net, path="clean", dtype=torch.float64)
+        plain, structure = getattr(models, name)(num_classes=CLASSES), "unstructured"  # groups take minutes to find
+    net = convert(plain, example_input=torch.zeros(2, 3, side, side), align=1, structure=structure, density=0.9)
+    images = torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        net.path("clean").train()(images)
+    net.eval()
+    return net.path("clean"), fold(net, path="clean", dtype=torch.float64), images.numpy()
 
 
 def layer(module: nn.Module) -> nn.Conv2d:
@@ -104,13 +110,13 @@ FAULTS: dict[str, Callable[[nn.Module], None]] = {
     ["residual", "inverted residual", "dense", "convnext", *[pytest.param(n, marks=pytest.mark.slow) for n in DEEP]],
 )
 def test_a_planted_fault_is_found(name: str, fault: str) -> None:
-    reference, module = folded(name)
-    assert prove(module, reference, [IMAGES], name="clean").difference < PROVEN
+    reference, module, images = folded(name)
+    assert prove(module, reference, [images], name="clean").difference < PROVEN
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     try:
         with torch.no_grad():
             FAULTS[fault](module)
         with pytest.raises(VerificationError, match=r"^the fold of 'clean' is not the network it was made from: in f"):
-            prove(module, reference, [IMAGES], name="clean")
+            prove(module, reference, [images], name="clean")
     finally:
         module.load_state_dict(before)

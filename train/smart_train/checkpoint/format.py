@@ -7,6 +7,7 @@ shape and range in it is checked before a network is built from it.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -273,9 +274,14 @@ def _structure(source: dict[str, Any], read: Reader) -> Structure:
 
 
 def _on_meta(build: Callable[[], nn.Module], *, own: bool) -> nn.Module:
-    """Return a network without values, or with them where it is of the user's ``own`` and cannot do without."""
+    """Return a network without values, or with them where it is of the user's ``own`` and cannot do without.
+
+    Quietly: a factory that loads weights of its own has torch warn of each that goes nowhere here.
+    """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            if own:
+                warnings.simplefilter("ignore")
             return build()
     except ConfigError:
         if not own:

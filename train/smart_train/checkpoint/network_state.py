@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -32,7 +33,8 @@ _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)  # whose paramete
 def network_state(net: SmartNetwork) -> dict[str, Any]:
     """Return copies of the tensors of ``net``: the shared weights once, and each path's own.
 
-    The form is ``{"shared": {name: tensor}, "paths": {path: {name: tensor}}}``, names as inside the plain network.
+    The form is ``{"shared": {name: tensor}, "paths": {path: {name: tensor}}, "versions": {module: number}}``, names as
+    inside the plain network; versions are those that modules give their state, as torch keeps them in ``_metadata``.
     """
     first = net.path(net.path_names[0]).network
     own = batch_norm_parameters(first)
@@ -41,17 +43,26 @@ def network_state(net: SmartNetwork) -> dict[str, Any]:
         path: {n: t.detach().cpu().clone() for n, t in net.path(path).network.state_dict().items() if n not in shared}
         for path in net.path_names
     }
-    return {"shared": shared, "paths": paths}
+    return {"shared": shared, "paths": paths, "versions": _versions(first)}
+
+
+def _versions(network: nn.Module) -> dict[str, int]:
+    """Return the version of each module's state; a module without one is left out."""
+    metadata: Mapping[str, Mapping[str, Any]] = getattr(network.state_dict(), "_metadata", {})
+    return {name: found["version"] for name, found in metadata.items() if type(found.get("version")) is int}
 
 
 def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
     """Copy what :func:`network_state` returned into ``net``, in place; names and shapes must match exactly.
+
+    Older states hold no versions; theirs are taken to be those of the modules now.
 
     Raises:
         CheckpointError: if they do not.
     """
     for path in net.path_names:
         wanted = net.path(path).network.state_dict()
+        versions = state.get("versions", _versions(net.path(path).network))
         given = {**state["shared"], **state["paths"][path]}
         wrong = sorted(wanted.keys() ^ given.keys()) or [
             n for n, t in wanted.items() if t.shape != given[n].shape or t.dtype != given[n].dtype
@@ -61,7 +72,9 @@ def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
                 f"expected the tensors of its architecture for path {path}, got a missing, extra or misshapen "
                 f"{wrong[0]}; train or copy the checkpoint again"
             )
-        net.path(path).network.load_state_dict(given)
+        ordered = OrderedDict(given)
+        ordered._metadata = {name: {"version": number} for name, number in versions.items()}  # type: ignore[attr-defined]  # as torch does
+        net.path(path).network.load_state_dict(ordered)
 
 
 def weights_record(net: SmartNetwork) -> dict[str, Any]:
@@ -158,7 +171,12 @@ def read_state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...
         }
 
     each = read.get(state, "paths", dict)
+    modules = {name for name, _ in plain.named_modules()}
+    versions = read.get(state, "versions", dict) if "versions" in state else {}  # older ones have none
+    if not versions.keys() <= modules:
+        raise read.fail("versions of its architecture's modules")
     return {
+        **({"versions": {name: read.integer(versions, name) for name in versions}} if versions else {}),
         "shared": part(state, "shared", shared),
         "paths": {path: part(each, path, set(wanted) - shared) for path in paths},
     }
