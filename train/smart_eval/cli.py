@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -13,7 +14,6 @@ from smart_common.console import cli as house
 from smart_common.version import version
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_eval.attacks.table import ATTACKS, CLEAN
-from smart_eval.page.cli import report_options
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.choices import DATA_SPECS
@@ -25,8 +25,37 @@ if TYPE_CHECKING:
     from smart_eval.report import Measured
     from smart_eval.threats import Threats
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 SUSPECT = 3
 """The exit status after a whole result whose accuracies under attack may be too high."""
+
+
+def _report_options(function: _F) -> _F:
+    """Add ``--report`` and ``--include``, passed to the command as ``page``, a `PageOutput`."""
+
+    @click.option(
+        "--report",
+        metavar="FILE.html",
+        type=click.Path(path_type=Path),
+        help="Write a page for people there: one file that needs nothing else.",
+    )
+    @click.option(
+        "--include",
+        metavar="FILE.json",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Show this saved result of smart-export --json or smart-bench --json on the page too; may be repeated.",
+    )
+    @functools.wraps(function)
+    def with_page(*args: Any, report: Path | None, include: tuple[Path, ...], **options: Any) -> Any:
+        from smart_eval.page.output import PageOutput  # noqa: PLC0415  # torch, which --help does not wait for
+
+        if report is None and include:
+            raise click.UsageError("--include adds saved results to the page that --report writes: give it too.")
+        return function(*args, page=PageOutput(report, include), **options)
+
+    return with_page  # type: ignore[return-value]  # click's own decorators change the signature likewise
 
 
 @click.command(
@@ -94,7 +123,7 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     help="Write results there as they come, a line of JSON for each chunk, for --resume.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what -o has; results that do not belong to this run stay.")
-@report_options
+@_report_options
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
 @click.version_option(version(), prog_name="smart-eval")

@@ -26,9 +26,8 @@ from smart_eval.corruptions import STEPS, check_corruptions, measure_corruptions
 from smart_eval.examination import eps_curve, examine_network, work
 from smart_eval.measure import measure
 from smart_eval.models import OpenModel, open_bundle, open_checkpoint, read_source
-from smart_eval.records import Records
+from smart_eval.records import Records, Shards, join_shards
 from smart_eval.report import Measured
-from smart_eval.shards import Shards, join_shards
 from smart_eval.threats import measure_threats, sources, strongest_pgd
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import REFERENCE_ENGINE

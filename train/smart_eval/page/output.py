@@ -17,7 +17,10 @@ from smart_devices.cpu import cpu_model
 from smart_devices.python_environment import version_of
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.models import OpenModel
-from smart_eval.page import Included, Pictures, Report, make_pictures, read_included, render, shown_attack
+from smart_eval.page.included import Included, read_included
+from smart_eval.page.page import render
+from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
+from smart_eval.page.subject import Report
 from smart_train.data.images import Split
 from smart_train.errors import ConfigError
 

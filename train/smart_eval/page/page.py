@@ -10,9 +10,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from smart_common.units import si
-from smart_eval.page import plots, series
-from smart_eval.page.figures import latency, percent, points, radius, size, span
-from smart_eval.page.png import data_uri
+from smart_eval.page import plots
+from smart_eval.page.figures import data_uri, latency, percent, points, radius, span
 from smart_eval.page.subject import Report, suspect, tried_more, under_attack
 
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # no HTML text may hold these
@@ -49,9 +48,6 @@ ENVIRONMENT.filters.update(
     points=points,
     radius=radius,
     si=si,
-    size=size,
     span=span,
 )
-ENVIRONMENT.globals.update(
-    plots=plots, series=series, suspect=suspect, tried_more=tried_more, under_attack=under_attack
-)
+ENVIRONMENT.globals.update(plots=plots, suspect=suspect, tried_more=tried_more, under_attack=under_attack)
