@@ -257,7 +257,7 @@ def test_a_run_on_a_bundle_goes_on(bundle: Path, checkpoint_file: Path, tmp_path
 def test_eps_is_what_the_manifest_records(
     gate: Mapping[str, Any] | None, training: Mapping[str, Any], eps: float | None, tiny: OpenModel
 ) -> None:
-    given_ = Bundle.open(tiny.file).manifest
+    given_ = Bundle.open(tiny.model).manifest
     assert recorded_eps(replace(given_, gate=gate, training=training)) == eps
     opened = replace(tiny, recorded_eps=eps)
     if eps is None:

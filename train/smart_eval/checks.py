@@ -52,16 +52,6 @@ class Check:
     figures: Mapping[str, Any]
     sentence: str
 
-    def document(self) -> dict[str, Any]:
-        """Return it for machines."""
-        return {
-            "name": self.name,
-            "path": self.path,
-            "passed": self.passed,
-            "figures": dict(self.figures),
-            "sentence": self.sentence,
-        }
-
 
 def above(count: int, total: int, share: float) -> bool:
     """Return whether ``count`` of ``total`` is more than ``share`` of them, and more than chance makes of it.

@@ -185,15 +185,7 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all models are measured with.
-
-    Attributes:
-        records: what is known already, and where results are kept.
-        shards: the processes that share the run.
-        options: seed and device, as `measure` takes them.
-        made_with: from `_made_with`.
-        advance: called with what was done and the number of images, chunk by chunk.
-    """
+    """What all models are measured with; ``options`` are seed and device, ``made_with`` is from `_made_with`."""
 
     records: Records
     shards: Shards
@@ -235,35 +227,26 @@ class _Run:
             stand_ins = None if model.kind == "checkpoint" else model.made_on
             threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, **common)
         return Measured(
-            model=model.file,
-            kind=model.kind,
-            digest=model.digest,
-            precision=model.precision,
-            engine=model.engine,
-            threat_model=model.threat_model,
+            **model.facts,
             eps=subject.eps,
             attacks=attacks,
             right=right,
             labels=split.labels,
-            class_names=model.class_names,
             seed=self.options["seed"],
             chunk=subject.chunk,
             indices=subject.indices,
             threats=threats,
-            replay=model.replay,
-            notes=model.notes,
             corruptions=measure_corruptions(model.net, split, **common) if subject.corrupted else None,
         )
 
 
 def _made_with(device: torch.device) -> dict[str, Any]:
     """Return what figures computed on ``device`` depend on to the bit, beside model, images and options."""
-    libraries = ("torch", "pyautoattack", "pillow", "onnxruntime")
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "smart-edge": version(),
-        **{library: version_of(library) for library in libraries},
+        **{library: version_of(library) for library in ("torch", "pyautoattack", "pillow", "onnxruntime")},
     }
 
 
@@ -371,8 +354,7 @@ def evaluate_all(
         device = shards.device or torch.device(accelerator)
         records = stack.enter_context(Records(output, resume=resume, shards=shards))
         advance = stack.enter_context(progress("measuring", total=sum(subject.work for subject in subjects)))
-        settings = {"seed": options.seed, "device": device}
-        run = _Run(records, shards, settings, _made_with(device), lambda what, count: advance(what, count=count))
+        run = _Run(records, shards, {"seed": options.seed, "device": device}, _made_with(device), advance)
         for subject in subjects:
             subject.model.net.to(device)
             measured.append(run.measured(subject))
@@ -395,7 +377,7 @@ def _images(
     record = record if isinstance(record, dict) else {}
     trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything
     if data is None and trained_on not in NAMED:
-        raise ConfigError(f"{model.file} was trained on {trained_on}, which no name tells; give the same as --data")
+        raise ConfigError(f"{model.model} was trained on {trained_on}, which no name tells; give the same as --data")
     images = data if isinstance(data, ImageSet) else read(data_spec(data or trained_on))
     if images.shape != model.input_shape or len(images.class_names) != len(model.class_names):
         raise DataError(
@@ -405,6 +387,6 @@ def _images(
     if images.digest != record.get("digest"):
         _log.warning(
             "warning: these are not the very images of the training of %s: test images may have been trained on",
-            model.file,
+            model.model,
         )
     return images
