@@ -27,7 +27,7 @@ from smart_runtime.bench.report import Report
 from smart_runtime.bench.statistics import Block, agrees, speed_up, summarise
 from smart_runtime.bench.switching import cold_load_ms, measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
-from smart_runtime.bundle.checksums import write_checksums
+from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.engines import Batch, Scores
 from smart_runtime.errors import BundleError, EngineError
 

@@ -24,7 +24,7 @@ from smart_eval.attacks.table import parse_attacks
 from smart_eval.checks import judge
 from smart_eval.corruptions import STEPS, check_corruptions, measure_corruptions
 from smart_eval.examination import eps_curve, examine_network, work
-from smart_eval.measure import measure
+from smart_eval.measure import Run, measure
 from smart_eval.models import OpenModel, open_bundle, open_checkpoint, read_source
 from smart_eval.records import Records, Shards, join_shards
 from smart_eval.report import Measured
@@ -37,7 +37,7 @@ from smart_train.checkpoint.format import Checkpoint, load_checkpoint
 from smart_train.chunks import enough_memory, usual_chunk
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import NAMED, data_spec, load_data
-from smart_train.data.progress import Progress, no_progress
+from smart_train.data.progress import Advance, Progress, no_progress
 from smart_train.errors import ConfigError, DataError
 from smart_train.training.config import DEVICES
 
@@ -184,60 +184,64 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all models are measured with; ``options`` are seed and device, ``made_with`` is from `_made_with`."""
+class _Evaluator:
+    """What all models are measured with; ``made_with`` is from `_made_with`."""
 
     records: Records
     shards: Shards
-    options: Mapping[str, Any]
+    seed: int
+    device: torch.device
     made_with: Mapping[str, Any]
-    advance: Callable[[str, int], None]
+    advance: Advance
 
     def measured(self, subject: Subject) -> Measured:
         """Return all that is wanted of a model, which is on the device; raises ConfigError if memory is short."""
         with enough_memory(subject.chunk):
-            found = self._shared(partial(self._attacked, subject))
-            return self._checked(subject, found) if subject.checked else found
-
-    def _checked(self, subject: Subject, found: Measured) -> Measured:
-        examine = partial(examine_network, subject.model.net, subject.split, right=found.right, eps=subject.eps)
-        examined = self._shared(partial(examine, attacks=subject.attacks, **self._common(subject)))
+            found = self._shared(subject, partial(_attacked, subject))
+            if not subject.checked:
+                return found
+            net, attacks = subject.model.net, subject.attacks
+            examine = partial(examine_network, net, subject.split, right=found.right, attacks=attacks, eps=subject.eps)
+            examined = self._shared(subject, lambda run: examine(run=run))
         checks = [check for path, each in examined.items() for check in judge(path, each)]
         return replace(found, checks=checks, eps_curve=eps_curve(examined))
 
-    def _shared(self, compute: Callable[..., _T]) -> _T:
-        result = compute(done=lambda path, name, count: self.advance(f"{path}, {name}", count))
+    def _shared(self, subject: Subject, compute: Callable[[Run], _T]) -> _T:
+        run = Run(
+            seed=self.seed,
+            records=self.records,
+            about={**subject.model.about, "data": subject.images.digest, "chosen": subject.chosen, **self.made_with},
+            chunk=subject.chunk,
+            device=self.device,
+        )
+        result = compute(replace(run, done=lambda path, name, count: self.advance(f"{path}, {name}", count)))
         if self.shards.world > 1:
             self.records.unite()
-            result = compute(done=lambda _, __, ___: None)  # put together of what all know
+            result = compute(run)  # put together of what all know
         return result
 
-    def _common(self, subject: Subject) -> dict[str, Any]:
-        about = {**subject.model.about, "data": subject.images.digest, "chosen": subject.chosen, **self.made_with}
-        return {**self.options, "chunk": subject.chunk, "records": self.records, "about": about}
 
-    def _attacked(self, subject: Subject, *, done: Callable[[str, str, int], None]) -> Measured:
-        model, split, attacks = subject.model, subject.split, subject.attacks
-        common = {**self._common(subject), "done": done}
-        right = measure(model.net, split, attacks=attacks, **common)
-        threats = None
-        if subject.threats:
-            paths = {name: model.net.path(name) for name in model.net.path_names}
-            pgd = strongest_pgd(attacks, eps=subject.eps)
-            stand_ins = None if model.kind == "checkpoint" else model.made_on
-            threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, **common)
-        return Measured(
-            **model.facts,
-            eps=subject.eps,
-            attacks=attacks,
-            right=right,
-            labels=split.labels,
-            seed=self.options["seed"],
-            chunk=subject.chunk,
-            indices=subject.indices,
-            threats=threats,
-            corruptions=measure_corruptions(model.net, split, **common) if subject.corrupted else None,
-        )
+def _attacked(subject: Subject, run: Run) -> Measured:
+    model, split, attacks = subject.model, subject.split, subject.attacks
+    right = measure(model.net, split, attacks=attacks, run=run)
+    threats = None
+    if subject.threats:
+        paths = {name: model.net.path(name) for name in model.net.path_names}
+        pgd = strongest_pgd(attacks, eps=subject.eps)
+        stand_ins = None if model.kind == "checkpoint" else model.made_on
+        threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, run=run)
+    return Measured(
+        **model.facts,
+        eps=subject.eps,
+        attacks=attacks,
+        right=right,
+        labels=split.labels,
+        seed=run.seed,
+        chunk=subject.chunk,
+        indices=subject.indices,
+        threats=threats,
+        corruptions=measure_corruptions(model.net, split, run=run) if subject.corrupted else None,
+    )
 
 
 def _made_with(device: torch.device) -> dict[str, Any]:
@@ -354,10 +358,10 @@ def evaluate_all(
         device = shards.device or torch.device(accelerator)
         records = stack.enter_context(Records(output, resume=resume, shards=shards))
         advance = stack.enter_context(progress("measuring", total=sum(subject.work for subject in subjects)))
-        run = _Run(records, shards, {"seed": options.seed, "device": device}, _made_with(device), advance)
+        evaluator = _Evaluator(records, shards, options.seed, device, _made_with(device), advance)
         for subject in subjects:
             subject.model.net.to(device)
-            measured.append(run.measured(subject))
+            measured.append(evaluator.measured(subject))
             if shards.first:
                 after(subject, device)
             subject.model.net.to("cpu")  # a GPU holds one at a time

@@ -18,7 +18,6 @@ from torch import nn
 from smart_common.files import digest_of_file
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
-from smart_eval.measure import NOTHING
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
@@ -156,7 +155,7 @@ def read_source(
 def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
     """Return a checkpoint to measure; of a user's own network results also depend on the code: its scores show it."""
     checkpoint = source.checkpoint
-    own: Mapping[str, Any] = NOTHING
+    own: dict[str, Any] = {}
     if checkpoint.architecture == CUSTOM:
         own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
     net = checkpoint.net
