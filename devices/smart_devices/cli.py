@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from smart_devices.detection import Machine
-    from smart_devices.device_profile import DenseSparse, PowerMode, Profile
-    from smart_devices.facts import Fact
+    from smart_devices.device_profile import DenseSparse, Fact, PowerMode, Profile
 
 _Row = tuple[str, str, str]
 

@@ -21,8 +21,7 @@ from smart_devices import EngineStatus, engine_names, engine_status
 from smart_devices.detection import Cards, detect
 from smart_devices.detection.files import Files
 from smart_devices.doctor import diagnose
-from smart_devices.driver import Driver, find_driver
-from smart_devices.gpu_engines import Surroundings
+from smart_devices.gpu_engines import Driver, Surroundings, find_driver
 from smart_devices.profiles import load_profile, profile_names
 from smart_devices.python_environment import PythonEnvironment, this_python
 
