@@ -21,9 +21,8 @@ from smart_train.data.cli import DataPlaces, data_options
 from smart_train.options import parse_fraction
 
 if TYPE_CHECKING:
-    from smart_eval.page.output import PageOutput
+    from smart_eval.page.page import PageOutput
     from smart_eval.report import Measured
-    from smart_eval.threats import Threats
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -49,7 +48,7 @@ def _report_options(function: _F) -> _F:
     )
     @functools.wraps(function)
     def with_page(*args: Any, report: Path | None, include: tuple[Path, ...], **options: Any) -> Any:
-        from smart_eval.page.output import PageOutput  # noqa: PLC0415  # torch, which --help does not wait for
+        from smart_eval.page.page import PageOutput  # noqa: PLC0415  # torch, which --help does not wait for
 
         if report is None and include:
             raise click.UsageError("--include adds saved results to the page that --report writes: give it too.")
@@ -227,33 +226,26 @@ def _print_tables(measured: Sequence[Measured]) -> None:
     """Print tables, and on standard error what they mean."""
     from smart_eval.corruptions import table as corruptions_table  # noqa: PLC0415  # see above
     from smart_eval.report import replay_table, table  # noqa: PLC0415
+    from smart_eval.threats import EXPLAINED  # noqa: PLC0415
+    from smart_eval.threats import table as threats_table  # noqa: PLC0415
 
-    title, columns, rows = table(measured)
-    several = int(len(measured) > 1)
-    house.print_wide(house.table(title, columns, rows, text_columns=1 + several))
+    several = len(measured) > 1
+    house.print_wide(house.table(*table(measured), text_columns=1 + several))
     if any(one.replay for one in measured):
-        title, columns, rows = replay_table(measured)
-        house.print_wide(house.table(title, columns, rows, text_columns=2))
+        house.print_wide(house.table(*replay_table(measured), text_columns=2))
     corrupted = [(str(one.model), one.corruptions) for one in measured if one.corruptions is not None]
     if corrupted:
-        title, columns, rows = corruptions_table(corrupted)
-        house.print_wide(house.table(title, columns, rows, text_columns=2 + several))
+        house.print_wide(house.table(*corruptions_table(corrupted), text_columns=2 + several))
     for sentence in dict.fromkeys(one.threat_model for one in measured):
         house.note(sentence)
-    _print_threats([(str(one.model), one.threats) for one in measured if one.threats is not None])
+    threats = [(str(one.model), one.threats) for one in measured if one.threats is not None]
+    if threats:
+        house.print_wide(house.table(*threats_table(threats), text_columns=1 + (len(threats) > 1)))
+        for sentence in EXPLAINED:
+            house.note(sentence)
     for one in measured:
         for sentence in one.notes:
             house.note(f"{one.model}: {sentence}")
-
-
-def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
-    from smart_eval.threats import EXPLAINED, table  # noqa: PLC0415  # see above
-
-    if found:
-        title, columns, rows = table(found)
-        house.print_wide(house.table(title, columns, rows, text_columns=1 + (len(found) > 1)))
-        for sentence in EXPLAINED:
-            house.note(sentence)
 
 
 if __name__ == "__main__":

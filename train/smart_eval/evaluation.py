@@ -371,12 +371,7 @@ def evaluate_all(
 def _images(
     model: OpenModel, data: str | os.PathLike[str] | ImageSet | None, *, read: Callable[[str], ImageSet]
 ) -> ImageSet:
-    """Return what to measure ``model`` on; warn if it is not what it was trained on.
-
-    Raises:
-        ConfigError: nobody says which data that is.
-        DataError: it is of another form than the network.
-    """
+    """Return what to measure ``model`` on; warn if it is not what it was trained on."""
     record = model.training.get("data")
     record = record if isinstance(record, dict) else {}
     trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything

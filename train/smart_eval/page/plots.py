@@ -125,7 +125,7 @@ def scatter(points: Sequence[Point]) -> tuple[Axis, Axis, list[tuple[Point, Mark
     taken: list[_Box] = []
     for point in points:
         ends = [x.at(end) for end in point.x_interval], [y.at(end) for end in point.y_interval]
-        taken += [_box(x.at(point.x), y.at(point.y), 7)]
+        taken += [(x.at(point.x) - 7, y.at(point.y) - 7, x.at(point.x) + 7, y.at(point.y) + 7)]
         taken += [(min(ends[0]), y.at(point.y) - 1, max(ends[0]), y.at(point.y) + 1)]
         taken += [(x.at(point.x) - 1, min(ends[1]), x.at(point.x) + 1, max(ends[1]))]
     found = []
@@ -139,10 +139,6 @@ def scatter(points: Sequence[Point]) -> tuple[Axis, Axis, list[tuple[Point, Mark
 
 
 _Box = tuple[float, float, float, float]
-
-
-def _box(x: float, y: float, half: float) -> _Box:
-    return x - half, y - half, x + half, y + half
 
 
 def _overlap(a: _Box, b: _Box) -> float:
