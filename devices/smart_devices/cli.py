@@ -119,7 +119,7 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
     from rich.padding import Padding  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from smart_devices.doctor import diagnose  # noqa: PLC0415
+    from smart_devices.engines import diagnose  # noqa: PLC0415
 
     diagnosis = diagnose()
     if as_json:

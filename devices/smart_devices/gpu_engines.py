@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from smart_devices.detection import Machine, detect
-from smart_devices.detection.files import Files
 from smart_devices.detection.machine import CONTAINERS
 from smart_devices.engine_rows import EngineStatus
 from smart_devices.python_environment import PythonEnvironment, this_python
+from smart_devices.sysfs import Files
 
 _RTX_NEEDS = (7, 5)  # TensorRT-RTX documentation, support matrix: Turing and later
 _TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")

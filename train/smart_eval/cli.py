@@ -6,7 +6,7 @@ import functools
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -129,28 +129,19 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 def main(
     *,
     models: tuple[Path, ...],
-    attack: str | None,
     source: Path | None,
     trust: Path | None,
     engine: str | None,
-    steps: int,
-    restarts: int,
     step_size: str | None,
     eps: str | None,
-    examples: int | None,
     data: str | None,
     places: DataPlaces,
     own: OwnNetwork,
-    corruptions: bool,
-    seed: int,
-    threats: bool,
-    checks: bool,
-    chunk: int | None,
     output: Path | None,
     resume: bool,
     page: PageOutput,
-    device: Literal["auto", "cpu", "cuda"],
     as_json: bool,
+    **options: Any,  # the others are those of `EvalOptions`
 ) -> None:
     """Measure each path of every MODEL, a checkpoint or a bundle, on its test split, clean and under attacks.
 
@@ -173,18 +164,9 @@ def main(
             models,
             data=data,
             options=EvalOptions(
-                attack=attack,
                 eps=None if eps is None else parse_fraction(eps),
-                steps=steps,
-                restarts=restarts,
                 step_size=None if step_size is None else parse_fraction(step_size),
-                examples=examples,
-                seed=seed,
-                chunk=chunk,
-                device=device,
-                corruptions=corruptions,
-                threats=threats,
-                checks=checks,
+                **options,
             ),
             source=source,
             trust=trust,
@@ -194,9 +176,7 @@ def main(
             read_checkpoint=own.load,
             read_data=places.load,
             progress=house.progress,
-            after=lambda subject, device: page.picture(
-                subject.model, subject.split, attacks=subject.attacks, seed=seed, device=device
-            ),
+            after=functools.partial(page.picture, seed=options["seed"]),
         )
     if found.shards.first:
         result = document(found.models)

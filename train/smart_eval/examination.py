@@ -177,12 +177,7 @@ def examine(
         key = settings(attack)
         return probe(key.pop("attack"), partial(_withstands, attack), among, depends=depends, **key)
 
-    same_scores = probe("same scores", _same_scores)
-    finite = probe("finite scores", _finite)
-    like_probabilities = probe("probabilities", _like_probabilities)
-    has_gradient = probe("gradient", _has_gradient)
-    under_attack = None
-    if eps > 0:
+    def under_attack() -> UnderAttack:
         clean = right[CLEAN]
         noise = probe("uniform noise", partial(_right_under_noise, eps), eps=eps)
         one_step = probe("fgsm", partial(_withstands_steps, [eps]), clean, eps=eps)
@@ -201,7 +196,7 @@ def examine(
             run.done(path, SQUARE, len(split))
         alone = withstands(pgd_of(STRONGEST, eps), by_square, depends=True)
         alone = probe("apgd-t", partial(_withstands_targets, eps), alone, depends=True, eps=eps)
-        under_attack = UnderAttack(
+        return UnderAttack(
             noise=noise,
             one_step=one_step,
             shorter_steps=shorter,
@@ -213,15 +208,16 @@ def examine(
             by_square=by_square,
             square_alone=alone,
         )
+
     return Examined(
         eps=eps,
         attacks=attacks,
         right=right,
-        same_scores=same_scores,
-        finite=finite,
-        like_probabilities=like_probabilities,
-        has_gradient=has_gradient,
-        under_attack=under_attack,
+        same_scores=probe("same scores", _same_scores),
+        finite=probe("finite scores", _finite),
+        like_probabilities=probe("probabilities", _like_probabilities),
+        has_gradient=probe("gradient", _has_gradient),
+        under_attack=under_attack() if eps > 0 else None,
     )
 
 

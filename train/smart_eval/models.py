@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -128,7 +127,7 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
             )
         return [Transferred(one) if one.needs_gradients else one for one in attacks]
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the graphs of a bundle."""
         if isinstance(self.net, BundlePaths):
             self.net.close()

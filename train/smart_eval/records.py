@@ -12,9 +12,9 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -91,7 +91,7 @@ def join_shards(accelerator: str) -> Shards:
     return Shards(rank=fabric.global_rank, world=fabric.world_size, device=fabric.device)
 
 
-class Records:
+class Records(AbstractContextManager["Records"]):
     """The results so far, by what they depend on; written to ``file`` line by line if there is one.
 
     Args:
@@ -122,15 +122,11 @@ class Records:
             self._read(file)
             self._output = self._output or file.open("ab", buffering=0)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         shards.wait()  # so that nobody reads what another one has begun to write
 
-    def __enter__(self) -> Records:
-        """Return itself."""
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         if self._output is not None:
             self._output.close()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smart_devices.cpu import Cpu, read_cpu, this_machine
+from smart_devices.cpu import Cpu, read_cpu
 from smart_devices.detection import device_tree, nvpmodel, releases
 from smart_devices.detection.device_tree import Module
-from smart_devices.detection.files import Files
 from smart_devices.detection.nvpmodel import LiveMode, Run
 from smart_devices.detection.releases import Software
 from smart_devices.device_profile import Kind
 from smart_devices.jetpack import JetPackVersion
 from smart_devices.nvml import Gpu, open_gpus
 from smart_devices.profiles import profile_of
+from smart_devices.sysfs import Files
 
 _HERE = Path("/")
 # What the kernel of a Jetson shows in a container too, where the device tree is masked.
@@ -155,7 +156,7 @@ def detect(
     """
     files = Files(root)
     here = root == _HERE
-    cpu = read_cpu(root, machine=architecture or (this_machine() if here else None))
+    cpu = read_cpu(root, machine=architecture or (platform.machine() or None if here else None))
     packages = releases.read_packages(files)
     software = releases.read_software(files, packages)
     l4t = releases.read_l4t(files, packages)

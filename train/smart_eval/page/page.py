@@ -20,14 +20,12 @@ from smart_common.units import si
 from smart_common.version import version
 from smart_devices.cpu import cpu_model
 from smart_devices.python_environment import version_of
-from smart_eval.attacks.base import NamedAttack
-from smart_eval.models import OpenModel
+from smart_eval.evaluation import Subject
 from smart_eval.page import plots
 from smart_eval.page.figures import data_uri, latency, percent, points, radius, span
 from smart_eval.page.included import Included, read_included
 from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
 from smart_eval.page.subject import Report, suspect, tried_more, under_attack
-from smart_train.data.images import Split
 from smart_train.errors import ConfigError
 
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # no HTML text may hold these
@@ -98,23 +96,16 @@ class PageOutput:
             if place is not None and place.resolve() in (own, *own.parents):
                 raise ConfigError(f"--report {self._file} would replace or change {place}; name another file")
 
-    def picture(
-        self,
-        model: OpenModel,
-        split: Split,
-        *,
-        attacks: Sequence[NamedAttack],
-        seed: int,
-        device: torch.device,
-    ) -> None:
+    def picture(self, subject: Subject, device: torch.device, *, seed: int) -> None:
         """Make the pictures of one model, none where nothing attacked it; models come in the order of the document."""
         if self._file is None:
             return
         found = None
-        if attacks:
-            eps = attacks[0].eps
-            attack = shown_attack(model, attacks, eps=eps)
-            found = make_pictures(model, split, attack=attack, eps=eps, seed=seed, device=device)
+        if subject.attacks:
+            attack = shown_attack(subject.model, subject.attacks, eps=subject.eps)
+            found = make_pictures(
+                subject.model, subject.split, attack=attack, eps=subject.eps, seed=seed, device=device
+            )
         self._pictures.append(found)
 
     def write(self, document: Mapping[str, Any], *, command: str, device: torch.device, processes: int) -> Path | None:
