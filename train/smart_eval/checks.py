@@ -271,11 +271,6 @@ def _no_bound(_: Examined, under: UnderAttack) -> _Judged:
     )
 
 
-def _left_of(found: Examined) -> Right:
-    left: Right = np.logical_and.reduce([*found.right.values()])
-    return left
-
-
 def _square(found: Examined, under: UnderAttack) -> _Judged:
     if under.square_queries is None:
         return (
@@ -284,7 +279,7 @@ def _square(found: Examined, under: UnderAttack) -> _Judged:
             "Square was not run: pyautoattack is not installed; pip install 'smart-edge[eval]' installs it.",
         )
     alone, total = int(under.square_alone.sum()), len(under.square_alone)
-    more = int((_left_of(found) & under.by_square).sum())
+    more = int(np.logical_and.reduce([*found.right.values(), under.by_square]).sum())
     mislead, weak = above(alone, total, MOST_FOR_SQUARE), above(more, total, MOST_BY_SQUARE)
     why = [": the gradients mislead"] * mislead
     why += [

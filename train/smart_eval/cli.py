@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,40 +21,10 @@ from smart_train.data.cli import DataPlaces, data_options
 from smart_train.options import parse_fraction
 
 if TYPE_CHECKING:
-    from smart_eval.page.page import PageOutput
     from smart_eval.report import Measured
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 SUSPECT = 3
 """The exit status after a whole result whose accuracies under attack may be too high."""
-
-
-def _report_options(function: _F) -> _F:
-    """Add ``--report`` and ``--include``, passed to the command as ``page``, a `PageOutput`."""
-
-    @click.option(
-        "--report",
-        metavar="FILE.html",
-        type=click.Path(path_type=Path),
-        help="Write a page for people there: one file that needs nothing else.",
-    )
-    @click.option(
-        "--include",
-        metavar="FILE.json",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        help="Show this saved result of smart-export --json or smart-bench --json on the page too; may be repeated.",
-    )
-    @functools.wraps(function)
-    def with_page(*args: Any, report: Path | None, include: tuple[Path, ...], **options: Any) -> Any:
-        from smart_eval.page.page import PageOutput  # noqa: PLC0415  # torch, which --help does not wait for
-
-        if report is None and include:
-            raise click.UsageError("--include adds saved results to the page that --report writes: give it too.")
-        return function(*args, page=PageOutput(report, include), **options)
-
-    return with_page  # type: ignore[return-value]  # click's own decorators change the signature likewise
 
 
 @click.command(
@@ -122,7 +92,19 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     help="Write results there as they come, a line of JSON for each chunk, for --resume.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what -o has; results that do not belong to this run stay.")
-@_report_options
+@click.option(
+    "--report",
+    metavar="FILE.html",
+    type=click.Path(path_type=Path),
+    help="Write a page for people there: one file that needs nothing else.",
+)
+@click.option(
+    "--include",
+    metavar="FILE.json",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Show this saved result of smart-export --json or smart-bench --json on the page too; may be repeated.",
+)
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
 @click.version_option(version(), prog_name="smart-eval")
@@ -139,7 +121,8 @@ def main(
     own: OwnNetwork,
     output: Path | None,
     resume: bool,
-    page: PageOutput,
+    report: Path | None,
+    include: tuple[Path, ...],
     as_json: bool,
     **options: Any,  # the others are those of `EvalOptions`
 ) -> None:
@@ -149,14 +132,19 @@ def main(
     The graphs of a bundle run in their own precision, on the reference engine unless --engine names another one.
     The exit status is 3 if the result is whole but suspect, since a check failed, and 1 after an error.
     """
+    from smart_eval.page.page import PageOutput  # noqa: PLC0415  # here and below: torch, which --help does not wait for
+
+    if report is None and include:
+        raise click.UsageError("--include adds saved results to the page that --report writes: give it too.")
+    page = PageOutput(report, include)
     if resume and output is None:
         raise click.UsageError("--resume goes on with the file that -o names: give it too.")
     if source is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
     if engine is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--engine is of bundles, and no MODEL is one.")
-    from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415  # torch, which --help does not wait for
-    from smart_eval.report import document  # noqa: PLC0415  # likewise
+    from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415
+    from smart_eval.report import document  # noqa: PLC0415
 
     page.spare([*models, source, trust, output])
     with house.warnings_as_notes("smart_eval"):
@@ -176,7 +164,7 @@ def main(
             read_checkpoint=own.load,
             read_data=places.load,
             progress=house.progress,
-            after=functools.partial(page.picture, seed=options["seed"]),
+            after=partial(page.picture, seed=options["seed"]),
         )
     if found.shards.first:
         result = document(found.models)

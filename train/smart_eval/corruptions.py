@@ -80,7 +80,7 @@ def _brighter(images: _Floats, offset: float, _: np.random.Generator) -> _Floats
 
 
 def _jpeg(images: _Floats, quality: float, _: np.random.Generator) -> _Floats:
-    image = _pillow()
+    image = check_pillow()
     found = np.empty_like(images)
     # Pictures have one channel or three; of any other number each is a picture of its own.
     groups = [slice(None)] if images.shape[3] in {1, 3} else [slice(c, c + 1) for c in range(images.shape[3])]
@@ -95,7 +95,8 @@ def _jpeg(images: _Floats, quality: float, _: np.random.Generator) -> _Floats:
     return found
 
 
-def _pillow() -> Any:
+def check_pillow() -> Any:
+    """Return the module PIL.Image, which `measure_corruptions` needs; raise MissingExtraError if it is missing."""
     try:
         from PIL import Image  # noqa: PLC0415  # an extra
     except ImportError as error:
@@ -145,11 +146,6 @@ STEPS = sum(len(corruption.strengths) for corruption in CORRUPTIONS)
 """How often each image is classified by each path."""
 
 
-def check_corruptions() -> None:
-    """Raise MissingExtraError if something is missing that `measure_corruptions` needs."""
-    _pillow()
-
-
 def measure_corruptions(net: Paths, split: Split, *, run: Run) -> list[Corrupted]:
     """Return what each path gets right under each corruption of `CORRUPTIONS`, at each severity.
 
@@ -158,7 +154,7 @@ def measure_corruptions(net: Paths, split: Split, *, run: Run) -> list[Corrupted
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    check_corruptions()
+    check_pillow()
     about = {**run.settings(split), "set": SET}
     results = []
     with exactly(), ExitStack() as held:

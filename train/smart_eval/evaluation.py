@@ -22,7 +22,7 @@ from smart_devices.python_environment import version_of
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.table import parse_attacks
 from smart_eval.checks import judge
-from smart_eval.corruptions import STEPS, check_corruptions, measure_corruptions
+from smart_eval.corruptions import STEPS, check_pillow, measure_corruptions
 from smart_eval.examination import eps_curve, examine_network, work
 from smart_eval.measure import Run, measure
 from smart_eval.models import OpenModel, open_bundle, open_checkpoint, read_source
@@ -341,7 +341,7 @@ def evaluate_all(
     """
     accelerator = options.accelerator
     if options.corruptions:
-        check_corruptions()  # what is missing is missed now, not after an hour of attacks
+        check_pillow()  # what is missing is missed now, not after an hour of attacks
     origin = None if source is None else read_source(source, load=read_checkpoint)
     read = cache(read_data)
     measured: list[Measured] = []

@@ -231,8 +231,7 @@ def pgd_of(strength: tuple[int, int], eps: float) -> Pgd:
 
 
 def _withstands(attack: NamedAttack, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-    right: Tensor = classified_rightly(model, attack(model, images, labels, seed=seed), labels)
-    return right
+    return classified_rightly(model, attack(model, images, labels, seed=seed), labels)
 
 
 def _withstands_margin(eps: float, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -68,7 +68,7 @@ class _HeldFile:
     sha256: str
 
 
-class HeldGraph:
+class HeldGraph(AbstractContextManager["HeldGraph"]):
     """The files of one graph, held open: they can be read after the bundle was replaced or removed.
 
         with bundle.hold("robust") as held:
@@ -121,9 +121,6 @@ class HeldGraph:
             files, self._files = self._files, None
             for held in files or ():
                 held.file.close()
-
-    def __enter__(self) -> HeldGraph:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
