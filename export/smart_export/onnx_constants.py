@@ -140,7 +140,8 @@ class Constants:
                 "beside the graph; export it so that both are in the same folder"
             )
         try:
-            with open_plain(self._folder, location) as (file, size):
+            file, size = open_plain(self._folder, location)
+            with file:
                 if offset < 0 or wanted < 0 or offset + wanted > size:
                     raise ExportError(
                         f"expected {wanted} bytes at {offset} of {location} for the tensor {shortened(tensor.name)!r}, "

@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smart_export.errors import ExportError
-from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE
-from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE, parse_checksums
 from smart_runtime.bundle.files import list_files
 from smart_runtime.errors import BundleError
 

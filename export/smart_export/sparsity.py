@@ -26,7 +26,7 @@ from smart_devices import Target
 from smart_export.errors import ExportError
 from smart_export.onnx_constants import OWN_DOMAINS, Constant, Constants, attributes_of, bytes_of, count_of
 from smart_export.patterns import Zeros, why_no_gain, zeros_of
-from smart_runtime.bundle.graphs import MAX_GRAPH_BYTES
+from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES
 from smart_train.masking.n_of_m import TWO_FOUR, NOfM
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

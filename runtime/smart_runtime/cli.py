@@ -82,9 +82,9 @@ def infer(
 
     Each picture is one call of batch 1; the latency is that of the call, without reading the file.
     """
-    from smart_runtime.classify import classify  # noqa: PLC0415  # its NumPy takes long, and `--help` needs none
-    from smart_runtime.memory import ON_DEMAND  # noqa: PLC0415  # as above
-    from smart_runtime.model import SmartModel  # noqa: PLC0415  # as above
+    from smart_runtime.memory import ON_DEMAND  # noqa: PLC0415  # here and below: `--help` needs no NumPy
+    from smart_runtime.model import SmartModel  # noqa: PLC0415
+    from smart_runtime.pictures import classify  # noqa: PLC0415
 
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
     with SmartModel.load(

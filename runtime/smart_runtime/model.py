@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import TracebackType
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
@@ -295,7 +294,5 @@ class SmartModel:
     def __enter__(self) -> SmartModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
