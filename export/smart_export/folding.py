@@ -230,18 +230,11 @@ def _fused(layer: nn.Module | None, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn
     if type(layer) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
         return fuse_conv_bn_eval(layer, norm)
     if type(layer) is nn.Linear and type(norm) is nn.BatchNorm1d and layer.out_features == norm.num_features:
-        return fuse_linear_bn_eval(layer, _with_scale_and_shift(norm))
+        # torch's fusion for linear layers needs a scale and a shift: 1 and 0 where the norm has none.
+        affine = nn.BatchNorm1d(norm.num_features, eps=norm.eps, dtype=torch.float64).eval()
+        affine.load_state_dict(norm.state_dict(), strict=False)
+        return fuse_linear_bn_eval(layer, affine)
     return None
-
-
-def _with_scale_and_shift(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    """Return ``norm`` with scale 1 and shift 0 if it has none: torch's fusion for linear layers needs both."""
-    if norm.affine:
-        return norm
-    result = copy.deepcopy(norm)
-    result.weight = nn.Parameter(torch.ones(norm.num_features, dtype=torch.float64))
-    result.bias = nn.Parameter(torch.zeros(norm.num_features, dtype=torch.float64))
-    return result
 
 
 def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:

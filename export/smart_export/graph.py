@@ -134,13 +134,6 @@ def _with_weights(model: ir.Model, module: nn.Module) -> ir.Model:
     return ShapeInferencePass()(model).model
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return what went wrong first: the exporter's own message goes on for pages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], opset: int) -> ir.Model:
     """Convert one folded module; see :class:`Converter`.
 
@@ -164,7 +157,9 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        first = _first(error)
+        first: BaseException = error
+        while first.__cause__ is not None:  # what went wrong first: the exporter's own message goes on for pages
+            first = first.__cause__
         if isinstance(first, OSError):  # a full disk
             raise first from error
         said = next(iter(str(first).strip().splitlines()), "")

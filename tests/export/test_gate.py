@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from smart_common.roles import Role
 from smart_devices import resolve_target
 from smart_export import ExportError, GateError, VerificationError, build_bundle
 from smart_export.evidence import CALIBRATION_IMAGES, calibrating_evidence, divide, judging_evidence, own_evidence
-from smart_export.gate import PathGate, paired_accuracy, path_gate, require_gate
+from smart_export.verify import PathGate, paired_accuracy, path_gate, require_gate
 from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint, save_checkpoint
 from smart_train.accuracy import Z_95
@@ -180,7 +180,7 @@ def test_figures_are_those_of_the_graphs_in_the_bundle(checkpoint: Checkpoint, t
             gate = built.paths[path].gate
             assert gate is not None
             assert (gate.clean_accuracy.after, gate.robust_accuracy.after) == (right.mean(), robust.mean())
-            assert manifest.paths[path].gate == gate.record()
+            assert manifest.paths[path].gate == asdict(gate)
 
 
 def test_the_commands_json(checkpoint_file: Path, tmp_path: Path) -> None:
