@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smart_common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from smart_common.cache import default_cache_dir
+    from smart_common.files import default_cache_dir
     from smart_train.data.augment import Augmentation
     from smart_train.data.images import ImageSet, Split
     from smart_train.data.load import DATA_SPECS, load_data
