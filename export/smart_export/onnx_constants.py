@@ -31,13 +31,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor as a node reads it, and as it stands in the file.
+    """A tensor as a node reads it, and as it is ``stored`` in the file under ``name``.
 
-    Attributes:
-        name: the tensor's in the file.
-        values: as the node reads them; types that NumPy does not have as float32.
-        dtype: that a layer computes in with them: int8 behind a DequantizeLinear, else the type after any Cast.
-        stored: the tensor in the file.
+    ``values`` are float32 where NumPy does not have their type. A layer computes with them in ``dtype``: int8 behind a
+    DequantizeLinear, else the type after any Cast.
     """
 
     name: str
@@ -67,12 +64,7 @@ def bytes_of(tensor: onnx.TensorProto) -> int:
 
 
 class Constants:
-    """The constants of one graph.
-
-    Args:
-        graph: of the file.
-        folder: that the file is in, and its external data beside it.
-    """
+    """The constants of one graph, whose file is in ``folder``, its external data beside it."""
 
     def __init__(self, graph: onnx.GraphProto, *, folder: Path) -> None:
         self._folder = folder
