@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
@@ -41,9 +40,7 @@ Method: TypeAlias = Literal["minmax", "percentile", "entropy"]
 CALIBRATION_METHOD: Method = "entropy"
 """Ranges that keep the most of a tensor's histogram: it changed the fewest classes of three, see docs/precision.md."""
 
-_METHODS: Mapping[Method, str] = MappingProxyType(
-    {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}  # the library's names
-)
+_METHODS: Mapping[Method, str] = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}  # the library's
 _CHUNK_IMAGES = 32  # calibrated on at a time: every tensor of theirs is held at once
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -88,7 +85,7 @@ def quantised(model: ir.Model, images: Images, *, recipe: RecipeName, method: Me
             quantization.quantize_static(
                 proto,
                 output,
-                _reader(quantization.CalibrationDataReader, images),
+                _Chunks(images),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(_WEIGHTED) if symmetric else None,
                 per_channel=True,
@@ -112,25 +109,23 @@ def quantised(model: ir.Model, images: Images, *, recipe: RecipeName, method: Me
     return result
 
 
-def _reader(base: type, images: Images) -> Any:
-    """Return a reader of ``images`` in chunks; its class comes from a library that is imported where it is used."""
+class _Chunks:
+    """Images in chunks, as the library asks for them (its CalibrationDataReader)."""
 
-    class Reader(base):  # type: ignore[misc]  # as above
-        def __init__(self) -> None:
-            self._starts = range(0, len(images), _CHUNK_IMAGES)
-            self._waiting = iter(self._starts)
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self._starts = range(0, len(images), _CHUNK_IMAGES)
+        self._waiting = iter(self._starts)
 
-        def __len__(self) -> int:
-            return len(self._starts)
+    def __len__(self) -> int:
+        return len(self._starts)
 
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self._waiting = iter(self._starts[start_index:end_index])
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._waiting = iter(self._starts[start_index:end_index])
 
-        def get_next(self) -> dict[str, Images] | None:
-            start = next(self._waiting, None)
-            return None if start is None else {INPUT: images[start : start + _CHUNK_IMAGES]}
-
-    return Reader()
+    def get_next(self) -> dict[str, Images] | None:
+        start = next(self._waiting, None)
+        return None if start is None else {INPUT: self._images[start : start + _CHUNK_IMAGES]}
 
 
 @contextmanager
