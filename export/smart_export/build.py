@@ -37,13 +37,11 @@ class BuildResult:
 
     Attributes:
         bundle: its directory.
-        target: the device it is for.
-        precision: of every graph.
+        target, precision: the device, and the precision of every graph.
         judged: which images the accuracy gate judged by.
         max_drop: what it let an accuracy drop by, as a fraction.
         quantisation: how graphs became int8, None for other precisions.
-        paths: one graph a path.
-        baseline: the unmasked network, or None.
+        paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
         densities: how much each path uses.
         signer: the fingerprint of the key that signed it, None without one.

@@ -18,7 +18,6 @@ from smart_runtime.engines.onnxruntime import import_onnxruntime
 from smart_train.masking.accounting import Densities
 from smart_train.masking.structure import Structure
 
-_SHARE_OF_SHARED, _SHARE_OF_OWN = 8, 4
 _MAX_WORKSPACE_BYTES = 4 * 2**30
 
 
@@ -33,6 +32,7 @@ def manifest_record(
 ) -> dict[str, Any]:
     """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside."""
     checkpoint = export.checkpoint
+    read_as = {"name": INPUT, "dtype": "float32", "layout": "NCHW"}
     ours = {
         "format_version": FORMAT_VERSION,
         "created_by": f"smart-edge {version()}",
@@ -41,13 +41,7 @@ def manifest_record(
         "quantization": quantisation(export),
         "gate": {**export.judging.record(), "max_drop": export.max_drop},
         "default_path": default_path,
-        "input": {
-            "name": INPUT,
-            "dtype": "float32",
-            "layout": "NCHW",
-            **asdict(export.input_spec),
-            "range": [0.0, 1.0],
-        },
+        "input": {**read_as, **asdict(export.input_spec), "range": [0.0, 1.0]},
         "output": asdict(export.output_spec),
         "preprocessing": {
             "colour": {1: "L", 3: "RGB"}.get(checkpoint.input_shape[0]),
@@ -117,12 +111,10 @@ def layer_records(graph: ExportedGraph) -> list[dict[str, Any]]:
 
 
 def check_structure(structure: Structure, *, target: Target, allow_slow: bool) -> None:
-    """Refuse zeros in a pattern that ``target`` gains nothing from: they cost accuracy, and nobody gets speed for it.
+    """Raise ExportError for zeros in a pattern that ``target`` gains nothing from, unless ``allow_slow`` is set.
 
-    Zeros anywhere gain no speed on any device, which is no reason to refuse one of them.
-
-    Raises:
-        ExportError: the target gains nothing from the pattern, and ``allow_slow`` is not set.
+    They cost accuracy, and nobody gets speed for it. Zeros anywhere gain no speed on any device, which is no reason to
+    refuse one of them.
     """
     slow = structure.pattern.why_refused(target)
     if slow is not None and not allow_slow:
@@ -144,8 +136,7 @@ def workspace_bytes(profile: Profile) -> int | None:
     size_gb = profile.memory.size.value
     if profile.kind == "cpu" or size_gb is None:
         return None
-    share = _SHARE_OF_SHARED if profile.memory.shared_with_host else _SHARE_OF_OWN
-    return min(_MAX_WORKSPACE_BYTES, int(size_gb * 2**30) // share)
+    return min(_MAX_WORKSPACE_BYTES, int(size_gb * 2**30) // (8 if profile.memory.shared_with_host else 4))
 
 
 def target_record(target: Target) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smart_common.console import cli as house
-from smart_common.files import digest_of_file
+from smart_common.files import digest_of_file, replacing
 from smart_common.units import si
 from smart_common.version import version
 from smart_devices import PRECISIONS, resolve_target
@@ -195,7 +196,8 @@ def build(
         "peak_bytes": peak_bytes(),
     }
     if report is not None:
-        show.write_report(report, show.summary(result, layers=True))
+        with replacing(report) as file:
+            file.write((json.dumps(show.summary(result, layers=True), indent=1, allow_nan=False) + "\n").encode())
     if verbose:
         _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
         house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
@@ -213,7 +215,7 @@ def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
     precision, target = result.precision, result.target
     held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
     title = f"{result.bundle}: {precision} for {target.name}, {held}"
-    house.console().print(house.table(title, show.GRAPH_COLUMNS, show.graph_rows(found)))
+    house.console().print(house.table(title, *show.graph_table(found)))
     _print_lines(show.gate_lines(result))
     estimates = show.expectations(result)
     _print_lines(show.expected_lines(estimates))
@@ -287,8 +289,7 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
         return
     macs = "unknown" if found.macs is None else si(found.macs)
     title = f"{file}: {macs} MACs an image, {found.parameters:,} parameters in {len(found.layers)} layers"
-    columns, rows = show.file_columns(found, device), show.file_rows(found, device)
-    house.print_wide(house.table(title, columns, rows, text_columns=4))
+    house.print_wide(house.table(title, *show.file_table(found, device), text_columns=4))
     _print_lines(show.file_reasons(found, device))
 
 
@@ -313,7 +314,7 @@ def _check_bundle(
             }
         )
         return
-    rows = [[f.check, f.detail] for f in result.findings]
+    rows = [[finding.check, finding.detail] for finding in result.findings]
     house.console().print(house.table(f"{bundle}: all holds", ["check", "result"], rows, text_columns=2))
 
 
@@ -328,13 +329,9 @@ def keygen(*, key: Path, as_json: bool) -> None:
     if as_json:
         house.print_json({"key": str(pair.private), "public": str(pair.public), "fingerprint": pair.fingerprint})
         return
-    _print_lines(
-        [
-            f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}",
-            f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}",
-            f"fingerprint {pair.fingerprint}",
-        ]
-    )
+    private = f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}"
+    public = f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}"
+    _print_lines([private, public, f"fingerprint {pair.fingerprint}"])
 
 
 @main.command(epilog="Example: smart-export info ckpt.pt")
@@ -351,19 +348,6 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     if as_json:
         house.print_json({"checkpoint": str(checkpoint), **found})
         return
-    rows = [
-        [path, *(_figure(row, key) for key in ("density", "parameter_density", "clean_accuracy", "robust_accuracy"))]
-        for path, row in found["paths"].items()
-    ]
-    _print_lines(_lines(found))
-    house.console().print(house.table("", ["path", "density", "parameters", "clean accuracy", "robust accuracy"], rows))
-
-
-def _figure(row: dict[str, Any], key: str) -> str:
-    return f"{row[key]:.3f}" if isinstance(row.get(key), float) else ""
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
     structure, training = found["structure"], found["training"]
     arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
     shape, classes = " x ".join(map(str, found["input_shape"])), len(found["class_names"])
@@ -380,7 +364,13 @@ def _lines(found: dict[str, Any]) -> list[str]:
         )
     if {"attack", "eps", "split"} <= metrics.keys():
         lines.append(f"figures: {metrics['split']} split, {metrics['attack']} at eps {metrics['eps']:.4g}")
-    return lines
+    _print_lines(lines)
+    keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
+    rows = [
+        [path, *(f"{row[key]:.3f}" if isinstance(row.get(key), float) else "" for key in keys)]
+        for path, row in found["paths"].items()
+    ]
+    house.console().print(house.table("", ["path", "density", "parameters", "clean accuracy", "robust accuracy"], rows))
 
 
 if __name__ == "__main__":

@@ -37,10 +37,8 @@ _UNSEEN = "its weight is computed in the graph, so it was not judged"
 class DlaReport:
     """What of a graph a target's accelerators would run at fp16 or int8 with a fixed batch size.
 
-    Attributes:
-        cores: how many accelerators the target has; 0 too if nobody knows.
-        why_not: by layer, why it stays on the GPU; None where it need not.
-        others: by operator, for those that are no layer and stay on the GPU: why.
+    The target has ``cores`` of them, 0 too if nobody knows. ``why_not`` says by layer why it stays on the GPU, None
+    where it need not; ``others`` does by operator, for those that are no layer and stay there.
     """
 
     cores: int
@@ -62,12 +60,9 @@ class DlaReport:
 
 
 def dla_report(model: ir.Model, layers: Sequence[LayerCost], *, target: Target) -> DlaReport:
-    """Judge a folded graph before any change of its precision.
+    """Judge a folded graph, with the shapes of its values and before any change of its precision.
 
-    Args:
-        model: with the shapes of its values.
-        layers: of the network it was converted from.
-        target: the device.
+    ``layers`` are those of the network it was converted from.
     """
     dla = target.profile.dla
     if dla is None or not dla.engines.value:
@@ -147,8 +142,7 @@ def _convolution(node: ir.Node) -> str | None:
 
 
 def _pooling(node: ir.Node) -> str | None:
-    kernel = _ints(node, "kernel_shape", default=1, count=2)
-    return _window(node, kernel, most=(8, 16, 7))
+    return _window(node, _ints(node, "kernel_shape", default=1, count=2), most=(8, 16, 7))
 
 
 def _product(node: ir.Node) -> str | None:

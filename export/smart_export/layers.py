@@ -28,15 +28,13 @@ class LayerCost:
         name: module name inside the network.
         type: ``Conv2d`` or ``Linear``.
         groups: of a convolution after folding, else 1.
-        in_channels, out_channels: after folding.
-        dense_in_channels, dense_out_channels: before.
+        in_channels, out_channels, macs: channels and multiply-accumulates after folding.
+        dense_in_channels, dense_out_channels, dense_macs: before.
         padded_out_channels: how many of ``out_channels`` are zeros kept for alignment.
-        macs, dense_macs: multiply-accumulates after folding and before.
         bytes: of weights and bias in the graph's precision; scales of int8 weights are not counted.
         structure: what masks remove in this layer: ``channel``, ``2:4`` or another n:m, ``unstructured``, or ``dense``.
         why_dense: why masks remove no more of it; None where there is nothing to say.
-        weights: numbers in the weight, without the bias.
-        zeros: how many of them are zero, before int8 rounds small ones to zero too.
+        weights, zeros: numbers in the weight, and how many are zero before int8 rounds small ones to zero too.
         two_four: whether at most 2 of every 4 consecutive input channels are not zero, in each filter and kernel place.
         why_not_two_four: why no engine takes the layer for sparse; None where one does.
         why_no_gain: why the target would not run it faster with 2:4; None where it is expected to, or there is
@@ -86,13 +84,6 @@ class NetworkCost:
         return sum(layer.dense_macs for layer in self.layers)
 
 
-def _values(weight: Tensor) -> npt.NDArray[Any]:
-    if weight.is_meta:  # shapes are all there is: as if no weight were zero
-        return np.broadcast_to(np.float32(1), tuple(weight.shape))
-    values: npt.NDArray[Any] = weight.detach().numpy()
-    return values
-
-
 def network_cost(
     folded: nn.Module,
     *,
@@ -132,7 +123,10 @@ def network_cost(
         op, groups = ("Conv", module.groups) if isinstance(module, nn.Conv2d) else ("Gemm", 1)
         dtype, bias_bytes = WEIGHT_DTYPES[precision], BIAS_BYTES[precision]
         channels = axis_length(module, "in"), axis_length(module, "out")
-        zeros = zeros_of(_values(module.weight), op=op, axis=1, groups=groups, dtype=dtype)
+        # Of a meta tensor its shape is all there is: as if no weight were zero.
+        ones = np.broadcast_to(np.float32(1), tuple(module.weight.shape))
+        values: npt.NDArray[Any] = ones if module.weight.is_meta else module.weight.detach().numpy()
+        zeros = zeros_of(values, op=op, axis=1, groups=groups, dtype=dtype)
         return LayerCost(
             name=short,
             type=type(module).__name__,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from smart_common.files import replacing
 from smart_common.units import si
 from smart_devices import Target
 from smart_devices.roofline import Estimate, NoEstimate, estimate, peaks_of
@@ -66,14 +64,11 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
     }
 
 
-GRAPH_COLUMNS = ("graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference")
-"""The columns of :func:`graph_rows`."""
-
-
-def graph_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each graph of a :func:`summary`, the baseline last."""
+def graph_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and a row for each graph of a :func:`summary`, the baseline last."""
+    columns = ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"]
     graphs = {**found["paths"], **({DENSE: found["baseline"]} if found["baseline"] else {})}
-    return [
+    return columns, [
         [
             name,
             f"{row['density']:.3f}" if "density" in row else "1",
@@ -139,12 +134,6 @@ def check_report_file(file: Path, *, bundle: Path) -> None:
         raise ExportError(
             f"the report {file} cannot be inside of the bundle, which has its own files only; name another place"
         )
-
-
-def write_report(file: Path, report: dict[str, Any]) -> None:
-    """Write ``report`` as JSON, whole or not at all; raises OSError if the system refuses."""
-    with replacing(file) as out:
-        out.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
 
 
 def attention(name: str, graph: ExportedGraph) -> Iterator[str]:
@@ -255,15 +244,11 @@ def _reasons(what: str, found: Sequence[tuple[str | None, str]]) -> Iterator[str
         yield f"{what}, {reason}: {_named([name for other, name in found if other == reason])}"
 
 
-def file_columns(found: FileSparsity, target: Target | None) -> list[str]:
-    """Return the names of the columns of :func:`file_rows`."""
+def file_table(found: FileSparsity, target: Target | None) -> tuple[list[str], list[list[str]]]:
+    """Return columns and a row for each layer; with a target, one column says whether it would gain."""
     gain = [] if target is None else ["gain"]
-    return ["layer", "operator", "weight", "dtype", "zeros", found.pattern.name, *gain, "MACs", "parameters"]
-
-
-def file_rows(found: FileSparsity, target: Target | None) -> list[list[str]]:
-    """Return a row for each layer; with a target, one column says whether it would gain."""
-    return [
+    columns = ["layer", "operator", "weight", "dtype", "zeros", found.pattern.name, *gain, "MACs", "parameters"]
+    return columns, [
         [
             layer.name,
             layer.op if layer.groups == 1 else f"{layer.op}/{layer.groups}",
@@ -294,9 +279,9 @@ def file_report(found: FileSparsity, target: Target | None) -> dict[str, Any]:
     def row(layer: LayerSparsity) -> dict[str, Any]:
         record = {**asdict(layer), "why_not": layer.why_not}
         zeros = record.pop("zeros")
-        if zeros is not None:
+        if layer.zeros is not None:
             del zeros["why_not"]
-            record |= {**zeros, "zero_fraction": layer.zeros.zero_fraction if layer.zeros else 0.0}
+            record |= {**zeros, "zero_fraction": layer.zeros.zero_fraction}
         if target is None:
             del record["why_no_gain"]
         return record

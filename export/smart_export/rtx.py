@@ -71,11 +71,7 @@ class Plan:
 
 
 def library() -> Any:
-    """Return the module ``tensorrt_rtx``.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return the module ``tensorrt_rtx``; raises MissingExtraError if it is not installed."""
     try:
         import tensorrt_rtx  # noqa: PLC0415  # an engine is imported where it is used
     except ImportError as error:
@@ -86,11 +82,7 @@ def library() -> Any:
 
 
 def known_capabilities() -> dict[str, Any]:
-    """Return what the installed library builds for: its constants by compute capability, lowest first.
-
-    Raises:
-        MissingExtraError: the library is not installed.
-    """
+    """Return what the installed library builds for: its constants by compute capability, lowest first."""
     members = library().ComputeCapability.__members__
     found = {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
     return dict(sorted(found.items(), key=lambda item: tuple(map(int, item[0].split(".")))))
@@ -98,10 +90,6 @@ def known_capabilities() -> dict[str, Any]:
 
 def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
     """Return the compute capabilities that ``text``, such as ``8.6,8.9,12.0``, names, lowest first and each once.
-
-    Args:
-        text: as the user typed it.
-        target: the device that the bundle is for.
 
     Raises:
         ExportError: the library does not build for one of them, or the target has no graphics card.
@@ -155,13 +143,7 @@ def build_plans(
 ) -> Iterator[Plan]:
     """Write the plans of the graph ``name`` into ``folder / "engines"`` and yield them as they are done.
 
-    Args:
-        name: of the path, or ``dense``.
-        onnx_file: the graph.
-        two_four: whether any of its weights are 2:4.
-        folder: of the bundle.
-        inputs: the graphs' one input.
-        capabilities: from :func:`parse_capabilities`.
+    ``two_four`` says whether any of its weights are 2:4; ``capabilities`` are from :func:`parse_capabilities`.
 
     Raises:
         ExportError: the library cannot read or build a graph; the message names the operators.
@@ -195,10 +177,10 @@ def plan_from_onnx(
     sparse_weights: bool = False,
     weightless: bool = False,
 ) -> memoryview:
-    """Return the plan of an ONNX file, for batches of ``BATCH``, as the library serialises it.
+    """Return the plan of an ONNX file, whose weights lie beside it, for batches of ``BATCH``.
 
     Args:
-        file: the graph; its weights lie beside it.
+        file: the graph.
         inputs: its one input.
         capabilities: of the GPUs that the one plan is for, out of :func:`known_capabilities`.
         sparse_weights: let the library look for 2:4 weights (``SPARSE_WEIGHTS``).

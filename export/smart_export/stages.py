@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,15 +42,8 @@ from smart_train.masking.accounting import LayerStructure, structure_report
 class Export:
     """What all graphs of one bundle have in common.
 
-    Attributes:
-        checkpoint: what is exported.
-        target: the device it is for.
-        precision: of every graph.
-        judging: the images that the accuracy gate judges by.
-        calibrating: those that int8 graphs are calibrated on, None for other precisions.
-        max_drop: what an accuracy may drop by, as a fraction.
-        random_images: how many images of noise to verify on.
-        stopwatch: told what each stage took.
+    The accuracy gate judges by ``judging``, by whose images an accuracy may drop by the fraction ``max_drop``; int8
+    graphs, and no others, are calibrated on ``calibrating``; ``random_images`` of noise are verified on too.
     """
 
     checkpoint: Checkpoint
@@ -75,16 +69,11 @@ class Export:
 
 @dataclass(frozen=True, eq=False)
 class FoldedGraph:
-    """A path, or the baseline, without masks and without what they drop.
+    """A path, or the baseline, ``dense``, without masks and without what they drop, in float32.
 
-    Attributes:
-        name: of the path, or ``dense``.
-        path: whose attacked images it is verified on.
-        role: what it is for.
-        reference: the network that it must agree with.
-        module: the folded network, float32.
-        padding: zero channels kept for the target's alignment, by module name.
-        structures: what masks remove of each layer, by module name.
+    ``path`` is the one whose attacked images it is verified on, and ``reference`` what it must agree with. By module
+    name, ``padding`` says how many zero channels were kept for the target's alignment, and ``structures`` what masks
+    remove.
     """
 
     name: str
@@ -140,12 +129,11 @@ def fold_baseline(export: Export) -> FoldedGraph:
 
 
 def _padding(checkpoint: Checkpoint, masks: Sequence[Tensor], keeps: Sequence[Tensor]) -> dict[str, int]:
-    padding: dict[str, int] = {}
+    padding: Counter[str] = Counter()
     for group, mask, keep in zip(checkpoint.net.groups, masks, keeps, strict=True):
         for member in group.members:
             if member.axis != "in":
-                added = int(keep.sum() - mask.sum()) * member.indices.shape[1]
-                padding[member.module] = padding.get(member.module, 0) + added
+                padding[member.module] += int(keep.sum() - mask.sum()) * member.indices.shape[1]
     return padding
 
 
@@ -184,18 +172,15 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
     directory.mkdir()
     with phase(f"{name}: write"):
         save_graph(model, directory)
-    external = (directory / WEIGHTS).exists()
-    written = GraphBytes(
-        model=(directory / GRAPH).read_bytes(),
-        weights=(directory / WEIGHTS).read_bytes() if external else None,
-        weights_name=WEIGHTS if external else None,
-    )
+    model_bytes = (directory / GRAPH).read_bytes()
+    weights = (directory / WEIGHTS).read_bytes() if (directory / WEIGHTS).exists() else None
+    written = GraphBytes(model=model_bytes, weights=weights, weights_name=None if weights is None else WEIGHTS)
     found, gate = _verified(export, folded, written)
     return ExportedGraph(
         name=name,
         file=f"{name}/{GRAPH}",
-        weights=f"{name}/{WEIGHTS}" if external else None,
-        bytes=len(written.model) + len(written.weights or b""),
+        weights=None if weights is None else f"{name}/{WEIGHTS}",
+        bytes=len(model_bytes) + len(weights or b""),
         cost=cost,
         agreement=found,
         gate=gate,

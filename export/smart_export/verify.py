@@ -59,10 +59,7 @@ class Agreement:
 def verification_images(
     samples: Samples, *, path: str, random_images: int = RANDOM_IMAGES, most: int | None = None
 ) -> list[Images]:
-    """Return float32 (N, C, H, W) batches: the samples, their versions attacked on ``path``, and noise.
-
-    Of each kind there are at most ``most`` images, where that is given.
-    """
+    """Return float32 (N, C, H, W) batches: samples, the same attacked on ``path``, noise; ``most`` of each at most."""
     real = [to_tensor(images[:most]).numpy() for images in (samples.images, samples.adversarial[path])]
     generator = np.random.default_rng(_RANDOM_SEED)
     noise = generator.random((random_images, *real[0].shape[1:]), dtype=np.float32)
@@ -106,13 +103,9 @@ def _run_chunks(run: Callable[[Images], Scores], batches: Sequence[Images]) -> S
 
 
 def agreement(expected: Scores, got: Scores, *, tolerance: float | None = TOLERANCE_FP32) -> Agreement:
-    """Compare the scores (N, classes) of a network and of its graph.
+    """Compare the scores (N, classes) of a network and of its graph for the same images.
 
-    Args:
-        expected: the network's.
-        got: the graph's, for the same images.
-        tolerance: what ``max_rel_diff`` may be, and the margin under which a tie is a tie; None for twice the
-            difference that is found.
+    ``tolerance`` is also the margin under which a tie is a tie; None takes twice the difference that is found.
     """
     scale = max(1.0, float(np.abs(expected).max()))
     difference = float(np.abs(expected - got).max()) / scale
@@ -147,13 +140,9 @@ def require(found: Agreement, *, name: str) -> None:
 
 @dataclass(frozen=True)
 class PairedAccuracy:
-    """One accuracy of a masked path (``before``) and of its graph (``after``) on the same images.
+    """One accuracy of a masked path (``before``) and of its graph (``after``) on the same ``examples``, in [0, 1].
 
-    Attributes:
-        before, after: fractions in [0, 1].
-        drop: ``before - after``; negative where the graph is better.
-        low, high: the 95% interval of the drop.
-        examples: how many images.
+    ``drop`` is ``before - after``, negative where the graph is better; ``low`` to ``high`` is its 95% interval.
     """
 
     before: float
@@ -203,18 +192,14 @@ def paired_accuracy(before: Right, after: Right) -> PairedAccuracy:
 def path_gate(
     labels: npt.NDArray[np.int64], *, clean: tuple[Scores, Scores], adversarial: tuple[Scores, Scores]
 ) -> PathGate:
-    """Compare a masked path and its graph.
+    """Compare a masked path and its graph by the ``labels`` (N,).
 
-    Args:
-        labels: (N,).
-        clean: scores (N, classes) of the masked path and of the graph for the images.
-        adversarial: likewise for their adversarial versions, made on the masked path.
+    Both pairs are scores (N, classes) of the path and of the graph: for the images, and for their adversarial versions,
+    made on the masked path.
     """
     right = [scores.argmax(axis=1) == labels for scores in clean]
     robust = [was & (scores.argmax(axis=1) == labels) for was, scores in zip(right, adversarial, strict=True)]
-    return PathGate(
-        clean_accuracy=paired_accuracy(right[0], right[1]), robust_accuracy=paired_accuracy(robust[0], robust[1])
-    )
+    return PathGate(clean_accuracy=paired_accuracy(*right), robust_accuracy=paired_accuracy(*robust))
 
 
 def check_max_drop(max_drop: float) -> None:
