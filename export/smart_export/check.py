@@ -116,10 +116,9 @@ def _check_onnx(graph: GraphInfo, content: GraphBytes) -> None:
 
 
 def _agreement(engine: Engine, graph: GraphInfo, source: Checkpoint, *, precision: Precision) -> Agreement:
-    first = source.net.path_names[0]
     dense = graph.name == DENSE
-    name = first if dense else graph.name
-    reference = unmasked(source.net, path=first) if dense else source.net.path(name)
+    name = source.net.path_names[0] if dense else graph.name
+    reference = unmasked(source.net, path=name) if dense else source.net.path(name)
     tolerance = TOLERANCES[precision] or graph.tolerance
     if tolerance is None:
         raise ExportError(f"no tolerance of the {precision} graph {graph.file} in the manifest; export it again")

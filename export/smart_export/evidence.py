@@ -33,7 +33,7 @@ _SEED = 0  # of which images are taken, how they are divided, and the attack's r
 class Evidence:
     """Labelled images, with an adversarial version for each path that is judged by it or calibrated on such ones.
 
-    ``source`` is ``samples`` for those of the checkpoint, else the kind of data, of which ``digest`` is.
+    ``source`` is ``samples`` for those of the checkpoint, else the kind of data, whose ``digest`` it has.
     """
 
     samples: Samples

@@ -58,7 +58,8 @@ class Converter:
     """Converts folded modules to ONNX: ``image`` (batch, C, H, W) to ``scores`` (batch, classes), of any batch size.
 
     Conversion takes seconds, and the paths of a network differ in their weights and numbers of channels only: where
-    that can be told for sure, a module takes over the graph of the one before it. ``opset`` is what the target reads.
+    that can be told for sure, a module takes over the graph of the one before it. ``opset`` is what the target reads,
+    ``input_shape`` (C, H, W).
     """
 
     def __init__(self, *, input_shape: tuple[int, int, int], opset: int) -> None:

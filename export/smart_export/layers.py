@@ -121,7 +121,7 @@ def network_cost(
         short = name.removeprefix("network.")
         masked = (structures or {}).get(short)
         op, groups = ("Conv", module.groups) if isinstance(module, nn.Conv2d) else ("Gemm", 1)
-        dtype, bias_bytes = WEIGHT_DTYPES[precision], BIAS_BYTES[precision]
+        dtype = WEIGHT_DTYPES[precision]
         channels = axis_length(module, "in"), axis_length(module, "out")
         # Of a meta tensor its shape is all there is: as if no weight were zero.
         ones = np.broadcast_to(np.float32(1), tuple(module.weight.shape))
@@ -139,7 +139,7 @@ def network_cost(
             macs=applied[name] * module.weight.numel(),
             dense_macs=applied[name] * before.weight.numel(),
             bytes=module.weight.numel() * np.dtype(dtype).itemsize
-            + (0 if module.bias is None else module.bias.numel() * bias_bytes),
+            + (0 if module.bias is None else module.bias.numel() * BIAS_BYTES[precision]),
             structure="dense" if masked is None else masked.structure,
             why_dense=(masked.reason or None) if masked is not None else None,
             weights=zeros.weights,

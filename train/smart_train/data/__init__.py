@@ -28,7 +28,7 @@ __getattr__ = lazy_attributes(
         "DATA_SPECS": "smart_train.data.load",
         "ImageSet": "smart_train.data.images",
         "Split": "smart_train.data.images",
-        "default_cache_dir": "smart_common.cache",
+        "default_cache_dir": "smart_common.files",
         "load_data": "smart_train.data.load",
     },
 )
