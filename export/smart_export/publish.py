@@ -131,8 +131,8 @@ def publish(place: Path, output: Path, *, force: bool) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Let two names change places in one step, of which no reader and no crash sees a half; False if that is refused.
 
-    Python has no call for renameat2(2): it takes Linux, glibc 2.28 and a file system that can. Why one refuses does not
-    matter (old containers even say EPERM): the plain renames that follow work, or say what is wrong.
+    It takes Linux, glibc 2.28 and a file system that can. Why one refuses does not matter (old containers even say
+    EPERM): the plain renames that follow work, or say what is wrong.
     """
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:

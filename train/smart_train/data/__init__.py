@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smart_common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from smart_common.cache import default_cache_dir
+    from smart_common.files import default_cache_dir
     from smart_train.data.augment import Augmentation
     from smart_train.data.images import ImageSet, Split
     from smart_train.data.load import DATA_SPECS, load_data
@@ -28,7 +28,7 @@ __getattr__ = lazy_attributes(
         "DATA_SPECS": "smart_train.data.load",
         "ImageSet": "smart_train.data.images",
         "Split": "smart_train.data.images",
-        "default_cache_dir": "smart_common.cache",
+        "default_cache_dir": "smart_common.files",
         "load_data": "smart_train.data.load",
     },
 )
