@@ -21,19 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from smart_common.errors import SmartError
-from smart_runtime import Hysteresis, InputError, SmartModel
-from smart_runtime.pictures import read_picture
+from smart_runtime import Hysteresis, InputError, SmartModel, preprocess
 
 
 def show(model: SmartModel, name: str, picture: Path) -> None:
     """Classify one frame and print a line about it."""
-    spec = model.manifest.input
     try:
-        frame = read_picture(picture, height=spec.height, width=spec.width, colour=model.manifest.preprocessing.colour)
+        frame = preprocess(picture, model)  # takes a camera's frames as well, of any size
     except InputError as error:  # one bad frame is no reason to stop
         print(f"{name}: {error}")
         return
-    result = model.run(frame[None])  # a batch of one
+    result = model.run(frame)  # a batch of one
     scores = result.scores[0]
     shares = np.exp(scores - scores.max())  # softmax
     best = int(scores.argmax())

@@ -28,8 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from smart_common.errors import SmartError
-from smart_runtime import InputError, PathError, SmartModel
-from smart_runtime.pictures import read_picture
+from smart_runtime import InputError, PathError, SmartModel, preprocess
 
 MAX_BODY_BYTES = 10_000_000
 READ_SECONDS = 20  # for a whole request: a client that sends nothing must not hold a connection for ever
@@ -57,13 +56,10 @@ async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 async def classify(model: SmartModel, body: bytes, path: str | None) -> dict[str, Any]:
     """Return what ``path``, or without one the path that is active, says about a picture."""
-    spec, colour = model.manifest.input, model.manifest.preprocessing.colour
     # Decoding may take longer than the network: neither may hold up the event loop.
-    picture = await asyncio.to_thread(
-        read_picture, io.BytesIO(body), height=spec.height, width=spec.width, colour=colour
-    )
+    picture = await asyncio.to_thread(preprocess, io.BytesIO(body), model)
     with model.using(path) if path else nullcontext():  # in this task only
-        result = await model.arun(picture[None])
+        result = await model.arun(picture)
     scores = result.scores[0]
     shares = np.exp(scores - scores.max())  # softmax
     best = int(scores.argmax())

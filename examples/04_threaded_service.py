@@ -35,8 +35,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from smart_common.errors import SmartError
-from smart_runtime import InputError, PathError, SmartModel
-from smart_runtime.pictures import read_picture
+from smart_runtime import InputError, PathError, SmartModel, preprocess
 
 MAX_BODY_BYTES = 10_000_000
 LAST_SECONDS = 20  # for requests that have begun, once the service is to end
@@ -134,10 +133,9 @@ class Handler(BaseHTTPRequestHandler):
 
 def classify(model: SmartModel, body: bytes, path: str | None) -> dict[str, Any]:
     """Return what ``path``, or without one the path that is active, says about a picture."""
-    spec, colour = model.manifest.input, model.manifest.preprocessing.colour
-    picture = read_picture(io.BytesIO(body), height=spec.height, width=spec.width, colour=colour)
+    picture = preprocess(io.BytesIO(body), model)
     with model.using(path) if path else nullcontext():  # in this thread only
-        result = model.run(picture[None])
+        result = model.run(picture)
     scores = result.scores[0]
     shares = np.exp(scores - scores.max())  # softmax
     best = int(scores.argmax())

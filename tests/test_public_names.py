@@ -16,8 +16,8 @@ PUBLIC = {
     """,
     "smart_runtime": """
         Bundle BundleError ClosedError EngineError EngineOptions Hysteresis InputError LatencyHistogram MemoryReport
-        OutOfMemoryError PathError PathMemory PathStats Policy Result SignatureError SmartModel Stats SwitchRequest
-        policies
+        OutOfMemoryError PathError PathMemory PathStats Policy Prediction Result SignatureError SmartModel Stats
+        SwitchRequest policies preprocess
     """,
     "smart_train": """
         Attack Checkpoint CheckpointError ConfigError DataError ImageSet NetworkError SmartNetwork Structure

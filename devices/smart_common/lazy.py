@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from smart_common.errors import SmartError
+from smart_common.version import version
 
 
 def load(place: str) -> Any:
@@ -33,10 +34,12 @@ def load(place: str) -> Any:
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a ``__getattr__`` (PEP 562) for ``package`` that imports names from their modules in ``homes`` when used.
 
-    A name whose module is itself is a module of the package.
+    A name whose module is itself is a module of the package. ``__version__`` is the distribution's.
     """
 
     def attribute(name: str) -> Any:
+        if name == "__version__":
+            return version()
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]

@@ -6,8 +6,9 @@ engine either; ONNX Runtime, Pillow and matplotlib are imported where they are u
     from smart_runtime import SmartModel
 
     with SmartModel.load("bundle/") as model:
-        scores = model(frames)
+        print(model.classify("cat.jpg"))
         model.path = "robust"
+        scores = model(frames)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from smart_common.lazy import lazy_attributes
 if TYPE_CHECKING:
     from smart_runtime import policies
     from smart_runtime.bundle.bundle import Bundle
+    from smart_runtime.classify import Prediction
     from smart_runtime.engines import EngineOptions
     from smart_runtime.errors import (
         BundleError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         PathError,
         SignatureError,
     )
+    from smart_runtime.frames import preprocess
     from smart_runtime.memory import MemoryReport, PathMemory
     from smart_runtime.model import SmartModel
     from smart_runtime.policies.hysteresis import Hysteresis
@@ -51,12 +54,14 @@ __all__ = [
     "PathMemory",
     "PathStats",
     "Policy",
+    "Prediction",
     "Result",
     "SignatureError",
     "SmartModel",
     "Stats",
     "SwitchRequest",
     "policies",
+    "preprocess",
 ]
 
 __getattr__ = lazy_attributes(
@@ -71,10 +76,12 @@ __getattr__ = lazy_attributes(
         "PathMemory": "smart_runtime.memory",
         "PathStats": "smart_runtime.stats",
         "Policy": "smart_runtime.policies.policy",
+        "Prediction": "smart_runtime.classify",
         "Result": "smart_runtime.serving",
         "SmartModel": "smart_runtime.model",
         "Stats": "smart_runtime.stats",
         "SwitchRequest": "smart_runtime.policies.policy",
         "policies": "smart_runtime.policies",
+        "preprocess": "smart_runtime.frames",
     },
 )

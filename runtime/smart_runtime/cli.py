@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from smart_common.console.cli import (
     json_option,
     note,
     print_json,
+    progress,
     table,
     version_option,
     warnings_as_notes,
@@ -25,6 +26,7 @@ from smart_devices.engine_rows import AUTO, engine_names
 if TYPE_CHECKING:
     from smart_runtime.bundle.bundle import Bundle
     from smart_runtime.bundle.manifest import GraphInfo
+    from smart_runtime.classify import Prediction
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -58,7 +60,7 @@ def main(context: click.Context) -> None:
     context.with_resource(warnings_as_notes("smart_runtime"))
 
 
-@main.command(epilog="Example: smart-run infer bundle/ cat.jpg dog.jpg --path robust --top 3")
+@main.command(epilog="Example: smart-run infer bundle/ cat.jpg holiday/ 'frames/*.png' --path robust --top 3")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("pictures", metavar="PICTURE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--path", default=None, help="Path that answers.  [default: the bundle's own]")
@@ -78,31 +80,71 @@ def infer(
     engine: str | None,
     as_json: bool,
 ) -> None:
-    """Classify pictures, after the preprocessing that the bundle asks for.
+    """Classify pictures: files, all that lie in a folder, or a pattern such as 'frames/*.png'.
 
-    Each picture is one call of batch 1; the latency is that of the call, without reading the file.
+    Each goes through the preprocessing that the bundle asks for and is one call of batch 1; the latency is that of the
+    call, without reading the file. A picture that cannot be read is reported and makes the exit status 1, after the
+    answers for the others.
     """
-    from smart_runtime.memory import ON_DEMAND  # noqa: PLC0415  # here and below: `--help` needs no NumPy
-    from smart_runtime.model import SmartModel  # noqa: PLC0415
-    from smart_runtime.pictures import classify  # noqa: PLC0415
+    from smart_runtime.classify import best_classes  # noqa: PLC0415  # its NumPy takes long, and `--help` needs none
+    from smart_runtime.errors import InputError  # noqa: PLC0415  # as above
+    from smart_runtime.frames import preprocess  # noqa: PLC0415  # as above
+    from smart_runtime.memory import ON_DEMAND  # noqa: PLC0415  # as above
+    from smart_runtime.model import SmartModel  # noqa: PLC0415  # as above
+    from smart_runtime.pictures import list_pictures  # noqa: PLC0415  # as above
 
+    files = list_pictures(pictures)
+    results, failures = [], []
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
-    with SmartModel.load(
-        bundle, path=path, engine=engine or AUTO, threads=threads, memory=ON_DEMAND, trust=trust
-    ) as model:
-        results = [classify(model, picture, top=top) for picture in pictures]
+    with (
+        SmartModel.load(
+            bundle, path=path, engine=engine or AUTO, threads=threads, memory=ON_DEMAND, trust=trust
+        ) as model,
+        progress("classifying pictures", total=len(files)) as advance,
+    ):
+        for file in files:
+            try:
+                result = model.run(preprocess(file, model))
+            except InputError as error:
+                failures.append({"picture": str(file), "error": str(error)})
+            else:
+                found = best_classes(result.scores[0], model.class_names, top=top)
+                results.append((file, found, result.latency_ms))
+            advance()
         used, signer, notes = model.path, model.bundle.signer, model.notes
+    for failure in failures:
+        note(f"error: {failure['error']}")
+    if not results:
+        raise SystemExit(1)
     if as_json:
-        print_json({"bundle": str(bundle), "signed_by": signer, "notes": list(notes), "path": used, "results": results})
-        return
-    rows = []
-    for result in results:
-        # A name may hold anything; shown as it is, it could redraw the terminal, or not be text at all.
-        picture, latency = shortened(Path(result["picture"]).name), f"{result['latency_ms']:.2f}"
-        for found in result["predictions"]:
-            rows.append([picture, found["class"], f"{found['probability']:.1%}", f"{found['score']:.3f}", latency])
-            picture = latency = ""  # in the first row only
-    console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))
+        print_json(
+            {
+                "bundle": str(bundle),
+                "signed_by": signer,
+                "notes": list(notes),
+                "path": used,
+                "results": [_infer_json(*result) for result in results],
+                "failed": failures,
+            }
+        )
+    else:
+        rows = []
+        for file, found, latency_ms in results:
+            # A name may hold anything; shown as it is, it could redraw the terminal, or not be text at all.
+            picture, latency = shortened(file.name), f"{latency_ms:.2f}"
+            for one in found:
+                rows.append([picture, one.name, f"{one.probability:.1%}", f"{one.score:.3f}", latency])
+                picture = latency = ""  # in the first row only
+        console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))
+    if failures:
+        raise SystemExit(1)
+
+
+def _infer_json(file: Path, found: Sequence[Prediction], latency_ms: float) -> dict[str, Any]:
+    predictions = [
+        {"class": one.name, "index": one.index, "score": one.score, "probability": one.probability} for one in found
+    ]
+    return {"picture": str(file), "predictions": predictions, "latency_ms": latency_ms}
 
 
 @main.command(epilog="Example: smart-run info bundle/ --trust release.pub")

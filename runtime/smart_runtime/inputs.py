@@ -25,7 +25,7 @@ def prepare(images: Images, spec: InputSpec) -> Batch:
 
     Args:
         images: float32 (N, channels, height, width) in [0, 1], or uint8 (N, height, width, channels), which is
-            divided by 255. N is at least 1.
+            divided by 255. N is at least 1. Where there is one channel, (N, height, width) will do for both.
         spec: What the bundle's graphs take.
 
     Returns:
@@ -38,6 +38,8 @@ def prepare(images: Images, spec: InputSpec) -> Batch:
         raise InputError(
             f"expected a NumPy array of images, got {type(images).__name__}; convert it, with numpy.asarray for one"
         )
+    if images.ndim == 3 and spec.channels == 1 and images.shape[1:] == (spec.height, spec.width):
+        images = images[:, None] if images.dtype == _FLOAT32 else images[..., None]
     if images.dtype == _FLOAT32:
         _check_shape(images, spec.shape, spec)
         _check_range(images)
@@ -97,5 +99,5 @@ def _range_error(low: float, high: float) -> InputError:
         return InputError("expected float32 values in [0, 1], got NaN; look where the images come from")
     remedy = "divide by 255 or pass uint8 pixels" if high > 2 and low >= 0 else "clip or rescale them"
     return InputError(
-        f"expected float32 values in [0, 1] (normalisation is inside the graph), got [{low:g}, {high:g}]; {remedy}"
+        f"expected float32 values in [0, 1] (normalisation is inside the graph), got [{low:.9g}, {high:.9g}]; {remedy}"
     )

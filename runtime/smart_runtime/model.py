@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NoReturn
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
+from smart_runtime.classify import Prediction, best_classes
 from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
 from smart_runtime.errors import ClosedError, EngineError, InputError
+from smart_runtime.frames import ChannelOrder, Picture, preprocess
 from smart_runtime.inputs import Images, prepare
 from smart_runtime.memory import RESIDENT, MemoryReport, Mode
 from smart_runtime.notes import log_notes, notes_on
@@ -173,6 +176,29 @@ class SmartModel:
         if count & (count - 1) == 0:  # not each: it may come with every frame
             _log.exception("the policy failed in %s, %d failures so far; calls go on", method, count)
 
+    def classify(self, image: Picture, *, top: int = 1, channel_order: ChannelOrder = "RGB") -> tuple[Prediction, ...]:
+        """Return the ``top`` classes of one picture, best first.
+
+            best = model.classify("cat.jpg")[0]
+            print(best.name, best.probability)
+
+        Args:
+            image: A file's name, a Pillow image, or a frame of any size; see `preprocess`, which takes several too.
+            top: How many classes, 1 or more; all of them if there are fewer.
+            channel_order: ``BGR`` for frames as OpenCV reads them.
+
+        Raises:
+            InputError: Not one picture, or ``top`` below 1.
+            MissingExtraError: Pillow is needed and not installed.
+            EngineError, ClosedError: As for a call.
+        """
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+            raise InputError(f"expected top of 1 or more, got {top!r:.40}")
+        images = preprocess(image, self, channel_order=channel_order)
+        if len(images) != 1:
+            raise InputError(f"expected one picture, got {len(images)}; call classify for each")
+        return best_classes(self(images)[0], self.class_names, top=top)
+
     async def arun(self, images: Images) -> Result:
         """Do what `run` does in a thread of asyncio's pool, while the event loop goes on; `using` holds there too.
 
@@ -290,6 +316,20 @@ class SmartModel:
                 self._policy.stop()
             except Exception:  # as above; the model is closed
                 self._policy_failed("stop")
+
+    def __repr__(self) -> str:
+        try:
+            path = self.path
+        except ClosedError:
+            path = "none, closed"
+        return (
+            f"SmartModel({self.manifest.package_name}, paths {', '.join(self.paths)}, {self.engine_name}; path {path})"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "a SmartModel cannot be pickled or copied, its engine lives in one process; load the bundle there"
+        )
 
     def __enter__(self) -> SmartModel:
         return self

@@ -1,10 +1,12 @@
-"""Read a picture as the array that a bundle, or the image-folder data set, takes; and say what a bundle makes of it."""
+"""Bring pictures, camera frames and files, to the form that a bundle, or the image-folder data set, takes."""
 
 from __future__ import annotations
 
+import glob
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +18,15 @@ from smart_runtime.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from smart_runtime.model import SmartModel
 
 MAX_PIXELS = 2**26
 """A picture of more pixels is refused before it is decoded: a small file can claim any size."""
 
 # Only what needs no outside program (Pillow hands EPS to Ghostscript) and what cameras and data sets use.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp")
+"""What files of these formats are called: in a folder, only files with one of these suffixes are pictures."""
 
 
 def read_picture(
@@ -32,7 +36,7 @@ def read_picture(
 
     It is turned upright as its EXIF data says, converted to ``colour`` (an alpha channel is dropped), scaled so that
     it just covers height x width (bilinear, over the area of each pixel), and its middle is cut out. A picture that
-    already has the size keeps its pixels. Of an animation the first frame is read.
+    already has the size keeps its pixels. Of an animation the first frame is read, of 16 bits the upper ones.
 
     Args:
         source: A PNG, JPEG, BMP, GIF, PPM, TIFF or WebP file: its name, or a binary file that can seek and stays open,
@@ -42,7 +46,7 @@ def read_picture(
         colour: ``RGB``, ``L`` (grey), or None, a bundle's word for "no pictures", which is refused here.
 
     Raises:
-        InputError: No such file, not a picture, damaged, of more than `MAX_PIXELS` pixels or more than 8 bits a
+        InputError: No such file, not a picture, damaged, of more than `MAX_PIXELS` pixels or more than 16 bits a
             channel, or ``colour`` is None.
         MissingExtraError: Pillow is not installed.
     """
@@ -59,12 +63,13 @@ def read_picture(
     name = "the file given"
     if isinstance(source, str | os.PathLike):
         name = repr(str(Path(source)))
+        if Path(source).is_dir():
+            raise InputError(f"{name} is a folder; name the pictures in it")
         if not Path(source).is_file():
             raise InputError(f"no picture at {name}; check the name")
     try:
         with Image.open(source, formats=FORMATS) as file:
-            upright = _decoded(file, name=name, colour=colour)
-        picture = _cut(upright, height=height, width=width, resample=Image.Resampling.BILINEAR)
+            return fitted(file, height=height, width=width, colour=colour, name=name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name) from error
     except InputError:
@@ -74,58 +79,88 @@ def read_picture(
             f"expected a picture ({', '.join(FORMATS)}) in {name}, got a file that cannot be decoded; "
             "check that it is whole"
         ) from error
-    pixels = np.array(picture, dtype=np.uint8)
+
+
+def list_pictures(names: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return the files that ``names`` stand for: a file itself, a folder's pictures, or what a pattern matches.
+
+    Folders are looked through to the bottom, hidden ones and hidden files left out, and their pictures told by their
+    suffix; files that are named need none.
+
+    Raises:
+        InputError: A folder has no pictures, or a pattern matches nothing.
+    """
+    found: list[Path] = []
+    for name in map(Path, names):
+        if name.is_dir():
+            here = sorted(path for path in name.rglob("*") if is_picture(path, within=name))
+            if not here:
+                raise InputError(f"no pictures in {str(name)!r}; {', '.join(SUFFIXES)} are read")
+        elif glob.has_magic(str(name)) and not name.exists():
+            matches = glob.glob(str(name), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
+            here = sorted(path for path in map(Path, matches) if not path.is_dir())
+            if not here:
+                raise InputError(f"nothing matches {str(name)!r}; check the pattern")
+        else:
+            here = [name]
+        found += here
+    return found
+
+
+def is_picture(path: Path, *, within: Path) -> bool:
+    """Whether ``path`` is a file with a picture's suffix that nothing hides: a dot before its name or a folder's."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(within).parts)
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def fitted(picture: Image.Image, *, height: int, width: int, colour: Colour, name: str) -> npt.NDArray[np.uint8]:
+    """Return an opened ``picture``, which messages call ``name``, as `read_picture` returns a file's."""
+    pixels = np.array(_cut(_decoded(picture, name=name, colour=colour), height=height, width=width), dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def classify(model: SmartModel, picture: Path, *, top: int) -> dict[str, Any]:
-    """Return the ``top`` classes of one picture, best first and of equals the earlier one, as ``--json`` prints them.
+def is_grey(picture: Image.Image) -> bool:
+    """Whether an opened picture has no colours; its pixels are not decoded."""
+    return picture.mode in {"1", "L", "LA"} or _has_16_bits(picture)
 
-    Raises:
-        InputError: The file is no picture.
-        EngineError: The engine failed.
-    """
-    spec = model.manifest.input
-    image = read_picture(picture, height=spec.height, width=spec.width, colour=model.manifest.preprocessing.colour)
-    result = model.run(image[None])
-    scores = result.scores[0]
-    exponents = np.exp(scores.astype(np.float64) - scores.max())  # softmax; the shift keeps exp from overflowing
-    probabilities = exponents / exponents.sum()
-    predictions = [
-        {
-            "class": model.class_names[index],
-            "index": int(index),
-            "score": float(scores[index]),
-            "probability": float(probabilities[index]),
-        }
-        for index in np.argsort(-scores, kind="stable")[:top]
-    ]
-    return {"picture": str(picture), "predictions": predictions, "latency_ms": result.latency_ms}
+
+def _has_16_bits(picture: Image.Image) -> bool:
+    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")  # the latter: Pillow 10
 
 
 def _decoded(file: Image.Image, *, name: str, colour: Colour) -> Image.Image:
     """Decode an opened picture, upright and in ``colour``."""
-    from PIL import ImageOps  # noqa: PLC0415  # an optional library is imported where it is used
+    from PIL import Image, ImageOps  # noqa: PLC0415  # an optional library is imported where it is used
 
     if file.width * file.height > MAX_PIXELS:
         raise _too_large(name)
-    if file.mode.startswith(("I", "F")):  # Pillow would clip, not scale, these to 8 bits
+    upright = ImageOps.exif_transpose(file)
+    if _has_16_bits(file):  # Pillow would clip them to 8 bits; white is 65535 here and 255 there
+        upright = Image.fromarray(((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif file.mode.startswith(("I", "F")):  # these have no white
         raise InputError(
-            f"expected 8 bits a channel in {name}, got Pillow's mode {file.mode!r}; convert it to 8 bits first"
+            f"expected 8 or 16 bits a channel in {name}, got Pillow's mode {file.mode!r}; convert it to 8 bits first"
         )
-    return ImageOps.exif_transpose(file).convert(colour)
+    elif "transparency" in upright.info:  # from a palette straight to RGB Pillow warns of it
+        upright = upright.convert("RGBA")
+    return upright.convert(colour)
 
 
-def _cut(picture: Image.Image, *, height: int, width: int, resample: Image.Resampling) -> Image.Image:
-    """Scale so that the picture covers height x width with one side exact, then cut out the middle."""
+def _cut(picture: Image.Image, *, height: int, width: int) -> Image.Image:
+    """Scale so that the picture covers height x width with one side exact, and return the middle of that.
+
+    Only the part of the picture that the middle shows is scaled: all of a very long one would need gigabytes.
+    """
+    from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
+
     scale = max(height / picture.height, width / picture.width)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    if picture.size != size:
-        picture = picture.resize(size, resample)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    if picture.size == (width, height):
-        return picture
-    return picture.crop((left, top, left + width, top + height))
+    covering = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    if picture.size == covering:
+        return picture.crop((left, top, left + width, top + height))
+    across, down = picture.width / covering[0], picture.height / covering[1]  # pixels of the picture to one of ours
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 def _too_large(name: str) -> InputError:

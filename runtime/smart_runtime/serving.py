@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,9 +39,12 @@ class Result:
     ``latency_ms`` is the time of the whole call, checks and conversion included.
     """
 
-    scores: Scores = field(repr=False)
+    scores: Scores
     path: str
     latency_ms: float
+
+    def __repr__(self) -> str:
+        return f"Result(scores of shape {self.scores.shape}, path {self.path!r}, {self.latency_ms:.3g} ms)"
 
 
 class LoadedPath:

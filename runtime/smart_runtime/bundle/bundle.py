@@ -142,9 +142,15 @@ class Bundle:
     root: Path
     manifest: Manifest
     digest: str
-    sums: Mapping[str, str] = field(repr=False)
+    sums: Mapping[str, str]
     signed: bool
     signer: str | None
+
+    def __repr__(self) -> str:
+        paths = ", ".join(self.manifest.paths)
+        return (
+            f"Bundle({self.manifest.package_name} at {str(self.root)!r}, paths {paths}, digest {self.digest[:12]}...)"
+        )
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, trust: str | os.PathLike[str] | PublicKey | None = None) -> Bundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -44,8 +45,11 @@ class EngineOptions:
         cores = len(os.sched_getaffinity(0))
         for name in ("threads", "device", "max_batch"):
             value = getattr(self, name)
-            if value is not None and type(value) is not int:
+            if value is None:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
                 raise EngineError(f"expected {name} as a whole number, got {value!r:.40}")
+            object.__setattr__(self, name, operator.index(value))  # NumPy's integers are welcome
         if self.threads is not None and not 1 <= self.threads <= cores:
             raise EngineError(
                 f"expected 1 to {cores} threads, as many as there are cores for this process, got {self.threads}; "

@@ -48,6 +48,13 @@ class ImageSet:
     validation: Split
     test: Split
 
+    def __repr__(self) -> str:
+        channels, height, width = self.shape
+        return (
+            f"ImageSet({self.kind}, {len(self.train)} + {len(self.validation)} + {len(self.test)} images for training, "
+            f"validation and test, {width}x{height}x{channels}, {len(self.class_names)} classes)"
+        )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
