@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.statistics import speed_up
 from smart_train import Attack, Structure
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.data.images import make_image_set
 from smart_train.training.config import TrainConfig
 from smart_train.training.loop import Trainer

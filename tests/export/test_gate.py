@@ -24,8 +24,8 @@ from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint, save_checkpoint
 from smart_train.accuracy import Z_95
 from smart_train.checkpoint.samples import select
-from smart_train.data import load_data
 from smart_train.data.images import make_image_set
+from smart_train.data.load import load_data
 
 CPU = resolve_target("cpu")
 

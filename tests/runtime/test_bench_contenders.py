@@ -235,7 +235,7 @@ def test_files_that_are_no_baseline(bundle: Path, tmp_path: Path) -> None:
         file.write_bytes(content)
         said = refused(bundle, "--baseline", file)
         assert "other.onnx' is no ONNX file; " in said or said.startswith(
-            ("error: ONNX Runtime did not accept the graph")
+            "error: ONNX Runtime did not accept the graph"
         )
     path = classifier(tmp_path / "split.onnx", external="split.data")
     (tmp_path / "split.data").unlink()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smart_train.architectures import ResNet
+from smart_train.architectures.resnet import ResNet
 from smart_train.choices import Scope
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.masking.network import SmartNetwork, convert

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smart_train.architectures.names import CUSTOM, FACTORY_FORM, Argument, is_factory_name
-from smart_train.choices import ARCHITECTURES
+from smart_train.choices import ARCHITECTURES, CUSTOM, FACTORY_FORM, Argument, is_factory_name
 from smart_train.errors import ConfigError
 from smart_train.options import parse_arguments
 

@@ -16,9 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from smart_common.errors import shortened
 from smart_common.roles import Role, default_role
-from smart_train.architectures import ARCHITECTURES, CUSTOM, Argument, Factory, build_network
-from smart_train.checkpoint.atomic import save_atomically
+from smart_runtime.bundle.manifest import Manifest
+from smart_train.architectures.build import ARCHITECTURES, build_network
+from smart_train.architectures.custom import Factory
 from smart_train.checkpoint.network_state import (
     group_record,
     load_network_state_,
@@ -30,8 +32,8 @@ from smart_train.checkpoint.network_state import (
     read_weight_masks,
     weights_record,
 )
-from smart_train.checkpoint.reader import Reader, read_plain
-from smart_train.choices import Scope
+from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
+from smart_train.choices import CUSTOM, Argument, Scope
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import densities
@@ -340,3 +342,15 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "training": checkpoint.training,
     }
+
+
+def check_source(manifest: Manifest, source: Checkpoint) -> None:
+    """Raise ConfigError if a bundle and a checkpoint differ in input shape, classes or paths."""
+    theirs = (manifest.input.shape, manifest.class_names, tuple(manifest.paths))
+    ours = (source.input_shape, source.class_names, source.net.path_names)
+    for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
+        if in_bundle != in_source:
+            raise ConfigError(
+                f"the {what} of the bundle, {shortened(str(in_bundle))}, and of the checkpoint, "
+                f"{shortened(str(in_source))}, differ; give the checkpoint that it was exported from"
+            )

@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from smart_common.errors import MissingExtraError
-from smart_train.data.home import expanded
 from smart_train.data.images import Labels
 from smart_train.data.pictures import read_pictures
-from smart_train.data.progress import Progress
-from smart_train.data.source import Arrays, Source
+from smart_train.data.source import Arrays, Progress, Source, expanded
 from smart_train.errors import DataError
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}

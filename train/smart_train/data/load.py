@@ -6,15 +6,14 @@ import os
 from functools import partial
 from pathlib import Path
 
+from smart_train.choices import DATA_SPECS
 from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
 from smart_train.data.digits import digits
 from smart_train.data.folder import folder
-from smart_train.data.home import expanded
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.data.npz import npz
-from smart_train.data.progress import Progress, no_progress
-from smart_train.data.source import Arrays
+from smart_train.data.source import Arrays, Progress, expanded, no_progress
 from smart_train.data.stl10 import stl10
 from smart_train.data.svhn import svhn
 from smart_train.errors import DataError
@@ -23,9 +22,6 @@ _RELEASES = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn, "stl10": st
 
 NAMED = ("digits", *_RELEASES)
 """Sets that a name alone tells."""
-
-DATA_SPECS = f"{', '.join(NAMED)}, npz:FILE or folder:DIR"
-"""What `load_data` reads, for help pages."""
 
 
 def data_spec(data: str | os.PathLike[str]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from smart_train.data.home import expanded
 from smart_train.data.images import ImageSet, make_image_set
+from smart_train.data.source import expanded
 from smart_train.errors import DataError
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -14,7 +14,7 @@ from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
 from smart_runtime.pictures import FORMATS, MAX_PIXELS, read_picture
 from smart_train.data.images import MAX_SIDE, Pixels
-from smart_train.data.progress import Advance, Progress
+from smart_train.data.source import Advance, Progress
 from smart_train.errors import DataError
 
 if TYPE_CHECKING:

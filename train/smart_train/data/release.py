@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_common.errors import SmartError
-from smart_train.data.progress import Advance, Progress
-from smart_train.data.source import Arrays, Source
+from smart_train.data.source import Advance, Arrays, Progress, Source
 from smart_train.errors import DataError
 
 _BLOCK = 2**20  # bytes read at a time, and a step of the bar: tarfile's 10 KiB would spend most of the time in Python

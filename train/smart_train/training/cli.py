@@ -15,8 +15,9 @@ from smart_common.console import cli as house
 from smart_common.figures import check_plot
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
-from smart_train.architectures import ARCHITECTURES, Factory
+from smart_train.architectures.build import ARCHITECTURES
 from smart_train.architectures.cli import NetworkChoice, chosen_network
+from smart_train.architectures.custom import Factory
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
 from smart_train.choices import DEFAULT_ALIGN

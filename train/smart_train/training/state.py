@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart_train.checkpoint.atomic import save_atomically
 from smart_train.checkpoint.network_state import load_network_state_, network_state
-from smart_train.checkpoint.reader import plain_record, read_plain
+from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.learner import MaskLearner
 from smart_train.methods.interface import Training
@@ -116,7 +115,7 @@ def read_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
         or not (type(threads) is int and 1 <= threads <= MAX_THREADS)
     ):
         raise CheckpointError(f"{path} is no training state of format {STATE_VERSION}; train from the start")
-    theirs = plain_record(state, "config", path=path)
+    theirs = Reader(path).record(state, "config")
     other = sorted(key for key in identity if theirs.get(key) != identity[key])
     if other or len(theirs) != len(identity):
         other = other or ["set of options"]
@@ -157,7 +156,7 @@ def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, st
         parts.attack.set_state(state["attack"])
         parts.augment.set_state(state["augment"])
         parts.training.load_extra_state(state.get("method", {}))
-        progress = _progress(plain_record(state, "progress", path=path), epochs=epochs)
+        progress = _progress(Reader(path).record(state, "progress"), epochs=epochs)
         parts.learner.load_state(state["learner"], step=progress.epoch * steps_per_epoch)
     except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over
         raise CheckpointError(f"the training state {path} is damaged; train from the start with --force") from error
