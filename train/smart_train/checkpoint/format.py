@@ -25,7 +25,6 @@ from smart_train.checkpoint.network_state import (
     group_record,
     load_network_state_,
     network_state,
-    read_dense_layers,
     read_groups,
     read_masks,
     read_state,
@@ -122,13 +121,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
             "state": network_state(net),
             "training": checkpoint.training,
             "metrics": checkpoint.metrics,
-            "samples": {
-                "images": checkpoint.samples.images,
-                "labels": checkpoint.samples.labels,
-                "adversarial": dict(checkpoint.samples.adversarial),
-                "eps": checkpoint.samples.eps,
-                "attack": checkpoint.samples.attack,
-            },
+            "samples": {**vars(checkpoint.samples), "adversarial": dict(checkpoint.samples.adversarial)},
         },
         Path(path),
     )
@@ -215,7 +208,8 @@ def _build(
     dense_layers: dict[str, str] = {}
     if structure.pattern.weights is not None:
         weight_masks = read_weight_masks(raw, plain, structure, groups, masks=masks, read=read)
-        dense_layers = read_dense_layers(raw, read)
+        given = read.record(raw, "dense_layers")
+        dense_layers = {read.text({"dense_layers": layer}, "dense_layers"): read.text(given, layer) for layer in given}
     metrics = read.get(raw, "metrics", dict)
     figures = {path: _metrics(metrics, path, read) for path in paths}
     training = read.record(raw, "training")
@@ -333,11 +327,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "dense_layers": checkpoint.net.dense_layers,
         "union_density": found.union,
         "paths": {
-            path: {
-                "density": found.kept[path],
-                "parameter_density": found.parameters[path],
-                **checkpoint.metrics[path],
-            }
+            path: {"density": found.kept[path], "parameter_density": found.parameters[path]} | checkpoint.metrics[path]
             for path in checkpoint.net.path_names
         },
         "training": checkpoint.training,

@@ -29,8 +29,7 @@ def folder(where: str) -> Source:
     Pictures are read as grey where every one of them is grey, else as RGB, and must all have one size.
 
     Raises:
-        DataError: if a part is missing, a class has no training picture or a ``~`` stands for no home directory; on
-            reading, if a picture cannot be read or sizes differ.
+        DataError: if a part or the training pictures of a class are missing; on reading, as `read_pictures` does.
         MissingExtraError: if Pillow is not installed.
     """
     try:

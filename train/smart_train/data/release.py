@@ -48,11 +48,6 @@ class Release:
     def find(self, data_dir: Path, *, kind: str, parse: Callable[[Files], Arrays]) -> Source:
         """Look for the folder in ``data_dir``, for the files in ``data_dir`` itself, then for the archive.
 
-        Args:
-            data_dir: where data sets lie.
-            kind: of the data set.
-            parse: make the arrays of the files' contents.
-
         Raises:
             DataError: if none of them is there, or only a part, and where to get it.
         """

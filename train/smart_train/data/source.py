@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +71,9 @@ class Arrays:
     test_images: Array
     test_labels: Array
     class_names: tuple[str, ...] | None = None
+
+
+ARRAYS = tuple(field.name for field in fields(Arrays) if field.name != "class_names")
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from smart_train.training.history import Row
 
 STATE_FORMAT = "smart-edge training state"
 STATE_VERSION = 3  # 2 has the augmentation's random state, 3 the masks of single weights
+_GENERATORS = ("order", "attack", "augment")  # of `Parts`
 MAX_THREADS = 1024  # more than any machine has cores for one training
 
 
@@ -88,9 +89,7 @@ def save_state(parts: Parts, progress: Progress, *, identity: dict[str, Any], pa
             "learner": parts.learner.state(),
             "optimizer": parts.optimizer.state_dict(),
             "precision": parts.precision.state_dict(),
-            "order": parts.order.get_state(),
-            "attack": parts.attack.get_state(),
-            "augment": parts.augment.get_state(),
+            **{name: getattr(parts, name).get_state() for name in _GENERATORS},
             "threads": torch.get_num_threads(),
             **({"method": extra} if extra else {}),
         },
@@ -152,9 +151,8 @@ def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, st
                 net.set_weight_mask(name, layer, state["weight_masks"][name][layer])
         _load_momentum_(parts.optimizer, state["optimizer"]["state"])
         parts.precision.load_state_dict(state["precision"])
-        parts.order.set_state(state["order"])
-        parts.attack.set_state(state["attack"])
-        parts.augment.set_state(state["augment"])
+        for name in _GENERATORS:
+            getattr(parts, name).set_state(state[name])
         parts.training.load_extra_state(state.get("method", {}))
         progress = _progress(Reader(path).record(state, "progress"), epochs=epochs)
         parts.learner.load_state(state["learner"], step=progress.epoch * steps_per_epoch)
