@@ -23,7 +23,7 @@ from smart_eval.corruptions import CORRUPTIONS, SET, STEPS, Corruption, measure_
 from smart_eval.measure import Run, chunk_seed
 from smart_train import load_checkpoint
 from smart_train.accuracy import to_tensor
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 from train.networks import image_set
 
 Pixels = npt.NDArray[np.uint8]
