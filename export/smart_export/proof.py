@@ -10,11 +10,14 @@ from torch import Tensor, fx, nn
 
 from smart_export.errors import VerificationError
 from smart_export.verify import Images, reference_scores
+from smart_runtime.engines import Engine
+from smart_train.masking.batch_independence import batch_dependence, check_batch_independence, fixed_images
 from smart_train.masking.trial import ROUNDED, copied, trial_of
 
 PROVEN = 1e-10  # of the largest score: 1e-13 is usual in float64, and one weight of a ResNet-18 off by 1e-3 above it
 _PROVING_IMAGES = 4  # of each kind
 _TINY = 1e-300
+_INT8_LEVELS = 0.1  # in another batch a float may round to the next of 255 levels
 _FLOAT64, _MARGIN = 2.0**-29, 4  # how much less float64 rounds than float32, in a network that makes much of it
 
 
@@ -71,3 +74,37 @@ def _scores(network: nn.Module, images: Tensor) -> Tensor:
 
 def _apart(expected: Tensor, got: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=_TINY))
+
+
+@torch.no_grad()
+def require_batch_independence(
+    answer: nn.Module | Engine, input_shape: tuple[int, int, int], *, name: str, tolerance: float | None
+) -> None:
+    """Check that an image's scores are the same alone, in batches of 2, 3 and 8, and in another order.
+
+    Args:
+        answer: the fold, in float32, or an engine that runs its graph.
+        input_shape: channels, height, width.
+        name: of the graph.
+        tolerance: what scores may differ by, as a fraction of the largest; None for int8.
+
+    Raises:
+        NetworkError: if they are not, and a layer of the fold does it.
+        VerificationError: if they are not in the engine.
+    """
+
+    def run(images: Tensor) -> Tensor:
+        return (
+            _scores(answer, images) if isinstance(answer, nn.Module) else torch.from_numpy(answer.run(images.numpy()))
+        )
+
+    allowed = _INT8_LEVELS if tolerance is None else tolerance
+    found = batch_dependence(run, fixed_images(input_shape), allowed=allowed)
+    if found is None:
+        return
+    if isinstance(answer, nn.Module):
+        check_batch_independence(answer, input_shape)  # which says where
+    raise VerificationError(
+        f"in the graph '{name}' an image's scores depend on the batch it comes in: {found[0]}; a device answers images "
+        f"one at a time, so let nothing in the network mix the images of a batch or drop its axis"
+    )

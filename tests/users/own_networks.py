@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_train import Checkpoint, SmartNetwork
-from smart_train.architectures import CUSTOM
+from smart_train.choices import CUSTOM
 from smart_train.checkpoint.format import Samples
 
 SHAPE = (3, 16, 16)

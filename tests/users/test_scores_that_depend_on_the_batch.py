@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from runtime.bundles import write_bundle
 from smart_export.build import build_bundle
 from smart_export.errors import VerificationError
+from smart_export.proof import require_batch_independence
 from smart_runtime import BundleError, SmartModel
 from smart_runtime.bundle.bundle import write_checksums
-from smart_runtime.engines import Batch, Scores
+from smart_runtime.engines import Batch, Engine, Scores
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from smart_train import NetworkError, SmartNetwork, convert
 from smart_train.masking import network as masking
@@ -88,7 +89,12 @@ def test_an_older_checkpoint_of_such_a_network_is_not_exported(tmp_path: Path, m
 
 def test_the_graph_itself_is_tried_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = checkpoint_of(unchecked(monkeypatch, "mean of the batch"))
-    monkeypatch.setattr("smart_export.stages.check_batch_independence", lambda *_: None)
+    monkeypatch.setattr(
+        "smart_export.stages.require_batch_independence",
+        lambda answer, *given, **named: (
+            isinstance(answer, Engine) and require_batch_independence(answer, *given, **named)
+        ),
+    )
     with pytest.raises(VerificationError, match=r"^in the graph 'clean' an image's scores depend on the batch"):
         build_bundle(found, output=tmp_path / "bundle", target="cpu", baseline=False, random_images=4)
     assert not (tmp_path / "bundle").exists()

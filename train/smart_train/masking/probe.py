@@ -73,11 +73,10 @@ class Probe:
         network: a plain network; it is not changed. The trial copies get random values, in float64 unless the network's
             own code insists on float32.
         images: float (N, C, H, W) inputs.
-        seed: of the values that every layer gets, and of the kept channels.
     """
 
-    def __init__(self, network: nn.Module, images: Tensor, *, seed: int = 0) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self._generator = torch.Generator().manual_seed(0)
         trial = trial_of(network, images, prepare=lambda plain: _randomise_(plain, self._generator))
         self._images = images.to(device="cpu", dtype=trial.dtype)
         self._network, self._tolerance = trial.network, trial.tolerance
