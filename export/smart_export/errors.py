@@ -13,5 +13,9 @@ class VerificationError(SmartError):
     """A graph that does not compute what its masked path computes."""
 
 
+class RoundingError(VerificationError):
+    """A network that rounds so much in float32 that no graph of it can be verified."""
+
+
 class GateError(VerificationError):
     """A graph that classifies worse than its masked path by more than is allowed."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from smart_export.errors import VerificationError
+from smart_export.precision import ROUNDING_MARGIN
 from smart_export.verify import Images, reference_scores
 from smart_runtime.engines import Engine
 from smart_train.masking.batch_independence import batch_dependence, check_batch_independence, fixed_images
@@ -60,6 +61,14 @@ def prove(folded: fx.GraphModule, reference: nn.Module, batches: Sequence[Images
         got = _scores(copied(folded).float(), images)
     difference = _apart(expected, got)
     if bool(torch.isfinite(expected).all()) and not difference <= allowed:  # nan is a difference too
+        hooked = [
+            n or type(m).__name__ for n, m in reference.named_modules() if m._forward_hooks or m._forward_pre_hooks
+        ]
+        if hooked:
+            raise VerificationError(
+                f"what the forward hook of {hooked[0]!a:.100} does is lost in '{name}', since a graph has no hooks; "
+                f"do it in the forward of the network"
+            )
         raise VerificationError(
             f"the fold of '{name}' is not the network it was made from: in {str(trial.dtype).removeprefix('torch.')} "
             f"its scores differ by {difference:.2g} of the largest, where rounding is below {allowed:g}; report it"
@@ -78,7 +87,12 @@ def _apart(expected: Tensor, got: Tensor) -> float:
 
 @torch.no_grad()
 def require_batch_independence(
-    answer: nn.Module | Engine, input_shape: tuple[int, int, int], *, name: str, tolerance: float | None
+    answer: nn.Module | Engine,
+    input_shape: tuple[int, int, int],
+    *,
+    name: str,
+    tolerance: float | None,
+    rounding: float,
 ) -> None:
     """Check that an image's scores are the same alone, in batches of 2, 3 and 8, and in another order.
 
@@ -87,6 +101,7 @@ def require_batch_independence(
         input_shape: channels, height, width.
         name: of the graph.
         tolerance: what scores may differ by, as a fraction of the largest; None for int8.
+        rounding: of the network itself (see :class:`Proof`), which batches of other sizes round in another way too.
 
     Raises:
         NetworkError: if they are not, and a layer of the fold does it.
@@ -98,7 +113,7 @@ def require_batch_independence(
             _scores(answer, images) if isinstance(answer, nn.Module) else torch.from_numpy(answer.run(images.numpy()))
         )
 
-    allowed = _INT8_LEVELS if tolerance is None else tolerance
+    allowed = max(_INT8_LEVELS if tolerance is None else tolerance, ROUNDING_MARGIN * rounding)
     found = batch_dependence(run, fixed_images(input_shape), allowed=allowed)
     if found is None:
         return

@@ -143,7 +143,8 @@ def _proved(
     with export.stopwatch.phase(f"{name}: prove the fold"):
         rounding = prove(exact, reference, images, name=name).rounding
         module = exact.float()
-        require_batch_independence(module, shape, name=name, tolerance=tolerance_for(FP32, rounding=rounding))
+        tolerance = tolerance_for(FP32, rounding=rounding)
+        require_batch_independence(module, shape, name=name, tolerance=tolerance, rounding=rounding)
     return module, rounding
 
 
@@ -229,7 +230,9 @@ def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple
             options=EngineOptions(threads=1),
         )
         got = engine_scores(engine, images)
-        require_batch_independence(engine, export.checkpoint.input_shape, name=name, tolerance=tolerance)
+        require_batch_independence(
+            engine, export.checkpoint.input_shape, name=name, tolerance=tolerance, rounding=folded.rounding
+        )
         engine.close()
     found = agreement(expected, got, tolerance=tolerance)
     require(found, name=name, rounding=folded.rounding)

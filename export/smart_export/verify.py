@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from smart_export.errors import ExportError, GateError, VerificationError
+from smart_export.errors import ExportError, GateError, RoundingError, VerificationError
 from smart_export.precision import ROUNDING_MARGIN, TOLERANCE_FP32
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import Engine
@@ -134,7 +134,7 @@ def require(found: Agreement, *, name: str, rounding: float | None = None) -> No
             f"holds: take a higher one{', or --baseline none' if name == DENSE else ''}"
         )
     if not found.holds and rounding is not None and rounding > found.tolerance / ROUNDING_MARGIN:
-        raise VerificationError(
+        raise RoundingError(
             f"rounding to float32 changes the scores of '{name}' by {rounding:.2g} of the largest before any export, "
             f"so that no graph can be verified (the fold is right: float64 proves it); train the network longer"
             f"{', or --baseline none leaves this graph out' if name == DENSE else ''}"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from smart_train import Checkpoint, SmartNetwork
-from smart_train.choices import CUSTOM
 from smart_train.checkpoint.format import Samples
+from smart_train.choices import CUSTOM
 
 SHAPE = (3, 16, 16)
 CLASSES = 5

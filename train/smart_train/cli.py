@@ -31,7 +31,7 @@ from smart_train.training.recipe import Value, read_recipe
 # Of one call, or of one machine, and not of a training.
 NOT_IN_RECIPES = {
     "recipe", "help_method", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache",
-    "init",
+    "init", "no_trial",
 }  # fmt: skip
 
 
@@ -176,6 +176,11 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--resume", is_flag=True, help="Continue an interrupted training with the same options and -o.")
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint and its state.")
+@click.option(
+    "--no-trial",
+    is_flag=True,
+    help="Do not try the whole way, export too, on a few images first, as is done with networks of your own.",
+)
 @house.json_option
 @click.version_option(version(), prog_name="smart-train")
 @click.pass_context

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from smart_common.errors import SmartError, shortened
 from smart_train.choices import Scope
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.batch_independence import check_batch_independence
@@ -71,8 +72,25 @@ class PathNetwork(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return scores (N, classes)."""
-        scores: Tensor = self.network(self.normalise(images))
+        """Return scores (N, classes); raise NetworkError where the network's own code stops or gives anything else."""
+        name = type(self.network).__name__
+        try:
+            scores: Tensor = self.network(self.normalise(images))
+        except (SmartError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # its own code runs here
+            if "DefaultCPUAllocator" in str(error):  # memory too, by torch's words
+                raise
+            raise NetworkError(
+                f"the network's own code stopped, called by {name}.forward on {len(images)} images: "
+                f"{shortened(f'{type(error).__name__}: {error}')}; correct it there"
+            ) from error
+        if isinstance(scores, tuple | list | dict):  # a stand-in while it is traced is none of these
+            raise NetworkError(
+                f"{name} gives {type(scores).__name__} with {len(scores)} outputs in "
+                f"{'training' if self.training else 'eval'} mode instead of scores (N, classes); turn auxiliary heads "
+                f"off (aux_logits=False in torchvision), or return the scores alone"
+            )
         return scores
 
 
@@ -116,6 +134,7 @@ class SmartNetwork(nn.Module):
         self._paths = nn.ModuleDict()
         for name in paths:
             tree = copied(network, shared=dict(shared))
+            _check_shared(network, tree, shared)
             make_expert_(tree)
             self._paths[_KEY + name] = PathNetwork(tree, normalise=copy.deepcopy(normalise))
             for i, group in enumerate(self.groups):
@@ -214,6 +233,19 @@ class SmartNetwork(nn.Module):
                 f"{tuple(keep.shape)}; a mask has one value a weight"
             )
         expert.set_weight_mask(keep.to(expert.weight.device))
+
+
+def _check_shared(network: nn.Module, tree: nn.Module, shared: Mapping[int, nn.Parameter]) -> None:
+    """Raise NetworkError unless a path's ``tree`` has the very parameters of ``network`` that paths share."""
+    own = dict(tree.named_parameters())
+    for name, parameter in network.named_parameters():
+        if id(parameter) in shared and own[name].data_ptr() != parameter.data_ptr():
+            owner = name.rpartition(".")[0]
+            kind = type(network.get_submodule(owner)).__name__
+            raise NetworkError(
+                f"the weights of {owner or type(network).__name__} ({kind}) cannot be shared by several paths, since "
+                f"copying it copies them; give the module itself, not one that torch.jit.script made"
+            )
 
 
 def check_path_names(paths: Sequence[str]) -> None:

@@ -24,8 +24,12 @@ def copied(network: nn.Module, *, shared: dict[int, Any] | None = None) -> nn.Mo
     Activations that a forward kept in ``self`` belong to the graph of that pass, which cannot be copied: their values
     are.
     """
-    memo = {id(kept): kept.detach().clone() for module in network.modules() for kept in _activations(vars(module))}
-    return copy.deepcopy(network, {**memo, **(shared or {})})
+    return copy.deepcopy(network, {**kept_values(network), **(shared or {})})
+
+
+def kept_values(network: nn.Module) -> dict[int, Tensor]:
+    """Return, as a memo for ``copy.deepcopy``, the values of the activations that a forward kept in ``network``."""
+    return {id(kept): kept.detach().clone() for module in network.modules() for kept in _activations(vars(module))}
 
 
 def _activations(value: Any) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,13 +12,15 @@ import click
 from click.core import ParameterSource
 
 from smart_common.console import cli as house
+from smart_common.errors import SmartError
 from smart_common.figures import check_plot
+from smart_common.lazy import load
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_train.architectures.build import ARCHITECTURES
-from smart_train.architectures.custom import import_factory
+from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
-from smart_train.checkpoint.format import describe, load_checkpoint
+from smart_train.checkpoint.format import Checkpoint, describe, load_checkpoint
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces
@@ -34,12 +36,17 @@ from smart_train.training.history import check_history, history_path, path_accur
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
+from smart_train.training.trial_run import try_out
 
 # Options that say what a `TrainConfig` holds under the same name.
 _AS_THEY_ARE = (
     *("permute", "method", "train_images", "test_images", "epochs", "batch_size", "weight_decay", "seed", "device"),
     "precision",
 )
+
+
+# Training knows nothing of the export, which may lack its libraries here.
+_EXPORT_ON_TRIAL = "smart_export.trial_export:export_on_trial"
 
 
 def _structure(
@@ -175,6 +182,20 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
     )
 
 
+def _try_out(trainer: Trainer, *, factory: Factory | None) -> None:
+    """Try the whole way of a network that a user's ``factory`` makes, unless its training has begun already."""
+    if factory is None or trainer.steps_left < trainer.total_steps:
+        return
+    house.note("note: trying the whole way on a few images first; --no-trial leaves that out")
+    try:
+        export: Callable[[Checkpoint], None] = load(_EXPORT_ON_TRIAL)
+    except (ImportError, SmartError):  # a machine that only trains
+        house.note("note: export is not tried, its libraries are missing: pip install 'smart-edge[export]'")
+        try_out(trainer, factory=factory)
+    else:
+        try_out(trainer, factory=factory, export=export)
+
+
 def train(
     ctx: click.Context,
     *,
@@ -186,6 +207,7 @@ def train(
     tensorboard: Path | None,
     resume: bool,
     force: bool,
+    no_trial: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -226,6 +248,7 @@ def train(
         initial=init,
         tensorboard=tensorboard,
     )
+    _try_out(trainer, factory=None if no_trial else factory)
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()

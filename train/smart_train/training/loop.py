@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smart_train.accuracy import PathAccuracy, some_examples, to_tensor
 from smart_train.architectures.custom import Factory
-from smart_train.checkpoint.format import Checkpoint, load_checkpoint, save_checkpoint
+from smart_train.checkpoint.format import Checkpoint, Samples, load_checkpoint, save_checkpoint
 from smart_train.data.images import ImageSet
 from smart_train.data.load import load_data
 from smart_train.errors import CheckpointError, ConfigError
@@ -315,22 +315,26 @@ class Trainer:
         if done < self._parts.learner.frozen_from or score < progress.best:
             return False
         progress.best, progress.best_epoch = score, progress.epoch
+        samples = self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps))
+        save_checkpoint(self.checkpoint(samples), self.output)
+        return True
+
+    def checkpoint(self, samples: Samples) -> Checkpoint:
+        """Return the network as it would be deployed now, with ``samples`` and no figures."""
         mean, std = self._normalisation
-        checkpoint = Checkpoint(
+        return Checkpoint(
             architecture=self.config.model,
             arguments=self.config.model_arguments,
             input_shape=self.data.shape,
             class_names=self.data.class_names,
             mean=mean,
             std=std,
-            net=net,
-            samples=self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps)),
+            net=self.net,
+            samples=samples,
             training=self._record(),
-            metrics={path: {} for path in net.path_names},
+            metrics={path: {} for path in self.net.path_names},
             roles=self._method.roles,
         )
-        save_checkpoint(checkpoint, self.output)
-        return True
 
     def _record(self) -> dict[str, Any]:
         """Describe the training in plain values; data appears as kind and digest, never as a path."""
