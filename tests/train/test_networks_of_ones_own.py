@@ -89,13 +89,17 @@ def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
     raw = torch.load("ckpt.pt", weights_only=True)
     assert raw["architecture"] == {"name": CUSTOM, "arguments": {"width": 6}}
     assert raw["training"]["model"] == CUSTOM
-    assert b"own_nets" not in Path("ckpt.pt").read_bytes()
+    assert raw["factory"] == "own_nets.tiny:build"
+    assert Path("ckpt.pt").read_bytes().count(b"own_nets") == 1
 
     (folder / "own_nets" / "imported").unlink()
     for name in ("own_nets.tiny", "own_nets"):
         del sys.modules[name]
     one_sentence(
-        invoke("ckpt.pt", command=smart_eval), "holds no code", "--model PACKAGE.MODULE:FACTORY", start="no factory"
+        invoke("ckpt.pt", command=smart_eval),
+        "holds no code",
+        "--model own_nets.tiny:build, as in its training",
+        start="no factory",
     )
     assert not (folder / "own_nets" / "imported").exists()
     evaluated = invoke("ckpt.pt", *own, "--steps", "1", "--examples", "20", "--json", command=smart_eval)

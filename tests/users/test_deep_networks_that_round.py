@@ -55,7 +55,7 @@ def folded(name: str) -> tuple[nn.Module, fx.GraphModule, Images]:
     if name in NETWORKS:
         plain, structure = NETWORKS[name](num_classes=CLASSES, in_channels=3), "channel"
     else:
-        models = pytest.importorskip("torchvision.models", reason="pip install torchvision", exc_type=Exception)
+        models = pytest.importorskip("torchvision.models", reason="pip install torchvision")
         plain, structure = getattr(models, name)(num_classes=CLASSES), "unstructured"  # groups take minutes to find
     net = convert(plain, example_input=torch.zeros(2, 3, side, side), align=1, structure=structure, density=0.9)
     images = torch.rand(8, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -78,7 +78,7 @@ def train(kind: str, *more: str) -> Result:
 REFUSED = {
     "tuple": "Net gives Outputs with 2 outputs in training mode instead of scores",
     "dictionary": "Net gives dict with 1 outputs in training mode instead of scores",
-    "script": "the weights of second (RecursiveScriptModule) cannot be shared by several paths",
+    "script": "second is made by torch.jit.script, whose weights several paths cannot share",
     "hook": "what the forward hook of 'network.second' does is lost in 'clean'",
     "control flow": "torch.onnx.export cannot convert the network",
     "breaks in training": "the network's own code stopped, called by Net.forward on 2 images: KeyError: 'no such",

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 
 from smart_export.build import build_bundle
-from smart_train import CheckpointError, convert, load_checkpoint
+from smart_train import CheckpointError, NetworkError, convert, load_checkpoint
 from smart_train.checkpoint.format import save_checkpoint
 from users.own_networks import SHAPE, Small, checkpoint_of
 
@@ -79,6 +79,42 @@ def test_a_refusal_says_what_the_forward_said() -> None:
 
     found = convert(Small(pooled=picky), example_input=EXAMPLE, align=1, scope="all")
     assert found.kept_whole == {"second": "slicing it stops the forward (ValueError: 16 features, please)"}
+
+
+class Reparameterised(nn.Module):
+    """A block of RepVGG before it is fused: a 3x3, a 1x1 and the identity, each with a batch norm, are summed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.large = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.small = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.same = nn.BatchNorm2d(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = (self.large(features) + self.small(features) + self.same(features)).relu()
+        return result
+
+
+def reparameterised(*, head: nn.Module) -> nn.Module:
+    blocks = [Reparameterised(8) for _ in range(2)]
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def test_a_network_without_block_interiors_is_told_whether_scope_all_would_do() -> None:
+    network = reparameterised(head=nn.Linear(8, 5))
+    with pytest.raises(
+        NetworkError, match=r"at scope block \(.*\); use --scope all, which masks 1 groups of channels$"
+    ):
+        convert(network, example_input=EXAMPLE, align=1)
+    assert len(convert(network, example_input=EXAMPLE, align=1, scope="all").groups) == 1
+
+    class Doubled(nn.Linear):
+        def forward(self, features: Tensor) -> Tensor:
+            return 2 * super().forward(features.sigmoid().flip(1))
+
+    hopeless = reparameterised(head=Doubled(8, 5))
+    with pytest.raises(NetworkError, match=r"at scope block \(.*\); nor at scope all \(.*\), so use another network$"):
+        convert(hopeless, example_input=EXAMPLE, align=1)
 
 
 class Versioned(nn.Conv2d):

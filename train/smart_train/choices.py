@@ -35,9 +35,17 @@ CUSTOM = "custom"
 """What stands in a checkpoint in the place of a name of ours."""
 
 FACTORY_FORM = "PACKAGE.MODULE:FACTORY"
-_FACTORY_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+"""How a network of the user's own is named; ``FACTORY_FILE`` is another way."""
+FACTORY_FILE = "FILE.py:FACTORY"
+_NAMES = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+_FACTORY_NAME = re.compile(rf"({_NAMES}|.+\.py):{_NAMES}")
+
+
+def is_factory_reference(text: str) -> bool:
+    """Whether ``text`` is what a checkpoint may remember of a factory: no folders, and nothing a shell would read."""
+    return re.fullmatch(rf"({_NAMES}|[\w-][\w.-]*\.py):{_NAMES}", text) is not None
 
 
 def is_factory_name(text: str) -> bool:
-    """Whether ``text`` has the form ``package.module:factory``; nothing is imported."""
-    return _FACTORY_NAME.fullmatch(text) is not None
+    """Whether ``text`` has the form ``package.module:factory`` or ``file.py:factory``; nothing is imported."""
+    return _FACTORY_NAME.fullmatch(text) is not None and text.isprintable()

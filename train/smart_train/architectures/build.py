@@ -11,7 +11,7 @@ from torch import nn
 
 from smart_train.architectures.custom import Factory, call_factory
 from smart_train.architectures.resnet import Bottleneck, ResNet, WideResNet
-from smart_train.choices import CUSTOM, FACTORY_FORM, Argument
+from smart_train.choices import CUSTOM, Argument
 from smart_train.errors import ConfigError
 
 
@@ -61,10 +61,7 @@ def build_network(
     """
     if name == CUSTOM:
         if factory is None:
-            raise ConfigError(
-                f"no factory for a network of your own, and a checkpoint holds no code; pass --model {FACTORY_FORM} as "
-                "in its training, or factory= in Python"
-            )
+            raise ConfigError("no factory for a network of your own; pass factory=")
         return call_factory(
             factory,
             num_classes=num_classes,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smart_train.choices import ARCHITECTURES, FACTORY_FORM, Argument, is_factory_name
+from smart_train.choices import ARCHITECTURES, FACTORY_FILE, FACTORY_FORM, Argument, is_factory_name
 from smart_train.errors import ConfigError
 from smart_train.options import parse_arguments
 
@@ -22,7 +22,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class NetworkName(click.ParamType[str]):
-    """A network of ours, or a factory of the user's own as PACKAGE.MODULE:FACTORY."""
+    """A network of ours, or a factory of the user's own as PACKAGE.MODULE:FACTORY or FILE.py:FACTORY."""
 
     name = "network"
 
@@ -31,7 +31,7 @@ class NetworkName(click.ParamType[str]):
         text = str(value)
         if text not in ARCHITECTURES and not is_factory_name(text):
             known = ", ".join(map(repr, ARCHITECTURES))
-            self.fail(f"{text!r} is not one of {known}, and no {FACTORY_FORM} either.", param, ctx)
+            self.fail(f"{text!r} is not one of {known}, and no {FACTORY_FORM} or {FACTORY_FILE} either.", param, ctx)
         return text
 
 
@@ -55,7 +55,7 @@ def own_network_options(function: _F) -> _F:
     @click.option(
         "--model",
         metavar=FACTORY_FORM,
-        help="The factory of a network of your own: imports that module. A checkpoint names no code.",
+        help=f"The factory of a network of your own, or {FACTORY_FILE}: imports it, as no checkpoint does.",
     )
     @click.option(
         "--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument for it in the place of the checkpoint's."

@@ -1,21 +1,25 @@
 """A network of the user's own, made by a factory that the user names: never by one that a file names.
 
-A checkpoint of such a network says ``CUSTOM`` and the factory's arguments, and holds no code.
+A checkpoint of such a network says ``CUSTOM``, the factory's arguments and, to tell its reader, the name it had in
+training; it holds no code, and nothing is imported by that name.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from smart_train.choices import FACTORY_FORM, Argument, is_factory_name
+from smart_train.choices import FACTORY_FORM, Argument, is_factory_name, is_factory_reference
 from smart_train.errors import ConfigError
 
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -31,45 +35,74 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _current_folder() -> Iterator[None]:
-    """Look for modules in the current folder too, as ``python -m`` does, but only for as long as the block runs."""
-    sys.path.insert(0, "")
+def _looking_in(folder: str) -> Iterator[None]:
+    """Look for modules in ``folder`` too, as ``python -m`` does, but only for as long as the block runs."""
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove("")
+        sys.path.remove(folder)
 
 
-def import_factory(name: str) -> Factory:
-    """Import what ``package.module:factory`` names and return it: this runs the module's code.
+@dataclass(frozen=True)
+class ImportedFactory:
+    """A factory of the user's own that `import_factory` imported.
 
-    The current folder counts as a place to find it and what it imports, until the network is made and no longer.
+    Attributes:
+        reference: its name, for a checkpoint to remember: ``package.module:factory`` or ``file.py:factory``, without
+            the folders of this machine. None for a file's name that is no plain word.
+    """
+
+    reference: str | None
+    _make: Factory
+    _folder: str
+
+    def __call__(self, **arguments: Any) -> nn.Module:
+        """Return the network; what the factory imports when it is called is looked for where its module was found."""
+        with _looking_in(self._folder):
+            return self._make(**arguments)
+
+
+def import_factory(name: str) -> ImportedFactory:
+    """Import what ``package.module:factory`` or ``path/to/file.py:factory`` names: this runs the module's code.
+
+    The current folder, or the file's, counts as a place to find it and what it imports, until the network is made and
+    no longer.
 
     Raises:
         ConfigError: if the form is another, the import fails, or it is nothing to call.
     """
     if not is_factory_name(name):
         raise ConfigError(f"expected a network as {FACTORY_FORM}, got {name!a:.100}; write my_package.my_net:build")
-    module, _, path = name.partition(":")
+    module, _, path = name.rpartition(":")
+    file = Path(module) if module.endswith(".py") else None
+    folder = "" if file is None else str(file.resolve().parent)
+    if file is not None and not file.is_file():
+        raise ConfigError(f"no file {module!a} to import a network from; check the path")
     try:
-        with _current_folder():
-            found: object = importlib.import_module(module)
+        with _looking_in(folder):
+            found: object = importlib.import_module(module) if file is None else _import_file(file)
         for attribute in path.split("."):
             found = getattr(found, attribute)
     except (Exception, SystemExit) as error:  # it is the user's own code
+        places = "it is looked for among installed packages and in the current folder"
         raise ConfigError(
-            f"cannot import {name} ({_reason(error)}); it is looked for among installed packages and in the current "
-            f"folder"
+            f"cannot import {name} ({_reason(error)}); {places if file is None else 'correct that file'}"
         ) from error
     if not callable(found):
         raise ConfigError(f"{name} is nothing to call but of type {type(found).__name__}; name a function or class")
-    factory: Factory = found
+    reference = name if file is None else f"{file.name}:{path}"
+    return ImportedFactory(reference if is_factory_reference(reference) else None, found, folder)
 
-    def build(**arguments: Any) -> nn.Module:
-        with _current_folder():  # a factory may import when it is called
-            return factory(**arguments)
 
-    return build
+def _import_file(file: Path) -> object:
+    """Run a file as a module of a name that no package has, anew each time: two files may have one name."""
+    spec = importlib.util.spec_from_file_location(f"_own_network_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def call_factory(

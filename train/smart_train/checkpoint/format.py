@@ -32,7 +32,7 @@ from smart_train.checkpoint.network_state import (
     read_weight_masks,
 )
 from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
-from smart_train.choices import CUSTOM, Argument, Scope
+from smart_train.choices import CUSTOM, FACTORY_FORM, Argument, Scope, is_factory_reference
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import densities
@@ -82,6 +82,8 @@ class Checkpoint:
         metrics: per path, what was measured on the test split; empty until the training has ended.
         samples: images that travel with it.
         roles: what each path is for; one that has no role here has its name's (`smart_common.roles`).
+        factory: what the factory of a network of the user's own was called in training, to tell people: nothing is
+            imported by it.
     """
 
     architecture: str
@@ -95,6 +97,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
+    factory: str | None = None
 
     def role(self, path: str) -> Role:
         """Return what ``path`` is for."""
@@ -110,6 +113,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "architecture": {"name": checkpoint.architecture, "arguments": dict(checkpoint.arguments)},
+            **({} if checkpoint.factory is None else {"factory": checkpoint.factory}),
             "input_shape": list(checkpoint.input_shape),
             "class_names": list(checkpoint.class_names),
             "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
@@ -170,6 +174,14 @@ def _build(
     """Check everything, on the meta device what is a network, and take memory for the network only then."""
     architecture = read.get(raw, "architecture", dict)
     name = read.text(architecture, "name")
+    reference = read.text(raw, "factory") if "factory" in raw else None
+    if reference is not None and not is_factory_reference(reference):
+        raise read.fail("the name of a factory")
+    if name == CUSTOM and factory is None:
+        raise ConfigError(
+            f"no factory for a network of your own, and a checkpoint holds no code; pass --model "
+            f"{reference or FACTORY_FORM}, as in its training, or factory= in Python"
+        )
     given = read.get(architecture, "arguments", dict)
     if len(given) > _MAX_ARGUMENTS:
         raise read.fail(f"at most {_MAX_ARGUMENTS} model arguments")
@@ -244,6 +256,7 @@ def _build(
         training=training,
         metrics=figures,
         roles=roles,
+        factory=reference,
     )
 
 

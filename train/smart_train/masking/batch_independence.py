@@ -129,8 +129,8 @@ def _same_images(whole: Tensor, some: Any, chosen: Sequence[int], *, of: int, al
         return False
     for axis, (length, less) in enumerate(zip(whole.shape, some.shape, strict=True)):
         if length % of == 0 and less * of == length * len(chosen):
-            split = whole.unflatten(axis, (of, length // of)).index_select(axis, torch.tensor(list(chosen)))
-            whole = split.flatten(axis, axis + 1)
+            each = torch.arange(length).view(of, -1)[list(chosen)].flatten()
+            whole = whole.index_select(axis, each)
             break
     if whole.shape != some.shape:
         return False

@@ -16,6 +16,9 @@ from smart_train.masking.probe import Probe
 from smart_train.masking.tracing import Trace, trace, traceable
 
 
+_SAID = 4  # groups that a refusal gives reasons for
+
+
 def _points(members: Sequence[Member], modules: dict[str, nn.Module], seen: Trace) -> tuple[Point, ...]:
     """Put the mask after the batch norm where one follows, else at the layer that makes the channel.
 
@@ -60,8 +63,31 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
 
     Raises:
         NetworkError: if it does not run on the example, is no classifier, cannot be traced, or no group can be masked,
-            with the reasons.
+            with the reasons, and whether scope ``all`` would do.
     """
+    found = _find(network, example, scope=scope)
+    if found.groups:
+        return found
+    remedy = "use another network"
+    if scope == "block":
+        wider = _find(network, example, scope="all")
+        remedy = (
+            f"use --scope all, which masks {len(wider.groups)} groups of channels"
+            if wider.groups
+            else (f"nor at scope all ({_reasons(wider)}), so use another network")
+        )
+    raise NetworkError(
+        f"no group of channels of {type(network).__name__} can be masked at scope {scope} ({_reasons(found)}); {remedy}"
+    )
+
+
+def _reasons(found: FoundGroups) -> str:
+    said = [f"{name}: {why}" for name, why in found.kept_whole.items()]
+    more = f"; and {len(said) - _SAID} more" if len(said) > _SAID else ""
+    return "; ".join(said[:_SAID]) + more or "it has no hidden channels"
+
+
+def _find(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGroups:
     images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     modules = dict(network.named_modules())
     with traceable(network):
@@ -94,11 +120,5 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
             continue
         accepted.append(group)
     accepted = _together(accepted, probe, kept_whole)
-    if not accepted:
-        reasons = "; ".join(f"{name}: {why}" for name, why in kept_whole.items()) or "it has no hidden channels"
-        raise NetworkError(
-            f"no group of channels of {type(network).__name__} can be masked at scope {scope} ({reasons}); try scope "
-            f"all or another network"
-        )
     accepted.sort(key=lambda group: order.index(group.name))
     return FoundGroups(tuple(accepted), kept_whole)

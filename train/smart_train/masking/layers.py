@@ -236,10 +236,16 @@ def check_weights(network: nn.Module) -> None:
 
     Raises:
         NetworkError: if two layers share a parameter, on which both masks would act, or a weight is computed from
-            others before each call, so that what a mask or a fold did to it would be lost.
+            others before each call, so that what a mask or a fold did to it would be lost; or if a part is a script,
+            whose copies have weights of their own.
     """
     owners: dict[int, str] = {}
     for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(
+                f"{name or type(network).__name__} is made by torch.jit.script, whose weights several paths cannot "
+                f"share, since a copy copies them; give the module that it was made of"
+            )
         if type(module) in _EXPERT_OF and "weight" not in module._parameters:
             raise NetworkError(
                 f"expected layers with weights of their own, got {name} whose weight is computed (weight_norm or "

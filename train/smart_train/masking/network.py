@@ -134,7 +134,6 @@ class SmartNetwork(nn.Module):
         self._paths = nn.ModuleDict()
         for name in paths:
             tree = copied(network, shared=dict(shared))
-            _check_shared(network, tree, shared)
             make_expert_(tree)
             self._paths[_KEY + name] = PathNetwork(tree, normalise=copy.deepcopy(normalise))
             for i, group in enumerate(self.groups):
@@ -233,19 +232,6 @@ class SmartNetwork(nn.Module):
                 f"{tuple(keep.shape)}; a mask has one value a weight"
             )
         expert.set_weight_mask(keep.to(expert.weight.device))
-
-
-def _check_shared(network: nn.Module, tree: nn.Module, shared: Mapping[int, nn.Parameter]) -> None:
-    """Raise NetworkError unless a path's ``tree`` has the very parameters of ``network`` that paths share."""
-    own = dict(tree.named_parameters())
-    for name, parameter in network.named_parameters():
-        if id(parameter) in shared and own[name].data_ptr() != parameter.data_ptr():
-            owner = name.rpartition(".")[0]
-            kind = type(network.get_submodule(owner)).__name__
-            raise NetworkError(
-                f"the weights of {owner or type(network).__name__} ({kind}) cannot be shared by several paths, since "
-                f"copying it copies them; give the module itself, not one that torch.jit.script made"
-            )
 
 
 def check_path_names(paths: Sequence[str]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+_M = TypeVar("_M", bound=nn.Module)
 
 # In float64 what should be equal agrees to rounding (1e-13 seen); a wrong slice is off by orders of magnitude more.
 EXACT = 1e-9
@@ -18,7 +20,7 @@ EXACT = 1e-9
 ROUNDED = 1e-4
 
 
-def copied(network: nn.Module, *, shared: dict[int, Any] | None = None) -> nn.Module:
+def copied(network: _M, *, shared: dict[int, Any] | None = None) -> _M:
     """Return a deep copy of ``network``; ``shared``, by their ids, are used in it as they are.
 
     Activations that a forward kept in ``self`` belong to the graph of that pass, which cannot be copied: their values
@@ -76,7 +78,7 @@ def trial_of(network: nn.Module, images: Tensor, *, prepare: Callable[[nn.Module
     return Trial(rounded, torch.float32, ROUNDED)
 
 
-class _Coarse(TorchDispatchMode):
+class _Coarse(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether an operator gives floating-point numbers coarser than float64."""
 
     seen = False
@@ -92,7 +94,7 @@ class _Coarse(TorchDispatchMode):
 @torch.no_grad()
 def _computes_in_float64(network: nn.Module, images: Tensor) -> bool:
     """Whether ``network``, in float64, runs without a tensor of less: a cast, or a kernel made on the way."""
-    coarse = _Coarse()
+    coarse = _Coarse()  # type: ignore[no-untyped-call]
     try:
         with coarse:
             network(images.to(device="cpu", dtype=torch.float64))

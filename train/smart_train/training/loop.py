@@ -334,6 +334,7 @@ class Trainer:
             training=self._record(),
             metrics={path: {} for path in self.net.path_names},
             roles=self._method.roles,
+            factory=getattr(self._factory, "reference", None),
         )
 
     def _record(self) -> dict[str, Any]:
