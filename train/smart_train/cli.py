@@ -108,7 +108,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     default="resnet8",
     type=NetworkName(),
     metavar="NAME",
-    help=f"The network: {', '.join(ARCHITECTURES)}; or one of yours as {FACTORY_FORM} or {FACTORY_FILE}, which imports it.",
+    help=f"The network: {', '.join(ARCHITECTURES)}; or {FACTORY_FORM} or {FACTORY_FILE}, which imports your own.",
 )
 @click.option("--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument of the network: width=32.")
 @click.option(

@@ -15,7 +15,6 @@ from smart_train.masking.parts import is_grouped
 from smart_train.masking.probe import Probe
 from smart_train.masking.tracing import Trace, trace, traceable
 
-
 _SAID = 4  # groups that a refusal gives reasons for
 
 
@@ -72,7 +71,7 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
     if scope == "block":
         wider = _find(network, example, scope="all")
         remedy = (
-            f"use --scope all, which masks {len(wider.groups)} groups of channels"
+            f"use --scope all, which masks some ({len(wider.groups)})"
             if wider.groups
             else (f"nor at scope all ({_reasons(wider)}), so use another network")
         )
