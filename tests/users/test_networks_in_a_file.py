@@ -93,7 +93,7 @@ def test_two_files_of_one_name_are_two(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"{number}").mkdir()
         (tmp_path / f"{number}" / "net.py").write_text(f"def build(**given): return {number}")
-    found = [import_factory(f"{tmp_path}/{number}/net.py:build") for number in (1, 2)]
+    found: list[Any] = [import_factory(f"{tmp_path}/{number}/net.py:build") for number in (1, 2)]
     assert [factory(num_classes=2, in_channels=1) for factory in found] == [1, 2]
 
 

@@ -146,15 +146,16 @@ def read_state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...
         }
 
     each = read.get(state, "paths", dict)
-    modules = {name for name, _ in plain.named_modules()}
-    versions = read.get(state, "versions", dict) if "versions" in state else {}  # older ones have none
-    if not versions.keys() <= modules:
-        raise read.fail("versions of its architecture's modules")
-    return {
-        **({"versions": {name: read.integer(versions, name) for name in versions}} if versions else {}),
+    found: dict[str, Any] = {
         "shared": part(state, "shared", shared),
         "paths": {path: part(each, path, set(wanted) - shared) for path in paths},
     }
+    if "versions" in state:  # older ones have none
+        versions = read.get(state, "versions", dict)
+        if not versions.keys() <= {name for name, _ in plain.named_modules()}:
+            raise read.fail("versions of its architecture's modules")
+        found["versions"] = {name: read.integer(versions, name) for name in versions}
+    return found
 
 
 def read_groups(records: list[Any], modules: Mapping[str, Part], read: Reader) -> list[Group]:
