@@ -16,7 +16,7 @@ from smart_train.masking.batch_independence import batch_dependence, check_batch
 from smart_train.masking.trial import ROUNDED, copied, trial_of
 
 PROVEN = 1e-10  # of the largest score: 1e-13 is usual in float64, and one weight of a ResNet-18 off by 1e-3 above it
-_PROVING_IMAGES = 4  # of each kind
+_PROVING_IMAGES = 2  # of each kind
 _TINY = 1e-300
 _INT8_LEVELS = 0.1  # in another batch a float may round to the next of 255 levels
 _FLOAT64, _MARGIN = 2.0**-29, 4  # how much less float64 rounds than float32, in a network that makes much of it

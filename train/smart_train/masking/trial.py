@@ -18,6 +18,7 @@ _M = TypeVar("_M", bound=nn.Module)
 EXACT = 1e-9
 # What float32 sums in another order differ by at most, as a fraction of the largest score; 1e-6 is usual.
 ROUNDED = 1e-4
+_TRIED = 2  # images: not one, which code may treat as none
 
 
 def copied(network: _M, *, shared: dict[int, Any] | None = None) -> _M:
@@ -71,7 +72,7 @@ def trial_of(network: nn.Module, images: Tensor, *, prepare: Callable[[nn.Module
     """
     exact = copied(network).to(device="cpu", dtype=torch.float64).eval()
     prepare(exact)
-    if _computes_in_float64(exact, images):
+    if _computes_in_float64(exact, images[:_TRIED]):
         return Trial(exact, torch.float64, EXACT)
     rounded = copied(network).to(device="cpu", dtype=torch.float32).eval()
     prepare(rounded)
