@@ -100,19 +100,27 @@ def test_the_runtime_answers_like_the_masked_paths(bundle: Path, checkpoint: Che
             assert np.abs(result.scores - expected).max() / max(1, np.abs(expected).max()) <= 1e-4
 
 
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [("fold", "is not the network it was made from"), ("graph", "does not agree with its masked path")],
+)
 def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, words: str
 ) -> None:
-    right = fold
-
-    def wrong(*args: object, **kwargs: object) -> nn.Module:
-        module = right(*args, **kwargs)  # type: ignore[arg-type]
+    def spoil(module: nn.Module) -> None:
         with torch.no_grad():
             next(module.parameters()).mul_(1.01)  # one layer one percent off
+
+    def wrong(*args: object, **kwargs: object) -> nn.Module:
+        module = fold(*args, **kwargs)  # type: ignore[arg-type]
+        spoil(module)
         return module
 
-    monkeypatch.setattr("smart_export.stages.fold", wrong)
-    with pytest.raises(VerificationError, match="does not agree with its masked path"):
+    if stage == "fold":
+        monkeypatch.setattr("smart_export.stages.fold", wrong)
+    else:  # after the fold is proved
+        monkeypatch.setattr("smart_export.stages.affines_to_convolutions_", spoil)
+    with pytest.raises(VerificationError, match=words):
         build_bundle(checkpoint, output=tmp_path / "bundle", target=resolve_target(CPU))
     assert list(tmp_path.iterdir()) == []
 

@@ -166,7 +166,7 @@ def test_both_paths_have_run_before_load_returns(bundle: Path, monkeypatch: pyte
 
     monkeypatch.setattr(smart_runtime.serving, "create_engine", lambda *_, **__: Recording())
     SmartModel.load(bundle).close()
-    assert runs == [(1, 3, 6, 4)] * 2
+    assert runs == [(1, 3, 6, 4), (2, 3, 6, 4)] * 2
 
 
 def test_loading_leaves_no_telemetry_files(bundle: Path, tmp_path: Path) -> None:
