@@ -37,8 +37,8 @@ from smart_runtime.bench.environment import read_environment
 from smart_train import Attack, load_checkpoint
 from smart_train.accuracy import Accuracy, classified_rightly, to_tensor
 from smart_train.chunks import CHUNK
-from smart_train.data import load_data
 from smart_train.data.images import Split
+from smart_train.data.load import load_data
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import PathNetwork, SmartNetwork
 

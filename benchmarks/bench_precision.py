@@ -44,8 +44,8 @@ from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
-from smart_train.data import load_data
 from smart_train.data.images import VALIDATION_SAMPLES, Split
+from smart_train.data.load import load_data
 from smart_train.training.config import TrainConfig
 from smart_train.training.loop import Trainer
 

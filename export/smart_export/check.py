@@ -29,7 +29,7 @@ from smart_runtime.bundle.manifest import DENSE, GraphInfo
 from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_train import Checkpoint, load_checkpoint
-from smart_train.checkpoint.origin import check_source
+from smart_train.checkpoint.format import check_source
 
 
 @dataclass(frozen=True)

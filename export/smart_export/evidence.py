@@ -17,7 +17,7 @@ from smart_train.accuracy import some_examples, to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.checkpoint.samples import halves, make_samples
 from smart_train.data.images import ImageSet, Split
-from smart_train.data.progress import Progress, no_progress
+from smart_train.data.source import Progress, no_progress
 
 SAMPLES = "samples"
 """The source of a checkpoint's own images."""

@@ -31,8 +31,8 @@ from smart_export.signing import write_key_pair
 from smart_runtime import Bundle, BundleError, SmartModel
 from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.accuracy import to_tensor
-from smart_train.data import load_data
 from smart_train.data.images import Split
+from smart_train.data.load import load_data
 from smart_train.masking.attack_mode import attack_mode
 
 SOME = ("--examples", "20", "--json")

@@ -30,8 +30,8 @@ from smart_eval.records import Records
 from smart_train import Attack, load_checkpoint
 from smart_train.accuracy import classified_rightly, to_tensor
 from smart_train.checkpoint.format import save_checkpoint
-from smart_train.data import load_data
 from smart_train.data.images import Split
+from smart_train.data.load import load_data
 from train.networks import image_set
 
 EPS = 0.15

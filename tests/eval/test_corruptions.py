@@ -24,7 +24,7 @@ from smart_eval.measure import chunk_seed
 from smart_eval.records import Records
 from smart_train import load_checkpoint
 from smart_train.accuracy import to_tensor
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 from train.networks import image_set
 
 Pixels = npt.NDArray[np.uint8]

@@ -28,7 +28,7 @@ from smart_eval.measure import chunk_seed, measure
 from smart_eval.records import Records
 from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.accuracy import accuracy, classified_rightly, to_tensor
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 from smart_train.masking.network import SmartNetwork
 from train.networks import image_set
 

@@ -32,9 +32,8 @@ from smart_export.precision import FP16, FP32, INT8, TOLERANCE_FP32
 from smart_export.quantise import RECIPES, quantised
 from smart_export.verify import agreement
 from smart_train import Attack, SmartNetwork, Structure, convert
-from smart_train.architectures import CUSTOM
-from smart_train.choices import Scope
-from smart_train.data import load_data
+from smart_train.choices import CUSTOM, Scope
+from smart_train.data.load import load_data
 from smart_train.masking.accounting import structure_report, used_parameters
 from smart_train.masking.finding import find_groups
 from smart_train.masking.slicing import slice_network

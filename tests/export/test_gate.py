@@ -24,8 +24,9 @@ from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint, save_checkpoint
 from smart_train.accuracy import Z_95
 from smart_train.checkpoint.samples import select
-from smart_train.data import load_data
 from smart_train.data.images import make_image_set
+from smart_train.data.load import load_data
+from smart_train.data.source import Arrays
 
 CPU = resolve_target("cpu")
 
@@ -255,8 +256,6 @@ def test_images_of_the_users_are_attacked_within_eps_on_each_path(checkpoint: Ch
 )
 def test_data_of_another_network(checkpoint: Checkpoint, side: int, classes: int, words: str) -> None:
     images, labels = np.zeros((20, side, side, 1), np.uint8), np.arange(20) % classes
-    data = make_image_set(
-        kind="npz", where="x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels
-    )
+    data = make_image_set(Arrays(images, labels, images, labels), kind="npz", where="x.npz")
     with pytest.raises(ExportError, match=words):
         judging_evidence(data, checkpoint, images=4)

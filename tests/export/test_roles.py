@@ -19,7 +19,7 @@ from smart_train import Attack, Checkpoint, convert, load_checkpoint, save_check
 from smart_train.accuracy import to_tensor
 from smart_train.architectures.build import build_network
 from smart_train.checkpoint.samples import make_samples
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 
 ONE = {"robust": Role.BOTH}
 THREE = {"calm": Role.CLEAN, "clean": Role.ATTACKED, "wary": Role.BOTH}

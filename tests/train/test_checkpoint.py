@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smart_train import Checkpoint, CheckpointError, ConfigError, Structure, load_checkpoint, save_checkpoint
-from smart_train.architectures import ARCHITECTURES, build_network
-from smart_train.checkpoint.atomic import save_atomically
+from smart_train.architectures.build import ARCHITECTURES, build_network
 from smart_train.checkpoint.format import describe
 from smart_train.checkpoint.network_state import network_state
+from smart_train.checkpoint.reader import save_atomically
 from smart_train.training.loop import Trainer
 from smart_train.training.state import state_path
 from train.networks import different, image_set, tiny_config

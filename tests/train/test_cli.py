@@ -342,10 +342,12 @@ def test_model_arguments_are_names_and_values() -> None:
 
 
 def test_the_names_of_help_pages_are_those_of_the_tables() -> None:
-    from smart_train import architectures, choices, data  # noqa: PLC0415  # only here
+    from smart_train import choices  # noqa: PLC0415  # only here
+    from smart_train.architectures import build  # noqa: PLC0415
+    from smart_train.data import load  # noqa: PLC0415
 
-    assert tuple(architectures.ARCHITECTURES) == choices.ARCHITECTURES
-    assert data.DATA_SPECS == choices.DATA_SPECS
+    assert tuple(build.ARCHITECTURES) == choices.ARCHITECTURES
+    assert f"{', '.join(load.NAMED)}, npz:FILE or folder:DIR" == choices.DATA_SPECS
 
 
 def test_an_attack_from_outside_is_a_row(data: str, tmp_path: Path) -> None:

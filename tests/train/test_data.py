@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smart_train.data import load_data
 from smart_train.data.images import ImageSet, Split, stratified
+from smart_train.data.load import load_data
 from smart_train.errors import ConfigError, DataError
 from train.data_files import Arrays, arrays, by_class, write_npz
 from train.networks import image_set

@@ -38,7 +38,7 @@ from smart_train.checkpoint.format import Checkpoint, load_checkpoint
 from smart_train.chunks import enough_memory, usual_chunk
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import NAMED, data_spec, load_data
-from smart_train.data.progress import Progress, no_progress
+from smart_train.data.source import Progress, no_progress
 from smart_train.errors import ConfigError, DataError
 from smart_train.training.config import DEVICES
 

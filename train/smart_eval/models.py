@@ -23,9 +23,8 @@ from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
-from smart_train.architectures import CUSTOM
-from smart_train.checkpoint.format import Checkpoint, load_checkpoint
-from smart_train.checkpoint.origin import check_source
+from smart_train.checkpoint.format import Checkpoint, check_source, load_checkpoint
+from smart_train.choices import CUSTOM
 from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork

@@ -40,14 +40,7 @@ class DataPlaces:
 
 
 def data_options(function: _F) -> _F:
-    """Add ``--data-dir``, ``--cache-dir`` and ``--no-cache``, passed to the command as one ``places``.
-
-    Example::
-
-        @data_options
-        def main(*, data: str, places: DataPlaces) -> None:
-            images = places.load(data)
-    """
+    """Add ``--data-dir``, ``--cache-dir`` and ``--no-cache``, passed to the command as one ``places: DataPlaces``."""
 
     @click.option(
         "--data-dir",

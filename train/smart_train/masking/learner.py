@@ -10,13 +10,15 @@ exactly ``Structure.kept_weights(count)`` of them (see ``weight_learner.py``).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smart_train.masking.accounting import zero_unused_
-from smart_train.masking.layers import Expert
+from smart_train.masking.layers import Expert, expert_at, weight_at
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import (
     GRADUAL_BEGIN,
@@ -71,16 +73,20 @@ class MaskLearner:
         self._absolute = {p: [torch.zeros(g.size, device=device) for g in net.groups] for p in net.path_names}
         self._signed = {p: [torch.zeros(g.size, device=device) for g in net.groups] for p in net.path_names}
         if plan.mode != "gradual":
-            for path in net.path_names:
-                for i, group in enumerate(net.groups):
-                    order = torch.randperm(group.size, generator=generator)
-                    if from_weights:
-                        order = magnitude(net, path, i).argsort(descending=True, stable=True).cpu()
-                    keep = torch.zeros(group.size, dtype=torch.bool)
-                    keep[order[: self._targets[i]]] = True
-                    net.set_mask(path, i, keep)
+            for path, i in self._each:
+                order = torch.randperm(net.groups[i].size, generator=generator)
+                if from_weights:
+                    order = magnitude(net, path, i).argsort(descending=True, stable=True).cpu()
+                keep = torch.zeros(len(order), dtype=torch.bool)
+                keep[order[: self._targets[i]]] = True
+                net.set_mask(path, i, keep)
         self._weights = WeightMaskLearner(net, plan=plan, generator=generator, from_weights=from_weights)
         self._watch(step=0)
+
+    @property
+    def _each(self) -> Iterator[tuple[str, int]]:
+        """Every path with the number of every group."""
+        return product(self._net.path_names, range(len(self._net.groups)))
 
     @property
     def frozen_from(self) -> int:
@@ -109,8 +115,7 @@ class MaskLearner:
             for i, group in enumerate(self._net.groups):
                 gradient = torch.zeros_like(self._signed[path][i])
                 for point in group.points:
-                    layer = network.get_submodule(point.layer)
-                    assert isinstance(layer, Expert)
+                    layer = expert_at(network, point.layer)
                     if layer.gate is None or layer.gate.grad is None:
                         continue
                     for member in group.members_at(point.layer):
@@ -144,22 +149,20 @@ class MaskLearner:
             zero_unused_(self._net, optimizer)
 
     def _shrink(self, progress: float) -> None:
-        for path in self._net.path_names:
-            for i, group in enumerate(self._net.groups):
-                count = gradual_count(group.size, target=self._targets[i], progress=progress)
-                mask = self._net.mask(path, i)
-                if count < int(mask.sum()):
-                    self._net.set_mask(path, i, strongest(self._scores(path, i), among=mask, count=count))
+        for path, i in self._each:
+            count = gradual_count(self._net.groups[i].size, target=self._targets[i], progress=progress)
+            mask = self._net.mask(path, i)
+            if count < int(mask.sum()):
+                self._net.set_mask(path, i, strongest(self._scores(path, i), among=mask, count=count))
 
     def _replace(self, rate: float) -> None:
-        for path in self._net.path_names:
-            for i in range(len(self._net.groups)):
-                mask = self._net.mask(path, i)
-                kept = int(mask.sum())
-                moved = min(int(rate * kept), mask.numel() - kept)
-                survivors = strongest(self._scores(path, i), among=mask, count=kept - moved)
-                grown = strongest(self._signed[path][i].abs(), among=~survivors, count=moved)
-                self._net.set_mask(path, i, survivors | grown)
+        for path, i in self._each:
+            mask = self._net.mask(path, i)
+            kept = int(mask.sum())
+            moved = min(int(rate * kept), mask.numel() - kept)
+            survivors = strongest(self._scores(path, i), among=mask, count=kept - moved)
+            grown = strongest(self._signed[path][i].abs(), among=~survivors, count=moved)
+            self._net.set_mask(path, i, survivors | grown)
 
     def _scores(self, path: str, group: int) -> Tensor:
         return self._absolute[path][group] if self._plan.score == "gradient" else magnitude(self._net, path, group)
@@ -170,10 +173,9 @@ class MaskLearner:
 
     def load_state(self, state: dict[str, Any], *, step: int) -> None:
         """Continue after optimiser step ``step`` from what :meth:`state` returned; the masks are set already."""
-        for path in self._net.path_names:
-            for i in range(len(self._net.groups)):
-                self._absolute[path][i].copy_(state["absolute"][path][i])
-                self._signed[path][i].copy_(state["signed"][path][i])
+        for path, i in self._each:
+            self._absolute[path][i].copy_(state["absolute"][path][i])
+            self._signed[path][i].copy_(state["signed"][path][i])
         self._weights.load_state(state["weights"])
         self._watch(step=step)
 
@@ -193,15 +195,12 @@ def magnitude(net: SmartNetwork, path: str, group: int) -> Tensor:
     device = next(net.parameters()).device
     total = torch.zeros(found.size, device=device)
     for point in found.points:
-        layer = network.get_submodule(point.layer)
-        assert isinstance(layer.weight, Tensor)
-        strength = torch.ones(layer.weight.shape[0], device=device)
+        scale = weight_at(network, point.layer)
+        strength = torch.ones(len(scale), device=device)
         if point.producer is not None:
-            weight = network.get_submodule(point.producer).weight
-            assert isinstance(weight, Tensor)
-            strength = weight.flatten(1).float().norm(dim=1)
-        if isinstance(layer, nn.BatchNorm2d):
-            strength = strength * layer.weight.abs()
+            strength = weight_at(network, point.producer).flatten(1).float().norm(dim=1)
+        if isinstance(network.get_submodule(point.layer), nn.BatchNorm2d):
+            strength = strength * scale.abs()
         for member in found.members_at(point.layer):
             total += strength[member.indices.to(device)].sum(dim=1)
     return total

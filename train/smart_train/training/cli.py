@@ -15,11 +15,11 @@ from smart_common.console import cli as house
 from smart_common.figures import check_plot
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
-from smart_train.architectures import ARCHITECTURES, Factory
-from smart_train.architectures.cli import NetworkChoice, chosen_network
+from smart_train.architectures.build import ARCHITECTURES
+from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
-from smart_train.choices import DEFAULT_ALIGN
+from smart_train.choices import CUSTOM, DEFAULT_ALIGN
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces
 from smart_train.errors import ConfigError
@@ -71,12 +71,6 @@ def _structure(
         scope=scope,  # type: ignore[arg-type]  # click checked the choice
         min_channels=least if min_channels is None else min_channels,
     )
-
-
-def _say_ordering(config: TrainConfig) -> None:
-    """Say before the network is built that this may take long."""
-    if config.permute:
-        house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
 
 
 def _say_gain(name: str, pattern: Pattern, target: Target) -> None:
@@ -131,16 +125,8 @@ def _summary(result: TrainResult, *, factory: Factory | None) -> dict[str, Any]:
 
 
 def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
-    rows = [
-        [
-            path,
-            f"{row['density']:.3f}",
-            f"{row['parameter_density']:.3f}",
-            f"{row['clean_accuracy']:.3f}",
-            f"{row['robust_accuracy']:.3f}",
-        ]
-        for path, row in summary["paths"].items()
-    ]
+    keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
+    rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
     columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
     house.note(
@@ -163,7 +149,7 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     )
 
 
-def _config(ctx: click.Context, network: NetworkChoice, options: dict[str, Any]) -> TrainConfig:
+def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainConfig:
     """Return what the options say of the training; of those that exclude each other a recipe's gives way."""
 
     def unless_overruled(option: str, *, by: Sequence[str]) -> Any:
@@ -178,7 +164,7 @@ def _config(ctx: click.Context, network: NetworkChoice, options: dict[str, Any])
     own = parse_structure(structure).own_density is not None
     density = unless_overruled("density", by=["structure"]) if own else options["density"]
     return TrainConfig(
-        model=network.name,
+        model=model,
         model_arguments=parse_arguments(options["model_arg"]),
         structure=_structure(
             structure,
@@ -233,22 +219,23 @@ def train(
             f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
             f"that code imported"
         )
-    network = chosen_network(model)
-    config = _config(ctx, network, options)
+    factory = None if model in ARCHITECTURES else import_factory(model)
+    config = _config(ctx, model if factory is None else CUSTOM, options)
     if resume and not state_path(output).exists():
-        if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
+        if output.exists() and any(load_checkpoint(output, factory=factory).metrics.values()):
             raise ConfigError(
                 f"no {state_path(output).name} beside {output} to resume from, since this training has ended; use "
                 f"--force to replace it"
             )
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
-    _say_ordering(config)
+    if config.permute:
+        house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     trainer = Trainer(
         config,
         places.load(data),
         output=output,
         resume=resume,
-        factory=network.factory,
+        factory=factory,
         initial=init,
         tensorboard=tensorboard,
     )
@@ -260,7 +247,7 @@ def train(
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
-    summary = _summary(result, factory=network.factory)
+    summary = _summary(result, factory=factory)
     if as_json:
         house.print_json(summary)
     else:
