@@ -28,17 +28,20 @@ from smart_train.data.cli import DataPlaces, data_options
 if TYPE_CHECKING:
     from smart_export.evidence import Evidence
     from smart_train import Checkpoint
+    from smart_train.data.images import ImageSet
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")
 @click.version_option(version(), prog_name="smart-export")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn a checkpoint into a bundle: one small ONNX graph a path, verified against the network it came from.
 
     `smart-export CKPT ...` means `smart-export build CKPT ...`.
     """
+    context.with_resource(house.warnings_as_notes("smart_export", "smart_train"))
 
 
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
@@ -224,14 +227,18 @@ def _evidence(
 ) -> tuple[Evidence | None, Evidence | None]:
     """Return what ``--data`` judges by and ``--calibration`` calibrates on, attacked."""
     from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # loads torch
+    from smart_train.data.load import wanted_size  # noqa: PLC0415  # NumPy
+
+    def read(spec: str) -> ImageSet:
+        return places.load(spec, image_size=wanted_size(spec, input_shape=loaded.input_shape))
 
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
-            judge = judging_evidence(places.load(data), loaded, images=images, progress=house.progress)
+            judge = judging_evidence(read(data), loaded, images=images, progress=house.progress)
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
-            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
+            calibrate = calibrating_evidence(read(calibration), loaded, progress=house.progress)
     return judge, calibrate
 
 

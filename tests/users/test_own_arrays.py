@@ -19,7 +19,12 @@ LABELS = np.arange(60) % 4
 
 
 def save(path: Path, **changes: Any) -> str:
-    content = {"train_images": IMAGES, "train_labels": LABELS, "test_images": IMAGES[:8], "test_labels": LABELS[:8]}
+    content: dict[str, Any] = {
+        "train_images": IMAGES,
+        "train_labels": LABELS,
+        "test_images": IMAGES[:8],
+        "test_labels": LABELS[:8],
+    }
     np.savez(path / "own.npz", **(content | changes))
     return f"npz:{path / 'own.npz'}"
 

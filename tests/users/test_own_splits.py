@@ -29,7 +29,12 @@ def pictures(count: int, *, side: int = 8, channels: int = 3) -> Array:
 def save(path: Path, images: Array, labels: Array, **others: Array) -> str:
     """Train on all, test on every fourth."""
     file = path / "own.npz"
-    content = {"train_images": images, "train_labels": labels, "test_images": images[::4], "test_labels": labels[::4]}
+    content: dict[str, Any] = {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images[::4],
+        "test_labels": labels[::4],
+    }
     np.savez(file, **(content | others))
     return f"npz:{file}"
 

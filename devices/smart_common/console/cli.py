@@ -159,7 +159,7 @@ def only_results_on_stdout() -> Iterator[None]:
 
 @contextmanager
 def warnings_as_notes(*packages: str) -> Iterator[None]:
-    """Show what the loggers ``packages`` warn of as lines for people, each once, not in the logging module's own way."""
+    """Show what the loggers ``packages`` warn of as lines for people, each once, not in logging's own way."""
     handler = _NoteHandler(logging.WARNING)
     for package in packages:
         logging.getLogger(package).addHandler(handler)

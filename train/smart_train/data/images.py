@@ -160,7 +160,8 @@ def stratified(
     wanted = sizes * count  # proportions in units of 1/N: whole numbers, so that equals are equal
     take = np.clip(wanted // max(len(labels), 1), least, most)
     # Of a stream of its own, so that it does not change which images of a class are chosen.
-    luck = np.random.Generator(generator.bit_generator.jumped()).random(len(classes))
+    bits = generator.bit_generator.jumped()  # type: ignore[attr-defined]  # all of NumPy's have it but for the base class
+    luck = np.random.Generator(bits).random(len(classes))
     missing = count - int(take.sum())
     step, limit = (1, most) if missing > 0 else (-1, least)
     for _ in range(abs(missing)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def data_spec(data: str | os.PathLike[str]) -> str:
     if isinstance(data, str):
         return data
     return f"{'folder' if Path(data).is_dir() else 'npz'}:{os.fspath(data)}"
+
+
+def wanted_size(data: str, *, input_shape: Sequence[int]) -> tuple[int, int] | None:
+    """Return as what ``image_size`` a network of ``input_shape`` (channels, height, width) wants ``data``.
+
+    Pictures of a folder are scaled to it; all other data has a size of its own.
+    """
+    _, height, width = input_shape
+    return (height, width) if data.startswith("folder:") else None
 
 
 def load_data(
