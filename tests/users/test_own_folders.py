@@ -100,7 +100,7 @@ def test_one_broken_picture_does_not_end_an_hour_of_reading(
     found = load_data(pictures, max_broken=3, cache_dir=tmp_path / "cache")
     assert numbers(found) == (21, 6)
     (note,) = found.notes
-    assert "3 pictures" in note
+    assert note == "broken pictures left out: 3"
     assert all(str(path) in caplog.text for path in broken)
     for path in broken:
         path.rename(path.with_suffix(".txt"))

@@ -42,10 +42,10 @@ def _politely() -> Iterator[None]:
     try:
         yield
     except SmartError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {error}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
         where = f" ({error.filename})" if error.filename else ""
-        click.echo(f"error: the system refused: {error.strerror or error}{where}", err=True)
+        click.echo(f"error: the system refused: {error.strerror or error}{where}", file=sys.stderr)
     else:
         return
     raise click.exceptions.Exit(1)

@@ -90,7 +90,7 @@ def folder(where: str, *, size: tuple[int, int] | None = None, max_broken: int =
         images, kept = read_pictures(paths, progress=progress, size=size, max_broken=max_broken)
         labels = np.array([label for _, label in train + test], dtype=np.int64)[kept]
         cut, left_out = sum(i < len(train) for i in kept), len(paths) - len(kept)
-        said = (f"{left_out} pictures that cannot be read were left out",) if left_out else ()
+        said = (f"broken pictures left out: {left_out}",) if left_out else ()
         return Arrays(
             *(images[:cut], labels[:cut], images[cut:], labels[cut:]),
             class_names=tuple(classes),

@@ -97,16 +97,12 @@ def read_pictures(
             advance(count=count)
     _refuse(broken, max_broken=max_broken)
     if broken:
-        _log.warning("warning: left out %s: %s", _pictures(len(broken)), few([broken[i].path for i in sorted(broken)]))
+        _log.warning("warning: broken and left out: %s", few([broken[i].path for i in sorted(broken)]))
     whole = [place for place, i in enumerate(kept) if i not in broken]
     for place, old in enumerate(whole):  # in place: a copy of all of them could be too much
         if place != old:
             images[place] = images[old]
     return images[: len(whole)], [kept[place] for place in whole]
-
-
-def _pictures(count: int) -> str:
-    return f"{count} broken picture{'' if count == 1 else 's'}"
 
 
 def _refuse(broken: Mapping[int, _Broken], *, max_broken: int) -> None:
@@ -162,7 +158,7 @@ def _size_and_colour(
 
 
 def _header(path: Path) -> _Header | _Broken:
-    from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # an optional library is imported where it is used
 
     name = shortened(str(path))
     try:
@@ -175,6 +171,7 @@ def _header(path: Path) -> _Header | _Broken:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
-        reason = shortened(str(error)).replace("; ", ", ")
+        unknown = isinstance(error, UnidentifiedImageError)  # which repeats the name
+        reason = "of no format that is read" if unknown else shortened(str(error)).replace("; ", ", ")
         return _Broken(path, f"cannot read {name} as a picture ({reason}); remove or replace it")
     return _Broken(path, f"expected a picture of at most {MAX_PIXELS} pixels, got more in {name}; scale it down first")
