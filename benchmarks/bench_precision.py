@@ -103,7 +103,7 @@ def build(checkpoint: Checkpoint, folder: Path, *, judge: Evidence | None) -> li
                 "graph": name,
                 "bytes": graph.bytes,
                 "max_rel_diff": graph.agreement.max_rel_diff,
-                "gate": None if graph.gate is None else graph.gate.record(),
+                "gate": None if graph.gate is None else asdict(graph.gate),
                 "passed": graph.gate is None or all(one.drop <= MAX_DROP for one in graph.gate.drops.values()),
             }
             for name, graph in {DENSE: built.baseline, **built.paths}.items()

@@ -26,7 +26,7 @@ from outcome import finish
 from torch import Tensor, nn
 
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.statistics import speed_up
+from smart_runtime.bench.measure import speed_up
 from smart_train import Attack, Structure
 from smart_train.architectures.build import build_network
 from smart_train.data.images import make_image_set

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from runtime.bundles import graph_files, ours, write_bundle
 from smart_runtime import Bundle, SmartModel
-from smart_runtime.bundle.bundle import write_checksums
-from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.bundle import parse_checksums, write_checksums
 from smart_runtime.errors import BundleError, PathError
 
 FILES = [

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from runtime.bundles import graph_files, ours, write_bundle
 from smart_runtime import Bundle, SignatureError, SmartModel
-from smart_runtime.bundle.bundle import write_checksums
+from smart_runtime.bundle.bundle import MAX_BARE_GRAPH_BYTES, write_checksums
 from smart_runtime.bundle.files import MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, list_files, read_bounded
-from smart_runtime.bundle.graphs import MAX_BARE_GRAPH_BYTES
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.errors import BundleError, ClosedError, PathError
 

@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from runtime.bundles import as_float, expected_scores, ours, random_images, write_bundle
 from smart_runtime import Bundle, SignatureError, SmartModel
 from smart_runtime.bench.contenders import open_bundles
-from smart_runtime.bundle.bundle import write_checksums
-from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.bundle import parse_checksums, write_checksums
 from smart_runtime.bundle.signatures import MAX_KEY_BYTES, PublicKey, load_public_key
 from smart_runtime.errors import BundleError
 

@@ -160,7 +160,7 @@ def only_results_on_stdout() -> Iterator[None]:
 @contextmanager
 def warnings_as_notes(*packages: str) -> Iterator[None]:
     """Show what the loggers ``packages`` warn of as lines for people, each once, not in logging's own way."""
-    handler = _NoteHandler(logging.WARNING)
+    handler = _NoteHandler()
     for package in packages:
         logging.getLogger(package).addHandler(handler)
     try:
@@ -171,8 +171,8 @@ def warnings_as_notes(*packages: str) -> Iterator[None]:
 
 
 class _NoteHandler(logging.Handler):
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
         self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -187,9 +187,8 @@ def table(
 ) -> Table:
     """Return a table whose first ``text_columns`` are text and whose others are numbers, right-aligned.
 
-    Without ``lines`` its columns are parted by spaces.
-
-    Title and cells are shown as they are: a file or class name in brackets is no markup.
+    Without ``lines`` its columns are parted by spaces. Title and cells are shown as they are: a file or class name in
+    brackets is no markup.
     """
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -7,22 +7,8 @@ path too, and importing its package would end in a traceback for want of torch.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib import import_module
-
-
-def smart_train() -> None:
-    """Run ``smart-train``."""
-    _run("smart_train.cli", extra="train")
-
-
-def smart_eval() -> None:
-    """Run ``smart-eval``."""
-    _run("smart_eval.cli", extra="train")
-
-
-def smart_export() -> None:
-    """Run ``smart-export``."""
-    _run("smart_export.cli", extra="train,export,cpu")
 
 
 def _run(module: str, *, extra: str) -> None:
@@ -32,3 +18,8 @@ def _run(module: str, *, extra: str) -> None:
         if error.name is None or error.name.startswith("smart_"):
             raise  # a fault of ours, not something to install
         sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")
+
+
+smart_train = partial(_run, "smart_train.cli", extra="train")
+smart_eval = partial(_run, "smart_eval.cli", extra="train")
+smart_export = partial(_run, "smart_export.cli", extra="train,export,cpu")

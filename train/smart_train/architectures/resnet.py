@@ -1,8 +1,4 @@
-"""Residual networks (He et al. 2016, arXiv 1512.03385) and wide ones (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
-
-The first have basic blocks or bottlenecks and a small-image or ImageNet stem, the wide ones pre-activation blocks and a
-small-image stem.
-"""
+"""Residual networks (He et al. 2016, arXiv 1512.03385), wide ones too (Zagoruyko et al. 2016, arXiv 1605.07146)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,6 @@ from smart_train.checkpoint.network_state import (
     read_masks,
     read_state,
     read_weight_masks,
-    weights_record,
 )
 from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
 from smart_train.choices import CUSTOM, Argument, Scope
@@ -112,6 +111,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
     if refused:
         raise CheckpointError(f"the class name {refused[0]!a:.100} is not printable or too long; rename the class")
     net = checkpoint.net
+    weight_masks = {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names}
     save_atomically(
         {
             "format": FORMAT,
@@ -125,7 +125,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
             "structure": asdict(net.structure),
             "groups": [group_record(group) for group in net.groups],
             "masks": {path: [m.cpu() for m in net.masks(path)] for path in net.path_names},
-            **weights_record(net),
+            **({"weight_masks": weight_masks, "dense_layers": net.dense_layers} if net.weight_layers else {}),
             "state": network_state(net),
             "training": checkpoint.training,
             "metrics": checkpoint.metrics,

@@ -55,16 +55,6 @@ def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
         net.path(path).network.load_state_dict(given)
 
 
-def weights_record(net: SmartNetwork) -> dict[str, Any]:
-    """Return the masks of single weights, and which layers have none and why; nothing where only channels are."""
-    if not net.weight_layers:
-        return {}
-    return {
-        "weight_masks": {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names},
-        "dense_layers": net.dense_layers,
-    }
-
-
 def group_record(group: Group) -> dict[str, Any]:
     """Return ``group`` as :func:`read_groups` reads it."""
     return {

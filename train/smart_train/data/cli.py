@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smart_common.cache import default_cache_dir
 from smart_common.console import cli as house
+from smart_common.files import default_cache_dir
 from smart_train.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -96,18 +96,14 @@ class Files:
         self.root = root
         self._members = None if root.is_dir() else _members(release, root, progress=progress)
 
-    def where(self, name: str) -> str:
-        """Return what messages call the file ``name``."""
-        return f"{name} of {self.root}"
-
     def damaged(self, name: str, why: str) -> DataError:
         """Return the error that says what is wrong with the file ``name``."""
-        return self.release.damaged(self.where(name), why)
+        return self.release.damaged(f"{name} of {self.root}", why)
 
     @contextmanager
     def content(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of the file ``name``; what fails on them is an error that names it."""
-        with self.release.reading(self.where(name)):
+        with self.release.reading(f"{name} of {self.root}"):
             if self._members is not None:
                 yield self._members.pop(name)  # a large file is let go once it is parsed
                 return

@@ -85,10 +85,10 @@ def _bundles(ties: Iterable[tuple[_Thing, _Thing]]) -> list[list[_Thing]]:
     """Return what belongs together where the two things of each tie do; each bundle and all of them in order."""
     bundle_of: dict[_Thing, set[_Thing]] = {}
     for one, other in ties:
-        bundle = bundle_of.setdefault(one, {one})
-        if other not in bundle:
-            bundle |= bundle_of.get(other, {other})
-            bundle_of.update(dict.fromkeys(bundle, bundle))
+        small, large = sorted((bundle_of.setdefault(one, {one}), bundle_of.setdefault(other, {other})), key=len)
+        if small is not large:
+            large |= small
+            bundle_of.update(dict.fromkeys(small, large))
     return sorted({id(bundle): sorted(bundle) for bundle in bundle_of.values()}.values())
 
 

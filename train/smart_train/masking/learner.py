@@ -49,6 +49,9 @@ class MaskLearner:
         generator: of random starts, on the CPU.
         from_weights: start ``regrow`` and ``static`` from the magnitudes of weights that were trained before, and not
             at random: the paths then start with the same masks.
+
+    Attributes:
+        frozen_from: the optimiser step after which the masks are at their target and never move again.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class MaskLearner:
         self._total = total_steps
         self._epoch = steps_per_epoch
         end = {"gradual": GRADUAL_END, "regrow": REGROW_END, "static": 0.0}[plan.mode]
-        self._frozen_from = round(end * total_steps)
+        self.frozen_from = round(end * total_steps)
         self._targets = [net.structure.kept(group.size, bundle=group.bundle) for group in net.groups]
         device = next(net.parameters()).device
         # Running means of the gate gradient, per path and group: of its absolute value, and with its sign.
@@ -88,17 +91,12 @@ class MaskLearner:
         """Every path with the number of every group."""
         return product(self._net.path_names, range(len(self._net.groups)))
 
-    @property
-    def frozen_from(self) -> int:
-        """The optimiser step after which the masks are at their target and never move again."""
-        return self._frozen_from
-
     def _watch(self, *, step: int) -> None:
         """Put fresh gates on every masked layer after ``step``, or take them off where no score needs them any more.
 
         A gate copies its mask when it is made, so this follows every move of the masks.
         """
-        moving = step < self._frozen_from
+        moving = step < self.frozen_from
         floor = GATE_FLOOR if self._plan.mode == "regrow" else 0.0  # in the other modes no channel comes back
         self._watching = moving and (self._plan.mode == "regrow" or self._plan.score == "gradient")
         for path in self._net.path_names:
@@ -131,7 +129,7 @@ class MaskLearner:
 
     def after_step(self, step: int, *, optimizer: torch.optim.Optimizer) -> None:
         """Move the masks after optimiser step number ``step`` (1 for the first); freeze them at their target."""
-        last = max(self._frozen_from, 1)
+        last = max(self.frozen_from, 1)
         if step > last:
             return
         if self._plan.mode == "gradual":

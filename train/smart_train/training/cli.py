@@ -16,7 +16,7 @@ from smart_common.figures import check_plot
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_train.architectures.build import ARCHITECTURES
-from smart_train.architectures.custom import Factory, import_factory
+from smart_train.architectures.custom import import_factory
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN
@@ -109,19 +109,6 @@ def _say_density(net: SmartNetwork) -> None:
             f"note: density will be {reached:.3f} instead of {net.structure.density:g}, since kept channels are "
             f"rounded up to multiples of {net.structure.align}; --align 1 follows it closely"
         )
-
-
-def _summary(result: TrainResult, *, factory: Factory | None) -> dict[str, Any]:
-    found = describe(load_checkpoint(result.checkpoint, factory=factory))
-    return {
-        "checkpoint": str(result.checkpoint),
-        "history": str(history_path(result.checkpoint)),
-        "seconds": result.seconds,
-        "images_per_second": result.images_per_second,
-        "best_epoch": result.best_epoch,
-        "union_density": found["union_density"],
-        "paths": found["paths"],
-    }
 
 
 def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
@@ -252,7 +239,16 @@ def train(
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
-    summary = _summary(result, factory=factory)
+    found = describe(load_checkpoint(result.checkpoint, factory=factory))
+    summary = {
+        "checkpoint": str(result.checkpoint),
+        "history": str(history_path(result.checkpoint)),
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "best_epoch": result.best_epoch,
+        "union_density": found["union_density"],
+        "paths": found["paths"],
+    }
     if as_json:
         house.print_json(summary)
     else:

@@ -77,10 +77,10 @@ def load_initial_weights_(network: nn.Module, weights: InitialWeights) -> None:
         if found is None:
             if name.rpartition(".")[2] == _COUNTER:
                 continue
-            raise _mismatch(f"{name} of shape {_shape(tensor)}", "none")
+            raise _mismatch(f"{name} of shape {tuple(tensor.shape)}", "none")
         plain = found.layout == torch.strided and found.device.type == "cpu" and not found.is_quantized
         if not plain or found.shape != tensor.shape or found.is_floating_point() != tensor.is_floating_point():
-            raise _mismatch(f"{name} of shape {_shape(tensor)}", f"{found.dtype} of shape {_shape(found)}")
+            raise _mismatch(f"{name} of shape {tuple(tensor.shape)}", f"{found.dtype} of shape {tuple(found.shape)}")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise _mismatch(f"finite values in {name}", "others")
     extra = next((n for n in given if n not in wanted and n.rpartition(".")[2] != _COUNTER), None)
@@ -89,10 +89,6 @@ def load_initial_weights_(network: nn.Module, weights: InitialWeights) -> None:
     for name, tensor in wanted.items():
         if name in given:
             tensor.copy_(given[name])
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
 
 
 def _mismatch(expected: str, got: str) -> CheckpointError:
