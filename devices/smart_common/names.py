@@ -16,7 +16,7 @@ def is_printable(text: str) -> bool:
 
     Unlike `str.isprintable` it takes spaces of all widths and what joins letters, as Persian words and emoji need it.
     """
-    return all(
+    return text.isprintable() or all(
         character.isprintable() or (unicodedata.category(character) in {"Cf", "Zs"} and character not in _TURNING)
         for character in text
     )

@@ -62,6 +62,7 @@ FORMS: dict[str, tuple[Array, int]] = {  # and by how much the mended images may
     "0 to 1 in half precision": ((IMAGES / 255).astype(np.float16), 1),
     "0 to 1 with channels first": ((IMAGES / 255).astype(np.float32).transpose(0, 3, 1, 2), 0),
     "0 to 255": (IMAGES.astype(np.float32), 0),
+    "true and false": (IMAGES[..., :1].repeat(3, axis=-1) > 127, 255),
     "int64": (IMAGES.astype(np.int64), 0),
     "16 bits": (IMAGES.astype(np.uint16) * 257, 0),
     "normalised": ((IMAGES / 255 - 0.45) / 0.22, 0),

@@ -78,6 +78,13 @@ def test_a_rare_class_is_in_every_split_that_has_room_for_it(tmp_path: Path) -> 
     assert np.bincount(data.subset(4).train.labels).tolist() == [2, 1, 1]
 
 
+def test_a_hundred_classes_of_few_images_are_all_trained_on(tmp_path: Path) -> None:
+    labels = np.concatenate([np.arange(100), np.arange(4)])
+    data = load_data(save(tmp_path, pictures(104), labels))
+    assert len(np.unique(data.train.labels)) == 100
+    assert sorted(data.validation.labels) == [0, 1, 2, 3]
+
+
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     leave_one=st.booleans(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from smart_common.errors import few
+from smart_common.errors import few, shortened
 from smart_common.names import is_name
 from smart_train.data.source import Array, Arrays
 from smart_train.errors import ConfigError, DataError
@@ -177,7 +177,7 @@ def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
     """Check the arrays and cut the validation split off the training images.
 
     The validation split has a tenth of the training images, but 256 where that is less than a fifth of them. Each class
-    keeps one training image or more. Grey images may come without the channel axis.
+    keeps one training image or more, unless all have just one. Grey images may come without the channel axis.
 
     Args:
         arrays: the data set.
@@ -187,6 +187,7 @@ def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
     Raises:
         DataError: if an array has another form, a label is out of range, or there are too few images.
     """
+    where = shortened(where)
     train = _check(arrays.train_images, arrays.train_labels, part="train", where=where)
     test = _check(arrays.test_images, arrays.test_labels, part="test", where=where)
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -229,6 +230,7 @@ def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
         digest.update(repr((array.shape, array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).data)
     count = max(len(train) // 10, min(VALIDATION_SAMPLES, len(train) // 5))
+    count = min(count, len(train) - classes) or count  # as many as leave each class one, where there are such
     generator = np.random.default_rng(VALIDATION_SEED)
     held = stratified(train.labels, count=count, generator=generator, leave_one=True)
     # In random order: image folders come sorted by class, and a checkpoint's samples are the first validation images.

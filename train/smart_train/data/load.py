@@ -55,7 +55,7 @@ def npz(where: str) -> ImageSet:
     An optional array ``class_names`` of strings names the classes. Raises DataError.
     """
     wanted = ", ".join(ARRAYS)
-    path = expanded(where)
+    path, where = expanded(where), shortened(where)
     try:
         # An object array would be a pickle, which can run code: allow_pickle stays off.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
