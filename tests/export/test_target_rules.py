@@ -56,7 +56,7 @@ def test_zeros_that_gain_nothing_are_refused_with_the_reason(name: str, target: 
         return
     with pytest.raises(ExportError, match=why) as caught:
         check_structure(structure(name), target=target, allow_slow=False)
-    assert f"pays on {target.name}, got {name}: " in str(caught.value)
+    assert str(caught.value).startswith(f"{name} does not pay on {target.name}: ")
     assert "--structure channel" in str(caught.value)
     check_structure(structure(name), target=target, allow_slow=True)
 

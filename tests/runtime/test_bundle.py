@@ -56,7 +56,7 @@ def test_a_graph_may_have_no_weights_file(tmp_path: Path) -> None:
 
 
 def test_unknown_graph(bundle: Path) -> None:
-    with pytest.raises(PathError, match="expected one of 'dense', 'clean', 'robust', got 'fast'"):
+    with pytest.raises(PathError, match="unknown graph 'fast'; the bundle has 'dense', 'clean', 'robust'"):
         Bundle.open(bundle).graph_bytes("fast")
 
 

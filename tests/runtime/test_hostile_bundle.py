@@ -293,7 +293,7 @@ def test_a_held_graph_is_closed_once_and_for_all(bundle: Path) -> None:
     held.close()
     held.close()
     assert_no_open_files(bundle)
-    with pytest.raises(ClosedError, match="expected an open graph, got a closed one"):
+    with pytest.raises(ClosedError, match="the graph is closed; open the bundle again"):
         held.read()
 
 

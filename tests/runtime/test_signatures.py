@@ -296,5 +296,5 @@ def test_without_the_library_the_pip_command_is_named(signed: Path, trusted: Pat
     command = [sys.executable, "-c", code, str(signed), "--trust", str(trusted)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: expected the library cryptography for signatures")
+    assert done.stderr.startswith("error: the library cryptography, which checks signatures, cannot be imported: ")
     assert "pip install 'smart-edge[sign]'" in done.stderr
