@@ -34,6 +34,9 @@ DEFAULT_ALIGN = 8
 CUSTOM = "custom"
 """What stands in a checkpoint in the place of a name of ours."""
 
+LIBRARIES = ("torchvision", "timm")
+"""Whose networks have names too: ``torchvision:resnet18``, ``timm:resnet18.a1_in1k``."""
+
 FACTORY_FORM = "PACKAGE.MODULE:FACTORY"
 """How a network of the user's own is named; ``FACTORY_FILE`` is another way."""
 FACTORY_FILE = "FILE.py:FACTORY"
@@ -44,6 +47,11 @@ _FACTORY_NAME = re.compile(rf"({_NAMES}|.+\.py):{_NAMES}")
 def is_factory_reference(text: str) -> bool:
     """Whether ``text`` is what a checkpoint may remember of a factory: no folders, and nothing a shell would read."""
     return re.fullmatch(rf"({_NAMES}|[\w-][\w.-]*\.py):{_NAMES}", text) is not None
+
+
+def is_library_name(text: str) -> bool:
+    """Whether ``text`` has the form of a network of one of `LIBRARIES`; it need not be installed, nor have it."""
+    return is_factory_name(text) and text.partition(":")[0] in LIBRARIES
 
 
 def is_factory_name(text: str) -> bool:

@@ -27,6 +27,7 @@ from smart_train.choices import (
 from smart_train.data.cli import ImageSize, data_options
 from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
+from smart_train.options import NORMALISATIONS
 from smart_train.training.recipe import Value, read_recipe
 
 # Of one call, or of one machine, and not of a training.
@@ -121,14 +122,21 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     default="resnet8",
     type=NetworkName(),
     metavar="NAME",
-    help=f"The network: {', '.join(ARCHITECTURES)}; or {FACTORY_FORM} or {FACTORY_FILE}, which imports your own.",
+    help=f"The network: {', '.join(ARCHITECTURES)}; torchvision:NAME or timm:NAME, where these are installed; "
+    f"or {FACTORY_FORM} or {FACTORY_FILE}, which imports your own.",
 )
 @click.option("--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument of the network: width=32.")
 @click.option(
     "--init",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Start from this plain state dict of the network.",
+    help="Start from these weights of the network: a state dict of torch.save or .safetensors, for other classes too.",
+)
+@click.option(
+    "--normalize",
+    metavar="HOW",
+    help=f"What to normalise images by: {NORMALISATIONS} (0.5/0.25; commas between channels).  [default: what "
+    "published weights expect, with --init of torchvision: and timm:, else data]",
 )
 @click.option("--structure", default="channel", metavar="NAME", help=f"What masks remove: {STRUCTURES}.")
 @click.option(

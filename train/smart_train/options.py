@@ -48,3 +48,21 @@ def _value(text: str) -> Argument:
     if re.fullmatch(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20}([eE][+-]?[0-9]{1,2})?|[eE][+-]?[0-9]{1,2})", text, re.ASCII):
         return float(text)
     return {"true": True, "false": False}.get(text.lower(), text)
+
+
+NORMALISATIONS = "data, imagenet, none or MEAN/STD"
+"""What images may be normalised by, for help pages."""
+
+
+def parse_normalisation(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the numbers of ``MEAN/STD``, each one or several with commas; raises ConfigError."""
+    try:
+        mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
+    except ValueError as error:
+        raise ConfigError(f"unknown normalisation {text!a:.100}; there are {NORMALISATIONS}, as in 0.5/0.25") from error
+    if not all(-10 <= number <= 10 for number in mean) or not all(1e-3 <= number <= 10 for number in std):
+        raise ConfigError(
+            f"expected means from -10 to 10 and standard deviations from 0.001 to 10, got {text!a:.100}; images are "
+            "in [0, 1] when they are normalised"
+        )
+    return mean, std

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from smart_train.choices import FACTORY_FORM, Argument, is_factory_name, is_factory_reference
+from smart_train.architectures.libraries import LibraryNetwork, library_network
+from smart_train.choices import FACTORY_FORM, Argument, is_factory_name, is_factory_reference, is_library_name
 from smart_train.errors import ConfigError
 
 Factory: TypeAlias = Callable[..., nn.Module]
@@ -63,8 +64,10 @@ class ImportedFactory:
             return self._make(**arguments)
 
 
-def import_factory(name: str) -> ImportedFactory:
+def import_factory(name: str) -> ImportedFactory | LibraryNetwork:
     """Import what ``package.module:factory`` or ``path/to/file.py:factory`` names: this runs the module's code.
+
+    ``torchvision:NAME`` and ``timm:NAME`` are networks of these libraries.
 
     The current folder, or the file's, counts as a place to find it and what it imports, until the network is made and
     no longer.
@@ -74,6 +77,8 @@ def import_factory(name: str) -> ImportedFactory:
     """
     if not is_factory_name(name):
         raise ConfigError(f"expected a network as {FACTORY_FORM}, got {name!a:.100}; write my_package.my_net:build")
+    if is_library_name(name):
+        return library_network(name)
     module, _, path = name.rpartition(":")
     file = Path(module) if module.endswith(".py") else None
     folder = "" if file is None else str(file.resolve().parent)

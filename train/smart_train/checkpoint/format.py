@@ -23,6 +23,7 @@ from smart_common.roles import Role, default_role
 from smart_runtime.bundle.manifest import Manifest
 from smart_train.architectures.build import ARCHITECTURES, build_network
 from smart_train.architectures.custom import Factory
+from smart_train.architectures.libraries import library_network
 from smart_train.checkpoint.network_state import (
     group_record,
     load_network_state_,
@@ -33,7 +34,7 @@ from smart_train.checkpoint.network_state import (
     read_weight_masks,
 )
 from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
-from smart_train.choices import CUSTOM, FACTORY_FORM, Argument, Scope, is_factory_reference
+from smart_train.choices import CUSTOM, FACTORY_FORM, Argument, Scope, is_factory_reference, is_library_name
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import densities
@@ -176,6 +177,16 @@ def load_checkpoint(
         raise CheckpointError(f"{error} (in the checkpoint {path})") from error
 
 
+def _factory(reference: str | None) -> Factory:
+    """Return what makes the network that a checkpoint calls ``reference``, where it is an installed library's own."""
+    if reference is not None and is_library_name(reference):
+        return library_network(reference)
+    raise ConfigError(
+        f"no factory for a network of your own, and a checkpoint holds no code; pass --model "
+        f"{reference or FACTORY_FORM}, as in its training, or factory= in Python"
+    )
+
+
 def _build(
     raw: Mapping[str, Any], read: Reader, *, factory: Factory | None, overruling: Mapping[str, Argument]
 ) -> Checkpoint:
@@ -186,10 +197,7 @@ def _build(
     if reference is not None and not is_factory_reference(reference):
         raise read.fail("the name of a factory")
     if name == CUSTOM and factory is None:
-        raise ConfigError(
-            f"no factory for a network of your own, and a checkpoint holds no code; pass --model "
-            f"{reference or FACTORY_FORM}, as in its training, or factory= in Python"
-        )
+        factory = _factory(reference)
     given = read.get(architecture, "arguments", dict)
     if len(given) > _MAX_ARGUMENTS:
         raise read.fail(f"at most {_MAX_ARGUMENTS} model arguments")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import math
 import pickletools
 import zipfile
@@ -22,6 +24,7 @@ _MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask f
 _MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 
 # All that torch.save writes for tensors. torch reads more without running code, but not without harm: a bytearray of
 # any length, a text in any codec.
@@ -33,8 +36,12 @@ _PICKLE_NAMES = {
     "torch FloatStorage",
     "torch LongStorage",
 }
+# What training scripts of others leave beside the tensors: the options of timm's, which are a plain namespace.
 _PARAMETER_NAMES = {
+    "argparse Namespace",
     "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor",
+    "torch.nn.parameter Parameter",
     "torch BFloat16Storage",
     "torch DoubleStorage",
     "torch HalfStorage",
@@ -75,8 +82,12 @@ def read_plain(
             f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size} in {path}; it is not one of ours"
         )
     try:
-        _check_archive(path, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if parameters and not zipfile.is_zipfile(path):
+            _check_legacy(path)
+        else:
+            _check_archive(path, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
+        with torch.serialization.safe_globals([argparse.Namespace] if parameters else []):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a foreign file makes the readers of zip and pickle trip over has no bounds
         raise CheckpointError(
             f"{path} is damaged or no {kind}, and was not run or loaded; copy it again, or "
@@ -112,7 +123,24 @@ def _check_archive(path: Path, *, names: Set[str]) -> None:
         _check_pickle(archive.read(pickles[0]), names=names, entries=len(entries))
 
 
-def _check_pickle(data: bytes, *, names: Set[str], entries: int) -> None:
+def _check_legacy(path: Path) -> None:
+    """Raise ValueError unless the file is one that torch.save wrote before version 1.6: five pickles, then the numbers.
+
+    They are a magic number, a version, the sizes of C's types, the value, and the order in which its numbers follow.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        pickles = io.BytesIO(file.read(2 * _MAX_PICKLE_BYTES))
+    if not any(argument == _LEGACY_MAGIC for _, argument, _ in pickletools.genops(pickles)):
+        raise ValueError("not a file of torch.save")
+    for _ in range(4):
+        start = pickles.tell()
+        _check_pickle(pickles, names=_PICKLE_NAMES | _PARAMETER_NAMES, entries=_MAX_ENTRIES, most=max(size, 2**16))
+        if pickles.tell() - start > _MAX_PICKLE_BYTES:
+            raise ValueError("too many plain values")
+
+
+def _check_pickle(data: bytes | io.BytesIO, *, names: Set[str], entries: int, most: int = 2**63 - 1) -> None:
     """Raise ValueError if the pickle names more than tensors are made of, or holds what can share one hash.
 
     A dictionary of many keys with one hash takes minutes to fill. Long numbers and tuples can be made so; ours has none
@@ -125,8 +153,8 @@ def _check_pickle(data: bytes, *, names: Set[str], entries: int) -> None:
             raise ValueError("more tuples than tensors need")
         if opcode.name == "GLOBAL" and argument not in names:
             raise ValueError("more than tensors and plain values")
-        if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
-            raise ValueError("a number that is too long")
+        if isinstance(argument, int) and not -(2**63) <= argument <= most:
+            raise ValueError("a number that is too large")
 
 
 class Reader:

@@ -21,7 +21,7 @@ from smart_train.architectures.build import ARCHITECTURES
 from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import Checkpoint, describe, load_checkpoint
-from smart_train.choices import CUSTOM, DEFAULT_ALIGN
+from smart_train.choices import CUSTOM, DEFAULT_ALIGN, is_library_name
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces
 from smart_train.errors import ConfigError
@@ -40,7 +40,18 @@ from smart_train.training.trial_run import try_out
 
 # Options that say what a `TrainConfig` holds under the same name.
 _AS_THEY_ARE = (
-    *("permute", "method", "train_images", "test_images", "epochs", "batch_size", "weight_decay", "seed", "device"),
+    *(
+        "permute",
+        "method",
+        "normalize",
+        "train_images",
+        "test_images",
+        "epochs",
+        "batch_size",
+        "weight_decay",
+        "seed",
+        "device",
+    ),
     "precision",
 )
 
@@ -228,7 +239,8 @@ def train(
         raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
     check_history(history_path(output))
     model = options["model"]
-    if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
+    known = model in ARCHITECTURES or is_library_name(model)
+    if not known and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
             f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
             f"that code imported"

@@ -16,6 +16,7 @@ from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Structure
 from smart_train.methods import METHODS, load_method
 from smart_train.methods.interface import Option
+from smart_train.options import parse_normalisation
 
 DEVICES = ("auto", "cpu", "cuda")
 _KINDS = {"structure": Structure, "masks": MaskPlan, "attack": Attack, "augmentation": Augmentation}
@@ -33,6 +34,7 @@ class TrainConfig:
         method, method_options: a name in ``METHODS``, and what its options are set to.
         attack: the one trained against.
         augmentation: what is done to training images before the attack.
+        normalize: what images are normalised by, as `initial_weights.normalisation` reads it.
         train_images: train on this many images, every class in its proportion; None for all.
         test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
         epochs, batch_size: the paths share a batch half and half; images that do not fill one wait for the next epoch.
@@ -55,6 +57,7 @@ class TrainConfig:
     method_options: dict[str, Option] = field(default_factory=dict)
     attack: Attack = field(default_factory=Attack)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    normalize: str | None = None
     train_images: int | None = None
     test_images: int | None = None
     epochs: int = 30
@@ -82,6 +85,8 @@ class TrainConfig:
                 f"expected a finite learning rate above 0 and weight decay of 0 or more, got {self.learning_rate} and "
                 f"{self.weight_decay}; 0.1 and 5e-4 are usual"
             )
+        if self.normalize not in (None, "data", "imagenet", "none"):
+            parse_normalisation(str(self.normalize))
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {self.method!a:.60}; choose out of {', '.join(METHODS)}")
         load_method(self.method).read_options(self.method_options)
@@ -105,4 +110,6 @@ class TrainConfig:
             del record["augmentation"]["resized_crop"]
         if not options:  # nor did it stand in the files of the time when methods had none
             del record["method_options"]
+        if self.normalize is None:  # likewise
+            del record["normalize"]
         return record

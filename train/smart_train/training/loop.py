@@ -28,7 +28,8 @@ from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
-from smart_train.training.plain_network import plain_network, read_initial_weights
+from smart_train.training.initial_weights import normalisation, read_initial_weights
+from smart_train.training.plain_network import plain_network
 from smart_train.training.schedule import Stream, learning_rate, stream_generator
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
 from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
@@ -131,7 +132,7 @@ class Trainer:
         self._progress = Progress()
         self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
-        self._normalisation = data.mean_std()
+        self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial)
         last = state_path(output)
         state = read_state(last, identity=self._identity()) if resume and last.exists() else None
         if state is not None:

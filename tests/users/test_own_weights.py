@@ -1,0 +1,250 @@
+"""What users reported of weights that they brought along: each failed before it was mended."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from smart_train import TrainConfig, Trainer, load_checkpoint
+from smart_train.architectures.custom import import_factory
+from smart_train.checkpoint.format import save_checkpoint
+from smart_train.data.images import Split
+from smart_train.errors import CheckpointError, ConfigError
+from smart_train.training.initial_weights import load_initial_weights_, normalisation, read_initial_weights
+from train.networks import image_set, tiny_config
+
+STAND_IN = '''
+"""The part of torchvision.models that is used, by the names and arguments that version 0.25 has."""
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.bn = nn.BatchNorm2d(16)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.second(self.bn(self.conv(x)).relu()).relu().mean((2, 3)))
+
+def list_models(module=None):
+    return ["resnet18", "resnet34"]
+
+def get_model(name, weights=None, **config):
+    assert weights is None
+    return Net(**config)
+'''
+
+
+def net(classes: int, channels: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, classes))
+
+
+def load(network: nn.Module, path: Path, *, classes: int = 5, channels: int = 3) -> None:
+    load_initial_weights_(network, read_initial_weights(path), num_classes=classes, in_channels=channels)
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor], *, but: str = "nothing") -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one if not name.startswith(but))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.model."])
+def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
+    source, target = net(5), net(5)
+    torch.save({f"{prefix}{name}": value for name, value in source.state_dict().items()}, tmp_path / "w.pth")
+    load(target, tmp_path / "w.pth")
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def test_a_network_whose_own_names_begin_with_model_keeps_them(tmp_path: Path) -> None:
+    source, target = nn.ModuleDict({"model": net(5)}), nn.ModuleDict({"model": net(5)})
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load(target, tmp_path / "w.pth")
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def test_a_head_for_other_classes_starts_anew_and_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, target = net(1000), net(5)
+    head = target[3].weight.detach().clone()  # type: ignore[operator]
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    with caplog.at_level(logging.WARNING):
+        load(target, tmp_path / "w.pth")
+    assert equal(source.state_dict(), target.state_dict(), but="3.")
+    assert torch.equal(target[3].weight, head)  # type: ignore[arg-type]
+    assert caplog.messages == [
+        "note: 7 of 9 tensors are from w.pth; 3.weight and 3.bias, for its 1000 classes, start anew for 5"
+    ]
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(3, 1), (1, 3)])
+def test_filters_for_colours_become_filters_for_grey_and_back(tmp_path: Path, given: int, wanted: int) -> None:
+    source, target = net(5, given), net(5, wanted)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load(target, tmp_path / "w.pth", channels=wanted)
+    grey = torch.rand(2, 1, 8, 8)
+    images = {1: grey, 3: grey.expand(-1, 3, -1, -1)}
+    # A grey picture in three equal channels scores as it does in one.
+    torch.testing.assert_close(source.eval()(images[given]), target.eval()(images[wanted]))
+
+
+def test_files_of_safetensors_are_read(tmp_path: Path) -> None:
+    source, target = net(5), net(5)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    load(target, tmp_path / "w.safetensors")
+    assert equal(source.state_dict(), target.state_dict())
+    (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(CheckpointError, match="damaged one; copy it again"):
+        read_initial_weights(tmp_path / "bad.safetensors")
+
+
+def test_files_from_before_torch_1_6_are_read(tmp_path: Path) -> None:
+    source, target = net(5), net(5)
+    torch.save(source.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    load(target, tmp_path / "old.pth")
+    assert equal(source.state_dict(), target.state_dict())
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("harm"),)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_options_of_timm_s_script_are_read_and_code_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, target = net(5), net(5)
+    args = argparse.Namespace(model="resnet18", lr=0.1, mean=[0.5])
+    torch.save(
+        {"epoch": 3, "arch": "resnet18", "state_dict": source.state_dict(), "args": args, "metric": 76.5},
+        tmp_path / "model_best.pth.tar",
+        _use_new_zipfile_serialization=new,
+    )
+    load(target, tmp_path / "model_best.pth.tar")
+    assert equal(source.state_dict(), target.state_dict())
+    torch.save(
+        {"state_dict": source.state_dict(), "args": Harmful()},
+        tmp_path / "bad.pth",
+        _use_new_zipfile_serialization=new,
+    )
+    with pytest.raises(CheckpointError, match="was not run or loaded"):
+        read_initial_weights(tmp_path / "bad.pth")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_an_old_file_that_claims_more_numbers_than_it_has_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "old.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(data[:-8])
+    assert data.count(b"cpu") == 1
+    huge = data.replace(b"cpuq", b"cpuq", 1)
+    where = huge.index(b"cpu") + 3
+    at = huge.index(b"K\x03", where)  # BININT1 3: how many numbers the storage has
+    (tmp_path / "huge.pth").write_bytes(huge[:at] + b"J\xff\xff\xff\x7f" + huge[at + 2 :])
+    for name in ("cut.pth", "huge.pth"):
+        with pytest.raises(CheckpointError, match="is damaged or no "):
+            read_initial_weights(tmp_path / name)
+
+
+def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
+    other = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(16 * 36, 5), nn.Linear(5, 5))
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load(net(5), tmp_path / "w.pth")
+    said = str(caught.value)
+    assert said.startswith(
+        "w.pth does not fit the network, 2 of whose 9 tensors it has: 0.weight has shape (16, 3, 3, 3)"
+    )
+    assert "; and " in said
+    assert said.endswith("give a state dict of the same network")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mean", "std"),
+    [
+        ("none", (0.0,), (1.0,)),
+        ("imagenet", ((0.485 + 0.456 + 0.406) / 3,), ((0.229 + 0.224 + 0.225) / 3,)),
+        ("0.5/0.25", (0.5,), (0.25,)),
+    ],
+)
+def test_the_normalisation_is_the_user_s_choice_and_stays_in_the_checkpoint(
+    tmp_path: Path, wanted: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    config = tiny_config(epochs=1)
+    config = TrainConfig(**{**vars(config), "normalize": wanted})
+    Trainer(config, image_set(), output=tmp_path / "a.pt").run()
+    found = load_checkpoint(tmp_path / "a.pt")
+    assert found.mean == pytest.approx(mean)
+    assert found.std == pytest.approx(std)
+    assert found.training["normalize"] == wanted
+
+
+@pytest.mark.parametrize("wrong", ["imagnet", "0.5", "0.5/0", "1,2/3/4", "nan/1"])
+def test_a_bad_normalisation_is_one_sentence(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"^(unknown normalisation|expected means) "):
+        TrainConfig(normalize=wrong)
+
+
+def test_a_normalisation_for_other_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^0.1,0.2/1 normalises 2 channels, and the images have 1$"):
+        normalisation("0.1,0.2/1", image_set(), factory=None, initial=None)
+
+
+def test_weights_of_an_unknown_normalisation_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(net(5).state_dict(), tmp_path / "w.pth")
+    with caplog.at_level(logging.WARNING):
+        normalisation(None, image_set(), factory=None, initial=read_initial_weights(tmp_path / "w.pth"))
+    assert "say --normalize imagenet, none or MEAN/STD" in caplog.messages[0]
+
+
+@pytest.fixture
+def torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "torchvision"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "models.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(str(package.parent))
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_networks_of_torchvision_are_known_by_name_and_read_back_without_it_being_said() -> None:
+    factory = import_factory("torchvision:resnet18")
+    network = factory(num_classes=5, in_channels=3)
+    assert sum(p.numel() for p in network.parameters()) > 0
+    assert getattr(factory, "mean", None) == (0.485, 0.456, 0.406)
+    with pytest.raises(ConfigError, match="unknown network of torchvision 'resnt18'; did you mean resnet18"):
+        import_factory("torchvision:resnt18")
+    with pytest.raises(ConfigError, match="takes 3 channels, the images have 1"):
+        factory(num_classes=5, in_channels=1)
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_a_checkpoint_of_torchvision_s_network_needs_no_model_option(tmp_path: Path) -> None:
+    grey = image_set()
+    parts = {
+        name: Split(split.images.repeat(3, axis=3), split.labels)
+        for name, split in (("train", grey.train), ("validation", grey.validation), ("test", grey.test))
+    }
+    images = replace(grey, **parts)  # type: ignore[arg-type]  # its three splits
+    factory = import_factory("torchvision:resnet18")
+    config = TrainConfig(**{**vars(tiny_config(epochs=1)), "model": "custom", "model_arguments": {}})
+    torch.save(factory(num_classes=1000, in_channels=3).state_dict(), tmp_path / "resnet18.pth")
+    Trainer(config, images, output=tmp_path / "a.pt", factory=factory, initial=tmp_path / "resnet18.pth").run()
+    found = load_checkpoint(tmp_path / "a.pt")
+    assert found.mean == (0.485, 0.456, 0.406)
+    save_checkpoint(found, tmp_path / "b.pt")
+    assert load_checkpoint(tmp_path / "b.pt").architecture == "custom"

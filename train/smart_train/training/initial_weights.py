@@ -1,0 +1,202 @@
+"""Start a training from the weights of another one: files of torchvision, timm, and training scripts of all kinds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from smart_common.errors import shortened
+from smart_common.files import digest_of_file
+from smart_train.architectures.custom import Factory
+from smart_train.architectures.libraries import IMAGENET_MEAN, IMAGENET_STD, LibraryNetwork
+from smart_train.checkpoint.format import FORMAT
+from smart_train.checkpoint.reader import read_plain
+from smart_train.data.images import ImageSet
+from smart_train.errors import CheckpointError, ConfigError
+from smart_train.options import parse_normalisation
+
+_log = logging.getLogger(__name__)
+
+_INSIDE = ("state_dict", "model")  # under which training scripts put it, beside optimisers and epochs
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel and compiled wrappers, and of training frameworks
+_COUNTER = "num_batches_tracked"  # of batch norms; older files have none, and nothing follows from it
+_LISTED = 5  # names that a refusal gives
+
+
+@dataclass(frozen=True, eq=False)
+class InitialWeights:
+    """A network's tensors by name, and the SHA-256 of the file they came from, whose ``name`` is for messages."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
+    name: str = "the file to start from"
+
+
+def read_initial_weights(path: Path) -> InitialWeights:
+    """Read a state dict, alone or under ``state_dict`` or ``model``, that may come from a stranger: no code of it runs.
+
+    Files of ``torch.save``, of the time before version 1.6 too, and ``.safetensors`` are read.
+
+    Raises:
+        CheckpointError: if the file is missing or too large, or holds anything else.
+    """
+    raw = _read_safetensors(path) if path.suffix == ".safetensors" else None
+    if raw is None:
+        raw = read_plain(path, kind="state dict of tensors", parameters=True)
+    found: Any = raw
+    if isinstance(raw, dict) and not _is_state(raw):
+        if isinstance(raw.get("format"), str) and raw["format"] == FORMAT:
+            raise CheckpointError(
+                f"{path} is a smart-edge checkpoint, whose paths have batch norms of their own; start from the file "
+                "that it was trained from, or resume it"
+            )
+        found = next((raw[key] for key in _INSIDE if isinstance(raw.get(key), dict)), None)
+    if not isinstance(found, dict) or not _is_state(found):
+        raise CheckpointError(
+            f"no tensors by name in {path}, neither alone nor under {' or '.join(_INSIDE)}; save network.state_dict()"
+        )
+    tensors = {name: tensor.detach() for name, tensor in found.items()}
+    return InitialWeights(tensors, digest_of_file(path), shortened(path.name))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # a missing or damaged file has errors of the library's own
+        raise CheckpointError(f"no file of safetensors at {path}, or a damaged one; copy it again") from error
+
+
+def _is_state(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the tensors by their names, and by those without each prefix that all of them have."""
+    yield tensors
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            yield from _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+
+
+@torch.no_grad()
+def load_initial_weights_(network: nn.Module, weights: InitialWeights, *, num_classes: int, in_channels: int) -> None:
+    """Copy the weights into a plain ``network``, in place; a head for other classes starts anew, and it is said.
+
+    Prefixes of wrappers are taken off the names where they fit better without. Filters for RGB become filters for grey
+    by their sum over the channels, and the other way round by a third of them for each, as timm does it. Counters of
+    batch norms may be missing or too many; floating types may differ and are converted.
+
+    Raises:
+        CheckpointError: if any other name or shape differs, or a value is not finite; it names the first ones.
+    """
+    wanted = network.state_dict()
+    given = max(_unwrapped(weights.tensors), key=lambda tensors: len(wanted.keys() & tensors.keys()))
+    fitting: dict[str, Tensor] = {}
+    new_head, misfits = [], []
+    for name, tensor in wanted.items():
+        found = given.get(name)
+        if found is None:
+            if name.rpartition(".")[2] != _COUNTER:
+                misfits.append(f"no {name}")
+            continue
+        plain = found.layout == torch.strided and found.device.type == "cpu" and not found.is_quantized
+        if not plain or found.is_floating_point() != tensor.is_floating_point():
+            misfits.append(f"{name} is {found.dtype}")
+            continue
+        found = _for_channels(found, tensor.shape, channels=in_channels)
+        if found.shape == tensor.shape:
+            fitting[name] = found
+        elif tensor.shape[:1] == (num_classes,) and found.shape[1:] == tensor.shape[1:]:
+            new_head.append(name)
+        else:
+            misfits.append(f"{name} has shape {tuple(found.shape)} instead of {tuple(tensor.shape)}")
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            misfits.append(f"{name} has values that are not finite")
+    misfits += [f"{shortened(name)} is not in the network" for name in given if name not in wanted and _counts(name)]
+    if misfits:
+        more = f"; and {len(misfits) - _LISTED} more" if len(misfits) > _LISTED else ""
+        raise CheckpointError(
+            f"{weights.name} does not fit the network, {len(fitting)} of whose {len(wanted)} tensors it has: "
+            f"{'; '.join(misfits[:_LISTED])}{more}; give a state dict of the same network"
+        )
+    for name, tensor in fitting.items():
+        wanted[name].copy_(tensor)
+    if new_head:
+        classes = given[new_head[0]].shape[0]
+        _log.warning(
+            "note: %d of %d tensors are from %s; %s, for its %d classes, start anew for %d",
+            *(len(fitting), len(wanted), weights.name, " and ".join(new_head), classes, num_classes),
+        )
+
+
+def _counts(name: str) -> bool:
+    return name.rpartition(".")[2] != _COUNTER
+
+
+def _for_channels(weight: Tensor, shape: Sequence[int], *, channels: int) -> Tensor:
+    """Return a first layer's ``weight`` for images of ``channels`` where it has RGB or grey and the other is wanted."""
+    if (
+        weight.dim() != 4
+        or len(shape) != 4
+        or (weight.shape[1], shape[1]) not in {(1, 3), (3, 1)}
+        or shape[1] != channels
+    ):
+        return weight
+    return weight.sum(1, keepdim=True) if shape[1] == 1 else weight.expand(-1, 3, -1, -1) / 3
+
+
+def normalisation(
+    wanted: str | None, data: ImageSet, *, factory: Factory | None, initial: InitialWeights | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation that images in [0, 1] are normalised by, a value a channel each.
+
+    Args:
+        wanted: ``data``, of the training images; ``imagenet``; ``none``, 0 and 1; numbers as ``MEAN/STD``, one each or
+            one a channel with commas. None stands for what published weights of a library's network expect, if such
+            are started from, else for ``data``.
+        data: what is trained on.
+        factory: of the network.
+        initial: the weights started from.
+
+    Raises:
+        ConfigError: if it is none of these, or for another number of channels.
+    """
+    channels = data.shape[0]
+    if wanted is None and initial is not None:
+        if isinstance(factory, LibraryNetwork):
+            return _per_channel(factory.mean, factory.std, channels=channels, wanted=factory.reference)
+        _log.warning(
+            "note: images are normalised by mean and standard deviation of the training images; if the weights of %s "
+            "were trained with others, say --normalize imagenet, none or MEAN/STD",
+            initial.name,
+        )
+    if wanted in (None, "data"):
+        return data.mean_std()
+    if wanted == "imagenet":
+        return _per_channel(IMAGENET_MEAN, IMAGENET_STD, channels=channels, wanted=wanted)
+    if wanted == "none":
+        return (0.0,) * channels, (1.0,) * channels
+    mean, std = parse_normalisation(str(wanted))
+    return _per_channel(mean, std, channels=channels, wanted=str(wanted))
+
+
+def _per_channel(
+    mean: tuple[float, ...], std: tuple[float, ...], *, channels: int, wanted: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return one value a channel; RGB's for grey images are the mean of the three."""
+    both = [mean, std]
+    for i, values in enumerate(both):
+        if len(values) == 1:
+            both[i] = values * channels
+        elif channels == 1 and len(values) == 3:
+            both[i] = (sum(values) / 3,)
+        elif len(values) != channels:
+            raise ConfigError(f"{shortened(wanted)} normalises {len(values)} channels, and the images have {channels}")
+    return both[0], both[1]
