@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _MAX_QUOTED = 600  # characters
 
 
@@ -18,6 +20,15 @@ class MissingExtraError(SmartError):
 
 class OutputError(SmartError):
     """A file or folder that cannot be written where it was asked for."""
+
+
+def alternatives(name: str, known: Iterable[str]) -> str:
+    """Return ``name``, which is none of the ``known``, with the one that may be meant, else with all that there are."""
+    from difflib import get_close_matches  # noqa: PLC0415  # every command's `--help` reads this module
+
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    return f"{shortened(name)!a:.102}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
 
 
 def shortened(text: str) -> str:

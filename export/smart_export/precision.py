@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias, cast
 
+from smart_common.errors import alternatives
 from smart_devices import PRECISIONS
 from smart_export.errors import ExportError
 
@@ -42,5 +43,5 @@ def check_precision(precision: str) -> Precision:
         ExportError: it is unknown.
     """
     if precision not in PRECISIONS:
-        raise ExportError(f"unknown precision {precision!r}; choose out of {', '.join(PRECISIONS)}")
+        raise ExportError(f"unknown precision {alternatives(str(precision), PRECISIONS)}")
     return cast("Precision", precision)

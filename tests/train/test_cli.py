@@ -88,7 +88,9 @@ def test_an_epoch_is_one_line_for_people(checkpoint: Trained) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [(["--plot"], "history.png"), (["--plot", "PLACE/curves.svg"], "curves.svg")], ids=["", "file"]
+    ("options", "name"),
+    [(["--plot"], "ckpt.history.png"), (["--plot", "PLACE/curves.svg"], "curves.svg")],
+    ids=["", "file"],
 )
 def test_plot_draws_the_curves(data: str, tmp_path: Path, options: list[str], name: str) -> None:
     options = [option.replace("PLACE", str(tmp_path)) for option in options]
@@ -100,12 +102,12 @@ def test_plot_draws_the_curves(data: str, tmp_path: Path, options: list[str], na
 
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
 def test_a_foreign_history_is_never_written_over(data: str, tmp_path: Path, force: list[str]) -> None:
-    (tmp_path / "history.csv").write_text("mine")
+    (tmp_path / "ckpt.history.csv").write_text("mine")
     (tmp_path / "ckpt.pt").write_text("old")
     done = invoke("--data", data, *SMALL, "-o", str(tmp_path / "ckpt.pt"), *(force or ["--resume"]))
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "is not the history of a training" in done.stderr
-    assert (tmp_path / "history.csv").read_text() == "mine"
+    assert (tmp_path / "ckpt.history.csv").read_text() == "mine"
     assert (tmp_path / "ckpt.pt").read_text() == "old"
 
 
@@ -167,7 +169,7 @@ def test_a_folder_and_an_npz_of_the_same_pictures_give_the_same_history_to_the_b
             augmented = ["--flip", "--crop-pad", "1", "--train-images", "64"]
             done = invoke("--data", data, *SMALL, *augmented, "-o", str(place / "ckpt.pt"))
             assert done.exit_code == 0, done.output
-            histories.append((place / "history.csv").read_bytes())
+            histories.append((place / "ckpt.history.csv").read_bytes())
     assert len(set(histories)) == 1
     assert len(histories[0].splitlines()) == 3
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from smart_train.cli import NOT_IN_RECIPES
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
-from smart_train.training.recipe import MAX_BYTES, read_recipe
+from smart_train.training.recipe import MAX_BYTES, NOT_IN_RECIPES, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").iterdir())
@@ -93,7 +92,7 @@ def test_what_is_typed_of_attack_and_augmentation_outweighs_what_the_recipe_says
     found = config(tmp_path / "ckpt.pt")
     assert found["attack"] == {"name": "fgsm-rs", "eps": 0.1, "steps": 1, "restarts": 1, "step_size": None}
     assert found["augmentation"] == {"crop_pad": 0, "flip": False}
-    assert (tmp_path / "history.png").exists()
+    assert (tmp_path / "ckpt.history.png").exists()
     done = invoke("--recipe", str(path), "--eps", "0.3", "-o", str(tmp_path / "wide.pt"))
     assert done.exit_code == 0, done.output
     attack = config(tmp_path / "wide.pt")["attack"]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from smart_common.console import cli as house
-from smart_common.version import version
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_eval.attacks.table import ATTACKS, CLEAN
 from smart_eval.page.cli import report_options
@@ -95,9 +94,9 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
 )
 @click.option("--resume", is_flag=True, help="Go on with what -o has; results that do not belong to this run stay.")
 @report_options
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
-@click.version_option(version(), prog_name="smart-eval")
+@house.version_option("smart-eval")
 def main(
     *,
     models: tuple[Path, ...],

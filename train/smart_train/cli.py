@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from smart_common.console import cli as house
-from smart_common.version import version
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures.cli import NetworkName
 from smart_train.architectures.names import FACTORY_FORM
@@ -24,52 +23,19 @@ from smart_train.choices import (
     STRUCTURES,
 )
 from smart_train.data.cli import data_options
-from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
-from smart_train.training.recipe import Value, read_recipe
+from smart_train.training.recipe import apply_recipe, apply_resume
 
-# Of one call, or of one machine, and not of a training.
-NOT_IN_RECIPES = {
-    "recipe", "help_method", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache",
-    "init",
-}  # fmt: skip
-
-
-def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make what the recipe says the default of every option, checked as on the command line."""
-    if path is None:
-        return
-    options = {
-        o.name: o for o in ctx.command.params if isinstance(o, click.Option) and o.name and o.name not in NOT_IN_RECIPES
-    }
-    found: dict[str, Any] = {}
-    for name, value in read_recipe(path).items():
-        if name not in options:
-            raise ConfigError(
-                f"{name!a:.100} in {path} is no option for a recipe; see smart-train --help for their names"
-            )
-        try:
-            found[name] = _option_value(options[name], value, ctx)
-        except (click.BadParameter, ValueError) as error:
-            reason = error.message if isinstance(error, click.BadParameter) else str(error)
-            raise ConfigError(
-                f"--{name.replace('_', '-')} does not take what {path} has for {name}: {reason.rstrip('.')}"
-            ) from error
-    ctx.default_map = found
-
-
-def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
-    """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
-    if option.multiple:
-        if isinstance(value, str | int | float):
-            raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
-        return [f"{key}={number}" for key, number in value.items()]
-    if value is True and isinstance(option.flag_value, str):
-        return option.flag_value  # an option that may stand alone, like --plot
-    if option.is_flag != isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError("true or false is wanted" if option.is_flag else "text or a number is wanted")
-    # Through text, so that 7.5 epochs are refused and not cut to 7.
-    return value if option.is_flag else option.type.convert(str(value), option, ctx)
+_GROUPS = {
+    "Data": ("data", "data_dir", "cache_dir", "no_cache", "train_images", "test_images", "crop_pad", "flip"),
+    "Network and masks": (
+        *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
+        *("masks", "score"),
+    ),
+    "Method and attack": ("method", "method_options", "help_method", "attack", "eps", "steps", "step_size"),
+    "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
+    "Output": ("output", "plot", "tensorboard", "resume", "force", "as_json"),
+}
 
 
 def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> None:
@@ -85,6 +51,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
+    option_groups=_GROUPS,
     epilog="Example: smart-train --data digits --model resnet8 --density 0.5 --epochs 15 --eps 0.3 -o ckpt.pt",
 )
 @click.option(
@@ -93,7 +60,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     metavar="FILE",
     is_eager=True,  # before the options whose defaults it sets
     expose_value=False,
-    callback=_apply_recipe,
+    callback=apply_recipe,
     help="Take options from this .toml or .json file, by their names; those on the command line outweigh it.",
 )
 @click.option("--data", default="digits", help=f"{DATA_SPECS}.")
@@ -124,7 +91,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     "[default: 0.5, 1 for methods with one path; N/M for N:M]",
 )
 @click.option(
-    "--scope", default="block", type=click.Choice(SCOPES), help="Mask block interiors, or residual streams too."
+    "--scope", default="block", type=house.Choice(SCOPES), help="Mask block interiors, or residual streams too."
 )
 @click.option("--align", type=int, help=f"Round kept channels up to a multiple of this.  [default: {DEFAULT_ALIGN}]")
 @click.option(
@@ -135,19 +102,19 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--permute", is_flag=True, help="First order channels so that N:M keeps more; pays with --init.")
 @click.option("--target", metavar="NAME", help="Take the alignment of this device (smart-devices list, or FILE.json).")
-@click.option("--masks", default="gradual", type=click.Choice(MASK_MODES), help="How masks are found.")
-@click.option("--score", default="magnitude", type=click.Choice(SCORES), help="By what they choose.")
-@click.option("--method", default="smart", type=click.Choice(list(METHODS)), help="The training method.")
+@click.option("--masks", default="gradual", type=house.Choice(MASK_MODES), help="How masks are found.")
+@click.option("--score", default="magnitude", type=house.Choice(SCORES), help="By what they choose.")
+@click.option("--method", default="smart", type=house.Choice(list(METHODS)), help="The training method.")
 @click.option("--set", "method_options", multiple=True, metavar="NAME=VALUE", help="An option of the method: beta=6.")
 @click.option(
     "--help-method",
-    type=click.Choice(list(METHODS)),
+    type=house.Choice(list(METHODS)),
     is_eager=True,
     expose_value=False,
     callback=_say_method,
     help="Describe a method and its options, and exit.",
 )
-@click.option("--attack", default="pgd", type=click.Choice(list(ATTACKS)), help="The attack trained against.")
+@click.option("--attack", default="pgd", type=house.Choice(list(ATTACKS)), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
 @click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
 @click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
@@ -156,8 +123,8 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--lr", default=0.1, help="Peak learning rate.")
 @click.option("--weight-decay", default=5e-4)
 @click.option("--seed", default=0)
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--precision", default="32-true", type=click.Choice(PRECISIONS))
+@click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
+@click.option("--precision", default="32-true", type=house.Choice(PRECISIONS))
 @click.option(
     "-o", "--output", default="ckpt.pt", type=click.Path(path_type=Path, dir_okay=False), help="The checkpoint."
 )
@@ -166,7 +133,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     is_flag=False,
     flag_value="",
     metavar="FILE",
-    help="Draw the training's curves: .png, .svg or .pdf; alone, history.png beside the checkpoint.",
+    help="Draw the training's curves: .png, .svg or .pdf; alone, ckpt.history.png beside ckpt.pt.",
 )
 @click.option(
     "--tensorboard",
@@ -174,17 +141,24 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     metavar="DIR",
     help="Write TensorBoard events to this folder.",
 )
-@click.option("--resume", is_flag=True, help="Continue an interrupted training with the same options and -o.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="CKPT",
+    is_eager=True,  # before the options whose defaults it sets
+    callback=apply_resume,
+    help="Continue the interrupted training of this checkpoint; alone, that of -o with the same options typed again.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint and its state.")
 @house.json_option
-@click.version_option(version(), prog_name="smart-train")
+@house.version_option("smart-train")
 @click.pass_context
 def main(ctx: click.Context, /, **options: Any) -> None:
     """Train one network; by default with a clean and a robust path that share weights (SMART, arXiv 2302.03523).
 
-    The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch (history.csv, of
-    the folder's latest training; every checkpoint keeps its own lines). Figures are from the test split, robust ones
-    under PGD-20.
+    The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch
+    (ckpt.history.csv). Figures are from the test split, robust ones under PGD-20.
     """
     from smart_train.training.cli import train  # noqa: PLC0415  # torch, and all that trains
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from smart_common.errors import alternatives
 from smart_train.architectures.names import CUSTOM, FACTORY_FORM, Argument, is_factory_name
 from smart_train.choices import ARCHITECTURES
 from smart_train.errors import ConfigError
@@ -31,8 +32,7 @@ class NetworkName(click.ParamType[str]):
         """Return the name as it is, if it is one."""
         text = str(value)
         if text not in ARCHITECTURES and not is_factory_name(text):
-            known = ", ".join(map(repr, ARCHITECTURES))
-            self.fail(f"{text!r} is not one of {known}, and no {FACTORY_FORM} either.", param, ctx)
+            self.fail(f"unknown {alternatives(text, [*ARCHITECTURES, FACTORY_FORM])}", param, ctx)
         return text
 
 

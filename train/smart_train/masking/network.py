@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from smart_common.errors import alternatives
 from smart_train.choices import Scope
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
@@ -136,7 +137,7 @@ class SmartNetwork(nn.Module):
             ConfigError: if there is no such path.
         """
         if _KEY + name not in self._paths:
-            raise ConfigError(f"unknown path {name!r}; there are {', '.join(self.path_names)}")
+            raise ConfigError(f"unknown path {alternatives(name, self.path_names)}")
         path = self._paths[_KEY + name]
         assert isinstance(path, PathNetwork)
         return path

@@ -32,6 +32,7 @@ from smart_train.training.config import TrainConfig
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
+from smart_train.training.recipe import options_to_keep, refuse_other_options
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 
@@ -149,6 +150,20 @@ def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: Trai
     )
 
 
+def _say_phase(phase: str, advance: house.Advance) -> None:
+    """Tell what is being done: in the bar, or without one a line when an epoch or the report begins."""
+    advance(phase, count=0)
+    if not house.console(stderr=True).is_terminal and ": validation" not in phase:
+        house.note(phase)
+
+
+def _what_is_kept(trainer: Trainer) -> str:
+    done, epochs = len(trainer.history), trainer.config.epochs
+    if not done:
+        return f"no epoch had ended, and nothing is kept in {trainer.output}"
+    return f"{done} of {epochs} epochs are kept; `smart-train --resume {trainer.output}` goes on"
+
+
 def _say_epoch(report: EpochReport, *, attack: str) -> None:
     row = report.row
     losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
@@ -211,31 +226,35 @@ def train(
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
-    resume: bool,
+    resume: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed and which are a recipe's."""
+    if resume:
+        refuse_other_options(ctx, Path(resume))
+        output = Path(resume)
+    goes_on = resume is not None
     check_output(output)
-    curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
+    curves = None if plot is None else Path(plot) if plot else history_path(output).with_suffix(".png")
     if curves is not None:
         check_plot(curves)  # before the hours of training, not after
-    if resume and force:
+    if goes_on and force:
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
     existing = [p for p in (output, state_path(output)) if p.exists()]
-    if existing and not resume and not force:
+    if existing and not goes_on and not force:
         raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
     check_history(history_path(output))
     model = options["model"]
     if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
-            f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
-            f"that code imported"
+            f"--model {model} is in a file alone, which may be anybody's; type it on the command line too to have that "
+            f"code imported"
         )
     network = chosen_network(model)
     config = _config(ctx, network, options)
-    if resume and not state_path(output).exists():
+    if goes_on and not state_path(output).exists():
         if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
             raise ConfigError(
                 f"no {state_path(output).name} beside {output} to resume from, since this training has ended; use "
@@ -247,11 +266,13 @@ def train(
         config,
         places.load(data),
         output=output,
-        resume=resume,
+        resume=goes_on,
         factory=network.factory,
         initial=init,
         tensorboard=tensorboard,
+        options=options_to_keep(ctx),
     )
+    house.if_interrupted(lambda: _what_is_kept(trainer))
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
@@ -259,7 +280,11 @@ def train(
     _say_weights(trainer)
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
-        result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
+        result = trainer.run(
+            on_step=advance,
+            on_epoch=lambda report: _say_epoch(report, attack=judged),
+            on_phase=lambda phase: _say_phase(phase, advance),
+        )
     summary = _summary(result, factory=network.factory)
     if as_json:
         house.print_json(summary)

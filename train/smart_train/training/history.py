@@ -1,4 +1,4 @@
-"""``history.csv``: one line an epoch, the same on every run of the same training.
+"""``ckpt.history.csv``: one line an epoch, the same on every run of the same training.
 
 Nothing that depends on the machine is in it (speeds, times), so two histories can be compared to the last digit. It
 lies beside the checkpoint, which holds the same rows under ``training``.
@@ -31,7 +31,7 @@ def path_accuracies(row: Row) -> dict[str, tuple[float, float | None]]:
 
 def history_path(checkpoint: Path) -> Path:
     """Return where the history of the training that writes ``checkpoint`` lies."""
-    return checkpoint.with_name("history.csv")
+    return checkpoint.with_name(f"{checkpoint.stem}.history.csv")
 
 
 def write_history(rows: Sequence[Row], path: Path) -> None:
@@ -40,14 +40,14 @@ def write_history(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path, shared=True) as file:  # by every training into this folder
+    with replacing(path) as file:
         file.write(text.getvalue().encode())
 
 
 def check_history(path: Path) -> None:
     """Raise ConfigError if ``path`` is there and is no history: it would be written over, whoever's it is.
 
-    The history of another training may be: its checkpoint has the same rows.
+    The history of an earlier training with this checkpoint may be: its checkpoint has the same rows.
     """
     if not path.exists():
         return
