@@ -31,14 +31,13 @@ from torch.nn.functional import cross_entropy
 
 from smart_eval.attacks.pgd import Pgd
 from smart_eval.attacks.table import parse_attacks
-from smart_eval.measure import measure
-from smart_eval.records import Records
+from smart_eval.measure import Run, measure
 from smart_runtime.bench.environment import read_environment
 from smart_train import Attack, load_checkpoint
 from smart_train.accuracy import Accuracy, classified_rightly, to_tensor
 from smart_train.chunks import CHUNK
-from smart_train.data import load_data
 from smart_train.data.images import Split
+from smart_train.data.load import load_data
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import PathNetwork, SmartNetwork
 
@@ -132,7 +131,7 @@ def compare(net: SmartNetwork, split: Split, attack: Attack) -> dict[str, Any]:
     ways: dict[str, Callable[[], object]] = {
         "plain": partial(every_image, net, split, restarts=attack.restarts, perturb=by_backward(attack)),
         "input_only": partial(every_image, net, split, restarts=attack.restarts, perturb=for_the_input(attack)),
-        "smart_eval": lambda: measure(net, split, attacks=[Pgd(attack)], seed=SEED, records=Records(), about={}),
+        "smart_eval": lambda: measure(net, split, attacks=[Pgd(attack)], run=Run(seed=SEED)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     net.eval()
@@ -163,7 +162,7 @@ def main() -> None:
     split, eps, net = load_data("digits").test, checkpoint.samples.eps, checkpoint.net
     times = [compare(net, split, Attack(eps=eps, steps=steps, restarts=n)) for steps, n in ((20, 1), (50, 5))]
     attacks = parse_attacks(ATTACKS, eps=eps, steps=1, restarts=1, step_size=None, classes=10)
-    right = measure(net, split, attacks=attacks, seed=SEED, records=Records(), about={})
+    right = measure(net, split, attacks=attacks, run=Run(seed=SEED))
     found = {
         path: {name: Accuracy(int(each.sum()), len(each)) for name, each in by_attack.items()}
         for path, by_attack in right.items()

@@ -29,7 +29,7 @@ from smart_export.layers import network_cost
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bundle.bundle import Bundle
 from smart_train import load_checkpoint
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.training.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent

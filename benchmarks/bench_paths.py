@@ -37,7 +37,7 @@ from smart_runtime.bench.contenders import open_bundles
 from smart_runtime.bench.report import Report, Row
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE, GraphInfo
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.choices import SCOPES, Scope
 
 RESULT = Path(__file__).resolve().parent / "results/paths.json"

@@ -44,8 +44,8 @@ from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
-from smart_train.data import load_data
 from smart_train.data.images import VALIDATION_SAMPLES, Split
+from smart_train.data.load import load_data
 from smart_train.training.config import TrainConfig
 from smart_train.training.loop import Trainer
 
@@ -103,7 +103,7 @@ def build(checkpoint: Checkpoint, folder: Path, *, judge: Evidence | None) -> li
                 "graph": name,
                 "bytes": graph.bytes,
                 "max_rel_diff": graph.agreement.max_rel_diff,
-                "gate": None if graph.gate is None else graph.gate.record(),
+                "gate": None if graph.gate is None else asdict(graph.gate),
                 "passed": graph.gate is None or all(one.drop <= MAX_DROP for one in graph.gate.drops.values()),
             }
             for name, graph in {DENSE: built.baseline, **built.paths}.items()

@@ -36,8 +36,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from synthetic import synthetic_bundle
 
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
-from smart_runtime.bench.statistics import speed_up, summarise
+from smart_runtime.bench.measure import calls_per_block, interleave, random_batch, speed_up, summarise
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE, InputSpec, Manifest
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine

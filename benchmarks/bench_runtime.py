@@ -33,8 +33,7 @@ from outcome import finish
 
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
-from smart_runtime.bench.statistics import Block, Interval, interval, resampled
+from smart_runtime.bench.measure import Block, Interval, calls_per_block, interleave, interval, random_batch, resampled
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import Batch, Engine, EngineOptions, Scores

@@ -35,8 +35,7 @@ from outcome import finish
 
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.measure import random_batch
-from smart_runtime.bench.statistics import interval, resampled
+from smart_runtime.bench.measure import interval, random_batch, resampled
 from smart_runtime.bench.switching import cold_load_ms, first_result_ms, measure_switch
 from smart_runtime.engines import AUTO, Batch, Scores
 from smart_runtime.engines.onnx_weights import external_tensors

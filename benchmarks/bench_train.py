@@ -26,10 +26,11 @@ from outcome import finish
 from torch import Tensor, nn
 
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.statistics import speed_up
+from smart_runtime.bench.measure import speed_up
 from smart_train import Attack, Structure
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.data.images import make_image_set
+from smart_train.data.source import Arrays
 from smart_train.training.config import TrainConfig
 from smart_train.training.loop import Trainer
 
@@ -83,14 +84,7 @@ def measure(
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (20 * batch, side, side, 3), dtype=np.uint8)
     labels = np.arange(20 * batch) % 10
-    data = make_image_set(
-        kind="npz",
-        where="made up",
-        train_images=pixels,
-        train_labels=labels,
-        test_images=pixels[:batch],
-        test_labels=labels[:batch],
-    )
+    data = make_image_set(Arrays(pixels, labels, pixels[:batch], labels[:batch]), kind="npz", where="made up")
     config = TrainConfig(
         model=model,
         model_arguments={"width": width},

@@ -22,7 +22,7 @@ from smart_devices import resolve_target
 from smart_export.build import build_bundle
 from smart_train import Checkpoint, SmartNetwork, convert
 from smart_train.accuracy import to_tensor
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.checkpoint.format import Samples
 from smart_train.choices import Scope
 

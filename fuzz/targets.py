@@ -73,7 +73,7 @@ def _manifest(_: Path) -> Subject:
 
 
 def _checksums(_: Path) -> Subject:
-    from smart_runtime.bundle.checksums import CHECKSUMS, SIGNATURE, parse_checksums  # noqa: PLC0415
+    from smart_runtime.bundle.bundle import CHECKSUMS, SIGNATURE, parse_checksums  # noqa: PLC0415
     from smart_runtime.bundle.manifest import is_inside  # noqa: PLC0415
     from smart_runtime.errors import BundleError  # noqa: PLC0415
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from smart_train import Checkpoint, convert, save_checkpoint
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.checkpoint.format import Samples
 
 _SIDE, _WIDTH = 4, 2

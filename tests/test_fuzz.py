@@ -86,7 +86,7 @@ def test_without_atheris_it_says_so_in_one_sentence() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(FUZZ)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: expected atheris")
+    assert done.stderr.startswith("error: atheris, which leads the fuzzing by coverage, is not there on ")
     assert done.stderr.count("\n") == 1
 
 

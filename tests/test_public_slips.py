@@ -87,7 +87,7 @@ def test_a_builder_is_no_engine_to_run() -> None:
 
 
 def test_a_long_class_name_is_quoted_in_part(tmp_path: Path) -> None:
-    from smart_runtime.checks import check_replaces  # noqa: PLC0415  # what a reload asks
+    from smart_runtime.bundle.manifest import check_replaces  # noqa: PLC0415  # what a reload asks
 
     manifest = SmartModel.load(write_bundle(tmp_path / "bundle")).manifest
     other = type(manifest)(**{**vars(manifest), "class_names": ("x" * 2000, *manifest.class_names[1:])})

@@ -29,11 +29,7 @@ _MAX_DIGITS = 300  # of a number: what they make fits a float, and reading them 
 def read_limited(path: Path, *, what: str, max_bytes: int, error: Callable[[str], SmartError]) -> bytes:
     """Return the content of a file that the user named, of at most ``max_bytes``, whatever size the system claims.
 
-    Args:
-        path: The file.
-        what: What it should be, as in ``recipe``.
-        max_bytes: No such file of ours is larger.
-        error: Makes what is raised: the file cannot be read, or is larger.
+    ``what`` is what it should be, as in ``recipe``. ``error`` makes what is raised: it cannot be read, or is larger.
     """
     try:
         with path.open("rb") as file:
@@ -57,7 +53,7 @@ def parse_json(data: bytes, *, damaged: Damaged) -> Any:
         return json.loads(
             text,
             parse_constant=_refuse_constant,
-            parse_int=_whole,
+            parse_int=lambda number: int(_short(number)),
             parse_float=_finite,
             object_pairs_hook=_unique_keys,
         )
@@ -195,11 +191,9 @@ class Reader:
     def optional_number(self, key: str) -> float | None:
         """Return the number under ``key``, 0 or more and finite, None for null and for nothing."""
         value = self.value(key)
-        if value is None:
-            return None
-        if not _is_number(value):
+        if value is not None and not _is_number(value):
             raise self.wrong(key, "a number, 0 or more, or null")
-        return float(value)
+        return None if value is None else float(value)
 
     def positive(self, key: str) -> float:
         """Return the number under ``key``, above 0 and finite."""
@@ -253,10 +247,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key that stands twice in one object")
     return result
-
-
-def _whole(text: str) -> int:
-    return int(_short(text))
 
 
 def _finite(text: str) -> float:

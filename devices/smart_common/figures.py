@@ -41,11 +41,7 @@ def check_plot(path: Path) -> None:
 
 
 def new_figure(*, width: float, height: float) -> Figure:
-    """Return an empty figure of ``width`` times ``height`` inches.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Return an empty figure in inches; raises MissingExtraError if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # optional, so imported at use
         from matplotlib.figure import Figure  # noqa: PLC0415
@@ -69,12 +65,7 @@ def style_panel(axis: Axes, title: str, *, grid: Literal["x", "y"]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` into ``path``, which is replaced whole or not at all.
-
-    Raises:
-        OutputError: As `check_plot`.
-        OSError: The file cannot be written.
-    """
+    """Write ``figure`` into ``path``, replaced whole or not at all; raises as `check_plot`, and OSError."""
     check_plot(path)
     with replacing(path, shared=True) as file:
         figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=160, facecolor="white")

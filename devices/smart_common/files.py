@@ -1,4 +1,4 @@
-"""Write files so that a reader, or a crash, sees the old one or the new one and nothing between."""
+"""Files: written so that a reader, or a crash, sees the old or the new one; told by their bytes; kept in a cache."""
 
 from __future__ import annotations
 
@@ -38,3 +38,14 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
 def digest_of_file(file: Path) -> str:
     """Return the SHA-256 of ``file``, hexadecimal; raises OSError if the system refuses."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def default_cache_dir() -> Path | None:
+    """Return ``$XDG_CACHE_HOME/smart-edge``, or ``~/.cache/smart-edge`` where that is not set; None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():  # the XDG base directory specification has relative paths ignored
+        return Path(base) / "smart-edge"
+    try:
+        return Path.home() / ".cache" / "smart-edge"
+    except RuntimeError:  # a container, say, whose user no passwd file knows
+        return None

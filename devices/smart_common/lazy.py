@@ -32,13 +32,9 @@ def load(place: str) -> Any:
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__`` (PEP 562) that imports each name of ``homes`` from its module at first use.
+    """Return a ``__getattr__`` (PEP 562) for ``package`` that imports names from their modules in ``homes`` when used.
 
-    ``__version__`` is the distribution's, for every package.
-
-    Args:
-        package: ``__name__`` of the module.
-        homes: the module of each name; a name whose module is itself is a module of the package.
+    A name whose module is itself is a module of the package. ``__version__`` is the distribution's.
     """
 
     def attribute(name: str) -> Any:

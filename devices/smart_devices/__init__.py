@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     from smart_common.errors import MissingExtraError, SmartError
     from smart_common.version import version
     from smart_devices.detection import detect
-    from smart_devices.device_profile import PRECISIONS, DenseSparse, Dla, Identity, Memory, PowerMode, Profile, Target
+    from smart_devices.device_profile import (
+        PRECISIONS,
+        DenseSparse,
+        Dla,
+        Fact,
+        Identity,
+        Memory,
+        PowerMode,
+        Profile,
+        Target,
+    )
     from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
     from smart_devices.engines import engine_status
     from smart_devices.errors import UnknownEngineError, UnknownTargetError
-    from smart_devices.facts import Fact
     from smart_devices.jetpack import JetPack, JetPackVersion
     from smart_devices.profiles import load_profile, parse_profile, profile_names, profile_of, resolve_target
 
@@ -60,6 +69,7 @@ _HOMES = {
         "PRECISIONS",
         "DenseSparse",
         "Dla",
+        "Fact",
         "Identity",
         "Memory",
         "PowerMode",
@@ -69,7 +79,6 @@ _HOMES = {
     "smart_devices.engine_rows": ("EngineInfo", "EngineStatus", "engine_info", "engine_names"),
     "smart_devices.engines": ("engine_status",),
     "smart_devices.errors": ("UnknownEngineError", "UnknownTargetError"),
-    "smart_devices.facts": ("Fact",),
     "smart_devices.jetpack": ("JetPack", "JetPackVersion"),
     "smart_devices.profiles": ("load_profile", "parse_profile", "profile_names", "profile_of", "resolve_target"),
 }

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from smart_devices.detection import Machine
-    from smart_devices.device_profile import DenseSparse, PowerMode, Profile
-    from smart_devices.facts import Fact
+    from smart_devices.device_profile import DenseSparse, Fact, PowerMode, Profile
 
 _Row = tuple[str, str, str]
 
@@ -120,7 +119,7 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
     from rich.padding import Padding  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    from smart_devices.doctor import diagnose  # noqa: PLC0415
+    from smart_devices.engines import diagnose  # noqa: PLC0415
 
     diagnosis = diagnose()
     if as_json:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smart_devices.nvml import Gpu
-from smart_devices.power.source import Part
+from smart_devices.power.meters import Part
 from smart_devices.sysfs import read_number_or_none, read_text_or_none
 
 # A Jetson's GPU in /sys/class/devfreq, by generation: rbonghi/jetson_stats, recorded boards.

@@ -56,11 +56,6 @@ def read_cpu(root: Path = Path("/"), *, machine: str | None) -> Cpu:
     )
 
 
-def this_machine() -> str | None:
-    """Return the architecture that this Python runs on."""
-    return platform.machine() or None
-
-
 def cpu_model(root: Path = Path("/")) -> str:
     """Return the processor's name for people; Arm boards have none in /proc/cpuinfo, there the machine type must do."""
     return _cpuinfo(root).get("model name") or platform.processor() or platform.machine()

@@ -1,15 +1,19 @@
-"""Which engines can run on this machine, judged in one place without importing any of them."""
+"""Which engines can run on this machine, judged in one place without importing any of them, and what is missing."""
 
 from __future__ import annotations
 
+import platform
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smart_common.lazy import load
-from smart_devices.engine_rows import EngineStatus, engine_info
+from smart_devices import engine_rows
+from smart_devices.engine_rows import EngineStatus, engine_info, engine_names
 from smart_devices.python_environment import find_module, version_of
 
 if TYPE_CHECKING:
+    from smart_devices.detection import Machine
     from smart_devices.gpu_engines import Surroundings
 
 # 1.23 is the oldest that smart-edge was tested with: the newest for the Python 3.10 of JetPack 6.
@@ -59,3 +63,48 @@ def _major_minor(version: str) -> tuple[int, int]:
     """Return the first two numbers of a version such as ``1.23.1+cu12``; (0, 0) when there are none."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What this machine can run.
+
+    Attributes:
+        machine: What it is.
+        python: The version of the Python that runs this.
+        prefix: Where that Python or its virtual environment is.
+        cuda_driver: The newest CUDA that the NVIDIA driver runs; None without one.
+        engines: Every engine that is known, then what builds engines without running them.
+        warnings: What works less well than it could, each a sentence with its remedy.
+    """
+
+    machine: Machine
+    python: str
+    prefix: str
+    cuda_driver: str | None
+    engines: tuple[EngineStatus, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def can_run(self) -> bool:
+        """Whether an engine that smart-edge can drive runs here."""
+        return any(status.available and status.name in engine_names(driven=True) for status in self.engines)
+
+
+def diagnose(around: Surroundings | None = None) -> Diagnosis:
+    """Return what this machine can run.
+
+    Args:
+        around: What decides about GPU engines; None for this machine as it is.
+    """
+    from smart_devices import gpu_engines  # noqa: PLC0415  # it looks at the whole machine, which few need
+
+    around = around or gpu_engines.survey()
+    return Diagnosis(
+        machine=around.machine,
+        python=platform.python_version(),
+        prefix=around.python.prefix,
+        cuda_driver=around.driver.cuda,
+        engines=tuple(engine_status(info.name, around=around) for info in engine_rows.ENGINES),
+        warnings=gpu_engines.warnings(around),
+    )

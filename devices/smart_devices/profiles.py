@@ -29,10 +29,12 @@ from smart_devices.device_profile import (
     PowerMode,
     Profile,
     Target,
+    is_positive,
+    read_fact,
+    read_number,
 )
 from smart_devices.engine_rows import engine_names
 from smart_devices.errors import UnknownTargetError
-from smart_devices.facts import is_positive, read_fact, read_number
 from smart_devices.jetpack import MAX_OPSET, MIN_OPSET, SHARED, JetPack, jetpack_table, parse_jetpack
 
 SCHEMA_VERSION = 1

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from smart_devices.device_profile import PRECISIONS, Profile
-from smart_devices.facts import Fact
+from smart_devices.device_profile import PRECISIONS, Fact, Profile
 from smart_devices.sysfs import printable
 
 Bound: TypeAlias = Literal["compute", "memory"]

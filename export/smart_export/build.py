@@ -11,28 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smart_devices import Profile, Target, resolve_target
-from smart_export.bundle_manifest import manifest_record, quantisation
+from smart_export.bundle_manifest import check_structure, manifest_record, quantisation
 from smart_export.errors import ExportError
 from smart_export.evidence import Evidence, divide
-from smart_export.gate import check_max_drop
 from smart_export.graph import Converter
 from smart_export.precision import FP32, MAX_DROP, Precision, check_precision
 from smart_export.publish import check_output, publish, staged
-from smart_export.rtx import Plan, Source, build_plans
+from smart_export.rtx import Plan, build_plans
 from smart_export.signing import public_half, sign_bundle_
-from smart_export.stages import (
-    Export,
-    ExportedGraph,
-    convert,
-    fold_baseline,
-    fold_path,
-    quantise,
-    verify,
-    write,
-)
-from smart_export.target_rules import check_structure
+from smart_export.stages import Export, ExportedGraph, export_graph, fold_baseline, fold_path
 from smart_export.timings import Stopwatch
-from smart_export.verify import RANDOM_IMAGES
+from smart_export.verify import RANDOM_IMAGES, check_max_drop
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
 from smart_train import Checkpoint, load_checkpoint
@@ -48,13 +37,11 @@ class BuildResult:
 
     Attributes:
         bundle: its directory.
-        target: the device it is for.
-        precision: of every graph.
+        target, precision: the device, and the precision of every graph.
         judged: which images the accuracy gate judged by.
         max_drop: what it let an accuracy drop by, as a fraction.
         quantisation: how graphs became int8, None for other precisions.
-        paths: one graph a path.
-        baseline: the unmasked network, or None.
+        paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
         densities: how much each path uses.
         signer: the fingerprint of the key that signed it, None without one.
@@ -159,23 +146,22 @@ def build_bundle(
         graphs = {}
         for name in (*names, *([DENSE] if baseline else [])):
             folded = fold_baseline(export) if name == DENSE else fold_path(export, name)
-            graph = quantise(export, convert(export, folded, to_onnx))
-            graphs[name] = verify(export, graph, write(export, graph, staging))
+            graphs[name] = export_graph(export, folded, to_onnx=to_onnx, bundle=staging)
             on_step(name)
         plans = []
         if rtx:
-            sources = [
-                Source(
-                    name,
-                    staging / graph.file,
-                    two_four=any(layer.why_not_two_four is None for layer in graph.cost.layers),
-                )
-                for name, graph in graphs.items()
-            ]
             with stopwatch.phase("TensorRT-RTX"):
-                for plan in build_plans(sources, folder=staging, inputs=export.input_spec, capabilities=rtx):
-                    plans.append(plan)
-                    on_step(plan.file)
+                for name, graph in graphs.items():
+                    for plan in build_plans(
+                        name,
+                        staging / graph.file,
+                        two_four=any(layer.why_not_two_four is None for layer in graph.cost.layers),
+                        folder=staging,
+                        inputs=export.input_spec,
+                        capabilities=rtx,
+                    ):
+                        plans.append(plan)
+                        on_step(plan.file)
         dense, paths = graphs.pop(DENSE, None), graphs
         with stopwatch.phase("manifest and checksums"):
             manifest = manifest_record(

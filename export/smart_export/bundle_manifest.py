@@ -1,4 +1,4 @@
-"""What the manifest of a bundle says, as docs/formats.md lays it down."""
+"""What the manifest of a bundle says, as docs/formats.md lays it down, and what its target decides about it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from smart_common.version import version
-from smart_export.graph import GRAPH, INPUT, OUTPUT
+from smart_devices import Profile, Target, engine_names
+from smart_export.errors import ExportError
+from smart_export.graph import GRAPH, INPUT
 from smart_export.quantise import CALIBRATION_METHOD, recipe_for
 from smart_export.rtx import Plan
 from smart_export.stages import Export, ExportedGraph
-from smart_export.target_rules import target_record
 from smart_runtime.bundle.manifest import FORMAT_VERSION
 from smart_runtime.engines.onnxruntime import import_onnxruntime
 from smart_train.masking.accounting import Densities
+from smart_train.masking.structure import Structure
+
+_MAX_WORKSPACE_BYTES = 4 * 2**30
 
 
 def manifest_record(
@@ -28,7 +32,7 @@ def manifest_record(
 ) -> dict[str, Any]:
     """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside."""
     checkpoint = export.checkpoint
-    channels, height, width = checkpoint.input_shape
+    read_as = {"name": INPUT, "dtype": "float32", "layout": "NCHW"}
     ours = {
         "format_version": FORMAT_VERSION,
         "created_by": f"smart-edge {version()}",
@@ -37,18 +41,10 @@ def manifest_record(
         "quantization": quantisation(export),
         "gate": {**export.judging.record(), "max_drop": export.max_drop},
         "default_path": default_path,
-        "input": {
-            "name": INPUT,
-            "dtype": "float32",
-            "layout": "NCHW",
-            "channels": channels,
-            "height": height,
-            "width": width,
-            "range": [0.0, 1.0],
-        },
-        "output": {"name": OUTPUT, "classes": len(checkpoint.class_names)},
+        "input": {**read_as, **asdict(export.input_spec), "range": [0.0, 1.0]},
+        "output": asdict(export.output_spec),
         "preprocessing": {
-            "colour": {1: "L", 3: "RGB"}.get(channels),
+            "colour": {1: "L", 3: "RGB"}.get(checkpoint.input_shape[0]),
             "resize": "shorter-side",
             "interpolation": "bilinear",
             "crop": "center",
@@ -62,7 +58,7 @@ def manifest_record(
                 **graph_record(graph),
                 "layers": layer_records(graph),
                 "metrics": checkpoint.metrics[name],
-                "gate": None if graph.gate is None else graph.gate.record(),
+                "gate": None if graph.gate is None else asdict(graph.gate),
             }
             for name, graph in paths.items()
         },
@@ -87,7 +83,7 @@ def quantisation(export: Export) -> dict[str, Any] | None:
     if export.calibrating is None:
         return None
     return {
-        "recipe": recipe_for(export.target).name,
+        "recipe": recipe_for(export.target),
         "library": f"onnxruntime {import_onnxruntime().__version__}",
         "calibration": {"method": CALIBRATION_METHOD, **export.calibrating.record()},
     }
@@ -112,3 +108,48 @@ def graph_record(graph: ExportedGraph) -> dict[str, Any]:
 def layer_records(graph: ExportedGraph) -> list[dict[str, Any]]:
     """Return what the manifest and a report say of each layer."""
     return [{**asdict(layer), "why_not_dla": graph.dla.why_not[layer.name]} for layer in graph.cost.layers]
+
+
+def check_structure(structure: Structure, *, target: Target, allow_slow: bool) -> None:
+    """Raise ExportError for zeros in a pattern that ``target`` gains nothing from, unless ``allow_slow`` is set.
+
+    They cost accuracy, and nobody gets speed for it. Zeros anywhere gain no speed on any device, which is no reason to
+    refuse one of them.
+    """
+    slow = structure.pattern.why_refused(target)
+    if slow is not None and not allow_slow:
+        raise ExportError(
+            f"{structure.name} does not pay on {target.name}: {slow}; train with --structure "
+            f"channel, or export it as it is with --allow-slow-structure"
+        )
+
+
+def workspace_bytes(profile: Profile) -> int | None:
+    """Return how much memory an engine's builder should be allowed for its own work, None where nobody knows.
+
+    TensorRT takes all of the device's memory unless it is told otherwise (``setMemoryPoolLimit`` in NvInfer.h). On a
+    board where the host's programs live in the same memory that ends with the builder killed (TensorRT issue 1404,
+    ultralytics issue 17338 on a board of 4 GB). The rule is ours: an eighth of shared memory, since the builder also
+    holds the network's weights several times over beside everything else that runs; a quarter of a card's own; 4 GiB at
+    most, which no kernel of a classifier needs.
+    """
+    size_gb = profile.memory.size.value
+    if profile.kind == "cpu" or size_gb is None:
+        return None
+    return min(_MAX_WORKSPACE_BYTES, int(size_gb * 2**30) // (8 if profile.memory.shared_with_host else 4))
+
+
+def target_record(target: Target) -> dict[str, Any]:
+    """Return what the manifest says of the target.
+
+    ``engines`` are all that can run a graph there, best first, and which of them this version of smart-edge drives.
+    """
+    profile = target.profile
+    return {
+        "name": target.name,
+        "profile": profile.name,
+        "kind": profile.kind,
+        "jetpack": target.jetpack,
+        "engines": [{"name": name, "driven": name in engine_names(driven=True)} for name in profile.engines],
+        "workspace_bytes": workspace_bytes(profile),
+    }

@@ -14,7 +14,7 @@ from smart_common.errors import shortened
 from smart_export.errors import ExportError
 from smart_export.evidence import divide
 from smart_export.folding import unmasked
-from smart_export.precision import TOLERANCES, check_precision
+from smart_export.precision import TOLERANCES, Precision, check_precision
 from smart_export.verify import (
     DENSE_IMAGES,
     Agreement,
@@ -27,9 +27,9 @@ from smart_export.verify import (
 from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo
 from smart_runtime.bundle.signatures import short_fingerprint
-from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine
 from smart_train import Checkpoint, load_checkpoint
-from smart_train.checkpoint.origin import check_source
+from smart_train.checkpoint.format import check_source
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,32 @@ def check_bundle(
     if source is not None:
         check_source(bundle.manifest, source)
     agreements: dict[str, Agreement] = {}
-    baseline = bundle.manifest.baseline
-    for graph in (*bundle.manifest.paths.values(), *([] if baseline is None else [baseline])):
+    manifest = bundle.manifest
+    for graph in (*manifest.paths.values(), *([] if manifest.baseline is None else [manifest.baseline])):
         content = bundle.graph_bytes(graph.name)
-        findings.append(_check_graph(graph, content))
-        findings.append(_check_run(bundle, graph, content, source, agreements, engine=engine))
+        _check_onnx(graph, content)
+        findings.append(Finding(f"{graph.name}: ONNX", "onnx.checker full check passes"))
+        opened = create_engine(
+            engine, content, inputs=manifest.input, outputs=manifest.output, options=EngineOptions(threads=1)
+        )
+        try:
+            if source is None:
+                images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
+                if not np.isfinite(opened.run(images)).all():
+                    raise ExportError(f"{graph.file} gives scores that are not finite; export it again")
+                findings.append(Finding(f"{graph.name}: run", "finite scores"))
+                continue
+            found = _agreement(opened, graph, source, precision=check_precision(manifest.precision))
+        finally:
+            opened.close()
+        require(found, name=graph.name)
+        agreements[graph.name] = found
+        detail = f"{found.images} images, difference {found.max_rel_diff:.1e}, all classes equal"
+        findings.append(Finding(f"{graph.name}: agrees with the source", detail))
     return CheckResult(tuple(findings), agreements)
 
 
-def _check_graph(graph: GraphInfo, content: GraphBytes) -> Finding:
+def _check_onnx(graph: GraphInfo, content: GraphBytes) -> None:
     # The checker looks for external tensors beside a file, so it gets one: a copy of the very bytes that were checked.
     with tempfile.TemporaryDirectory(prefix="smart-export-check-") as folder:
         model = Path(folder, PurePosixPath(graph.file).name)
@@ -96,43 +113,15 @@ def _check_graph(graph: GraphInfo, content: GraphBytes) -> Finding:
             onnx.checker.check_model(str(model), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"{graph.file} is no valid ONNX ({shortened(str(error))}); export it again") from error
-    return Finding(f"{graph.name}: ONNX", "onnx.checker full check passes")
 
 
-def _check_run(
-    bundle: Bundle,
-    graph: GraphInfo,
-    content: GraphBytes,
-    source: Checkpoint | None,
-    agreements: dict[str, Agreement],
-    *,
-    engine: str,
-) -> Finding:
-    manifest = bundle.manifest
-    opened = create_engine(
-        engine, content, inputs=manifest.input, outputs=manifest.output, options=EngineOptions(threads=1)
-    )
-    try:
-        if source is None:
-            images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
-            if not np.isfinite(opened.run(images)).all():
-                raise ExportError(f"{graph.file} gives scores that are not finite; export it again")
-            return Finding(f"{graph.name}: run", "finite scores")
-        first = source.net.path_names[0]
-        name = first if graph.name == DENSE else graph.name
-        reference = unmasked(source.net, path=first) if graph.name == DENSE else source.net.path(name)
-        precision = check_precision(manifest.precision)
-        tolerance = TOLERANCES[precision] or graph.tolerance
-        if tolerance is None:
-            raise ExportError(f"no tolerance of the {precision} graph {graph.file} in the manifest; export it again")
-        judging, _ = divide(source, precision=precision)  # part of what the export looked at, whatever judged there
-        batches = verification_images(judging.samples, path=name, most=DENSE_IMAGES if graph.name == DENSE else None)
-        found = agreement(reference_scores(reference, batches), engine_scores(opened, batches), tolerance=tolerance)
-    finally:
-        opened.close()
-    require(found, name=graph.name)
-    agreements[graph.name] = found
-    return Finding(
-        f"{graph.name}: agrees with the source",
-        f"{found.images} images, difference {found.max_rel_diff:.1e}, all classes equal",
-    )
+def _agreement(engine: Engine, graph: GraphInfo, source: Checkpoint, *, precision: Precision) -> Agreement:
+    dense = graph.name == DENSE
+    name = source.net.path_names[0] if dense else graph.name
+    reference = unmasked(source.net, path=name) if dense else source.net.path(name)
+    tolerance = TOLERANCES[precision] or graph.tolerance
+    if tolerance is None:
+        raise ExportError(f"no tolerance of the {precision} graph {graph.file} in the manifest; export it again")
+    judging, _ = divide(source, precision=precision)  # part of what the export looked at, whatever judged there
+    images = verification_images(judging.samples, path=name, most=DENSE_IMAGES if dense else None)
+    return agreement(reference_scores(reference, images), engine_scores(engine, images), tolerance=tolerance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smart_common.console import cli as house
-from smart_common.files import digest_of_file
+from smart_common.files import digest_of_file, replacing
 from smart_common.units import si
 from smart_devices import PRECISIONS, resolve_target
 from smart_devices.engine_rows import REFERENCE_ENGINE
@@ -25,8 +26,7 @@ from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options
 
 if TYPE_CHECKING:
-    from smart_export.evidence import Evidence
-    from smart_train import Checkpoint
+    from smart_export.build import BuildResult
 
 _FILE = click.Path(path_type=Path)
 
@@ -132,11 +132,11 @@ def build(
     """
     from smart_export import report as show  # noqa: PLC0415  # these load torch and onnx, for which --help need not wait
     from smart_export.build import build_bundle  # noqa: PLC0415  # as above
-    from smart_export.expected import expected_lines  # noqa: PLC0415  # as above
-    from smart_export.gate import check_max_drop  # noqa: PLC0415  # as above
+    from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # as above
     from smart_export.publish import check_output  # noqa: PLC0415  # as above
     from smart_export.rtx import parse_capabilities, target_note, together  # noqa: PLC0415  # as above
     from smart_export.signing import load_private_key  # noqa: PLC0415  # as above
+    from smart_export.verify import check_max_drop  # noqa: PLC0415  # as above
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
 
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
@@ -157,7 +157,13 @@ def build(
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = own.load(checkpoint)
-    judge, calibrate = _evidence(loaded, places, stopwatch, data=data, images=data_images, calibration=calibration)
+    judge = calibrate = None
+    if data is not None:
+        with stopwatch.phase("load and attack --data"):
+            judge = judging_evidence(places.load(data), loaded, images=data_images, progress=house.progress)
+    if calibration is not None:
+        with stopwatch.phase("load and attack --calibration"):
+            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
     with_dense = baseline == DENSE
     steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
     # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.
@@ -187,7 +193,8 @@ def build(
         "peak_bytes": peak_bytes(),
     }
     if report is not None:
-        show.write_report(report, show.build_report(result))
+        with replacing(report) as file:
+            file.write((json.dumps(show.summary(result, layers=True), indent=1, allow_nan=False) + "\n").encode())
     if house.is_verbose():
         _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
         house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
@@ -196,40 +203,25 @@ def build(
     if as_json:
         house.print_json(found)
         return
+    _print_result(result, found)
+
+
+def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
+    from smart_export import report as show  # noqa: PLC0415  # as above
+
+    precision, target = result.precision, result.target
     held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
-    title = f"{output}: {precision} for {device.name}, {held}"
-    house.console().print(house.table(title, show.GRAPH_COLUMNS, show.graph_rows(found)))
+    title = f"{result.bundle}: {precision} for {target.name}, {held}"
+    house.console().print(house.table(title, *show.graph_table(found)))
     _print_lines(show.gate_lines(result))
     estimates = show.expectations(result)
-    _print_lines(expected_lines(estimates))
+    _print_lines(show.expected_lines(estimates))
     for names, layers, reasons in show.build_tables(result.paths, estimates):
-        house.print_wide(house.table(names, show.build_columns(device), layers, text_columns=2))
+        house.print_wide(house.table(names, show.build_columns(target), layers, text_columns=2))
         _print_lines(reasons)
     for graph in result.paths.values():
         _print_lines(show.attention(graph.name, graph))
     _print_lines(show.plan_lines(result.plans))
-
-
-def _evidence(
-    loaded: Checkpoint,
-    places: DataPlaces,
-    stopwatch: Stopwatch,
-    *,
-    data: str | None,
-    images: int,
-    calibration: str | None,
-) -> tuple[Evidence | None, Evidence | None]:
-    """Return what ``--data`` judges by and ``--calibration`` calibrates on, attacked."""
-    from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # loads torch
-
-    judge = calibrate = None
-    if data is not None:
-        with stopwatch.phase("load and attack --data"):
-            judge = judging_evidence(places.load(data), loaded, images=images, progress=house.progress)
-    if calibration is not None:
-        with stopwatch.phase("load and attack --calibration"):
-            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
-    return judge, calibrate
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -267,20 +259,18 @@ def check(
 
     Of an ONNX file, whoever made it, say layer by layer what it costs and where its zeros are; it is not run.
     """
+    others: dict[str, object] = {"--target": target, "--pattern": pattern}
+    needs = f"is for an ONNX file, and {place} is none"
     if place.is_file():
-        _refuse(
-            {"--source": source, "--trust": trust, "--engine": engine}, needs=f"is for a bundle, and {place} is a file"
-        )
-        _check_file(place, target=target, pattern=pattern, as_json=as_json)
-    else:
-        _refuse({"--target": target, "--pattern": pattern}, needs=f"is for an ONNX file, and {place} is none")
-        _check_bundle(place, source=source, own=own, trust=trust, engine=engine, as_json=as_json)
-
-
-def _refuse(options: dict[str, object], *, needs: str) -> None:
-    for name, value in options.items():
+        others = {"--source": source, "--trust": trust, "--engine": engine}
+        needs = f"is for a bundle, and {place} is a file"
+    for name, value in others.items():
         if value is not None:
             raise ExportError(f"{name} {needs}; leave it out, or name the other")
+    if place.is_file():
+        _check_file(place, target=target, pattern=pattern, as_json=as_json)
+    else:
+        _check_bundle(place, source=source, own=own, trust=trust, engine=engine, as_json=as_json)
 
 
 def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:
@@ -296,8 +286,7 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
         return
     macs = "unknown" if found.macs is None else si(found.macs)
     title = f"{file}: {macs} MACs an image, {found.parameters:,} parameters in {len(found.layers)} layers"
-    columns, rows = show.file_columns(found, device), show.file_rows(found, device)
-    house.print_wide(house.table(title, columns, rows, text_columns=4))
+    house.print_wide(house.table(title, *show.file_table(found, device), text_columns=4))
     _print_lines(show.file_reasons(found, device))
 
 
@@ -322,7 +311,7 @@ def _check_bundle(
             }
         )
         return
-    rows = [[f.check, f.detail] for f in result.findings]
+    rows = [[finding.check, finding.detail] for finding in result.findings]
     house.console().print(house.table(f"{bundle}: all holds", ["check", "result"], rows, text_columns=2))
 
 
@@ -337,13 +326,9 @@ def keygen(*, key: Path, as_json: bool) -> None:
     if as_json:
         house.print_json({"key": str(pair.private), "public": str(pair.public), "fingerprint": pair.fingerprint})
         return
-    _print_lines(
-        [
-            f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}",
-            f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}",
-            f"fingerprint {pair.fingerprint}",
-        ]
-    )
+    private = f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}"
+    public = f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}"
+    _print_lines([private, public, f"fingerprint {pair.fingerprint}"])
 
 
 @main.command(epilog="Example: smart-export info ckpt.pt")
@@ -360,19 +345,6 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     if as_json:
         house.print_json({"checkpoint": str(checkpoint), **found})
         return
-    rows = [
-        [path, *(_figure(row, key) for key in ("density", "parameter_density", "clean_accuracy", "robust_accuracy"))]
-        for path, row in found["paths"].items()
-    ]
-    _print_lines(_lines(found))
-    house.console().print(house.table("", ["path", "density", "parameters", "clean accuracy", "robust accuracy"], rows))
-
-
-def _figure(row: dict[str, Any], key: str) -> str:
-    return f"{row[key]:.3f}" if isinstance(row.get(key), float) else ""
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
     structure, training = found["structure"], found["training"]
     arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
     shape, classes = " x ".join(map(str, found["input_shape"])), len(found["class_names"])
@@ -389,7 +361,13 @@ def _lines(found: dict[str, Any]) -> list[str]:
         )
     if {"attack", "eps", "split"} <= metrics.keys():
         lines.append(f"figures: {metrics['split']} split, {metrics['attack']} at eps {metrics['eps']:.4g}")
-    return lines
+    _print_lines(lines)
+    keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
+    rows = [
+        [path, *(f"{row[key]:.3f}" if isinstance(row.get(key), float) else "" for key in keys)]
+        for path, row in found["paths"].items()
+    ]
+    house.console().print(house.table("", ["path", "density", "parameters", "clean accuracy", "robust accuracy"], rows))
 
 
 if __name__ == "__main__":

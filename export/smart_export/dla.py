@@ -12,7 +12,7 @@ a buffer of its own to fit) only a board can say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 _NATIVE = {
     *("Abs", "Add", "BatchNormalization", "Clip", "Constant", "Equal", "LRN", "LeakyRelu", "Max", "Mul", "PRelu"),
     *("Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "Sum", "Tanh", "Transpose"),
+    *("Div", "Min", "Pow"),  # what the documentation adds to NVIDIA's table
 }
-_ELEMENT_WISE = {"Div", "Min", "Pow"}  # what the documentation adds to NVIDIA's table
 _NO_OPERATOR = "not among the operators that TensorRT hands to DLA"
 _TOKENS = "a product over its features' last axis, while fully connected layers on DLA take (N, C) or (N, C, H, W)"
 _UNSEEN = "its weight is computed in the graph, so it was not judged"
@@ -37,10 +37,8 @@ _UNSEEN = "its weight is computed in the graph, so it was not judged"
 class DlaReport:
     """What of a graph a target's accelerators would run at fp16 or int8 with a fixed batch size.
 
-    Attributes:
-        cores: how many accelerators the target has; 0 too if nobody knows.
-        why_not: by layer, why it stays on the GPU; None where it need not.
-        others: by operator, for those that are no layer and stay on the GPU: why.
+    The target has ``cores`` of them, 0 too if nobody knows. ``why_not`` says by layer why it stays on the GPU, None
+    where it need not; ``others`` does by operator, for those that are no layer and stay there.
     """
 
     cores: int
@@ -62,12 +60,9 @@ class DlaReport:
 
 
 def dla_report(model: ir.Model, layers: Sequence[LayerCost], *, target: Target) -> DlaReport:
-    """Judge a folded graph before any change of its precision.
+    """Judge a folded graph, with the shapes of its values and before any change of its precision.
 
-    Args:
-        model: with the shapes of its values.
-        layers: of the network it was converted from.
-        target: the device.
+    ``layers`` are those of the network it was converted from.
     """
     dla = target.profile.dla
     if dla is None or not dla.engines.value:
@@ -92,28 +87,10 @@ def has_dla(target: Target) -> bool:
     return target.profile.dla is not None and bool(target.profile.dla.engines.value)
 
 
-def dla_lines(report: DlaReport) -> Iterator[str]:
-    """Yield one line on the graph for people, none for a target without accelerators."""
-    if report.cores == 0:
-        return
-    found = [*report.why_not.items(), *report.others.items()]
-    reasons = dict.fromkeys(why for _, why in found if why is not None)
-    parts = [f"{_named([n for n, why in found if why == reason])} ({reason})" for reason in reasons]
-    rest = f"; the GPU keeps {', '.join(parts)}" if parts else ""
-    yield (
-        f"DLA: {report.eligible} of {len(report.why_not)} layers eligible at fp16 or int8 and one fixed batch "
-        f"size{rest}"
-    )
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
 def _why_not(node: ir.Node) -> str | None:
     """Return why TensorRT would not give ``node`` to a DLA; None where it may."""
     judge = _JUDGES.get(node.op_type)
-    if judge is None and node.op_type not in _NATIVE | _ELEMENT_WISE:
+    if judge is None and node.op_type not in _NATIVE:
         return _NO_OPERATOR
     # The fixed ones; the first is the batch, or a count of filters with the same limit.
     shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None and value.shape is not None]
@@ -165,8 +142,7 @@ def _convolution(node: ir.Node) -> str | None:
 
 
 def _pooling(node: ir.Node) -> str | None:
-    kernel = _ints(node, "kernel_shape", default=1, count=2)
-    return _window(node, kernel, most=(8, 16, 7))
+    return _window(node, _ints(node, "kernel_shape", default=1, count=2), most=(8, 16, 7))
 
 
 def _product(node: ir.Node) -> str | None:

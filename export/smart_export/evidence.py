@@ -17,7 +17,7 @@ from smart_train.accuracy import some_examples, to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.checkpoint.samples import halves, make_samples
 from smart_train.data.images import ImageSet, Split
-from smart_train.data.progress import Progress, no_progress
+from smart_train.data.source import Progress, no_progress
 
 SAMPLES = "samples"
 """The source of a checkpoint's own images."""
@@ -33,21 +33,15 @@ _SEED = 0  # of which images are taken, how they are divided, and the attack's r
 class Evidence:
     """Labelled images, with an adversarial version for each path that is judged by it or calibrated on such ones.
 
-    Attributes:
-        samples: the images.
-        source: ``samples`` for those of the checkpoint, else the kind of data.
-        digest: of that data, None for the checkpoint's.
+    ``source`` is ``samples`` for those of the checkpoint, else the kind of data, whose ``digest`` it has.
     """
 
     samples: Samples
-    source: str
-    digest: str | None
+    source: str = SAMPLES
+    digest: str | None = None
 
     def calibrating(self, path: str, *, role: Role) -> Images:
-        """Return what a graph for ``role`` is calibrated on, float32 (N, C, H, W).
-
-        Those are the images, their versions attacked on ``path``, or first the ones and then the others.
-        """
+        """Return the images, their versions attacked on ``path``, or both, as ``role`` has it: float32 (N, C, H, W)."""
         clean = [self.samples.images] if role.sees_clean_images else []
         attacked = [self.samples.adversarial[path]] if role.sees_attacks else []
         images: Images = to_tensor(torch.cat([*clean, *attacked])).numpy()
@@ -64,22 +58,17 @@ class Evidence:
         }
 
 
-def own_evidence(checkpoint: Checkpoint) -> Evidence:
-    """Return the checkpoint's own images."""
-    return Evidence(checkpoint.samples, SAMPLES, None)
-
-
 def divide(
     checkpoint: Checkpoint, *, precision: Precision, judge: Evidence | None = None, calibrate: Evidence | None = None
 ) -> tuple[Evidence, Evidence | None]:
-    """Return what judges, and for int8 what is calibrated on, where the user gave neither, one or both.
+    """Return what judges, and for int8 what is calibrated on.
 
     The checkpoint's own images stand in for what was not given; if they must do both, each half does one.
 
     Raises:
         ExportError: there are too few of them to halve.
     """
-    own = own_evidence(checkpoint)
+    own = Evidence(checkpoint.samples)
     if precision != INT8:
         return judge or own, None
     if judge is not None or calibrate is not None:
@@ -90,7 +79,7 @@ def divide(
             "--calibration"
         )
     first, second = halves(own.samples, seed=_SEED)
-    return Evidence(second, SAMPLES, None), Evidence(first, SAMPLES, None)
+    return Evidence(second), Evidence(first)
 
 
 def judging_evidence(
@@ -107,35 +96,20 @@ def judging_evidence(
 def calibrating_evidence(
     data: ImageSet, checkpoint: Checkpoint, *, images: int = CALIBRATION_IMAGES, progress: Progress = no_progress
 ) -> Evidence:
-    """Return up to ``images`` training images of ``data``, attacked with PGD-10 on each path that is for such images.
-
-    Raises:
-        ExportError: as above.
-    """
+    """Return up to ``images`` training images of ``data``, attacked as above on each path that is for that."""
     attacked = [path for path in checkpoint.net.path_names if checkpoint.role(path).sees_attacks]
     return _evidence(data, checkpoint, data.train, images=images, paths=attacked, progress=progress)
 
 
 def _evidence(
-    data: ImageSet,
-    checkpoint: Checkpoint,
-    split: Split,
-    *,
-    images: int,
-    paths: Sequence[str],
-    progress: Progress,
+    data: ImageSet, checkpoint: Checkpoint, split: Split, *, images: int, paths: Sequence[str], progress: Progress
 ) -> Evidence:
+    remedy = "give the data it was trained on"
     if data.shape != checkpoint.input_shape:
-        raise ExportError(
-            f"expected images {checkpoint.input_shape} as the network takes, got {data.shape}; "
-            f"give the data it was trained on"
-        )
-    classes = len(checkpoint.class_names)
-    if len(data.class_names) != classes:
-        raise ExportError(
-            f"expected {classes} classes as the network has, got {len(data.class_names)}; "
-            f"give the data it was trained on"
-        )
+        raise ExportError(f"expected images {checkpoint.input_shape} as the network takes, got {data.shape}; {remedy}")
+    classes, got = len(checkpoint.class_names), len(data.class_names)
+    if got != classes:
+        raise ExportError(f"expected {classes} classes as the network has, got {got}; {remedy}")
     chosen = some_examples(split, min(images, len(split)), seed=_SEED)
     attack = Attack(eps=checkpoint.samples.eps, steps=ATTACK_STEPS)
     with progress(f"{attack.label} on {data.kind}", total=len(paths) * len(chosen)) as advance:

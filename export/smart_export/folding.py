@@ -41,14 +41,6 @@ class ChannelAffine(nn.Module):
         """Map (N, C, H, W) to the same shape."""
         return features * self.scale + self.shift
 
-    def as_convolution(self) -> nn.Conv2d:
-        """Return a depthwise 1x1 convolution that computes the same."""
-        channels = self.scale.shape[1]
-        result = nn.Conv2d(channels, channels, 1, groups=channels)
-        result.weight = nn.Parameter(self.scale.detach().view(-1, 1, 1, 1).clone())
-        result.bias = nn.Parameter(self.shift.detach().flatten().clone())
-        return result
-
 
 def affines_to_convolutions_(folded: nn.Module) -> None:
     """Turn every :class:`ChannelAffine` of ``folded`` into a depthwise convolution, in place.
@@ -60,7 +52,11 @@ def affines_to_convolutions_(folded: nn.Module) -> None:
     """
     for name, module in list(folded.named_modules()):
         if isinstance(module, ChannelAffine):
-            _replace_(folded, name, module.as_convolution())
+            channels = module.scale.shape[1]
+            convolution = nn.Conv2d(channels, channels, 1, groups=channels)
+            convolution.weight = nn.Parameter(module.scale.detach().view(-1, 1, 1, 1).clone())
+            convolution.bias = nn.Parameter(module.shift.detach().flatten().clone())
+            folded.set_submodule(name, convolution)
 
 
 def to_half_(folded: fx.GraphModule) -> None:
@@ -203,13 +199,13 @@ def _without_batch_norm(network: nn.Module) -> fx.GraphModule:
         once = calls[str(before.target)] == calls[str(node.target)] == len(before.users) == 1
         fused = _fused(layer, norm) if once else None
         if fused is not None:
-            _replace_(traced, str(before.target), fused)
+            traced.set_submodule(str(before.target), fused)
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     for name, module in list(traced.named_modules()):
         if _is_batch_norm(module) and isinstance(module, nn.BatchNorm2d):
-            _replace_(traced, name, ChannelAffine(module))
+            traced.set_submodule(name, ChannelAffine(module))
     traced.recompile()
     traced.float().eval()
     return traced
@@ -230,23 +226,11 @@ def _fused(layer: nn.Module | None, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn
     if type(layer) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
         return fuse_conv_bn_eval(layer, norm)
     if type(layer) is nn.Linear and type(norm) is nn.BatchNorm1d and layer.out_features == norm.num_features:
-        return fuse_linear_bn_eval(layer, _with_scale_and_shift(norm))
+        # torch's fusion for linear layers needs a scale and a shift: 1 and 0 where the norm has none.
+        affine = nn.BatchNorm1d(norm.num_features, eps=norm.eps, dtype=torch.float64).eval()
+        affine.load_state_dict(norm.state_dict(), strict=False)
+        return fuse_linear_bn_eval(layer, affine)
     return None
-
-
-def _with_scale_and_shift(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    """Return ``norm`` with scale 1 and shift 0 if it has none: torch's fusion for linear layers needs both."""
-    if norm.affine:
-        return norm
-    result = copy.deepcopy(norm)
-    result.weight = nn.Parameter(torch.ones(norm.num_features, dtype=torch.float64))
-    result.bias = nn.Parameter(torch.zeros(norm.num_features, dtype=torch.float64))
-    return result
-
-
-def _replace_(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)
 
 
 def fold(
@@ -302,11 +286,9 @@ def _fill_statistics_(norm: ExpertBatchNorm2d) -> None:
     One that reads a masked residual stream has seen nothing but zeros in them. Their variance is 0 then, and features
     would grow 300 times at each such norm, to infinity in a deep network.
     """
-    keep = norm.mask
-    if keep is None or norm.running_mean is None or norm.running_var is None:
-        return
     for statistic in (norm.running_mean, norm.running_var):
-        statistic[~keep] = statistic[keep].mean()
+        if norm.mask is not None and statistic is not None:
+            statistic[~norm.mask] = statistic[norm.mask].mean()
 
 
 def fold_dense(dense: PathNetwork) -> fx.GraphModule:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ShapeInferencePass
@@ -19,10 +20,20 @@ from torch import fx, nn
 
 from smart_export.errors import ExportError
 from smart_export.folding import ChannelAffine
-from smart_export.opset import OLDEST_WRITTEN, lower_opset_
 
 GRAPH, WEIGHTS = "model.onnx", "weights.bin"
 INPUT, OUTPUT = "image", "scores"
+
+OLDEST_WRITTEN = 18
+"""The oldest operator set that torch writes (torch.onnx.export, dynamo=True)."""
+
+_REDUCTIONS = {
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"),
+    "ReduceSumSquare",
+}
+# Opset 18 gave these more to say, in attributes or inputs; a node that does not say it means what it meant before.
+_SINCE = {"Pad": set(), "Resize": {"antialias", "axes", "keep_aspect_ratio_policy"}, "Split": {"num_outputs"}}
+_INPUTS_BEFORE = {"Pad": 3, "Resize": 4, "Split": 2}
 
 
 @contextmanager
@@ -47,11 +58,8 @@ class Converter:
     """Converts folded modules to ONNX: ``image`` (batch, C, H, W) to ``scores`` (batch, classes), of any batch size.
 
     Conversion takes seconds, and the paths of a network differ in their weights and numbers of channels only: where
-    that can be told for sure, a module takes over the graph of the one before it.
-
-    Args:
-        input_shape: channels, height, width.
-        opset: ONNX operator set version that the target reads.
+    that can be told for sure, a module takes over the graph of the one before it. ``opset`` is what the target reads,
+    ``input_shape`` (C, H, W).
     """
 
     def __init__(self, *, input_shape: tuple[int, int, int], opset: int) -> None:
@@ -89,9 +97,8 @@ def _form(module: fx.GraphModule) -> str:
 
 def _layer_form(layer: nn.Module) -> str:
     if isinstance(layer, nn.Conv2d):
-        return (
-            f"{layer.kernel_size} {layer.stride} {layer.padding} {layer.dilation} {layer.padding_mode} {layer.groups}"
-        )
+        kept = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.padding_mode, layer.groups
+        return repr(kept)
     if isinstance(layer, nn.Linear | ChannelAffine):
         return type(layer).__name__
     return repr(layer)
@@ -106,19 +113,15 @@ def _is_reusable(model: ir.Model, module: nn.Module) -> bool:
     weights = _weights(module)
     operators = {node.op_type for node in model.graph}
     groups = {node.attributes.get_int("group", 1) for node in model.graph if node.op_type == "Conv"}
-    constants = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.dtype is None or not value.dtype.is_integer()  # integers are the axes of a mean
-    }
-    return (
-        operators <= _FREE_OF_CHANNELS
-        and groups == {1}
-        and all(
-            tensor is not None and name in weights and np.array_equal(tensor.numpy(), weights[name])
-            for name, tensor in constants.items()
-        )
-    )
+    if not operators <= _FREE_OF_CHANNELS or groups != {1}:
+        return False
+    for name, value in model.graph.initializers.items():
+        if value.dtype is not None and value.dtype.is_integer():
+            continue  # the axes of a mean
+        tensor = value.const_value
+        if tensor is None or name not in weights or not np.array_equal(tensor.numpy(), weights[name]):
+            return False
+    return True
 
 
 def _with_weights(model: ir.Model, module: nn.Module) -> ir.Model:
@@ -132,13 +135,6 @@ def _with_weights(model: ir.Model, module: nn.Module) -> ir.Model:
             value.const_value = ir.tensor(weights[name], name=name)
             value.shape = ir.Shape(weights[name].shape)
     return ShapeInferencePass()(model).model
-
-
-def _first(error: BaseException) -> BaseException:
-    """Return what went wrong first: the exporter's own message goes on for pages."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], opset: int) -> ir.Model:
@@ -164,7 +160,9 @@ def onnx_from_module(module: nn.Module, *, input_shape: tuple[int, int, int], op
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        first = _first(error)
+        first: BaseException = error
+        while first.__cause__ is not None:  # what went wrong first: the exporter's own message goes on for pages
+            first = first.__cause__
         if isinstance(first, OSError):  # a full disk
             raise first from error
         said = next(iter(str(first).strip().splitlines()), "")
@@ -195,3 +193,72 @@ def strip_(model: ir.Model) -> None:
 def save_graph(model: ir.Model, directory: Path) -> None:
     """Write ``model.onnx`` and, for the tensors worth it, ``weights.bin`` into ``directory``, which must exist."""
     ir.save(model, directory / GRAPH, external_data=WEIGHTS)
+
+
+def lower_opset_(model: ir.Model, *, opset: int) -> None:
+    """Change ``model``, written in opset ``OLDEST_WRITTEN``, into one of ``opset``, in place.
+
+    For targets whose TensorRT reads no newer one: 8.5 and 8.6 (JetPack 5 and 6.0) read up to 17. The converters of onnx
+    1.23 and onnxscript 0.7 fail on reductions, so what differs between the two sets is written back here, and what
+    cannot be is refused by name. ONNX's own operator schemas say what differs.
+
+    Raises:
+        ExportError: A layer needs an operator that ``opset`` does not have.
+    """
+    written = model.opset_imports[""]
+    for node in list(model.graph.all_nodes()):
+        if node.domain not in {"", "ai.onnx"} or _since(node.op_type, written) <= opset:
+            continue
+        if node.op_type in _REDUCTIONS:
+            _axes_as_attribute_(node)
+        elif _splits_evenly(node):
+            del node.attributes["num_outputs"]  # even parts are what none means
+        elif not _same_before_(node, written):
+            raise ExportError(
+                f"layer {node.name} needs {node.op_type} of opset {_since(node.op_type, written)}, and this target "
+                f"reads operators up to opset {opset}; choose a target with a newer TensorRT"
+            )
+    for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[name]  # axes that are attributes now
+    model.opset_imports[""] = opset
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+
+
+def _since(operator: str, opset: int) -> int:
+    """Return the opset that gave ``operator`` the meaning it has in ``opset``."""
+    return int(onnx.defs.get_schema(operator, opset).since_version)
+
+
+def _axes_as_attribute_(node: ir.Node) -> None:
+    """Opset 18 made a reduction's axes an input; before, they are an attribute, and none means all of them."""
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    node.resize_inputs(1)
+    empty = node.attributes.pop("noop_with_empty_axes", None)
+    if axes is None:
+        if empty is not None and empty.as_int():
+            raise ExportError(f"layer {node.name} reduces over no axes, which older operator sets cannot say")
+        return
+    if axes.const_value is None:
+        raise ExportError(f"layer {node.name} computes the axes it reduces over, which older operator sets cannot say")
+    node.attributes["axes"] = ir.AttrInt64s("axes", axes.const_value.numpy().tolist())
+
+
+def _splits_evenly(node: ir.Node) -> bool:
+    if node.op_type != "Split" or "num_outputs" not in node.attributes or node.inputs[0] is None:
+        return False
+    shape, axis = node.inputs[0].shape, node.attributes.get_int("axis", 0)
+    size = None if shape is None else shape[axis]
+    return isinstance(size, int) and size % len(node.outputs) == 0
+
+
+def _same_before_(node: ir.Node, opset: int) -> bool:
+    """Whether ``node`` means the same in older opsets; attributes that they lack go where they say what is usual."""
+    if node.op_type not in _SINCE or len(node.inputs) > _INPUTS_BEFORE[node.op_type]:
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset)
+    for name in _SINCE[node.op_type] & set(node.attributes):
+        usual = schema.attributes[name].default_value  # without a type if there is none
+        if not usual.type or ir.serde.deserialize_attribute(usual).value != node.attributes[name].value:
+            return False
+        del node.attributes[name]
+    return True

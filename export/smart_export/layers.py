@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from smart_devices import Target
 from smart_export.patterns import why_no_gain, zeros_of
@@ -26,15 +28,13 @@ class LayerCost:
         name: module name inside the network.
         type: ``Conv2d`` or ``Linear``.
         groups: of a convolution after folding, else 1.
-        in_channels, out_channels: after folding.
-        dense_in_channels, dense_out_channels: before.
+        in_channels, out_channels, macs: channels and multiply-accumulates after folding.
+        dense_in_channels, dense_out_channels, dense_macs: before.
         padded_out_channels: how many of ``out_channels`` are zeros kept for alignment.
-        macs, dense_macs: multiply-accumulates after folding and before.
         bytes: of weights and bias in the graph's precision; scales of int8 weights are not counted.
         structure: what masks remove in this layer: ``channel``, ``2:4`` or another n:m, ``unstructured``, or ``dense``.
         why_dense: why masks remove no more of it; None where there is nothing to say.
-        weights: numbers in the weight, without the bias.
-        zeros: how many of them are zero, before int8 rounds small ones to zero too.
+        weights, zeros: numbers in the weight, and how many are zero before int8 rounds small ones to zero too.
         two_four: whether at most 2 of every 4 consecutive input channels are not zero, in each filter and kernel place.
         why_not_two_four: why no engine takes the layer for sparse; None where one does.
         why_no_gain: why the target would not run it faster with 2:4; None where it is expected to, or there is
@@ -84,21 +84,6 @@ class NetworkCost:
         return sum(layer.dense_macs for layer in self.layers)
 
 
-def _places(module: nn.Module, output: Tensor) -> int:
-    """Return how often the whole weight is applied to one image, which is all that ``output`` is of.
-
-    Its first axis need not be the image's: a linear layer may get (tokens, channels).
-    """
-    return int(output.numel()) // axis_length(module, "out")
-
-
-def _values(weight: Tensor) -> npt.NDArray[Any]:
-    if weight.is_meta:  # shapes are all there is: as if no weight were zero
-        return np.broadcast_to(np.float32(1), tuple(weight.shape))
-    values: npt.NDArray[Any] = weight.detach().numpy()
-    return values
-
-
 def network_cost(
     folded: nn.Module,
     *,
@@ -120,64 +105,60 @@ def network_cost(
         padding: zero channels kept for alignment, by module name.
         structures: what masks remove of each layer, by module name; nothing by default.
     """
-    layers: dict[str, LayerCost] = {}
-    handles = []
+    applied: Counter[str] = Counter()  # how often the whole weight of a layer is, in the order in which they run
 
-    def watch(name: str, module: nn.Conv2d | nn.Linear) -> None:
-        before = dense.get_submodule(name)
+    def counting(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            # All of it is of one image, also where its first axis is not: a linear layer may get (tokens, channels).
+            applied[name] += output.numel() // axis_length(module, "out")
+
+        return module.register_forward_hook(hook)
+
+    def cost_of(name: str) -> LayerCost:
+        module, before = folded.get_submodule(name), dense.get_submodule(name)
+        assert isinstance(module, nn.Conv2d | nn.Linear)
         assert isinstance(before, nn.Conv2d | nn.Linear)
         short = name.removeprefix("network.")
         masked = (structures or {}).get(short)
+        op, groups = ("Conv", module.groups) if isinstance(module, nn.Conv2d) else ("Gemm", 1)
+        dtype = WEIGHT_DTYPES[precision]
+        channels = axis_length(module, "in"), axis_length(module, "out")
+        # Of a meta tensor its shape is all there is: as if no weight were zero.
+        ones = np.broadcast_to(np.float32(1), tuple(module.weight.shape))
+        values: npt.NDArray[Any] = ones if module.weight.is_meta else module.weight.detach().numpy()
+        zeros = zeros_of(values, op=op, axis=1, groups=groups, dtype=dtype)
+        return LayerCost(
+            name=short,
+            type=type(module).__name__,
+            groups=groups,
+            in_channels=channels[0],
+            out_channels=channels[1],
+            dense_in_channels=axis_length(before, "in"),
+            dense_out_channels=axis_length(before, "out"),
+            padded_out_channels=(padding or {}).get(short, 0),
+            macs=applied[name] * module.weight.numel(),
+            dense_macs=applied[name] * before.weight.numel(),
+            bytes=module.weight.numel() * np.dtype(dtype).itemsize
+            + (0 if module.bias is None else module.bias.numel() * BIAS_BYTES[precision]),
+            structure="dense" if masked is None else masked.structure,
+            why_dense=(masked.reason or None) if masked is not None else None,
+            weights=zeros.weights,
+            zeros=zeros.zeros,
+            two_four=zeros.holds,
+            why_not_two_four=zeros.why_not,
+            why_no_gain=None
+            if target is None
+            else why_no_gain(
+                target, op=op, in_channels=channels[0], out_channels=channels[1], groups=groups, dtype=dtype
+            ),
+        )
 
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            if name in layers:  # called again
-                layers[name] = replace(
-                    layers[name],
-                    macs=layers[name].macs + _places(module, output) * module.weight.numel(),
-                    dense_macs=layers[name].dense_macs + _places(module, output) * before.weight.numel(),
-                )
-                return
-            op = "Conv" if isinstance(module, nn.Conv2d) else "Gemm"
-            groups = module.groups if isinstance(module, nn.Conv2d) else 1
-            dtype = WEIGHT_DTYPES[precision]
-            channels = axis_length(module, "in"), axis_length(module, "out")
-            dense_channels = axis_length(before, "in"), axis_length(before, "out")
-            zeros = zeros_of(_values(module.weight), op=op, axis=1, groups=groups, dtype=dtype)
-            layers[name] = LayerCost(
-                name=short,
-                type=type(module).__name__,
-                groups=groups,
-                in_channels=channels[0],
-                out_channels=channels[1],
-                dense_in_channels=dense_channels[0],
-                dense_out_channels=dense_channels[1],
-                padded_out_channels=(padding or {}).get(short, 0),
-                macs=_places(module, output) * module.weight.numel(),
-                dense_macs=_places(module, output) * before.weight.numel(),
-                bytes=module.weight.numel() * np.dtype(dtype).itemsize
-                + (0 if module.bias is None else module.bias.numel() * BIAS_BYTES[precision]),
-                structure="dense" if masked is None else masked.structure,
-                why_dense=(masked.reason or None) if masked is not None else None,
-                weights=zeros.weights,
-                zeros=zeros.zeros,
-                two_four=zeros.holds,
-                why_not_two_four=zeros.why_not,
-                why_no_gain=None
-                if target is None
-                else why_no_gain(
-                    target, op=op, in_channels=channels[0], out_channels=channels[1], groups=groups, dtype=dtype
-                ),
-            )
-
-        handles.append(module.register_forward_hook(hook))
-
-    for name, module in folded.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            watch(name, module)
+    layers = [(name, module) for name, module in folded.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    handles = [counting(name, module) for name, module in layers]
     try:
         with torch.no_grad():
             folded(torch.zeros(1, *input_shape))
     finally:
         for handle in handles:
             handle.remove()
-    return NetworkCost(tuple(layers.values()), sum(p.numel() for p in folded.parameters()))
+    return NetworkCost(tuple(map(cost_of, applied)), sum(p.numel() for p in folded.parameters()))

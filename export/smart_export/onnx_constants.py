@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 from onnx import numpy_helper
 
 from smart_common.errors import shortened
@@ -30,13 +31,10 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor as a node reads it, and as it stands in the file.
+    """A tensor as a node reads it, and as it is ``stored`` in the file under ``name``.
 
-    Attributes:
-        name: the tensor's in the file.
-        values: as the node reads them; types that NumPy does not have as float32.
-        dtype: that a layer computes in with them: int8 behind a DequantizeLinear, else the type after any Cast.
-        stored: the tensor in the file.
+    ``values`` are float32 where NumPy does not have their type. A layer computes with them in ``dtype``: int8 behind a
+    DequantizeLinear, else the type after any Cast.
     """
 
     name: str
@@ -62,22 +60,11 @@ def count_of(tensor: onnx.TensorProto) -> int:
 
 def bytes_of(tensor: onnx.TensorProto) -> int:
     """Return how many bytes its numbers take in the file, packed as ONNX packs them."""
-    name = _dtype_name(tensor.data_type)
-    bits = 4 if name.endswith(("int4", "float4e2m1")) else 8 * _numpy_dtype(tensor.data_type).itemsize
-    return (count_of(tensor) * bits + 7) // 8
-
-
-def _numpy_dtype(element_type: int) -> np.dtype[Any]:
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+    return (count_of(tensor) * ir.DataType(tensor.data_type).bitwidth + 7) // 8
 
 
 class Constants:
-    """The constants of one graph.
-
-    Args:
-        graph: of the file.
-        folder: that the file is in, and its external data beside it.
-    """
+    """The constants of one graph, whose file is in ``folder``, its external data beside it."""
 
     def __init__(self, graph: onnx.GraphProto, *, folder: Path) -> None:
         self._folder = folder
@@ -106,28 +93,25 @@ class Constants:
             if None in operands:
                 return None
             weight = _step(node, weight, cast("list[Constant]", operands))
-        return replace(weight, values=_computable(weight.values))
+        # Types that NumPy does not have, which come as extensions, as float32: it holds all their values.
+        known = weight.values.dtype.kind in "fiub"
+        return weight if known else replace(weight, values=weight.values.astype(np.float32))
 
     def _tensor(self, name: str) -> Constant | None:
         """Return the tensor that the file has for ``name``, None if a node computes it."""
+        node = self._producers.get(name)
         stored = self.tensors.get(name)
-        if stored is None:
-            node = self._producers.get(name)
-            value = attributes_of(node).get("value") if node is not None and node.op_type == "Constant" else None
-            if not isinstance(value, onnx.TensorProto):
-                return None
-            stored = value
+        if stored is None and node is not None and node.op_type == "Constant":
+            stored = attributes_of(node).get("value")
+        if not isinstance(stored, onnx.TensorProto):
+            return None
         return Constant(name=name, values=self._values(stored), dtype=_dtype_name(stored.data_type), stored=stored)
 
     def _values(self, tensor: onnx.TensorProto) -> Array:
         if any(length < 0 for length in tensor.dims):
             raise ValueError(f"a tensor of the shape {list(tensor.dims)}")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            whole = onnx.TensorProto()
-            whole.dims.extend(tensor.dims)
-            whole.data_type = tensor.data_type
-            whole.raw_data = self._external(tensor)
-            tensor = whole
+            tensor = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=self._external(tensor))
         return numpy_helper.to_array(tensor)
 
     def _external(self, tensor: onnx.TensorProto) -> bytes:
@@ -140,7 +124,8 @@ class Constants:
                 "beside the graph; export it so that both are in the same folder"
             )
         try:
-            with open_plain(self._folder, location) as (file, size):
+            file, size = open_plain(self._folder, location)
+            with file:
                 if offset < 0 or wanted < 0 or offset + wanted > size:
                     raise ExportError(
                         f"expected {wanted} bytes at {offset} of {location} for the tensor {shortened(tensor.name)!r}, "
@@ -168,8 +153,3 @@ def _step(node: onnx.NodeProto, constant: Constant, operands: Sequence[Constant]
     changes_type = node.op_type in {"Cast", "QuantizeLinear"}
     dtype = _dtype_name(onnx.helper.np_dtype_to_tensor_dtype(values.dtype)) if changes_type else constant.dtype
     return replace(constant, values=values, dtype=dtype)
-
-
-def _computable(values: Array) -> Array:
-    """Return types that NumPy does not have, which come as extensions, as float32: it holds all their values."""
-    return values if values.dtype.kind in "fiub" else values.astype(np.float32)

@@ -26,11 +26,7 @@ _MAX_M = 64
 
 
 def parse_pattern(text: str) -> NOfM:
-    """Return the pattern that ``text``, such as ``2:4``, names.
-
-    Raises:
-        ExportError: unless it is N:M with 0 < N < M <= 64.
-    """
+    """Return the pattern that ``text`` names; raises ExportError unless it is N:M with 0 < N < M <= 64."""
     pattern = NOfM.parse(text, max_m=_MAX_M)
     if pattern is None:
         raise ExportError(f"expected a pattern N:M with 0 < N < M <= {_MAX_M}, got {text!r}; 2:4 is what GPUs have")
@@ -42,8 +38,7 @@ class Zeros:
     """What of a weight is exactly zero.
 
     Attributes:
-        weights: how many numbers the weight has.
-        zeros: how many of them are zero.
+        weights, zeros: how many numbers the weight has, and how many of them are zero.
         runs: how many groups of m consecutive input channels there are, over all filters and kernel positions; 0 where
             the channels do not divide into such groups.
         violations: how many of them have more than n non-zeros.
@@ -65,24 +60,13 @@ class Zeros:
 
 
 def zeros_of(
-    weight: npt.NDArray[Any],
-    *,
-    op: str,
-    axis: int,
-    groups: int = 1,
-    dtype: str = "float32",
-    pattern: NOfM = TWO_FOUR,
+    weight: npt.NDArray[Any], *, op: str, axis: int, groups: int = 1, dtype: str = "float32", pattern: NOfM = TWO_FOUR
 ) -> Zeros:
-    """Count the zeros of ``weight`` and of its groups of m.
+    """Count the zeros of ``weight``, of any shape, and of its groups of m; -0.0 is a zero, NaN is none.
 
-    Args:
-        weight: any shape; -0.0 is a zero, NaN is none.
-        op: ``Conv``, ``ConvTranspose``, ``Gemm`` or ``MatMul``.
-        axis: the one over which products are summed up: 1 for ``Conv`` (M, C / groups, ...), 0 for ``ConvTranspose``
-            (C, M / groups, ...), that of K for the others.
-        groups: of a convolution; groups of m channels do not reach from one into the next.
-        dtype: that the layer computes in, by name.
-        pattern: n and m.
+    ``axis`` is the one over which the products of ``op`` are summed up: 1 for ``Conv`` (M, C / groups, ...), 0 for
+    ``ConvTranspose`` (C, M / groups, ...), that of K for ``Gemm`` and ``MatMul``. A group of m channels does not reach
+    from one of the ``groups`` of a convolution into the next. The layer computes in ``dtype``.
     """
     nonzero = weight != 0
     before, channels = nonzero.shape[:axis], nonzero.shape[axis]
@@ -135,14 +119,12 @@ def why_no_gain(
     tells: it times both kinds of kernels.
     """
     slow = pattern.why_slow(target)
-    reasons = (
-        (slow is not None, slow),
-        (op not in _SPARSE_OPS, f"no sparse kernels for {op}"),
-        (groups > 1, f"{groups} groups of channels"),
-        (
-            min(in_channels, out_channels) < SPARSE_GAIN_CHANNELS,
-            f"too narrow: sparse kernels win from about {SPARSE_GAIN_CHANNELS} channels in and out",
-        ),
-        (dtype not in _FAST_DTYPES, f"{dtype}: sparse kernels take float16, bfloat16 and int8"),
-    )
-    return next((reason for applies, reason in reasons if applies), None)
+    if slow is not None:
+        return slow
+    if op not in _SPARSE_OPS:
+        return f"no sparse kernels for {op}"
+    if groups > 1:
+        return f"{groups} groups of channels"
+    if min(in_channels, out_channels) < SPARSE_GAIN_CHANNELS:
+        return f"too narrow: sparse kernels win from about {SPARSE_GAIN_CHANNELS} channels in and out"
+    return None if dtype in _FAST_DTYPES else f"{dtype}: sparse kernels take float16, bfloat16 and int8"

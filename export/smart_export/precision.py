@@ -37,11 +37,7 @@ BIAS_BYTES: Mapping[Precision, int] = MappingProxyType({FP32: 4, FP16: 2, INT8: 
 
 
 def check_precision(precision: str) -> Precision:
-    """Return ``precision``, which must be one of `smart_devices.PRECISIONS`.
-
-    Raises:
-        ExportError: it is unknown.
-    """
+    """Return ``precision``; raises ExportError unless it is one of `smart_devices.PRECISIONS`."""
     if precision not in PRECISIONS:
         raise ExportError(f"unknown precision {alternatives(str(precision), PRECISIONS)}")
     return cast("Precision", precision)

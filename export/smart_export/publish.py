@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smart_export.errors import ExportError
-from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE
-from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE, parse_checksums
 from smart_runtime.bundle.files import list_files
 from smart_runtime.errors import BundleError
 
@@ -132,8 +131,8 @@ def publish(place: Path, output: Path, *, force: bool) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Let two names change places in one step, of which no reader and no crash sees a half; False if that is refused.
 
-    Python has no call for renameat2(2): it takes Linux, glibc 2.28 and a file system that can. Why one refuses does not
-    matter (old containers even say EPERM): the plain renames that follow work, or say what is wrong.
+    It takes Linux, glibc 2.28 and a file system that can. Why one refuses does not matter (old containers even say
+    EPERM): the plain renames that follow work, or say what is wrong.
     """
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:

@@ -10,9 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
@@ -25,55 +23,34 @@ from smart_export.verify import Images
 from smart_runtime.engines.onnxruntime import import_onnxruntime
 
 RecipeName: TypeAlias = Literal["tensorrt", "cpu"]
+"""Which tensors of a graph become int8, and how; weights are symmetric int8 per output channel in both.
+
+tensorrt: what convolutions and linear layers read, and nothing else; activations are int8 around 0, and biases float32.
+TensorRT takes no others. It fuses a convolution with the addition and ReLU behind it as long as no Q/DQ stands between
+them: so Q/DQ stands before weighted layers only, as ModelOpt has it too. (TensorRT's documentation, Working with
+Quantized Types, Q/DQ layer-placement recommendations.)
+
+cpu: every operator that has a kernel for it, outputs too; activations are uint8 with a zero point of their own, and
+biases int32. ONNX Runtime's kernels for x86 multiply uint8 by int8, take the ReLU in where it is the range's lower end,
+and need a quantised output to be chosen at all. 3.2 times as fast here as with the other recipe.
+"""
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy"]
 
 CALIBRATION_METHOD: Method = "entropy"
 """Ranges that keep the most of a tensor's histogram: it changed the fewest classes of three, see docs/precision.md."""
 
-_METHODS: Mapping[Method, str] = MappingProxyType(
-    {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}  # the library's names
-)
+_METHODS: Mapping[Method, str] = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}  # the library's
 _CHUNK_IMAGES = 32  # calibrated on at a time: every tensor of theirs is held at once
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Which tensors of a graph become int8, and how; weights are symmetric int8 per output channel in every recipe.
-
-    Attributes:
-        name: by which the manifest knows it.
-        symmetric: activations are int8 around 0, and biases float32; else they are uint8 with a zero point of their
-            own, and biases int32.
-        weighted_only: quantise what convolutions and linear layers read, and nothing else; else every operator that
-            has a kernel for it, outputs too.
-    """
-
-    name: RecipeName
-    symmetric: bool
-    weighted_only: bool
-
-
-RECIPES: Mapping[RecipeName, Recipe] = MappingProxyType(
-    {
-        # TensorRT takes symmetric activations and float biases only. It fuses a convolution with the addition and ReLU
-        # behind it as long as no Q/DQ stands between them: so Q/DQ stands before weighted layers only, as ModelOpt
-        # has it too. (TensorRT's documentation, Working with Quantized Types, Q/DQ layer-placement recommendations.)
-        "tensorrt": Recipe(name="tensorrt", symmetric=True, weighted_only=True),
-        # ONNX Runtime's kernels for x86 multiply uint8 by int8, take the ReLU in where it is the range's lower end,
-        # and need a quantised output to be chosen at all. 3.2 times as fast here as with the other recipe.
-        "cpu": Recipe(name="cpu", symmetric=False, weighted_only=False),
-    }
-)
-
-
-def recipe_for(target: Target) -> Recipe:
+def recipe_for(target: Target) -> RecipeName:
     """Return the recipe of the engine that ``target`` is best run with."""
-    return RECIPES["cpu" if target.profile.kind == "cpu" else "tensorrt"]
+    return "cpu" if target.profile.kind == "cpu" else "tensorrt"
 
 
-def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method = CALIBRATION_METHOD) -> ir.Model:
+def quantised(model: ir.Model, images: Images, *, recipe: RecipeName, method: Method = CALIBRATION_METHOD) -> ir.Model:
     """Return the float32 graph ``model`` in int8; ``model`` is not changed.
 
     Weights that are zero stay exactly zero, since their zero point is 0.
@@ -95,21 +72,24 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method
     # It says that shapes are inferred and the graph is optimised, as folding did: without it a warning is printed.
     proto.metadata_props.add(key="onnx.quant.pre_process", value="smart-edge")
     options: dict[str, Any] = {"CalibStridedMinMax": 1}  # a chunk's tensors at a time, not those of all
-    if recipe.symmetric:
-        options |= {"ActivationSymmetric": True, "QuantizeBias": False}
-    if recipe.weighted_only:
-        options["OpTypesToExcludeOutputQuantization"] = list(_WEIGHTED)
+    symmetric = recipe == "tensorrt"
+    if symmetric:
+        options |= {
+            "ActivationSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(_WEIGHTED),
+        }
     with tempfile.TemporaryDirectory(prefix="smart-export-int8-") as folder, _quiet():
         output = Path(folder, "int8.onnx")
         try:
             quantization.quantize_static(
                 proto,
                 output,
-                _reader(quantization.CalibrationDataReader, images),
+                _Chunks(images),
                 quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=list(_WEIGHTED) if recipe.weighted_only else None,
+                op_types_to_quantize=list(_WEIGHTED) if symmetric else None,
                 per_channel=True,
-                activation_type=quantization.QuantType.QInt8 if recipe.symmetric else quantization.QuantType.QUInt8,
+                activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod[_METHODS[method]],
                 extra_options=options,
@@ -129,25 +109,23 @@ def quantised(model: ir.Model, images: Images, *, recipe: Recipe, method: Method
     return result
 
 
-def _reader(base: type, images: Images) -> Any:
-    """Return a reader of ``images`` in chunks; its class comes from a library that is imported where it is used."""
+class _Chunks:
+    """Images in chunks, as the library asks for them (its CalibrationDataReader)."""
 
-    class Reader(base):  # type: ignore[misc]  # as above
-        def __init__(self) -> None:
-            self._starts = range(0, len(images), _CHUNK_IMAGES)
-            self._waiting: Iterator[int] = iter(self._starts)
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        self._starts = range(0, len(images), _CHUNK_IMAGES)
+        self._waiting = iter(self._starts)
 
-        def __len__(self) -> int:
-            return len(self._starts)
+    def __len__(self) -> int:
+        return len(self._starts)
 
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self._waiting = iter(self._starts[start_index:end_index])
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._waiting = iter(self._starts[start_index:end_index])
 
-        def get_next(self) -> dict[str, Images] | None:
-            start = next(self._waiting, None)
-            return None if start is None else {INPUT: images[start : start + _CHUNK_IMAGES]}
-
-    return Reader()
+    def get_next(self) -> dict[str, Images] | None:
+        start = next(self._waiting, None)
+        return None if start is None else {INPUT: self._images[start : start + _CHUNK_IMAGES]}
 
 
 @contextmanager

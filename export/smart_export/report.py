@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from smart_common.files import replacing
 from smart_common.units import si
 from smart_devices import Target
-from smart_devices.roofline import Estimate
+from smart_devices.roofline import Estimate, NoEstimate, estimate, peaks_of
 from smart_export.build import BuildResult
 from smart_export.bundle_manifest import graph_record, layer_records
-from smart_export.dla import dla_lines, has_dla
+from smart_export.dla import DlaReport, has_dla
 from smart_export.errors import ExportError
-from smart_export.expected import Expected, expected_latency
-from smart_export.layers import LayerCost
+from smart_export.layers import LayerCost, NetworkCost
+from smart_export.precision import Precision
 from smart_export.rtx import Plan
 from smart_export.sparsity import FileSparsity, LayerSparsity
 from smart_export.stages import ExportedGraph
 from smart_runtime.bundle.manifest import DENSE
 
+Expected: TypeAlias = Estimate | NoEstimate
+
+_MEASURE = NoEstimate(reason="a processor's peaks say little about it; smart-bench measures the latency on it")
 _NAMES = 4  # layers that a line names; the table has them all
 
 
-def summary(result: BuildResult) -> dict[str, Any]:
-    """Return what was built as plain values, for ``--json`` and tables."""
+def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
+    """Return what was built as plain values, for ``--json`` and tables; ``layers`` adds what ``--report`` has."""
 
     def row(graph: ExportedGraph) -> dict[str, Any]:
-        expected = expected_latency(graph.cost, target=result.target, precision=result.precision)
-        return {**graph_record(graph), "verified_on": graph.agreement.images, "expected": expected.as_json()}
+        latency = expected_latency(graph.cost, target=result.target, precision=result.precision)
+        expected = latency.as_json()
+        found = {**graph_record(graph), "verified_on": graph.agreement.images, "expected": expected}
+        if layers:
+            found |= {"attention": list(attention(graph.name, graph)), "layers": layer_records(graph)}
+            if isinstance(latency, Estimate):
+                expected["layers"] = [asdict(layer) for layer in latency.layers]
+        return found
 
     return {
         "bundle": str(result.bundle),
@@ -39,7 +46,7 @@ def summary(result: BuildResult) -> dict[str, Any]:
         "profile": result.target.profile.name,
         "precision": result.precision,
         "quantization": result.quantisation,
-        "gate": {name: graph.gate.record() for name, graph in result.paths.items() if graph.gate is not None},
+        "gate": {name: asdict(graph.gate) for name, graph in result.paths.items() if graph.gate is not None},
         "judged_by": {**result.judged, "max_drop": result.max_drop},
         "signed_by": result.signer,
         "seconds": result.seconds,
@@ -57,14 +64,11 @@ def summary(result: BuildResult) -> dict[str, Any]:
     }
 
 
-GRAPH_COLUMNS = ("graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference")
-"""The columns of :func:`graph_rows`."""
-
-
-def graph_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each graph of a :func:`summary`, the baseline last."""
+def graph_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and a row for each graph of a :func:`summary`, the baseline last."""
+    columns = ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"]
     graphs = {**found["paths"], **({DENSE: found["baseline"]} if found["baseline"] else {})}
-    return [
+    return columns, [
         [
             name,
             f"{row['density']:.3f}" if "density" in row else "1",
@@ -78,29 +82,29 @@ def graph_rows(found: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def build_report(result: BuildResult) -> dict[str, Any]:
-    """Return what :func:`summary` returns, with every graph's layers and what needs attention."""
-    found, estimates = summary(result), expectations(result)
-    for name, graph in result.paths.items():
-        _add_layers(found["paths"][name], graph, estimates[name])
-    if result.baseline is not None:
-        _add_layers(found["baseline"], result.baseline, estimates[result.baseline.name])
-    return found
-
-
-def _add_layers(record: dict[str, Any], graph: ExportedGraph, expected: Expected) -> None:
-    record["attention"] = list(attention(graph.name, graph))
-    record["layers"] = layer_records(graph)
-    if isinstance(expected, Estimate):
-        record["expected"]["layers"] = [asdict(layer) for layer in expected.layers]
-
-
 def expectations(result: BuildResult) -> dict[str, Expected]:
     """Return how long each graph should take on the target, by name: the baseline first, if there is one."""
     graphs = [*([] if result.baseline is None else [result.baseline]), *result.paths.values()]
     return {
         graph.name: expected_latency(graph.cost, target=result.target, precision=result.precision) for graph in graphs
     }
+
+
+def expected_latency(cost: NetworkCost, *, target: Target, precision: Precision) -> Expected:
+    """Return the least time that a call with one image takes on ``target``; nothing is said of a processor."""
+    roof = _MEASURE if target.profile.kind == "cpu" else peaks_of(target.profile, precision=precision)
+    return estimate(map(asdict, cost.layers), roof=roof)
+
+
+def expected_lines(estimates: Mapping[str, Expected]) -> Iterator[str]:
+    """Yield what is expected of each graph, then what that rests on; or why nothing is."""
+    for name, found in estimates.items():
+        if isinstance(found, Estimate):
+            yield f"{name}: {found}, {found.share('compute'):.0%} of it in layers bound by arithmetic"
+    yield from dict.fromkeys(
+        f"expected by {found.assumes}" if isinstance(found, Estimate) else f"expected latency {found}"
+        for found in estimates.values()
+    )
 
 
 def gate_lines(result: BuildResult) -> Iterator[str]:
@@ -132,12 +136,6 @@ def check_report_file(file: Path, *, bundle: Path) -> None:
         )
 
 
-def write_report(file: Path, report: dict[str, Any]) -> None:
-    """Write ``report`` as JSON, whole or not at all; raises OSError if the system refuses."""
-    with replacing(file) as out:
-        out.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-
-
 def attention(name: str, graph: ExportedGraph) -> Iterator[str]:
     """Yield a sentence for each kind of layer that costs more than its path needs."""
     layers = graph.cost.layers
@@ -145,27 +143,25 @@ def attention(name: str, graph: ExportedGraph) -> Iterator[str]:
     if padded:
         added = sum(layer.padded_out_channels for layer in padded)
         what = "1 channel of zeros fills" if added == 1 else f"{added} channels of zeros fill"
-        yield f"{name}: {what} {_count(padded)} up to the target's alignment: {_named(padded)}"
-    loose = [layer for layer in layers if _has_masked_weights(layer) and not layer.two_four]
+        yield f"{name}: {what} " + _counted(padded, "up to the target's alignment")
+    masked = [layer for layer in layers if layer.structure not in {"dense", "channel"}]
+    loose = [layer for layer in masked if not layer.two_four]
     if loose:
-        yield f"{name}: {_count(loose)} with zeros that no engine skips, as they are not 2:4: {_named(loose)}"
-    idle = [layer for layer in layers if _has_masked_weights(layer) and layer.two_four]
-    for why in dict.fromkeys(layer.why_no_gain for layer in idle if layer.why_no_gain is not None):
+        yield f"{name}: " + _counted(loose, "with zeros that no engine skips, as they are not 2:4")
+    idle = [layer for layer in masked if layer.two_four and layer.why_no_gain is not None]
+    for why in dict.fromkeys(layer.why_no_gain for layer in idle):
         group = [layer for layer in idle if layer.why_no_gain == why]
-        yield f"{name}: {_count(group)} in 2:4 without gain ({why}): {_named(group)}"
+        yield f"{name}: " + _counted(group, f"in 2:4 without gain ({why})")
 
 
-def _has_masked_weights(layer: LayerCost) -> bool:
-    return layer.structure not in {"dense", "channel"}
+def _counted(layers: Sequence[LayerCost], what: str) -> str:
+    plural = "s" if len(layers) > 1 else ""
+    return f"{len(layers)} layer{plural} {what}: {_named([layer.name for layer in layers])}"
 
 
-def _count(layers: list[LayerCost]) -> str:
-    return f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
-
-
-def _named(layers: Sequence[LayerCost | LayerSparsity]) -> str:
-    more = len(layers) - _NAMES
-    return ", ".join(layer.name for layer in layers[:_NAMES]) + (f" and {more} more" if more > 0 else "")
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def build_columns(target: Target) -> list[str]:
@@ -209,9 +205,23 @@ def build_tables(
 
 def build_reasons(graph: ExportedGraph) -> Iterator[str]:
     """Yield a line for each reason why masks leave layers whole, and why layers are not 2:4; one on DLA if there is."""
-    yield from _reasons("masks leave whole", [(layer.why_dense, layer) for layer in graph.cost.layers])
-    yield from _reasons("not 2:4", [(layer.why_not_two_four, layer) for layer in graph.cost.layers])
+    yield from _reasons("masks leave whole", [(layer.why_dense, layer.name) for layer in graph.cost.layers])
+    yield from _reasons("not 2:4", [(layer.why_not_two_four, layer.name) for layer in graph.cost.layers])
     yield from dla_lines(graph.dla)
+
+
+def dla_lines(report: DlaReport) -> Iterator[str]:
+    """Yield one line on the graph for people, none for a target without accelerators."""
+    if report.cores == 0:
+        return
+    found = [*report.why_not.items(), *report.others.items()]
+    reasons = dict.fromkeys(why for _, why in found if why is not None)
+    parts = [f"{_named([n for n, why in found if why == reason])} ({reason})" for reason in reasons]
+    rest = f"; the GPU keeps {', '.join(parts)}" if parts else ""
+    yield (
+        f"DLA: {report.eligible} of {len(report.why_not)} layers eligible at fp16 or int8 and one fixed batch "
+        f"size{rest}"
+    )
 
 
 def plan_lines(plans: Sequence[Plan]) -> Iterator[str]:
@@ -228,20 +238,17 @@ def _percent(zeros: int, weights: int) -> str:
     return f"{zeros / weights:.1%}" if zeros else "0"
 
 
-def _reasons(what: str, layers: Sequence[tuple[str | None, LayerCost | LayerSparsity]]) -> Iterator[str]:
-    for reason in dict.fromkeys(reason for reason, _ in layers if reason is not None):
-        yield f"{what}, {reason}: {_named([layer for other, layer in layers if other == reason])}"
+def _reasons(what: str, found: Sequence[tuple[str | None, str]]) -> Iterator[str]:
+    """Yield a line for each reason, with the names it is true of."""
+    for reason in dict.fromkeys(reason for reason, _ in found if reason is not None):
+        yield f"{what}, {reason}: {_named([name for other, name in found if other == reason])}"
 
 
-def file_columns(found: FileSparsity, target: Target | None) -> list[str]:
-    """Return the names of the columns of :func:`file_rows`."""
+def file_table(found: FileSparsity, target: Target | None) -> tuple[list[str], list[list[str]]]:
+    """Return columns and a row for each layer; with a target, one column says whether it would gain."""
     gain = [] if target is None else ["gain"]
-    return ["layer", "operator", "weight", "dtype", "zeros", found.pattern.name, *gain, "MACs", "parameters"]
-
-
-def file_rows(found: FileSparsity, target: Target | None) -> list[list[str]]:
-    """Return a row for each layer; with a target, one column says whether it would gain."""
-    return [
+    columns = ["layer", "operator", "weight", "dtype", "zeros", found.pattern.name, *gain, "MACs", "parameters"]
+    return columns, [
         [
             layer.name,
             layer.op if layer.groups == 1 else f"{layer.op}/{layer.groups}",
@@ -259,9 +266,9 @@ def file_rows(found: FileSparsity, target: Target | None) -> list[list[str]]:
 
 def file_reasons(found: FileSparsity, target: Target | None) -> Iterator[str]:
     """Yield a line for each reason why layers are not sparse or would not gain, then the notes."""
-    yield from _reasons(f"not {found.pattern.name}", [(layer.why_not, layer) for layer in found.layers])
+    yield from _reasons(f"not {found.pattern.name}", [(layer.why_not, layer.name) for layer in found.layers])
     if target is not None:
-        gains = [(layer.why_no_gain, layer) for layer in found.layers]
+        gains = [(layer.why_no_gain, layer.name) for layer in found.layers]
         yield from _reasons(f"no gain on {target.name}", gains)
     yield from found.notes
 
@@ -272,9 +279,9 @@ def file_report(found: FileSparsity, target: Target | None) -> dict[str, Any]:
     def row(layer: LayerSparsity) -> dict[str, Any]:
         record = {**asdict(layer), "why_not": layer.why_not}
         zeros = record.pop("zeros")
-        if zeros is not None:
+        if layer.zeros is not None:
             del zeros["why_not"]
-            record |= {**zeros, "zero_fraction": layer.zeros.zero_fraction if layer.zeros else 0.0}
+            record |= {**zeros, "zero_fraction": layer.zeros.zero_fraction}
         if target is None:
             del record["why_no_gain"]
         return record

@@ -1,6 +1,6 @@
 """Engine plans by TensorRT-RTX, NVIDIA's engine for GeForce and RTX cards: built from a bundle's graphs without a GPU.
 
-    for plan in build_plans([graph], folder=staging, inputs=image, capabilities=("8.6", "8.9", "12.0")):
+    for plan in build_plans("clean", file, two_four=False, folder=bundle, inputs=image, capabilities=("8.6", "8.9")):
         print(plan.file, plan.bytes)
 
 A plan is the library's own bytes in a file, nothing before or after them; what it is stands in the manifest. It runs
@@ -41,15 +41,6 @@ BATCH = BatchRange()
 
 
 @dataclass(frozen=True)
-class Source:
-    """A graph to build plans of: its name, its ONNX file, and whether any of its weights are 2:4."""
-
-    name: str
-    file: Path
-    two_four: bool
-
-
-@dataclass(frozen=True)
 class Plan:
     """One plan in the bundle.
 
@@ -58,9 +49,7 @@ class Plan:
         file: relative to the bundle.
         compute_capabilities: of the GPUs that it runs on, such as ``8.6``.
         tensorrt_rtx: the version of the library that built it, and that it needs.
-        batch: the batch sizes that it takes.
         sparse_weights: whether the library was told to look for 2:4 weights.
-        bytes: the file's size.
         seconds: what the build took.
     """
 
@@ -82,11 +71,7 @@ class Plan:
 
 
 def library() -> Any:
-    """Return the module ``tensorrt_rtx``.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return the module ``tensorrt_rtx``; raises MissingExtraError if it is not installed."""
     try:
         import tensorrt_rtx  # noqa: PLC0415  # an engine is imported where it is used
     except ImportError as error:
@@ -97,11 +82,7 @@ def library() -> Any:
 
 
 def known_capabilities() -> dict[str, Any]:
-    """Return what the installed library builds for: its constants by compute capability, lowest first.
-
-    Raises:
-        MissingExtraError: the library is not installed.
-    """
+    """Return what the installed library builds for: its constants by compute capability, lowest first."""
     members = library().ComputeCapability.__members__
     found = {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
     return dict(sorted(found.items(), key=lambda item: tuple(map(int, item[0].split(".")))))
@@ -109,10 +90,6 @@ def known_capabilities() -> dict[str, Any]:
 
 def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
     """Return the compute capabilities that ``text``, such as ``8.6,8.9,12.0``, names, lowest first and each once.
-
-    Args:
-        text: as the user typed it.
-        target: the device that the bundle is for.
 
     Raises:
         ExportError: the library does not build for one of them, or the target has no graphics card.
@@ -157,25 +134,16 @@ def target_note(target: Target, capabilities: Sequence[str]) -> str | None:
 
 def together(capabilities: Sequence[str]) -> list[tuple[str, ...]]:
     """Return which capabilities share a plan: all but Turing's."""
-    alone = tuple(name for name in capabilities if name == _ALONE)
-    others = tuple(name for name in capabilities if name != _ALONE)
-    return [group for group in (alone, others) if group]
+    groups = (tuple(name for name in capabilities if (name == _ALONE) is alone) for alone in (True, False))
+    return [group for group in groups if group]
 
 
 def build_plans(
-    graphs: Sequence[Source],
-    *,
-    folder: Path,
-    inputs: InputSpec,
-    capabilities: Sequence[str],
+    name: str, onnx_file: Path, *, two_four: bool, folder: Path, inputs: InputSpec, capabilities: Sequence[str]
 ) -> Iterator[Plan]:
-    """Write the plans of each graph into ``folder / "engines"`` and yield them as they are done.
+    """Write the plans of the graph ``name`` into ``folder / "engines"`` and yield them as they are done.
 
-    Args:
-        graphs: what to build from.
-        folder: of the bundle.
-        inputs: the graphs' one input.
-        capabilities: from :func:`parse_capabilities`.
+    ``two_four`` says whether any of its weights are 2:4; ``capabilities`` are from :func:`parse_capabilities`.
 
     Raises:
         ExportError: the library cannot read or build a graph; the message names the operators.
@@ -184,22 +152,21 @@ def build_plans(
     """
     version = str(library().__version__)
     (folder / FOLDER).mkdir(exist_ok=True)  # a path may have that name
-    for graph in graphs:
-        for group in together(capabilities):
-            started = time.perf_counter()
-            plan = plan_from_onnx(graph.file, inputs=inputs, capabilities=group, sparse_weights=graph.two_four)
-            file = f"{FOLDER}/{graph.name}-{'-'.join(group)}.plan"
-            (folder / file).write_bytes(plan)
-            yield Plan(
-                graph=graph.name,
-                file=file,
-                compute_capabilities=group,
-                tensorrt_rtx=version,
-                batch=BATCH,
-                sparse_weights=graph.two_four,
-                bytes=plan.nbytes,
-                seconds=time.perf_counter() - started,
-            )
+    for group in together(capabilities):
+        started = time.perf_counter()
+        plan = plan_from_onnx(onnx_file, inputs=inputs, capabilities=group, sparse_weights=two_four)
+        file = f"{FOLDER}/{name}-{'-'.join(group)}.plan"
+        (folder / file).write_bytes(plan)
+        yield Plan(
+            graph=name,
+            file=file,
+            compute_capabilities=group,
+            tensorrt_rtx=version,
+            batch=BATCH,
+            sparse_weights=two_four,
+            bytes=plan.nbytes,
+            seconds=time.perf_counter() - started,
+        )
 
 
 def plan_from_onnx(
@@ -210,10 +177,10 @@ def plan_from_onnx(
     sparse_weights: bool = False,
     weightless: bool = False,
 ) -> memoryview:
-    """Return the plan of an ONNX file, for batches of ``BATCH``, as the library serialises it.
+    """Return the plan of an ONNX file, whose weights lie beside it, for batches of ``BATCH``.
 
     Args:
-        file: the graph; its weights lie beside it.
+        file: the graph.
         inputs: its one input.
         capabilities: of the GPUs that the one plan is for, out of :func:`known_capabilities`.
         sparse_weights: let the library look for 2:4 weights (``SPARSE_WEIGHTS``).

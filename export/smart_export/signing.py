@@ -39,7 +39,7 @@ def write_key_pair(path: Path) -> KeyPair:
         OSError: The system cannot write them; then neither is left behind.
     """
     with needing_cryptography():
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # optional: imported at use
+        from cryptography.hazmat.primitives import serialization as form  # noqa: PLC0415  # optional: imported at use
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
     public = path.with_name(f"{path.name}.pub")
     if not path.parent.is_dir():
@@ -47,17 +47,11 @@ def write_key_pair(path: Path) -> KeyPair:
     if os.path.lexists(public):
         raise _exists(public)
     key = Ed25519PrivateKey.generate()
-    _write_new(
-        path,
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
-        mode=0o600,
-    )
+    private_bytes = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    public_bytes = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    _write_new(path, private_bytes, mode=0o600)
     try:
-        _write_new(
-            public,
-            key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
-            mode=0o644,
-        )
+        _write_new(public, public_bytes, mode=0o644)
     except BaseException:
         path.unlink(missing_ok=True)  # ours: it was not there before
         raise

@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import onnx
 
@@ -26,7 +26,7 @@ from smart_devices import Target
 from smart_export.errors import ExportError
 from smart_export.onnx_constants import OWN_DOMAINS, Constant, Constants, attributes_of, bytes_of, count_of
 from smart_export.patterns import Zeros, why_no_gain, zeros_of
-from smart_runtime.bundle.graphs import MAX_GRAPH_BYTES
+from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES
 from smart_train.masking.n_of_m import TWO_FOUR, NOfM
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -48,14 +48,12 @@ class LayerSparsity:
         name: the tensor's without ".weight", else the node's, else its output's: exporters name nodes by number. It can
             be shown as it is.
         op: one of `LAYERS`.
-        weight: the tensor in the file, None if the weight is computed at run time.
+        weight: the tensor in the file, None (as ``zeros``) if the weight is computed at run time.
         shape: the weight's as the layer reads it, None if unknown.
         dtype: what the layer computes with: int8 behind a DequantizeLinear, else the type after any Cast.
         groups: of a convolution, else 1.
-        in_channels, out_channels: of the layer; 0 if unknown.
-        parameters: numbers in weight and bias.
-        bytes: that these take in the file.
-        zeros: what of the weight is zero; None if the weight is computed at run time.
+        in_channels, out_channels: 0 if unknown.
+        parameters, bytes: numbers in weight and bias, and what they take in the file.
         macs: multiply-accumulates for one image; None if the output's size is unknown.
         why_no_gain: why the target would not run the layer faster with the pattern, whether its weight has it or not;
             None where it is expected to, or there is no target.
@@ -88,8 +86,7 @@ class FileSparsity:
     Attributes:
         pattern: that was looked for.
         layers: in the file's order.
-        parameters: in weights and biases, each tensor once however many layers share it.
-        bytes: that these take in the file.
+        parameters, bytes: in weights and biases, each tensor once however many layers share it.
         other_parameters: in floating-point tensors that are no layer's: normalisation, tables, scales.
         notes: what the figures leave out, for people.
     """
@@ -111,10 +108,7 @@ class FileSparsity:
 def sparsity_of_onnx(file: Path, *, pattern: NOfM = TWO_FOUR, target: Target | None = None) -> FileSparsity:
     """Read ``file``, and the external data beside it, and report on each of its layers.
 
-    Args:
-        file: an ONNX file.
-        pattern: to look for.
-        target: the device whose gain from the pattern is to be judged.
+    With a ``target`` its gain from the pattern is judged.
 
     Raises:
         ExportError: if it is no ONNX file, damaged, or its external data is missing or not beside it.
@@ -145,13 +139,6 @@ def _read_model(file: Path) -> onnx.ModelProto:
     if not model.graph.node or not model.opset_import:  # protobuf takes many a file for an odd message
         raise ExportError(f"{file} holds no graph; export the network to ONNX")
     return model
-
-
-class _Kind(TypedDict):
-    op: str
-    groups: int
-    dtype: str
-    pattern: NOfM
 
 
 class _Reader:
@@ -192,21 +179,12 @@ class _Reader:
                 f"fixed in the file: {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
             )
         left_out = Counter(node.op_type for node in self._model.graph.node if node.op_type in _NOT_COUNTED)
-        left_out += Counter(f"{node.op_type} inside of a node" for node in self._inner_nodes())
+        # How often the layers in branches, loops and functions run, the file does not say.
+        called = [node for function in self._model.functions for node in function.node]
+        inner = (node.op_type for node in (*called, *_nodes_within(called), *_nodes_within(self._model.graph.node)))
+        left_out += Counter(f"{op} inside of a node" for op in inner if op in _NOT_COUNTED.union(LAYERS))
         if left_out:
             yield "not counted: " + ", ".join(f"{number} {op}" for op, number in sorted(left_out.items()))
-
-    def _inner_nodes(self) -> Iterator[onnx.NodeProto]:
-        """Yield the layers in branches, loops and functions: how often they run, the file does not say."""
-        pending: list[onnx.NodeProto] = [node for function in self._model.functions for node in function.node]
-        outer: list[onnx.NodeProto] = list(self._model.graph.node)
-        for node in outer:
-            pending.extend(_nodes_within(node))
-        while pending:
-            node = pending.pop()
-            if node.op_type in _NOT_COUNTED.union(LAYERS):
-                yield node
-            pending.extend(_nodes_within(node))
 
     def _layer(
         self, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]
@@ -224,7 +202,7 @@ class _Reader:
             used[bias.name] = bias.stored
         in_channels, out_channels = _channels(node.op_type, shape, axis, groups)
         dtype = "unknown" if weight is None else weight.dtype
-        kind: _Kind = {"op": node.op_type, "groups": groups, "dtype": dtype, "pattern": self._pattern}
+        kind: dict[str, Any] = {"op": node.op_type, "groups": groups, "dtype": dtype, "pattern": self._pattern}
         why = None
         if self._target is not None:
             why = why_no_gain(self._target, in_channels=in_channels, out_channels=out_channels, **kind)
@@ -261,23 +239,21 @@ class _Reader:
     def _weight_of(self, node: onnx.NodeProto) -> tuple[int, Constant | None]:
         """Return which input is the weight, and the weight; a matrix product may have it on either side."""
         found = self._constants(node.input[1])
-        if found is None and node.op_type in {"Gemm", "MatMul"}:
-            other = self._constants(node.input[0])
-            if other is not None:
-                return 0, other
+        if found is None and node.op_type in {"Gemm", "MatMul"} and (other := self._constants(node.input[0])):
+            return 0, other
         return 1, found
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each value that has a fixed one for a batch of 1, or of the file's own fixed size."""
-        light = onnx.ModelProto()
-        light.ir_version = self._model.ir_version
-        light.opset_import.extend(self._model.opset_import)
-        light.functions.extend(self._model.functions)
-        graph, ours = light.graph, self._model.graph
-        graph.name = ours.name
-        graph.node.extend(ours.node)
-        for part in ("input", "output", "value_info"):
-            getattr(graph, part).extend(getattr(ours, part))
+        whole, ours = self._model, self._model.graph
+        parts = {part: getattr(ours, part) for part in ("name", "node", "input", "output", "value_info")}
+        light = onnx.ModelProto(
+            ir_version=whole.ir_version,
+            opset_import=whole.opset_import,
+            functions=whole.functions,
+            graph=onnx.GraphProto(**parts),
+        )
+        graph = light.graph
         for tensor in ours.initializer:
             if tensor.ByteSize() <= _SMALL_BYTES and tensor.data_location != onnx.TensorProto.EXTERNAL:
                 graph.initializer.append(tensor)  # the target of a Reshape, the axes of a mean
@@ -288,11 +264,8 @@ class _Reader:
         with contextlib.suppress(onnx.shape_inference.InferenceError, ValueError, RuntimeError):
             graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
         shapes = {tensor.name: tuple(tensor.dims) for tensor in ours.initializer}
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            shape = _fixed(value)
-            if shape is not None:
-                shapes[value.name] = shape
-        return shapes
+        found = {value.name: _fixed(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+        return shapes | {name: shape for name, shape in found.items() if shape is not None}
 
     def _fix_batch_(self, graph: onnx.GraphProto) -> None:
         """Make the batch 1 wherever the file leaves it open, in place; remember the size that it fixes."""
@@ -311,10 +284,11 @@ class _Reader:
             self._batch = max(1, shape[0])
 
 
-def _nodes_within(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    for attribute in node.attribute:
+def _nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
         for graph in (attribute.g, *attribute.graphs):
             yield from graph.node
+            yield from _nodes_within(graph.node)
 
 
 def _fixed(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:

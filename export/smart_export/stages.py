@@ -1,15 +1,12 @@
-"""What one graph of a bundle goes through: fold and slice, count, convert, quantise, write, verify.
-
-Each stage takes what the one before it returned; `smart_export.build` calls them in turn and never is called back.
-"""
+"""What one graph of a bundle goes through: fold and slice, count, convert, quantise, write, verify."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx_ir as ir
 from torch import Tensor, fx, nn
 
 from smart_common.roles import Role
@@ -17,7 +14,6 @@ from smart_devices import Target
 from smart_export.dla import DlaReport, dla_report
 from smart_export.evidence import SAMPLES, Evidence
 from smart_export.folding import affines_to_convolutions_, fold, fold_dense, padded_masks, to_half_, unmasked
-from smart_export.gate import PathGate, path_gate, require_gate
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
 from smart_export.layers import NetworkCost, network_cost
 from smart_export.precision import FP16, TOLERANCES, Precision
@@ -26,10 +22,13 @@ from smart_export.timings import Stopwatch
 from smart_export.verify import (
     DENSE_IMAGES,
     Agreement,
+    PathGate,
     agreement,
     engine_scores,
+    path_gate,
     reference_scores,
     require,
+    require_gate,
     verification_images,
 )
 from smart_runtime.bundle.bundle import GraphBytes
@@ -43,15 +42,8 @@ from smart_train.masking.accounting import LayerStructure, structure_report
 class Export:
     """What all graphs of one bundle have in common.
 
-    Attributes:
-        checkpoint: what is exported.
-        target: the device it is for.
-        precision: of every graph.
-        judging: the images that the accuracy gate judges by.
-        calibrating: those that int8 graphs are calibrated on, None for other precisions.
-        max_drop: what an accuracy may drop by, as a fraction.
-        random_images: how many images of noise to verify on.
-        stopwatch: told what each stage took.
+    The accuracy gate judges by ``judging``, by whose images an accuracy may drop by the fraction ``max_drop``; int8
+    graphs, and no others, are calibrated on ``calibrating``; ``random_images`` of noise are verified on too.
     """
 
     checkpoint: Checkpoint
@@ -77,16 +69,11 @@ class Export:
 
 @dataclass(frozen=True, eq=False)
 class FoldedGraph:
-    """A path, or the baseline, without masks and without what they drop.
+    """A path, or the baseline, ``dense``, without masks and without what they drop, in float32.
 
-    Attributes:
-        name: of the path, or ``dense``.
-        path: whose attacked images it is verified on.
-        role: what it is for.
-        reference: the network that it must agree with.
-        module: the folded network, float32.
-        padding: zero channels kept for the target's alignment, by module name.
-        structures: what masks remove of each layer, by module name.
+    ``path`` is the one whose attacked images it is verified on, and ``reference`` what it must agree with. By module
+    name, ``padding`` says how many zero channels were kept for the target's alignment, and ``structures`` what masks
+    remove.
     """
 
     name: str
@@ -96,16 +83,6 @@ class FoldedGraph:
     module: fx.GraphModule
     padding: Mapping[str, int] = field(default_factory=dict)
     structures: Mapping[str, LayerStructure] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class ConvertedGraph:
-    """A graph in the bundle's precision, before it is written; ``folded`` is what it was made from."""
-
-    folded: FoldedGraph
-    cost: NetworkCost
-    dla: DlaReport
-    model: ir.Model
 
 
 @dataclass(frozen=True)
@@ -152,19 +129,25 @@ def fold_baseline(export: Export) -> FoldedGraph:
 
 
 def _padding(checkpoint: Checkpoint, masks: Sequence[Tensor], keeps: Sequence[Tensor]) -> dict[str, int]:
-    padding: dict[str, int] = {}
+    padding: Counter[str] = Counter()
     for group, mask, keep in zip(checkpoint.net.groups, masks, keeps, strict=True):
         for member in group.members:
             if member.axis != "in":
-                added = int(keep.sum() - mask.sum()) * member.indices.shape[1]
-                padding[member.module] = padding.get(member.module, 0) + added
+                padding[member.module] += int(keep.sum() - mask.sum()) * member.indices.shape[1]
     return padding
 
 
-def convert(export: Export, folded: FoldedGraph, to_onnx: Converter) -> ConvertedGraph:
-    """Count what a folded network costs, and turn it into a graph of fp32 or fp16; its module is changed."""
-    net, module = export.checkpoint.net, folded.module
-    with export.stopwatch.phase(f"{folded.name}: count MACs"):
+def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bundle: Path) -> ExportedGraph:
+    """Count what a folded network costs, make it a graph, write that into a new folder of ``bundle``, and verify it.
+
+    The module of ``folded`` is changed.
+
+    Raises:
+        VerificationError: the scores differ by more than the precision allows.
+        GateError: an accuracy of the path drops by more than ``export.max_drop``.
+    """
+    net, module, name, phase = export.checkpoint.net, folded.module, folded.name, export.stopwatch.phase
+    with phase(f"{name}: count MACs"):
         cost = network_cost(
             module,
             dense=net.path(net.path_names[0]),
@@ -178,47 +161,40 @@ def convert(export: Export, folded: FoldedGraph, to_onnx: Converter) -> Converte
         affines_to_convolutions_(module)
     if export.precision == FP16:
         to_half_(module)
-    with export.stopwatch.phase(f"{folded.name}: convert to ONNX"):
+    with phase(f"{name}: convert to ONNX"):
         model = to_onnx(module)
-    return ConvertedGraph(folded, cost, dla_report(model, cost.layers, target=export.target), model)
-
-
-def quantise(export: Export, graph: ConvertedGraph) -> ConvertedGraph:
-    """Bring a graph to int8 where there are images to calibrate on; in other precisions it stays as it is."""
-    if export.calibrating is None:
-        return graph
-    folded = graph.folded
-    images = export.calibrating.calibrating(folded.path, role=folded.role)
-    with export.stopwatch.phase(f"{folded.name}: quantise"):
-        return replace(graph, model=quantised(graph.model, images, recipe=recipe_for(export.target)))
-
-
-def write(export: Export, graph: ConvertedGraph, bundle: Path) -> GraphBytes:
-    """Write a graph into a new folder of ``bundle``; return what then lies on the disk."""
-    directory = bundle / graph.folded.name
+    dla = dla_report(model, cost.layers, target=export.target)
+    if export.calibrating is not None:
+        images = export.calibrating.calibrating(folded.path, role=folded.role)
+        with phase(f"{name}: quantise"):
+            model = quantised(model, images, recipe=recipe_for(export.target))
+    directory = bundle / name
     directory.mkdir()
-    with export.stopwatch.phase(f"{graph.folded.name}: write"):
-        save_graph(graph.model, directory)
-    external = (directory / WEIGHTS).exists()
-    return GraphBytes(
-        model=(directory / GRAPH).read_bytes(),
-        weights=(directory / WEIGHTS).read_bytes() if external else None,
-        weights_name=WEIGHTS if external else None,
+    with phase(f"{name}: write"):
+        save_graph(model, directory)
+    model_bytes = (directory / GRAPH).read_bytes()
+    weights = (directory / WEIGHTS).read_bytes() if (directory / WEIGHTS).exists() else None
+    written = GraphBytes(model=model_bytes, weights=weights, weights_name=None if weights is None else WEIGHTS)
+    found, gate = _verified(export, folded, written)
+    return ExportedGraph(
+        name=name,
+        file=f"{name}/{GRAPH}",
+        weights=None if weights is None else f"{name}/{WEIGHTS}",
+        bytes=len(model_bytes) + len(weights or b""),
+        cost=cost,
+        agreement=found,
+        gate=gate,
+        dla=dla,
     )
 
 
-def verify(export: Export, graph: ConvertedGraph, written: GraphBytes) -> ExportedGraph:
+def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple[Agreement, PathGate | None]:
     """Run what was written in the reference engine against the network that it was made from.
 
     The images are those that judge, clean and attacked, then noise, then the checkpoint's own if others judge.
-
-    Raises:
-        VerificationError: the scores differ by more than the precision allows.
-        GateError: an accuracy of the path drops by more than ``export.max_drop``.
     """
-    folded, judging = graph.folded, export.judging
-    name, is_path = folded.name, folded.name != DENSE
-    most = None if is_path else DENSE_IMAGES
+    name, judging = folded.name, export.judging
+    most = DENSE_IMAGES if name == DENSE else None
     images = verification_images(judging.samples, path=folded.path, random_images=export.random_images, most=most)
     if judging.source != SAMPLES:
         images += verification_images(export.checkpoint.samples, path=folded.path, random_images=0, most=most)
@@ -236,22 +212,13 @@ def verify(export: Export, graph: ConvertedGraph, written: GraphBytes) -> Export
         engine.close()
     found = agreement(expected, got, tolerance=TOLERANCES[export.precision])
     require(found, name=name)
-    gate = None
-    if is_path:
-        count = len(images[0])
-        gate = path_gate(
-            judging.samples.labels.numpy(),
-            clean=(expected[:count], got[:count]),
-            adversarial=(expected[count : 2 * count], got[count : 2 * count]),
-        )
-        require_gate(gate, name=name, max_drop=export.max_drop)
-    return ExportedGraph(
-        name=name,
-        file=f"{name}/{GRAPH}",
-        weights=None if written.weights is None else f"{name}/{WEIGHTS}",
-        bytes=len(written.model) + len(written.weights or b""),
-        cost=graph.cost,
-        agreement=found,
-        gate=gate,
-        dla=graph.dla,
+    if name == DENSE:
+        return found, None
+    count = len(images[0])
+    gate = path_gate(
+        judging.samples.labels.numpy(),
+        clean=(expected[:count], got[:count]),
+        adversarial=(expected[count : 2 * count], got[count : 2 * count]),
     )
+    require_gate(gate, name=name, max_drop=export.max_drop)
+    return found, gate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, Union, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeAlias, Union, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,22 @@ from smart_runtime.pictures import fitted, read_picture
 if TYPE_CHECKING:
     from PIL import Image
 
-    from smart_runtime.bundle.bundle import Bundle
-    from smart_runtime.model import SmartModel
 
 ChannelOrder: TypeAlias = Literal["RGB", "BGR"]
 Picture: TypeAlias = Union[str, "os.PathLike[str]", BinaryIO, npt.NDArray[np.uint8], "Image.Image"]
 
 
+class HasManifest(Protocol):
+    """A `Bundle` or a `SmartModel`."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        ...
+
+
 def preprocess(
-    images: Picture | Sequence[Picture], bundle: Bundle | SmartModel, *, channel_order: ChannelOrder = "RGB"
+    images: Picture | Sequence[Picture], bundle: HasManifest, *, channel_order: ChannelOrder = "RGB"
 ) -> npt.NDArray[np.uint8]:
     """Return one or more pictures as the bundle's network takes them: uint8 (N, height, width, channels).
 

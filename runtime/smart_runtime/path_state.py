@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from smart_runtime import forks
 from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.checks import check_path, check_replaces
+from smart_runtime.bundle.manifest import check_path, check_replaces
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 from smart_runtime.memory import (
     LOAD_PEAK,

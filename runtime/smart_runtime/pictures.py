@@ -18,6 +18,7 @@ from smart_runtime.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+
 MAX_PIXELS = 2**26
 """A picture of more pixels is refused before it is decoded: a small file can claim any size."""
 

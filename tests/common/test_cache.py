@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from smart_common.cache import default_cache_dir
+from smart_common.files import default_cache_dir
 
 
 def test_the_default_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from smart_devices.detection import (
     nvpmodel,
     releases,
 )
-from smart_devices.detection.cards import read_cards
-from smart_devices.detection.files import Files
+from smart_devices.detection.machine import read_cards
 from smart_devices.nvml import open_gpus
+from smart_devices.sysfs import Files
 
 ORIN = "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0"
 

@@ -19,12 +19,11 @@ import pytest
 from devices.boards import BOARDS, Board
 from smart_devices import EngineStatus, engine_names, engine_status
 from smart_devices.detection import Cards, detect
-from smart_devices.detection.files import Files
-from smart_devices.doctor import diagnose
-from smart_devices.driver import Driver, find_driver
-from smart_devices.gpu_engines import Surroundings
+from smart_devices.engines import diagnose
+from smart_devices.gpu_engines import Driver, Surroundings, find_driver
 from smart_devices.profiles import load_profile, profile_names
 from smart_devices.python_environment import PythonEnvironment, this_python
+from smart_devices.sysfs import Files
 
 WITHOUT_DRIVER = pytest.mark.skipif(
     Path("/dev/nvidiactl").exists() or Path("/proc/device-tree/compatible").exists(),
@@ -111,7 +110,7 @@ def test_without_any_engine_the_exit_status_is_1() -> None:
 
 def test_a_look_imports_no_engine() -> None:
     script = (
-        "import sys\nfrom smart_devices.doctor import diagnose\ndiagnose()\n"
+        "import sys\nfrom smart_devices.engines import diagnose\ndiagnose()\n"
         "print(sorted({'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'numpy', 'cuda', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

@@ -18,7 +18,7 @@ from smart_devices import (
     engine_rows,
     engine_status,
 )
-from smart_devices.doctor import diagnose
+from smart_devices.engines import diagnose
 
 REPORT = """
 import sys

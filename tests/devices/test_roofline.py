@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from reference.roofline import peak_seconds
 from smart_devices import PRECISIONS, load_profile, profile_names
-from smart_devices.device_profile import DenseSparse, Profile
-from smart_devices.facts import Fact
+from smart_devices.device_profile import DenseSparse, Fact, Profile
 from smart_devices.roofline import (
     Estimate,
     NoEstimate,

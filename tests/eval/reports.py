@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from smart_eval.page import Included, Report
+from smart_eval.page.included import Included
 from smart_eval.page.pictures import Attacked, Picture, Pictures
+from smart_eval.page.subject import Report
 
 VOID = {"meta", "img", "br"}
 

@@ -23,16 +23,15 @@ from smart_devices import resolve_target
 from smart_eval.attacks.autoattack import AutoAttackParts
 from smart_eval.bundles import BundlePaths, recorded_eps
 from smart_eval.cli import main as smart_eval
-from smart_eval.measure import chunk_seed, measure
+from smart_eval.measure import Run, chunk_seed, measure
 from smart_eval.models import OpenModel, open_bundle
-from smart_eval.records import Records
 from smart_export import build_bundle
 from smart_export.signing import write_key_pair
 from smart_runtime import Bundle, BundleError, SmartModel
 from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.accuracy import to_tensor
-from smart_train.data import load_data
 from smart_train.data.images import Split
+from smart_train.data.load import load_data
 from smart_train.masking.attack_mode import attack_mode
 
 SOME = ("--examples", "20", "--json")
@@ -92,7 +91,7 @@ def test_square_breaks_a_graph_by_its_scores_alone(tiny: OpenModel) -> None:
 
     def left(eps: float) -> np.ndarray:
         attacks = tiny.attacks([AutoAttackParts("square", eps)])
-        found = measure(tiny.net, split, attacks=attacks, seed=0, records=Records(), about=tiny.about)["robust"]
+        found = measure(tiny.net, split, attacks=attacks, run=Run(about=tiny.about))["robust"]
         assert found["clean"].all()
         return found["square"]
 
@@ -224,7 +223,7 @@ def test_every_byte_of_a_bundle_is_checked_and_its_signature_if_asked(bundle: Pa
     with pytest.raises(BundleError):
         BundlePaths(Bundle.open(changed), source=None)
     key = write_key_pair(tmp_path / "release").public
-    assert "expected a signature" in refused(bundle, "--trust", key)
+    assert "no signature in SHA256SUMS.sig" in refused(bundle, "--trust", key)
 
 
 def test_a_page_is_not_written_into_a_bundle(bundle: Path) -> None:
@@ -257,7 +256,7 @@ def test_a_run_on_a_bundle_goes_on(bundle: Path, checkpoint_file: Path, tmp_path
 def test_eps_is_what_the_manifest_records(
     gate: Mapping[str, Any] | None, training: Mapping[str, Any], eps: float | None, tiny: OpenModel
 ) -> None:
-    given_ = Bundle.open(tiny.file).manifest
+    given_ = Bundle.open(tiny.model).manifest
     assert recorded_eps(replace(given_, gate=gate, training=training)) == eps
     opened = replace(tiny, recorded_eps=eps)
     if eps is None:

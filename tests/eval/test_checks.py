@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ from smart_eval.attacks.pgd import Pgd
 from smart_eval.checks import above, judge, summary
 from smart_eval.cli import main as smart_eval
 from smart_eval.examination import Examined, eps_curve, examine, examine_network
-from smart_eval.measure import measure
-from smart_eval.records import Records
+from smart_eval.measure import Run, measure
 from smart_train import Attack, load_checkpoint
 from smart_train.accuracy import classified_rightly, to_tensor
 from smart_train.checkpoint.format import save_checkpoint
-from smart_train.data import load_data
 from smart_train.data.images import Split
+from smart_train.data.load import load_data
 from train.networks import image_set
 
 EPS = 0.15
@@ -89,7 +89,7 @@ def examined(model: Callable[[Tensor], Tensor], *, eps: float = EPS, images: int
     clean = classified_rightly(model, x, y).numpy()
     broken = ~classified_rightly(model, attack(model, x, y, seed=0), y).numpy()
     right = {"clean": clean, attack.name: clean & ~broken}
-    return examine(model, split, right=right, attacks=[attack], eps=eps, records=Records(), about={})
+    return examine(model, split, right=right, attacks=[attack], path="", eps=eps, run=Run())
 
 
 def failed(found: Examined) -> set[str]:
@@ -251,7 +251,7 @@ def test_thresholds_are_where_the_documentation_says(robust: nn.Module) -> None:
 def test_what_any_attack_by_gradients_broke_is_not_left_for_square(plain: nn.Module) -> None:
     test = load_data("digits").test
     split, all_, none = Split(test.images[:40], test.labels[:40]), first(40, of=40), first(0, of=40)
-    common: dict[str, Any] = {"eps": EPS, "records": Records(), "about": {}}
+    common: dict[str, Any] = {"path": "", "eps": EPS, "run": Run()}
     pgd, square = Pgd(Attack(eps=EPS, steps=1)), AutoAttackParts("square", EPS, queries=7)
     found = examine(plain, split, right={"clean": all_, pgd.name: none}, attacks=[pgd], **common).under_attack
     assert found is not None
@@ -318,10 +318,10 @@ def test_a_suspect_result_is_whole_and_has_a_status_of_its_own(trained: Path, da
 def test_of_many_images_some_are_looked_at(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "MOST_IMAGES", 10)
     net, split, attack = load_checkpoint(trained).net, image_set().test, Pgd(Attack(eps=0.1, steps=2))
-    common: dict[str, Any] = {"attacks": [attack], "seed": 0, "records": Records(), "about": {}, "chunk": 8}
-    right = measure(net, split, **common)
-    counted: list[int] = []
-    found = examine_network(net, split, right=right, eps=0.1, **common, done=lambda _, __, count: counted.append(count))
+    run, counted = Run(chunk=8), list[int]()
+    right = measure(net, split, attacks=[attack], run=run)
+    noting = replace(run, done=lambda _, __, count: counted.append(count))
+    found = examine_network(net, split, right=right, attacks=[attack], eps=0.1, run=noting)
     assert all(len(each.same_scores) == len(each.right["clean"]) == 10 for each in found.values())
     assert sum(counted) == 2 * examination.work(len(split), eps=0.1)
     chosen = examination.which_images(len(split), seed=0)

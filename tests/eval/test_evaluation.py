@@ -24,11 +24,11 @@ from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.pgd import Pgd
 from smart_eval.attacks.table import parse_attacks
 from smart_eval.cli import main as smart_eval
-from smart_eval.measure import chunk_seed, measure
+from smart_eval.measure import Run, chunk_seed, measure
 from smart_eval.records import Records
 from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.accuracy import accuracy, classified_rightly, to_tensor
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 from smart_train.masking.network import SmartNetwork
 from train.networks import image_set
 
@@ -223,8 +223,9 @@ def net_of(trained: Path) -> SmartNetwork:
 
 def measured(net: SmartNetwork, records: Records, **changes: Any) -> dict[str, dict[str, np.ndarray]]:
     attacks = [Pgd(Attack(eps=EPS, steps=3, restarts=2)), AutoAttackParts("apgd-ce", EPS)]
-    options: dict[str, Any] = {"attacks": attacks, "seed": 0, "about": {"model": "m"}, "chunk": 8, **changes}
-    return measure(net, image_set().test, records=records, **options)
+    attacks = changes.pop("attacks", attacks)
+    options: dict[str, Any] = {"seed": 0, "about": {"model": "m"}, "chunk": 8, **changes}
+    return measure(net, image_set().test, attacks=attacks, run=Run(records=records, **options))
 
 
 def test_a_result_counts_what_is_right_before_and_after(trained: Path) -> None:

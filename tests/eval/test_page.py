@@ -35,10 +35,9 @@ from smart_eval.attacks.autoattack import AutoAttackParts
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.attacks.pgd import Pgd
 from smart_eval.cli import main as smart_eval
-from smart_eval.page import Included, read_included, render
 from smart_eval.page.figures import latency, percent, points, radius, span
-from smart_eval.page.included import Drop, Switch
-from smart_eval.page.page import ENVIRONMENT
+from smart_eval.page.included import Drop, Included, Switch, read_included
+from smart_eval.page.page import ENVIRONMENT, render
 from smart_train import Attack, ConfigError
 
 ALLOWED = {

@@ -15,7 +15,7 @@ from eval.reports import THREATS, check, corruption_rows, curve, model, some_pic
 from eval.reports import report as made_of
 from eval.results import bench_result, export_result
 from smart_eval.cli import main as smart_eval
-from smart_eval.page import render
+from smart_eval.page.page import render
 
 FOUND = find_browser()
 pytestmark = [

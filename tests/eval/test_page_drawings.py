@@ -12,9 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eval.reports import Parsed, marks
-from smart_eval.page.axes import axis
 from smart_eval.page.page import ENVIRONMENT
-from smart_eval.page.plots import Line, Pair, Point
+from smart_eval.page.plots import Line, Pair, Point, axis
 
 CHARTS: Any = ENVIRONMENT.get_template("charts.html").module
 MACROS: Any = ENVIRONMENT.get_template("macros.html").make_module({"report": None})

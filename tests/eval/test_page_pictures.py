@@ -20,9 +20,9 @@ from smart_eval.attacks.autoattack import AutoAttackParts
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.attacks.pgd import Pgd
 from smart_eval.models import open_checkpoint, read_source
-from smart_eval.page import make_pictures, render, shown_attack
-from smart_eval.page.pictures import Pictures
-from smart_eval.page.png import data_uri, png
+from smart_eval.page.figures import data_uri, png
+from smart_eval.page.page import render
+from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
 from smart_train import Attack
 from smart_train.data.images import Split
 from train.networks import image_set

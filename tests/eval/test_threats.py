@@ -19,7 +19,7 @@ from smart_common.console import cli as house
 from smart_eval.attacks.pgd import Pgd
 from smart_eval.attacks.table import CLEAN, parse_attacks
 from smart_eval.cli import main as smart_eval
-from smart_eval.measure import chunk_seed, measure
+from smart_eval.measure import Run, chunk_seed, measure
 from smart_eval.records import Records, Right
 from smart_eval.threats import EXPLAINED, Threats, measure_threats, strongest_pgd, table
 from smart_train import Attack, load_checkpoint
@@ -59,10 +59,10 @@ def clean(paths: Mapping[str, nn.Module], split: Split) -> dict[str, dict[str, R
 def threats_to(
     paths: Mapping[str, nn.Module], split: Split, attack: Attack, *, records: Records | None = None, **changes: Any
 ) -> Threats:
+    right, made_on = changes.pop("right", None) or clean(paths, split), changes.pop("made_on", None)
     options: dict[str, Any] = {"seed": 0, "about": {"model": "m"}, "chunk": 10, **changes}
-    if "right" not in options:
-        options["right"] = clean(paths, split)
-    return measure_threats(paths, split, attack=Pgd(attack), records=records or Records(), **options)
+    run = Run(records=records or Records(), **options)
+    return measure_threats(paths, split, attack=Pgd(attack), right=right, made_on=made_on, run=run)
 
 
 def differing(first: Threats, second: Threats) -> list[str]:
@@ -228,7 +228,7 @@ def test_results_of_both_kinds_live_in_one_file(trained: Path, tmp_path: Path) -
     found = []
     for resume in (False, True):
         with Records(file, resume=resume) as records:
-            right = measure(net, split, attacks=[attack], records=records, **common)  # type: ignore[arg-type]
+            right = measure(net, split, attacks=[attack], run=Run(records=records, **common))  # type: ignore[arg-type]
             found.append(threats_to(paths_of(net), split, attack.attack, records=records, right=right, **common))
     assert not differing(*found)
     assert len(file.read_bytes().splitlines()) == 2 * 2 + 3 * 2

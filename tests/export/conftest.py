@@ -10,7 +10,7 @@ import torch
 from smart_devices import resolve_target
 from smart_export import BuildResult, build_bundle
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 from smart_train.training.config import TrainConfig
 from smart_train.training.loop import Trainer
 

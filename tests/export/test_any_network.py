@@ -29,12 +29,11 @@ from smart_export.folding import fold, fold_dense, padded_masks, to_half_, unmas
 from smart_export.graph import Converter, onnx_from_module
 from smart_export.layers import network_cost
 from smart_export.precision import FP16, FP32, INT8, TOLERANCE_FP32
-from smart_export.quantise import RECIPES, quantised
+from smart_export.quantise import quantised
 from smart_export.verify import agreement
 from smart_train import Attack, SmartNetwork, Structure, convert
-from smart_train.architectures import CUSTOM
-from smart_train.choices import Scope
-from smart_train.data import load_data
+from smart_train.choices import CUSTOM, Scope
+from smart_train.data.load import load_data
 from smart_train.masking.accounting import structure_report, used_parameters
 from smart_train.masking.finding import find_groups
 from smart_train.masking.slicing import slice_network
@@ -84,7 +83,7 @@ def graphs(name: str, structure: str, scope: Scope, precision: str) -> Mapping[s
     if precision == INT8:
         return {
             path: ir.to_proto(
-                quantised(ir.from_proto(onnx.load_from_string(graph)), IMAGES[:8].numpy(), recipe=RECIPES["tensorrt"])
+                quantised(ir.from_proto(onnx.load_from_string(graph)), IMAGES[:8].numpy(), recipe="tensorrt")
             ).SerializeToString()
             for path, graph in graphs(name, structure, scope, FP32).items()
         }

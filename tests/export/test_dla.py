@@ -16,9 +16,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from smart_devices import Dla, Fact, Target, resolve_target
 from smart_export import BuildResult
-from smart_export.dla import DlaReport, dla_lines, dla_report, has_dla
+from smart_export.dla import DlaReport, dla_report, has_dla
 from smart_export.layers import LayerCost
-from smart_export.report import build_columns, build_reasons, build_report, build_rows, expectations
+from smart_export.report import build_columns, build_reasons, build_rows, dla_lines, expectations, summary
 from smart_runtime.bundle.bundle import Bundle
 
 ORIN = resolve_target("jetson-orin")
@@ -149,7 +149,7 @@ def test_the_bundle_the_report_and_the_table_say_the_same(built: BuildResult) ->
     graph = built.paths["clean"]
     manifest = Bundle.open(built.bundle).manifest.paths["clean"]
     assert {row["name"]: row["why_not_dla"] for row in manifest.layers} == graph.dla.why_not
-    assert build_report(built)["paths"]["clean"]["dla"] == {
+    assert summary(built, layers=True)["paths"]["clean"]["dla"] == {
         "cores": 2,
         "layers": 10,
         "eligible_layers": 10,

@@ -14,8 +14,7 @@ from reference.roofline import peak_seconds
 from smart_devices import resolve_target
 from smart_devices.roofline import Estimate, NoEstimate
 from smart_export.build import BuildResult
-from smart_export.expected import expected_latency, expected_lines
-from smart_export.report import build_columns, build_report, build_rows, expectations, summary
+from smart_export.report import build_columns, build_rows, expectations, expected_latency, expected_lines, summary
 
 
 def test_an_export_for_a_jetson_says_the_least_that_it_takes(built: BuildResult) -> None:
@@ -46,7 +45,7 @@ def test_an_export_for_a_jetson_says_the_least_that_it_takes(built: BuildResult)
 
 
 def test_the_report_has_it_layer_by_layer(built: BuildResult) -> None:
-    found = json.loads(json.dumps(build_report(built), allow_nan=False))
+    found = json.loads(json.dumps(summary(built, layers=True), allow_nan=False))
     for graph in (found["baseline"], *found["paths"].values()):
         expected = graph["expected"]
         assert (expected["measured"], expected["lower_bound"]) == (False, True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reference import resnet
 from smart_export.folding import ChannelAffine, fold, fold_dense, padded, unmasked
 from smart_train import Checkpoint, SmartNetwork, convert
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 
 TOLERANCE = 1e-5  # float32 sums in another order
 

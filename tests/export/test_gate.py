@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,15 @@ from reference.intervals import paired_drop
 from smart_common.roles import Role
 from smart_devices import resolve_target
 from smart_export import ExportError, GateError, VerificationError, build_bundle
-from smart_export.evidence import CALIBRATION_IMAGES, calibrating_evidence, divide, judging_evidence, own_evidence
-from smart_export.gate import PathGate, paired_accuracy, path_gate, require_gate
+from smart_export.evidence import CALIBRATION_IMAGES, Evidence, calibrating_evidence, divide, judging_evidence
+from smart_export.verify import PathGate, paired_accuracy, path_gate, require_gate
 from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint, save_checkpoint
 from smart_train.accuracy import Z_95
 from smart_train.checkpoint.samples import select
-from smart_train.data import load_data
 from smart_train.data.images import make_image_set
+from smart_train.data.load import load_data
+from smart_train.data.source import Arrays
 
 CPU = resolve_target("cpu")
 
@@ -180,7 +181,7 @@ def test_figures_are_those_of_the_graphs_in_the_bundle(checkpoint: Checkpoint, t
             gate = built.paths[path].gate
             assert gate is not None
             assert (gate.clean_accuracy.after, gate.robust_accuracy.after) == (right.mean(), robust.mean())
-            assert manifest.paths[path].gate == gate.record()
+            assert manifest.paths[path].gate == asdict(gate)
 
 
 def test_the_commands_json(checkpoint_file: Path, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_the_commands_json(checkpoint_file: Path, tmp_path: Path) -> None:
 
 
 def test_who_judges_and_who_calibrates(checkpoint: Checkpoint) -> None:
-    own, other = own_evidence(checkpoint), replace(own_evidence(checkpoint), source="digits")
+    own, other = Evidence(checkpoint.samples), replace(Evidence(checkpoint.samples), source="digits")
     assert divide(checkpoint, precision="fp16")[0].samples is own.samples
     assert divide(checkpoint, precision="fp32", judge=other) == (other, None)
     assert divide(checkpoint, precision="int8", judge=other)[1].samples is own.samples  # type: ignore[union-attr]
@@ -219,7 +220,7 @@ def test_who_judges_and_who_calibrates(checkpoint: Checkpoint) -> None:
 
 
 def test_each_path_is_calibrated_on_the_images_that_it_is_for(checkpoint: Checkpoint) -> None:
-    evidence = own_evidence(checkpoint)
+    evidence = Evidence(checkpoint.samples)
     clean = checkpoint.samples.images.permute(0, 3, 1, 2).numpy() / np.float32(255)
     attacked = checkpoint.samples.adversarial["robust"].permute(0, 3, 1, 2).numpy() / np.float32(255)
     for role, wanted in (
@@ -255,8 +256,6 @@ def test_images_of_the_users_are_attacked_within_eps_on_each_path(checkpoint: Ch
 )
 def test_data_of_another_network(checkpoint: Checkpoint, side: int, classes: int, words: str) -> None:
     images, labels = np.zeros((20, side, side, 1), np.uint8), np.arange(20) % classes
-    data = make_image_set(
-        kind="npz", where="x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels
-    )
+    data = make_image_set(Arrays(images, labels, images, labels), kind="npz", where="x.npz")
     with pytest.raises(ExportError, match=words):
         judging_evidence(data, checkpoint, images=4)

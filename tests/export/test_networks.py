@@ -19,7 +19,7 @@ from smart_export.precision import TOLERANCE_FP32
 from smart_runtime import SmartModel
 from smart_train import Checkpoint, SmartNetwork, convert
 from smart_train.accuracy import to_tensor
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.checkpoint.format import Samples
 from smart_train.choices import Scope
 

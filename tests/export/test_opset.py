@@ -17,8 +17,7 @@ from torch import nn
 from export.command import smart_export
 from smart_devices import resolve_target
 from smart_export import ExportError, build_bundle
-from smart_export.graph import onnx_from_module
-from smart_export.opset import lower_opset_
+from smart_export.graph import lower_opset_, onnx_from_module
 from smart_train import Checkpoint
 
 

@@ -23,7 +23,7 @@ from smart_devices import resolve_target
 from smart_export import BuildResult, ExportError, VerificationError, build_bundle
 from smart_export.check import check_bundle
 from smart_export.precision import TOLERANCES
-from smart_export.quantise import RECIPES, RecipeName, quantised
+from smart_export.quantise import RecipeName, quantised
 from smart_runtime import SmartModel
 from smart_runtime.bundle.bundle import Bundle
 from smart_train import Checkpoint, load_checkpoint
@@ -190,7 +190,7 @@ def int8_convolution(weight: np.ndarray, bias: np.ndarray, images: np.ndarray, r
         [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    made = quantised(ir.from_proto(model), images, recipe=RECIPES[recipe], method="minmax")
+    made = quantised(ir.from_proto(model), images, recipe=recipe, method="minmax")
     result: onnx.ModelProto = ir.to_proto(made)
     return result
 

@@ -20,7 +20,7 @@ from smart_export.build import BuildResult, build_bundle
 from smart_export.dla import DlaReport
 from smart_export.folding import fold
 from smart_export.layers import network_cost
-from smart_export.report import attention, build_report, build_rows, build_tables, expectations
+from smart_export.report import attention, build_rows, build_tables, expectations, summary
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.stages import ExportedGraph
 from smart_export.verify import Agreement
@@ -61,7 +61,7 @@ def test_padding_is_counted_and_pointed_out(padded_build: BuildResult) -> None:
     assert (layer.kept_out_channels, layer.padded_out_channels, layer.out_channels) == (3, 1, 4)
     lines = ["clean: 1 channel of zeros fills 1 layer up to the target's alignment: blocks.0.conv1"]
     assert list(attention("clean", graph)) == lines
-    assert build_report(padded_build)["paths"]["clean"]["attention"] == lines
+    assert summary(padded_build, layers=True)["paths"]["clean"]["attention"] == lines
     row = next(row for row in build_rows(graph, NoEstimate(reason="none")) if row[0] == "blocks.0.conv1")
     assert row[2:4] == ["8/8", "3+1/8"]
 

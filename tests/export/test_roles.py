@@ -12,14 +12,14 @@ import torch
 from export.test_fold import randomise_
 from smart_common.roles import Role
 from smart_export import build_bundle, check_bundle
-from smart_export.evidence import calibrating_evidence, own_evidence
+from smart_export.evidence import Evidence, calibrating_evidence
 from smart_runtime import SmartModel
 from smart_runtime.bundle.bundle import Bundle
 from smart_train import Attack, Checkpoint, convert, load_checkpoint, save_checkpoint
 from smart_train.accuracy import to_tensor
 from smart_train.architectures.build import build_network
 from smart_train.checkpoint.samples import make_samples
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 
 ONE = {"robust": Role.BOTH}
 THREE = {"calm": Role.CLEAN, "clean": Role.ATTACKED, "wary": Role.BOTH}
@@ -82,7 +82,7 @@ def test_a_record_without_a_method_is_of_the_first_one(checkpoint: Checkpoint, t
 
 def test_calibration_goes_by_the_role_and_not_by_the_name(tmp_path: Path) -> None:
     loaded = load_checkpoint(checkpoint_file(tmp_path, THREE))
-    own, samples = own_evidence(loaded), loaded.samples
+    own, samples = Evidence(loaded.samples), loaded.samples
     for path, kinds in {
         "calm": [samples.images],
         "clean": [samples.adversarial["clean"]],

@@ -22,7 +22,6 @@ from smart_export import BuildResult, ExportError, build_bundle
 from smart_export.cli import main as smart_export
 from smart_export.report import plan_lines
 from smart_export.rtx import (
-    Source,
     build_plans,
     known_capabilities,
     parse_capabilities,
@@ -124,8 +123,8 @@ def test_the_runtime_and_onnx_runtime_open_such_a_bundle(planned: BuildResult, t
 
 
 def test_a_graph_with_two_of_four_weights_is_built_to_look_for_them(planned: BuildResult, tmp_path: Path) -> None:
-    source = Source("robust", planned.bundle / "robust/model.onnx", two_four=True)
-    (plan,) = build_plans([source], folder=tmp_path, inputs=DIGITS, capabilities=["8.9"])
+    file = planned.bundle / "robust/model.onnx"
+    (plan,) = build_plans("robust", file, two_four=True, folder=tmp_path, inputs=DIGITS, capabilities=["8.9"])
     assert plan.sparse_weights
     assert plan.record["sparse_weights"] is True
     assert (tmp_path / plan.file).stat().st_size == plan.bytes

@@ -33,7 +33,7 @@ from smart_export.folding import fold, fold_dense, unmasked
 from smart_export.graph import Converter, onnx_from_module, save_graph
 from smart_export.patterns import parse_pattern, why_no_gain, zeros_of
 from smart_export.sparsity import FileSparsity, LayerSparsity, sparsity_of_onnx
-from smart_train.architectures import ARCHITECTURES
+from smart_train.architectures.build import ARCHITECTURES
 from smart_train.masking.n_of_m import TWO_FOUR, NOfM
 
 Array = np.ndarray[Any, Any]

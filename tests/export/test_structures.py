@@ -23,7 +23,7 @@ from smart_export.graph import Converter
 from smart_runtime import SmartModel
 from smart_train import SmartNetwork, convert, load_checkpoint
 from smart_train.accuracy import to_tensor
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.cli import main as smart_train
 from smart_train.masking.learner import MaskLearner
 from smart_train.masking.n_of_m import NOfM

@@ -17,7 +17,7 @@ from smart_export import build_bundle
 from smart_runtime import Bundle, SmartModel
 from smart_train import load_checkpoint
 from smart_train.accuracy import accuracy
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 
 FIRST = Path(__file__).parent / "first"
 

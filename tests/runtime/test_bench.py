@@ -21,13 +21,22 @@ from smart_runtime import Bundle
 from smart_runtime.bench.cli import main
 from smart_runtime.bench.compare import compare, steps
 from smart_runtime.bench.contenders import Source
-from smart_runtime.bench.measure import DISCARDED_CALLS, calls_per_block, interleave, random_batch, time_block
+from smart_runtime.bench.measure import (
+    DISCARDED_CALLS,
+    Block,
+    agrees,
+    calls_per_block,
+    interleave,
+    random_batch,
+    speed_up,
+    summarise,
+    time_block,
+)
 from smart_runtime.bench.plot import write_plot
 from smart_runtime.bench.report import Report
-from smart_runtime.bench.statistics import Block, agrees, speed_up, summarise
 from smart_runtime.bench.switching import cold_load_ms, measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
-from smart_runtime.bundle.checksums import write_checksums
+from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.engines import Batch, Scores
 from smart_runtime.errors import BundleError, EngineError
 

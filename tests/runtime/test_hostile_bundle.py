@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from runtime.bundles import graph_files, ours, write_bundle
 from smart_runtime import Bundle, SignatureError, SmartModel
-from smart_runtime.bundle.bundle import write_checksums
+from smart_runtime.bundle.bundle import MAX_BARE_GRAPH_BYTES, write_checksums
 from smart_runtime.bundle.files import MAX_DEPTH, MAX_ENTRIES, MAX_FILE_BYTES, list_files, read_bounded
-from smart_runtime.bundle.graphs import MAX_BARE_GRAPH_BYTES
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.errors import BundleError, ClosedError, PathError
 
@@ -294,7 +293,7 @@ def test_a_held_graph_is_closed_once_and_for_all(bundle: Path) -> None:
     held.close()
     held.close()
     assert_no_open_files(bundle)
-    with pytest.raises(ClosedError, match="expected an open graph, got a closed one"):
+    with pytest.raises(ClosedError, match="the graph is closed; open the bundle again"):
         held.read()
 
 

@@ -67,7 +67,7 @@ def test_a_path_has_the_role_that_is_written() -> None:
 def test_no_baseline() -> None:
     manifest = parse(manifest_document(baseline=False))
     assert manifest.baseline is None
-    with pytest.raises(PathError, match="expected one of 'clean', 'robust', got 'dense'"):
+    with pytest.raises(PathError, match="unknown graph 'dense'; the bundle has 'clean', 'robust'"):
         manifest.graph("dense")
 
 

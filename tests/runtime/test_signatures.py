@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from runtime.bundles import as_float, expected_scores, ours, random_images, write_bundle
 from smart_runtime import Bundle, SignatureError, SmartModel
 from smart_runtime.bench.contenders import open_bundles
-from smart_runtime.bundle.bundle import write_checksums
-from smart_runtime.bundle.checksums import parse_checksums
+from smart_runtime.bundle.bundle import parse_checksums, write_checksums
 from smart_runtime.bundle.signatures import MAX_KEY_BYTES, PublicKey, load_public_key
 from smart_runtime.errors import BundleError
 
@@ -297,5 +296,5 @@ def test_without_the_library_the_pip_command_is_named(signed: Path, trusted: Pat
     command = [sys.executable, "-c", code, str(signed), "--trust", str(trusted)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: expected the library cryptography for signatures")
+    assert done.stderr.startswith("error: the library cryptography, which checks signatures, cannot be imported: ")
     assert "pip install 'smart-edge[sign]'" in done.stderr

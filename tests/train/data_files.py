@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 from scipy import io as matlab
 
-from smart_train.data import ImageSet, Split, load_data
-from smart_train.data.progress import Advance
+from smart_train.data.images import ImageSet, Split
+from smart_train.data.load import load_data
+from smart_train.data.source import Advance
 
 Arrays = dict[str, Any]
 Write = Callable[[Path, Arrays], None]

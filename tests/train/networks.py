@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smart_train.architectures import ResNet
+from smart_train.architectures.resnet import ResNet
 from smart_train.choices import Scope
 from smart_train.data.images import ImageSet, make_image_set
+from smart_train.data.source import Arrays
 from smart_train.masking.network import SmartNetwork, convert
 from smart_train.training.config import TrainConfig
 
@@ -53,14 +54,8 @@ def image_set(*, train: int = 60, seed: int = 0) -> ImageSet:
 
     train_images, train_labels = part(train)
     test_images, test_labels = part(21)
-    return make_image_set(
-        kind="npz",
-        where="made up",
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-    )
+    arrays = Arrays(train_images, train_labels, test_images, test_labels)
+    return make_image_set(arrays, kind="npz", where="made up")
 
 
 def different(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reference import costs
 from smart_export.layers import network_cost
 from smart_train import Attack, ConfigError, SmartNetwork, convert
-from smart_train.architectures import ARCHITECTURES, MAX_WIDTH, build_network
+from smart_train.architectures.build import ARCHITECTURES, MAX_WIDTH, build_network
 from smart_train.choices import Scope
 from smart_train.masking.accounting import densities
 from smart_train.methods.interface import Batch

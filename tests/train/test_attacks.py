@@ -157,13 +157,17 @@ def correct_of(model: object, images: Tensor, labels: Tensor) -> int:
         {"step_size": 0.0},
         {"step_size": float("nan")},
         {"step_size": float("inf")},
-        {"name": "fgsm-rs", "steps": 3},
     ],
     ids=str,
 )
 def test_a_value_out_of_range_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"^expected .* got .*"):
         Attack(**options)  # type: ignore[arg-type]
+
+
+def test_more_steps_than_an_attack_of_one_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^fgsm-rs has 1 step, 3 were asked for; use --attack pgd for more$"):
+        Attack(name="fgsm-rs", steps=3)
 
 
 def test_an_unknown_attack_is_refused() -> None:

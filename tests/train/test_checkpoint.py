@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smart_train import Checkpoint, CheckpointError, ConfigError, Structure, load_checkpoint, save_checkpoint
-from smart_train.architectures import ARCHITECTURES, build_network
-from smart_train.checkpoint.atomic import save_atomically
+from smart_train.architectures.build import ARCHITECTURES, build_network
 from smart_train.checkpoint.format import describe
 from smart_train.checkpoint.network_state import network_state
+from smart_train.checkpoint.reader import save_atomically
 from smart_train.training.loop import Trainer
 from smart_train.training.state import state_path
 from train.networks import different, image_set, tiny_config
@@ -295,7 +295,10 @@ WEIGHT_MASK_LIES: dict[str, tuple[Callable[[Raw], object], str]] = {
     ),
     "in other channels": (rolled, "keeps what channel.2:4 says"),
     "another pattern": (lambda raw: raw["structure"].update(name="channel+1:4"), "keeps what channel.1:4 says"),
-    "another structure": (lambda raw: raw["structure"].update(name="block"), "a structure out of channel"),
+    "another structure": (
+        lambda raw: raw["structure"].update(name="block"),
+        "unknown structure 'block'; there are ",
+    ),
     "reasons that clear a terminal": (lambda raw: raw.update(dense_layers={"fc": "\x1b[2J"}), "dense_layers"),
     "reasons as numbers": (lambda raw: raw.update(dense_layers={"fc": 1}), "'fc'"),
 }

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from smart_train.cli import main as smart_train
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 
 FOLDER = os.environ.get("SMART_EDGE_CIFAR10_FOLDER")
 

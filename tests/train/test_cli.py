@@ -215,7 +215,7 @@ def test_an_existing_checkpoint_is_kept_unless_told_otherwise(data: str, tmp_pat
     before = output.read_bytes()
     refused = invoke(*options)
     assert refused.exit_code == 1
-    assert "--resume to continue it or --force to replace it" in refused.stderr
+    assert "to continue it or --force to replace it" in refused.stderr
     both = invoke(*options, "--resume", "--force")
     assert (both.exit_code, both.stderr.count("\n")) == (1, 1)
     other = invoke(*options, "--seed", "1", "--resume")
@@ -344,10 +344,12 @@ def test_model_arguments_are_names_and_values() -> None:
 
 
 def test_the_names_of_help_pages_are_those_of_the_tables() -> None:
-    from smart_train import architectures, choices, data  # noqa: PLC0415  # only here
+    from smart_train import choices  # noqa: PLC0415  # only here
+    from smart_train.architectures import build  # noqa: PLC0415
+    from smart_train.data import load  # noqa: PLC0415
 
-    assert tuple(architectures.ARCHITECTURES) == choices.ARCHITECTURES
-    assert data.DATA_SPECS == choices.DATA_SPECS
+    assert tuple(build.ARCHITECTURES) == choices.ARCHITECTURES
+    assert f"{', '.join(load.NAMED)}, npz:FILE or folder:DIR" == choices.DATA_SPECS
 
 
 def test_an_attack_from_outside_is_a_row(data: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reference.augment import outcomes
-from smart_train.data import Augmentation
+from smart_train.data.augment import Augmentation
 from smart_train.errors import ConfigError
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smart_train.data import cache, load_data
+from smart_train.data import cache
 from smart_train.data.images import ImageSet
+from smart_train.data.load import load_data
 from smart_train.data.pictures import read_pictures
 from smart_train.errors import DataError
 from train.data_files import RELEASES, arrays, by_class, differences, pack, write_folder, write_npz
@@ -290,7 +291,7 @@ def test_threads_and_processes_that_race_all_get_the_set(places: Places) -> None
     assert all(differences(whole, one) == [] for one in found)
     shutil.rmtree(places.cache)
     code = (
-        "import sys; from pathlib import Path; from smart_train.data import load_data\n"
+        "import sys; from pathlib import Path; from smart_train.data.load import load_data\n"
         "print(load_data(sys.argv[1], cache_dir=Path(sys.argv[2])).digest)"
     )
     command = [sys.executable, "-W", "error", "-c", code, places.spec, str(places.cache)]

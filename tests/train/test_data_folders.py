@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smart_train.data import load_data, pictures
+from smart_train.data import pictures
+from smart_train.data.load import load_data
 from smart_train.errors import DataError
 from train.data_files import (
     Arrays,

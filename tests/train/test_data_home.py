@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from smart_train.data import load_data
-from smart_train.data.home import expanded
+from smart_train.data.load import load_data
+from smart_train.data.source import expanded
 from smart_train.errors import DataError
 from train.data_files import arrays, as_npz, differences, write_folder, write_npz
 

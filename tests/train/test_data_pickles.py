@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 from smart_train.data.pickles import PickleError, plain_pickle
 from smart_train.errors import DataError
 from train.data_files import RELEASES, python2_pickle

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import io as matlab
 
-from smart_train.data import load_data
+from smart_train.data.load import load_data
 from smart_train.errors import DataError
 from train.data_files import ARCHIVED, RELEASES, Bars, Release, as_npz, differences, pack, python2_pickle, repack
 

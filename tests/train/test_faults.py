@@ -10,12 +10,12 @@ import torch
 
 from disks import run_on_small_disk
 from smart_train import load_checkpoint
-from smart_train.checkpoint.atomic import save_atomically
+from smart_train.checkpoint.reader import save_atomically
 
 LIMITED = """
 import resource, signal, sys, torch
 from pathlib import Path
-from smart_train.checkpoint.atomic import save_atomically
+from smart_train.checkpoint.reader import save_atomically
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit fails, as on a full disk
 path = Path(sys.argv[1])
 for max_file_bytes in map(int, sys.argv[2:]):

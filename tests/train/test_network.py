@@ -88,8 +88,13 @@ def test_other_path_names_are_refused(paths: list[str]) -> None:
 
 
 def test_an_unknown_path_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="out of clean, robust, got 'fast'"):
+    with pytest.raises(ConfigError, match="unknown path 'fast'; there are clean, robust"):
         smart().path("fast")
+
+
+def test_an_unknown_structure_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"^unknown structure '4:2'; there are channel, N:M "):
+        smart(structure="4:2")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,6 @@ def test_an_unknown_path_is_refused_by_name() -> None:
         {"density": 1.5},
         {"density": float("nan")},
         {"align": 0},
-        {"structure": "4:2"},
         {"scope": "none"},
         {"mean": [0.5, 0.5]},
         {"std": [0.0]},

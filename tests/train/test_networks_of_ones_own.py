@@ -19,8 +19,8 @@ from networks.convnext import ConvNeXt
 from networks.mobile import MobileNet
 from smart_eval.cli import main as smart_eval
 from smart_train import CheckpointError, ConfigError, Structure, convert, load_checkpoint
-from smart_train.architectures import CUSTOM, import_factory
-from smart_train.architectures.custom import call_factory
+from smart_train.architectures.custom import call_factory, import_factory
+from smart_train.choices import CUSTOM
 from smart_train.cli import main as smart_train
 from smart_train.errors import NetworkError
 from smart_train.masking.learner import magnitude

@@ -9,7 +9,7 @@ from torch import nn
 
 from reference import masks as oracle
 from smart_train import ConfigError, Structure
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.masking.n_of_m import NOfM
 from smart_train.masking.permutation import permute_channels_, search_order
 from train.networks import randomise_

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smart_train import Attack, convert
-from smart_train.architectures import build_network
+from smart_train.architectures.build import build_network
 from smart_train.checkpoint.format import Samples
 from smart_train.checkpoint.samples import halves, make_samples
 

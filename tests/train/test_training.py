@@ -15,7 +15,7 @@ from torch import Tensor
 from smart_train import Attack, CheckpointError, ConfigError, Structure, load_checkpoint, load_data
 from smart_train.checkpoint.network_state import network_state
 from smart_train.choices import MASK_MODES
-from smart_train.data import Augmentation
+from smart_train.data.augment import Augmentation
 from smart_train.masking.accounting import densities
 from smart_train.masking.plan import MaskPlan
 from smart_train.training.config import TrainConfig

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class GraphPath(WithSource):
 
     def __init__(self, engine: Engine, *, source: nn.Module | None) -> None:
         super().__init__()
-        self._engine = engine
+        self.engine = engine
         self.source = source
 
     def forward(self, images: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class GraphPath(WithSource):
                 "checkpoint it was exported from as --source"
             )
         batch = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
-        return torch.from_numpy(self._engine.run(batch)).to(images.device)
+        return torch.from_numpy(self.engine.run(batch)).to(images.device)
 
 
 class BundlePaths:
@@ -68,19 +69,19 @@ class BundlePaths:
         self.engine = resolve_engine(engine)
         bundle.verify()
         threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-        self._engines: dict[str, Engine] = {}
-        self._paths: dict[str, GraphPath] = {}
-        for name in manifest.paths:
-            self._engines[name] = create_engine(
-                self.engine,
-                bundle.graph_bytes(name),
-                inputs=manifest.input,
-                outputs=manifest.output,
-                options=EngineOptions(threads=threads),
-            )
-            self._paths[name] = GraphPath(
-                self._engines[name], source=None if source is None else source.path(name)
+        create = partial(
+            create_engine,
+            self.engine,
+            inputs=manifest.input,
+            outputs=manifest.output,
+            options=EngineOptions(threads=threads),
+        )
+        self._paths = {
+            name: GraphPath(
+                create(bundle.graph_bytes(name)), source=None if source is None else source.path(name)
             ).eval()
+            for name in manifest.paths
+        }
 
     @property
     def path_names(self) -> tuple[str, ...]:
@@ -99,8 +100,8 @@ class BundlePaths:
 
     def close(self) -> None:
         """Close the engines."""
-        for engine in self._engines.values():
-            engine.close()
+        for path in self._paths.values():
+            path.engine.close()
 
 
 def recorded_eps(manifest: Manifest) -> float | None:

@@ -52,16 +52,6 @@ class Check:
     figures: Mapping[str, Any]
     sentence: str
 
-    def document(self) -> dict[str, Any]:
-        """Return it for machines."""
-        return {
-            "name": self.name,
-            "path": self.path,
-            "passed": self.passed,
-            "figures": dict(self.figures),
-            "sentence": self.sentence,
-        }
-
 
 def above(count: int, total: int, share: float) -> bool:
     """Return whether ``count`` of ``total`` is more than ``share`` of them, and more than chance makes of it.
@@ -74,15 +64,15 @@ def above(count: int, total: int, share: float) -> bool:
 
 def judge(path: str, found: Examined) -> list[Check]:
     """Return every check of one path."""
-    own = [_robust_below_clean(found), _finite_scores(found), _same(found), _logits(found), _gradients(found)]
-    if found.under_attack is None:
-        own += [(name, None, {}, "eps is 0, so there was no attack") for name in _OF_ATTACKS]
-    else:
-        own += [check(found, found.under_attack) for check in _OF_ATTACKS.values()]
-    return [Check(name, path, passed, figures, sentence) for name, passed, figures, sentence in own]
+    judged = {name: check(found) for name, check in _OF_NETWORKS.items()}
+    for name, of_attack in _OF_ATTACKS.items():
+        under = found.under_attack
+        judged[name] = (None, {}, "eps is 0, so there was no attack") if under is None else of_attack(found, under)
+    return [Check(name, path, *each) for name, each in judged.items()]
 
 
-_Judged = tuple[str, bool | None, dict[str, Any], str]
+_Judged = tuple[bool | None, dict[str, Any], str]
+"""Whether a check passed, its figures and its sentence."""
 
 
 def _share(count: int, of: Right) -> str:
@@ -94,7 +84,6 @@ def _robust_below_clean(found: Examined) -> _Judged:
     robust = {attack.name: float(found.right[attack.name].mean()) for attack in found.attacks}
     more = [name for name, accuracy in robust.items() if accuracy > clean]
     return (
-        "robust-below-clean",
         not more,
         {"clean": clean, "robust": robust},
         f"Accuracy is above the clean one under {', '.join(more)}."
@@ -106,7 +95,6 @@ def _robust_below_clean(found: Examined) -> _Judged:
 def _same(found: Examined) -> _Judged:
     differ = int((~found.same_scores).sum())
     return (
-        "same-scores",
         differ == 0,
         {"images": len(found.same_scores), "differ": differ},
         f"The scores of {_share(differ, found.same_scores)} change from call to call or with the images beside them: "
@@ -119,7 +107,6 @@ def _same(found: Examined) -> _Judged:
 def _finite_scores(found: Examined) -> _Judged:
     infinite = int((~found.finite).sum())
     return (
-        "finite-scores",
         infinite == 0,
         {"images": len(found.finite), "not_finite": infinite},
         f"The scores of {_share(infinite, found.finite)} are infinite or no numbers: the network overflows there, and "
@@ -132,7 +119,6 @@ def _finite_scores(found: Examined) -> _Judged:
 def _logits(found: Examined) -> _Judged:
     shares = bool(found.like_probabilities.all())
     return (
-        "logits",
         not shares,
         {"images": len(found.like_probabilities), "like_probabilities": int(found.like_probabilities.sum())},
         "The scores of every image are probabilities: attacks take the softmax of them a second time, which leaves "
@@ -146,7 +132,6 @@ def _gradients(found: Examined) -> _Judged:
     zero = int((~found.has_gradient).sum())
     few = zero <= MOST_ZERO_GRADIENTS * len(found.has_gradient)  # no matter of chance, so without its allowance
     return (
-        "zero-gradients",
         few,
         {"images": len(found.has_gradient), "zero": zero, "most": MOST_ZERO_GRADIENTS},
         f"The gradient is exactly zero at {_share(zero, found.has_gradient)}"
@@ -166,7 +151,6 @@ def _noise(found: Examined, under: UnderAttack) -> _Judged:
     elif failed:
         sentence += ": chance finds what attacks are for, so eps is too large here or gradients hide it"
     return (
-        "noise",
         None if hopeless else not failed,
         {
             "clean": clean / total,
@@ -199,7 +183,6 @@ def _one_step(found: Examined, under: UnderAttack) -> _Judged:
     why += [f"{distorted} of the {right} images are right after one step and wrong after a shorter one"] * bent
     judged = bool(why) or above(broken, broken, 1 - LEAST_FOR_ONE_STEP)
     return (
-        "one-step",
         not why if judged else None,
         {
             "one_step": float(one.mean()),
@@ -237,7 +220,6 @@ def _more_steps(found: Examined, under: UnderAttack) -> _Judged:
         if weaker.steps < stronger.steps and weaker.restarts <= stronger.restarts and _turned(left, right)
     ]
     return (
-        "more-steps",
         not turned,
         {"accuracy": {attack.label: float(right.mean()) for attack, right in runs.items()}},
         "; ".join(f"{weaker} breaks images that {stronger} does not break" for weaker, stronger in turned)
@@ -252,7 +234,6 @@ def _other_loss(found: Examined, under: UnderAttack) -> _Judged:
     more = int(usual.sum()) - int(other.sum())
     failed = above(max(0, more), len(usual), MOST_BY_OTHER_LOSS) and _turned(other, usual)
     return (
-        "other-loss",
         not failed,
         {"cross_entropy": float(usual.mean()), "margin": float(other.mean()), "most_share": MOST_BY_OTHER_LOSS},
         f"{MANY[0]} steps of PGD leave an accuracy of {usual.mean():.3f} on the cross-entropy and {other.mean():.3f} "
@@ -270,7 +251,6 @@ def _larger_eps(found: Examined, under: UnderAttack) -> _Judged:
     points = [(0.0, found.right[CLEAN]), *under.many.items()]
     turned = [(small, large) for (small, left), (large, right) in itertools.pairwise(points) if _turned(left, right)]
     return (
-        "larger-eps",
         not turned,
         {"eps": [eps for eps, _ in points], "accuracy": [float(right.mean()) for _, right in points]},
         "; ".join(f"eps {small:.4g} breaks images that {large:.4g} does not break" for small, large in turned)
@@ -284,7 +264,6 @@ def _no_bound(_: Examined, under: UnderAttack) -> _Judged:
     left = under.many[1.0]
     failed = above(int(left.sum()), len(left), MOST_LEFT_WITHOUT_BOUND)
     return (
-        "no-bound",
         not failed,
         {"accuracy": float(left.mean()), "most": MOST_LEFT_WITHOUT_BOUND},
         f"At eps 1, where every image may become any other, {_share(int(left.sum()), left)} are left"
@@ -292,28 +271,21 @@ def _no_bound(_: Examined, under: UnderAttack) -> _Judged:
     )
 
 
-def _left_of(found: Examined) -> Right:
-    left: Right = np.logical_and.reduce([*found.right.values()])
-    return left
-
-
 def _square(found: Examined, under: UnderAttack) -> _Judged:
     if under.square_queries is None:
         return (
-            "square",
             None,
             {},
             "Square was not run: pyautoattack is not installed; pip install 'smart-edge[eval]' installs it.",
         )
     alone, total = int(under.square_alone.sum()), len(under.square_alone)
-    more = int((_left_of(found) & under.by_square).sum())
+    more = int(np.logical_and.reduce([*found.right.values(), under.by_square]).sum())
     mislead, weak = above(alone, total, MOST_FOR_SQUARE), above(more, total, MOST_BY_SQUARE)
     why = [": the gradients mislead"] * mislead
     why += [
         f", and {_share(more, under.by_square)} that the attacks asked for leave: they are too weak to quote"
     ] * weak
     return (
-        "square",
         not why,
         {
             "queries": under.square_queries,
@@ -329,6 +301,15 @@ def _square(found: Examined, under: UnderAttack) -> _Judged:
     )
 
 
+_OF_NETWORKS: Mapping[str, Callable[[Examined], _Judged]] = MappingProxyType(
+    {
+        "robust-below-clean": _robust_below_clean,
+        "finite-scores": _finite_scores,
+        "same-scores": _same,
+        "logits": _logits,
+        "zero-gradients": _gradients,
+    }
+)
 _OF_ATTACKS: Mapping[str, Callable[[Examined, UnderAttack], _Judged]] = MappingProxyType(
     {
         "noise": _noise,

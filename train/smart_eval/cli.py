@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from smart_common.console import cli as house
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_eval.attacks.table import ATTACKS, CLEAN
-from smart_eval.page.cli import report_options
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.choices import DATA_SPECS
@@ -20,17 +20,28 @@ from smart_train.data.cli import DataPlaces, data_options
 from smart_train.options import parse_fraction
 
 if TYPE_CHECKING:
-    from smart_eval.page.output import PageOutput
     from smart_eval.report import Measured
-    from smart_eval.threats import Threats
 
 SUSPECT = 3
 """The exit status after a whole result whose accuracies under attack may be too high."""
 
 
+_GROUPS = {
+    "Attacks and checks": (
+        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "seed", "chunk"),
+    ),
+    "Models and data": (
+        *("source", "trust", "engine", "model", "model_arg", "data", "data_dir", "cache_dir", "no_cache", "examples"),
+        "device",
+    ),
+    "Output": ("output", "resume", "report", "include", "as_json"),
+}
+
+
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
+    option_groups=_GROUPS,
     epilog="""Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 300
 
 Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
@@ -93,35 +104,39 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     help="Write results there as they come, a line of JSON for each chunk, for --resume.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what -o has; results that do not belong to this run stay.")
-@report_options
+@click.option(
+    "--report",
+    metavar="FILE.html",
+    type=click.Path(path_type=Path),
+    help="Write a page for people there: one file that needs nothing else.",
+)
+@click.option(
+    "--include",
+    metavar="FILE.json",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Show this saved result of smart-export --json or smart-bench --json on the page too; may be repeated.",
+)
 @click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
 @house.version_option("smart-eval")
 def main(
     *,
     models: tuple[Path, ...],
-    attack: str | None,
     source: Path | None,
     trust: Path | None,
     engine: str | None,
-    steps: int,
-    restarts: int,
     step_size: str | None,
     eps: str | None,
-    examples: int | None,
     data: str | None,
     places: DataPlaces,
     own: OwnNetwork,
-    corruptions: bool,
-    seed: int,
-    threats: bool,
-    checks: bool,
-    chunk: int | None,
     output: Path | None,
     resume: bool,
-    page: PageOutput,
-    device: Literal["auto", "cpu", "cuda"],
+    report: Path | None,
+    include: tuple[Path, ...],
     as_json: bool,
+    **options: Any,  # the others are those of `EvalOptions`
 ) -> None:
     """Measure each path of every MODEL, a checkpoint or a bundle, on its test split, clean and under attacks.
 
@@ -129,33 +144,36 @@ def main(
     The graphs of a bundle run in their own precision, on the reference engine unless --engine names another one.
     The exit status is 3 if the result is whole but suspect, since a check failed, and 1 after an error.
     """
+    from smart_eval.page.page import PageOutput  # noqa: PLC0415  # here and below: torch, which --help does not wait for
+
+    if report is None and include:
+        raise click.UsageError("--include adds saved results to the page that --report writes: give it too.")
+    page = PageOutput(report, include)
     if resume and output is None:
         raise click.UsageError("--resume goes on with the file that -o names: give it too.")
     if source is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
     if engine is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--engine is of bundles, and no MODEL is one.")
-    from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415  # torch, which --help does not wait for
-    from smart_eval.report import document  # noqa: PLC0415  # likewise
+    from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415
+    from smart_eval.report import document  # noqa: PLC0415
 
+    house.if_interrupted(
+        lambda: (
+            "nothing is kept; -o FILE keeps results as they come"
+            if output is None
+            else f"what was measured is kept in {output}; the same command with --resume goes on"
+        )
+    )
     page.spare([*models, source, trust, output])
     with house.warnings_as_notes("smart_eval"):
         found = evaluate_all(
             models,
             data=data,
             options=EvalOptions(
-                attack=attack,
                 eps=None if eps is None else parse_fraction(eps),
-                steps=steps,
-                restarts=restarts,
                 step_size=None if step_size is None else parse_fraction(step_size),
-                examples=examples,
-                seed=seed,
-                chunk=chunk,
-                device=device,
-                corruptions=corruptions,
-                threats=threats,
-                checks=checks,
+                **options,
             ),
             source=source,
             trust=trust,
@@ -165,9 +183,7 @@ def main(
             read_checkpoint=own.load,
             read_data=places.load,
             progress=house.progress,
-            after=lambda subject, device: page.picture(
-                subject.model, subject.split, attacks=subject.attacks, seed=seed, device=device
-            ),
+            after=partial(page.picture, seed=options["seed"]),
         )
     if found.shards.first:
         result = document(found.models)
@@ -197,33 +213,26 @@ def _print_tables(measured: Sequence[Measured]) -> None:
     """Print tables, and on standard error what they mean."""
     from smart_eval.corruptions import table as corruptions_table  # noqa: PLC0415  # see above
     from smart_eval.report import replay_table, table  # noqa: PLC0415
+    from smart_eval.threats import EXPLAINED  # noqa: PLC0415
+    from smart_eval.threats import table as threats_table  # noqa: PLC0415
 
-    title, columns, rows = table(measured)
-    several = int(len(measured) > 1)
-    house.print_wide(house.table(title, columns, rows, text_columns=1 + several))
+    several = len(measured) > 1
+    house.print_wide(house.table(*table(measured), text_columns=1 + several))
     if any(one.replay for one in measured):
-        title, columns, rows = replay_table(measured)
-        house.print_wide(house.table(title, columns, rows, text_columns=2))
+        house.print_wide(house.table(*replay_table(measured), text_columns=2))
     corrupted = [(str(one.model), one.corruptions) for one in measured if one.corruptions is not None]
     if corrupted:
-        title, columns, rows = corruptions_table(corrupted)
-        house.print_wide(house.table(title, columns, rows, text_columns=2 + several))
+        house.print_wide(house.table(*corruptions_table(corrupted), text_columns=2 + several))
     for sentence in dict.fromkeys(one.threat_model for one in measured):
         house.note(sentence)
-    _print_threats([(str(one.model), one.threats) for one in measured if one.threats is not None])
+    threats = [(str(one.model), one.threats) for one in measured if one.threats is not None]
+    if threats:
+        house.print_wide(house.table(*threats_table(threats), text_columns=1 + (len(threats) > 1)))
+        for sentence in EXPLAINED:
+            house.note(sentence)
     for one in measured:
         for sentence in one.notes:
             house.note(f"{one.model}: {sentence}")
-
-
-def _print_threats(found: Sequence[tuple[str, Threats]]) -> None:
-    from smart_eval.threats import EXPLAINED, table  # noqa: PLC0415  # see above
-
-    if found:
-        title, columns, rows = table(found)
-        house.print_wide(house.table(title, columns, rows, text_columns=1 + (len(found) > 1)))
-        for sentence in EXPLAINED:
-            house.note(sentence)
 
 
 if __name__ == "__main__":

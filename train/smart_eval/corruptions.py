@@ -18,10 +18,9 @@ import numpy.typing as npt
 import torch
 
 from smart_common.errors import MissingExtraError
-from smart_eval.measure import Paths, chunk_seed, exactly, run_settings
-from smart_eval.records import Records, Right
+from smart_eval.measure import Paths, Run, chunk_seed, exactly
+from smart_eval.records import Right
 from smart_train.accuracy import Accuracy, classified_rightly, to_tensor
-from smart_train.chunks import CHUNK
 from smart_train.data.images import Labels, Pixels, Split
 from smart_train.masking.attack_mode import attack_mode
 
@@ -81,7 +80,7 @@ def _brighter(images: _Floats, offset: float, _: np.random.Generator) -> _Floats
 
 
 def _jpeg(images: _Floats, quality: float, _: np.random.Generator) -> _Floats:
-    image = _pillow()
+    image = check_pillow()
     found = np.empty_like(images)
     # Pictures have one channel or three; of any other number each is a picture of its own.
     groups = [slice(None)] if images.shape[3] in {1, 3} else [slice(c, c + 1) for c in range(images.shape[3])]
@@ -96,7 +95,8 @@ def _jpeg(images: _Floats, quality: float, _: np.random.Generator) -> _Floats:
     return found
 
 
-def _pillow() -> Any:
+def check_pillow() -> Any:
+    """Return the module PIL.Image, which `measure_corruptions` needs; raise MissingExtraError if it is missing."""
     try:
         from PIL import Image  # noqa: PLC0415  # an extra
     except ImportError as error:
@@ -146,22 +146,7 @@ STEPS = sum(len(corruption.strengths) for corruption in CORRUPTIONS)
 """How often each image is classified by each path."""
 
 
-def check_corruptions() -> None:
-    """Raise MissingExtraError if something is missing that `measure_corruptions` needs."""
-    _pillow()
-
-
-def measure_corruptions(
-    net: Paths,
-    split: Split,
-    *,
-    seed: int,
-    records: Records,
-    about: Mapping[str, Any],
-    chunk: int = CHUNK,
-    device: torch.device | str = "cpu",
-    done: Callable[[str, str, int], None] = lambda _, __, ___: None,
-) -> list[Corrupted]:
+def measure_corruptions(net: Paths, split: Split, *, run: Run) -> list[Corrupted]:
     """Return what each path gets right under each corruption of `CORRUPTIONS`, at each severity.
 
     The arguments are those of `measure`; the noise is the same for each path and, but for its strength, each severity.
@@ -169,8 +154,8 @@ def measure_corruptions(
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    check_corruptions()
-    about = {**run_settings(about, seed=seed, chunk=chunk, split=split), "set": SET}
+    check_pillow()
+    about = {**run.settings(split), "set": SET}
     results = []
     with exactly(), ExitStack() as held:
         models = {path: net.path(path) for path in net.path_names}
@@ -179,16 +164,11 @@ def measure_corruptions(
         for corruption in CORRUPTIONS:
             for severity, strength in enumerate(corruption.strengths, start=1):
                 right: dict[str, list[Right]] = {path: [] for path in models}
-                for number, start in enumerate(range(0, len(split), chunk)):
-                    labels = split.labels[start : start + chunk]
-                    corrupted = cache(  # made once for all paths, and not at all where all is known
-                        partial(
-                            corruption,
-                            split.images[start : start + chunk],
-                            severity=severity,
-                            seed=chunk_seed(seed, corruption.name, number),
-                        )
-                    )
+                for number, where in run.chunks(len(split)):
+                    labels = split.labels[where]
+                    seed = chunk_seed(run.seed, corruption.name, number)
+                    # Made once for all paths, and not at all where all is known.
+                    corrupted = cache(partial(corruption, split.images[where], severity=severity, seed=seed))
                     for path, model in models.items():
                         key = {
                             **about,
@@ -198,9 +178,9 @@ def measure_corruptions(
                             "parameter": strength,
                             "chunk": number,
                         }
-                        judge = partial(_right, model, corrupted, labels, device=device)
-                        right[path].append(records.of(key, count=len(labels), judge=judge))
-                        done(path, f"{corruption.name} {severity}", len(labels))
+                        judge = partial(_right, model, corrupted, labels, device=run.device)
+                        right[path].append(run.records.of(key, count=len(labels), judge=judge))
+                        run.done(path, f"{corruption.name} {severity}", len(labels))
                 found = {path: np.concatenate(parts) for path, parts in right.items()}
                 results.append(Corrupted(corruption, severity, found))
     return results

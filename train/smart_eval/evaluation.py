@@ -22,13 +22,12 @@ from smart_devices.python_environment import version_of
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.table import parse_attacks
 from smart_eval.checks import judge
-from smart_eval.corruptions import STEPS, check_corruptions, measure_corruptions
+from smart_eval.corruptions import STEPS, check_pillow, measure_corruptions
 from smart_eval.examination import eps_curve, examine_network, work
-from smart_eval.measure import measure
+from smart_eval.measure import Run, measure
 from smart_eval.models import OpenModel, open_bundle, open_checkpoint, read_source
-from smart_eval.records import Records
+from smart_eval.records import Records, Shards, join_shards
 from smart_eval.report import Measured
-from smart_eval.shards import Shards, join_shards
 from smart_eval.threats import measure_threats, sources, strongest_pgd
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -38,7 +37,7 @@ from smart_train.checkpoint.format import Checkpoint, load_checkpoint
 from smart_train.chunks import enough_memory, usual_chunk
 from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import NAMED, data_spec, load_data
-from smart_train.data.progress import Progress, no_progress
+from smart_train.data.source import Advance, Progress, no_progress
 from smart_train.errors import ConfigError, DataError
 from smart_train.training.config import DEVICES
 
@@ -185,86 +184,73 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What all models are measured with.
-
-    Attributes:
-        records: what is known already, and where results are kept.
-        shards: the processes that share the run.
-        options: seed and device, as `measure` takes them.
-        made_with: from `_made_with`.
-        advance: called with what was done and the number of images, chunk by chunk.
-    """
+class _Evaluator:
+    """What all models are measured with; ``made_with`` is from `_made_with`."""
 
     records: Records
     shards: Shards
-    options: Mapping[str, Any]
+    seed: int
+    device: torch.device
     made_with: Mapping[str, Any]
-    advance: Callable[[str, int], None]
+    advance: Advance
 
     def measured(self, subject: Subject) -> Measured:
         """Return all that is wanted of a model, which is on the device; raises ConfigError if memory is short."""
         with enough_memory(subject.chunk):
-            found = self._shared(partial(self._attacked, subject))
-            return self._checked(subject, found) if subject.checked else found
-
-    def _checked(self, subject: Subject, found: Measured) -> Measured:
-        examine = partial(examine_network, subject.model.net, subject.split, right=found.right, eps=subject.eps)
-        examined = self._shared(partial(examine, attacks=subject.attacks, **self._common(subject)))
+            found = self._shared(subject, partial(_attacked, subject))
+            if not subject.checked:
+                return found
+            net, attacks = subject.model.net, subject.attacks
+            examine = partial(examine_network, net, subject.split, right=found.right, attacks=attacks, eps=subject.eps)
+            examined = self._shared(subject, lambda run: examine(run=run))
         checks = [check for path, each in examined.items() for check in judge(path, each)]
         return replace(found, checks=checks, eps_curve=eps_curve(examined))
 
-    def _shared(self, compute: Callable[..., _T]) -> _T:
-        result = compute(done=lambda path, name, count: self.advance(f"{path}, {name}", count))
+    def _shared(self, subject: Subject, compute: Callable[[Run], _T]) -> _T:
+        run = Run(
+            seed=self.seed,
+            records=self.records,
+            about={**subject.model.about, "data": subject.images.digest, "chosen": subject.chosen, **self.made_with},
+            chunk=subject.chunk,
+            device=self.device,
+        )
+        result = compute(replace(run, done=lambda path, name, count: self.advance(f"{path}, {name}", count)))
         if self.shards.world > 1:
             self.records.unite()
-            result = compute(done=lambda _, __, ___: None)  # put together of what all know
+            result = compute(run)  # put together of what all know
         return result
 
-    def _common(self, subject: Subject) -> dict[str, Any]:
-        about = {**subject.model.about, "data": subject.images.digest, "chosen": subject.chosen, **self.made_with}
-        return {**self.options, "chunk": subject.chunk, "records": self.records, "about": about}
 
-    def _attacked(self, subject: Subject, *, done: Callable[[str, str, int], None]) -> Measured:
-        model, split, attacks = subject.model, subject.split, subject.attacks
-        common = {**self._common(subject), "done": done}
-        right = measure(model.net, split, attacks=attacks, **common)
-        threats = None
-        if subject.threats:
-            paths = {name: model.net.path(name) for name in model.net.path_names}
-            pgd = strongest_pgd(attacks, eps=subject.eps)
-            stand_ins = None if model.kind == "checkpoint" else model.made_on
-            threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, **common)
-        return Measured(
-            model=model.file,
-            kind=model.kind,
-            digest=model.digest,
-            precision=model.precision,
-            engine=model.engine,
-            threat_model=model.threat_model,
-            eps=subject.eps,
-            attacks=attacks,
-            right=right,
-            labels=split.labels,
-            class_names=model.class_names,
-            seed=self.options["seed"],
-            chunk=subject.chunk,
-            indices=subject.indices,
-            threats=threats,
-            replay=model.replay,
-            notes=model.notes,
-            corruptions=measure_corruptions(model.net, split, **common) if subject.corrupted else None,
-        )
+def _attacked(subject: Subject, run: Run) -> Measured:
+    model, split, attacks = subject.model, subject.split, subject.attacks
+    right = measure(model.net, split, attacks=attacks, run=run)
+    threats = None
+    if subject.threats:
+        paths = {name: model.net.path(name) for name in model.net.path_names}
+        pgd = strongest_pgd(attacks, eps=subject.eps)
+        stand_ins = None if model.kind == "checkpoint" else model.made_on
+        threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, run=run)
+    return Measured(
+        **model.facts,
+        eps=subject.eps,
+        attacks=attacks,
+        right=right,
+        labels=split.labels,
+        seed=run.seed,
+        chunk=subject.chunk,
+        indices=subject.indices,
+        threats=threats,
+        corruptions=measure_corruptions(model.net, split, run=run) if subject.corrupted else None,
+    )
 
 
 def _made_with(device: torch.device) -> dict[str, Any]:
     """Return what figures computed on ``device`` depend on to the bit, beside model, images and options."""
-    libraries = ("torch", "pyautoattack", "pillow", "onnxruntime")
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "smart-edge": version(),
-        **{library: version_of(library) for library in libraries},
+        **{library: version_of(library) for library in ("torch", "pyautoattack", "pillow", "onnxruntime")},
     }
 
 
@@ -355,7 +341,7 @@ def evaluate_all(
     """
     accelerator = options.accelerator
     if options.corruptions:
-        check_corruptions()  # what is missing is missed now, not after an hour of attacks
+        check_pillow()  # what is missing is missed now, not after an hour of attacks
     origin = None if source is None else read_source(source, load=read_checkpoint)
     read = cache(read_data)
     measured: list[Measured] = []
@@ -372,11 +358,10 @@ def evaluate_all(
         device = shards.device or torch.device(accelerator)
         records = stack.enter_context(Records(output, resume=resume, shards=shards))
         advance = stack.enter_context(progress("measuring", total=sum(subject.work for subject in subjects)))
-        settings = {"seed": options.seed, "device": device}
-        run = _Run(records, shards, settings, _made_with(device), lambda what, count: advance(what, count=count))
+        evaluator = _Evaluator(records, shards, options.seed, device, _made_with(device), advance)
         for subject in subjects:
             subject.model.net.to(device)
-            measured.append(run.measured(subject))
+            measured.append(evaluator.measured(subject))
             if shards.first:
                 after(subject, device)
             subject.model.net.to("cpu")  # a GPU holds one at a time
@@ -386,17 +371,12 @@ def evaluate_all(
 def _images(
     model: OpenModel, data: str | os.PathLike[str] | ImageSet | None, *, read: Callable[[str], ImageSet]
 ) -> ImageSet:
-    """Return what to measure ``model`` on; warn if it is not what it was trained on.
-
-    Raises:
-        ConfigError: nobody says which data that is.
-        DataError: it is of another form than the network.
-    """
+    """Return what to measure ``model`` on; warn if it is not what it was trained on."""
     record = model.training.get("data")
     record = record if isinstance(record, dict) else {}
     trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything
     if data is None and trained_on not in NAMED:
-        raise ConfigError(f"{model.file} was trained on {trained_on}, which no name tells; give the same as --data")
+        raise ConfigError(f"{model.model} was trained on {trained_on}, which no name tells; give the same as --data")
     images = data if isinstance(data, ImageSet) else read(data_spec(data or trained_on))
     if images.shape != model.input_shape or len(images.class_names) != len(model.class_names):
         raise DataError(
@@ -406,6 +386,6 @@ def _images(
     if images.digest != record.get("digest"):
         _log.warning(
             "warning: these are not the very images of the training of %s: test images may have been trained on",
-            model.file,
+            model.model,
         )
     return images

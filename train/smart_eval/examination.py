@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,10 @@ from smart_eval.attacks.autoattack import FEWEST_CLASSES, SQUARE, AutoAttackPart
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.pgd import Pgd
 from smart_eval.attacks.table import CLEAN
-from smart_eval.measure import NOTHING, Paths, exactly, in_chunks, run_settings, settings
-from smart_eval.records import Records, Right
+from smart_eval.measure import Paths, Run, exactly, in_chunks, settings
+from smart_eval.records import Right
 from smart_train.accuracy import Accuracy, classified_rightly, some_indices, tensors
 from smart_train.attacks import Attack, Model, cross_entropy, margin
-from smart_train.chunks import CHUNK
 from smart_train.data.images import Split
 from smart_train.masking.attack_mode import attack_mode
 
@@ -116,38 +115,19 @@ def examine_network(
     right: Mapping[str, Mapping[str, Right]],
     attacks: Sequence[NamedAttack],
     eps: float,
-    seed: int = 0,
-    records: Records | None = None,
-    about: Mapping[str, Any] = NOTHING,
-    chunk: int = CHUNK,
-    device: torch.device | str = "cpu",
-    done: Callable[[str, str, int], None] = lambda _, __, ___: None,
+    run: Run,
 ) -> dict[str, Examined]:
     """Return by path what the checks look at; ``right`` is what `measure` found, the rest as for `measure`."""
-    records = records or Records()
-    chosen = which_images(len(split), seed=seed)
+    chosen = which_images(len(split), seed=run.seed)
     part = Split(split.images[chosen], split.labels[chosen])
-    about = run_settings(about, seed=seed, chunk=chunk, split=part)
     if len(part) < len(split):
-        about["examples_of"] = len(split)
+        run = replace(run, about={**run.about, "examples_of": len(split)})
     found = {}
     with exactly():
         for path in net.path_names:
-            model = net.path(path)
+            model, own = net.path(path), {name: which[chosen] for name, which in right[path].items()}
             with attack_mode(model):
-                found[path] = examine(
-                    model,
-                    part,
-                    right={name: which[chosen] for name, which in right[path].items()},
-                    attacks=attacks,
-                    eps=eps,
-                    seed=seed,
-                    records=records,
-                    about={**about, "path": path},
-                    chunk=chunk,
-                    device=device,
-                    done=partial(done, path),
-                )
+                found[path] = examine(model, part, path=path, right=own, attacks=attacks, eps=eps, run=run)
     return found
 
 
@@ -155,31 +135,24 @@ def examine(
     model: Model,
     split: Split,
     *,
+    path: str,
     right: Mapping[str, Right],
     attacks: Sequence[NamedAttack],
     eps: float,
-    seed: int = 0,
-    records: Records,
-    about: Mapping[str, Any],
-    chunk: int = CHUNK,
-    device: torch.device | str = "cpu",
-    done: Callable[[str, int], None] = lambda _, __: None,
+    run: Run,
 ) -> Examined:
     """Return what the checks look at, of any model.
 
     Args:
         model: images, float32 (N, C, H, W) in [0, 1], to scores (N, classes), in eval mode.
         split: the images.
+        path: the model's name.
         right: by ``clean`` and the attacks' names, which of them are right, bool (len(split),).
         attacks: that were made.
         eps: their radius.
-        seed: of all that is random.
-        records: what is known already, and where results are kept.
-        about: what the results depend on beside the probe and chunk; values that JSON has.
-        chunk: images at a time.
-        device: where the model is.
-        done: called with the probe's name and the number of images, chunk by chunk; `work` says how many in all.
+        run: as for `measure`; the probes' names stand for attacks, and `work` says how many images are done in all.
     """
+    about = {**run.settings(split), "path": path}
 
     def probe(name: str, how: _Probe, among: Right | None = None, *, depends: bool = False, **key: Any) -> Right:
         """Return of which images, out of those ``among``, the probe holds."""
@@ -188,31 +161,23 @@ def examine(
             found = np.ones(where.stop - where.start, dtype=bool) if among is None else among[where].copy()
             at = np.flatnonzero(found)
             if len(at):
-                images, labels = tensors(split, where.start + at, device)
+                images, labels = tensors(split, where.start + at, run.device)
                 found[at] = how(model, images, labels, its_seed).cpu().numpy()
             return found
 
-        return in_chunks(
-            len(split),
-            result=of,
-            records=records,
-            key={**about, "attack": name, **key},
-            of_chunk=_among(among) if depends and among is not None else None,
-            seed=seed,
-            chunk=chunk,
-            done=partial(done, name),
-        )
+        def left_by_others(where: slice) -> dict[str, Any]:
+            """What a result depends on that was found only of what other attacks left."""
+            if not depends or among is None:
+                return {}
+            return {"among": hashlib.blake2b(np.packbits(among[where]).tobytes(), digest_size=8).hexdigest()}
+
+        return in_chunks(len(split), run, result=of, key={**about, "attack": name, **key}, of_chunk=left_by_others)
 
     def withstands(attack: NamedAttack, among: Right, *, depends: bool = False) -> Right:
         key = settings(attack)
         return probe(key.pop("attack"), partial(_withstands, attack), among, depends=depends, **key)
 
-    same_scores = probe("same scores", _same_scores)
-    finite = probe("finite scores", _finite)
-    like_probabilities = probe("probabilities", _like_probabilities)
-    has_gradient = probe("gradient", _has_gradient)
-    under_attack = None
-    if eps > 0:
+    def under_attack() -> UnderAttack:
         clean = right[CLEAN]
         noise = probe("uniform noise", partial(_right_under_noise, eps), eps=eps)
         one_step = probe("fgsm", partial(_withstands_steps, [eps]), clean, eps=eps)
@@ -228,10 +193,10 @@ def examine(
             by_square = left & ~withstands(square, left, depends=True)
         else:
             by_square = left & ~right.get(SQUARE, left)
-            done(SQUARE, len(split))
+            run.done(path, SQUARE, len(split))
         alone = withstands(pgd_of(STRONGEST, eps), by_square, depends=True)
         alone = probe("apgd-t", partial(_withstands_targets, eps), alone, depends=True, eps=eps)
-        under_attack = UnderAttack(
+        return UnderAttack(
             noise=noise,
             one_step=one_step,
             shorter_steps=shorter,
@@ -243,25 +208,21 @@ def examine(
             by_square=by_square,
             square_alone=alone,
         )
+
     return Examined(
         eps=eps,
         attacks=attacks,
         right=right,
-        same_scores=same_scores,
-        finite=finite,
-        like_probabilities=like_probabilities,
-        has_gradient=has_gradient,
-        under_attack=under_attack,
+        same_scores=probe("same scores", _same_scores),
+        finite=probe("finite scores", _finite),
+        like_probabilities=probe("probabilities", _like_probabilities),
+        has_gradient=probe("gradient", _has_gradient),
+        under_attack=under_attack() if eps > 0 else None,
     )
 
 
 def _radii(eps: float) -> list[float]:
     return sorted({min(1.0, multiple * eps) for multiple in CURVE} | {1.0})
-
-
-def _among(among: Right) -> Callable[[slice], dict[str, Any]]:
-    """Return what a result depends on that was found only of what other attacks left."""
-    return lambda where: {"among": hashlib.blake2b(np.packbits(among[where]).tobytes(), digest_size=8).hexdigest()}
 
 
 def pgd_of(strength: tuple[int, int], eps: float) -> Pgd:
@@ -270,8 +231,7 @@ def pgd_of(strength: tuple[int, int], eps: float) -> Pgd:
 
 
 def _withstands(attack: NamedAttack, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-    right: Tensor = classified_rightly(model, attack(model, images, labels, seed=seed), labels)
-    return right
+    return classified_rightly(model, attack(model, images, labels, seed=seed), labels)
 
 
 def _withstands_margin(eps: float, model: Model, images: Tensor, labels: Tensor, seed: int) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,9 +20,6 @@ from smart_train.accuracy import classified_rightly, tensors
 from smart_train.chunks import CHUNK
 from smart_train.data.images import Split
 from smart_train.masking.attack_mode import attack_mode
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-"""What results depend on where none are kept."""
 
 
 class Paths(Protocol):
@@ -42,38 +39,51 @@ def chunk_seed(seed: int, attack: str, chunk: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 
-def measure(
-    net: Paths,
-    split: Split,
-    *,
-    attacks: Sequence[NamedAttack],
-    seed: int = 0,
-    records: Records | None = None,
-    about: Mapping[str, Any] = NOTHING,
-    chunk: int = CHUNK,
-    device: torch.device | str = "cpu",
-    done: Callable[[str, str, int], None] = lambda _, __, ___: None,
-) -> dict[str, dict[str, Right]]:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How networks are measured, and where results are kept.
+
+    Attributes:
+        seed: of the attacks, and of all else that is random.
+        records: what is known already, and where results are kept; by default in memory.
+        about: what results depend on beside path, attack, seed and chunk, which a file of records must tell apart: the
+            network, the images; values that JSON has.
+        chunk: images that are attacked together; at equal size, threads and seed the results are equal to the bit.
+        device: where the network is.
+        done: called with path, attack and number of images, chunk by chunk.
+    """
+
+    seed: int = 0
+    records: Records = field(default_factory=Records)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    chunk: int = CHUNK
+    device: torch.device | str = "cpu"
+    done: Callable[[str, str, int], None] = lambda _, __, ___: None
+
+    def settings(self, split: Split) -> dict[str, Any]:
+        """Return what all results on ``split`` depend on."""
+        return {**self.about, "seed": self.seed, "chunk_size": self.chunk, "examples": len(split)}
+
+    def chunks(self, total: int) -> Iterator[tuple[int, slice]]:
+        """Yield the number of each chunk of ``total`` images, and which images it has."""
+        for number, start in enumerate(range(0, total, self.chunk)):
+            yield number, slice(start, min(start + self.chunk, total))
+
+
+def measure(net: Paths, split: Split, *, attacks: Sequence[NamedAttack], run: Run) -> dict[str, dict[str, Right]]:
     """Return which images each path gets right: by path, then by attack, ``clean`` first, bool (len(split),).
 
     Under an attack an image counts as right if it is classified rightly before and after, so attacks run on what is
     right without them. What torch computes is float32 and in eval mode.
 
     Args:
-        net: on ``device``; its train/eval flag is as before afterwards.
+        net: on the run's device; its train/eval flag is as before afterwards.
         split: what to measure on.
         attacks: from `parse_attacks`.
-        seed: of the attacks.
-        records: what is known already, and where results are kept; None keeps nothing.
-        about: what the results depend on beside path, attack, seed and chunk, which a file of records must tell apart:
-            the network, the images; values that JSON has.
-        chunk: images that are attacked together; at equal size, threads and seed the results are equal to the bit.
-        device: where the network is.
-        done: called with path, attack and number of images, chunk by chunk.
+        run: its seed, records and so on.
     """
-    records = records or Records()
     results: dict[str, dict[str, Right]] = {}
-    about = run_settings(about, seed=seed, chunk=chunk, split=split)
+    about = run.settings(split)
     with exactly():
         for path in net.path_names:
             model = net.path(path)
@@ -84,55 +94,40 @@ def measure(
                     before = None if attack is None else results[path][CLEAN]
                     results[path][name] = in_chunks(
                         len(split),
-                        result=partial(_right, model, split, attack=attack, before=before, device=device),
-                        records=records,
+                        run,
+                        result=partial(_right, model, split, attack=attack, before=before, device=run.device),
                         key={**about, "path": path, **settings(attack)},
-                        seed=seed,
-                        chunk=chunk,
-                        done=partial(done, path, name),
                     )
     return results
 
 
 def in_chunks(
     total: int,
+    run: Run,
     *,
     result: Callable[[slice, int], Right],
-    records: Records,
     key: Mapping[str, Any],
-    of_chunk: Callable[[slice], Mapping[str, Any]] | None = None,
-    seed: int,
-    chunk: int,
-    done: Callable[[int], None],
+    of_chunk: Callable[[slice], Mapping[str, Any]] = lambda _: {},
 ) -> Right:
     """Return what ``result`` finds of ``total`` images, bool (total,), chunk by chunk.
 
     Args:
         total: how many images.
+        run: its seed, records and so on.
         result: given which images and the seed of what is random, returns what is found of them, bool.
-        records: what is known already, and where results are kept.
-        key: what all results depend on, ``attack`` its name.
-        of_chunk: returns what the result of one chunk depends on besides; None for nothing.
-        seed: of all chunks.
-        chunk: images at a time.
-        done: called with the number of images of each chunk.
+        key: what all results depend on, ``path`` and ``attack`` their names.
+        of_chunk: returns what the result of one chunk depends on besides.
     """
     found = []
-    for number, start in enumerate(range(0, total, chunk)):
-        where = slice(start, min(start + chunk, total))
-        right = records.of(
-            {**key, "chunk": number, **({} if of_chunk is None else of_chunk(where))},
-            count=where.stop - start,
-            judge=partial(result, where, chunk_seed(seed, key["attack"], number)),
+    for number, where in run.chunks(total):
+        right = run.records.of(
+            {**key, "chunk": number, **of_chunk(where)},
+            count=where.stop - where.start,
+            judge=partial(result, where, chunk_seed(run.seed, key["attack"], number)),
         )
         found.append(right)
-        done(len(right))
+        run.done(key["path"], key["attack"], len(right))
     return np.concatenate(found)
-
-
-def run_settings(about: Mapping[str, Any], *, seed: int, chunk: int, split: Split) -> dict[str, Any]:
-    """Return what all results of a run depend on."""
-    return {**about, "seed": seed, "chunk_size": chunk, "examples": len(split)}
 
 
 def settings(attack: NamedAttack | None) -> dict[str, Any]:

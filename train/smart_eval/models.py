@@ -6,9 +6,8 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -18,14 +17,12 @@ from torch import nn
 from smart_common.files import digest_of_file
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
-from smart_eval.measure import NOTHING
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
-from smart_train.architectures import CUSTOM
-from smart_train.checkpoint.format import Checkpoint, load_checkpoint
-from smart_train.checkpoint.origin import check_source
+from smart_train.checkpoint.format import Checkpoint, check_source, load_checkpoint
+from smart_train.choices import CUSTOM
 from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork
@@ -49,53 +46,64 @@ _FEW = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenModel(AbstractContextManager["OpenModel"]):
-    """A checkpoint or a bundle that is ready to be measured; as a context it closes the graphs of a bundle.
+class Facts:
+    """What a report says of a checkpoint or a bundle before anything of it is measured.
 
     Attributes:
-        file: where it is, or what stands for that in reports.
+        model: where it is, a file or a bundle's folder, or what stands for that in reports.
         kind: what it is.
-        net: its paths.
-        made_on: the networks whose gradients attacks follow, by path: a checkpoint's own, the masked ones of a bundle's
-            source, none without one.
         digest: the SHA-256 of the file, of a bundle's checksums, or of an open checkpoint's parameters.
-        about: what results depend on beside it, in values that JSON has.
-        input_shape: channels, height, width.
-        class_names: one a class.
-        training: the plain record of how it was trained.
-        recorded_eps: the radius that it was trained for or judged by, in pixel units; None if nothing says.
+        class_names: one a class, in the order of the labels.
+        threat_model: a sentence of what the attacker knows and may do.
         precision: that it computes in.
         engine: what computes it.
         notes: what to know about a bundle on the engine that measures it, a sentence each.
         replay: what a bundle makes of the samples of its source, by path; None without one.
     """
 
-    file: Path
+    model: Path
     kind: Literal["checkpoint", "bundle"]
-    net: SmartNetwork | BundlePaths
-    made_on: Mapping[str, nn.Module]
     digest: str
-    about: Mapping[str, Any]
-    input_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    training: Mapping[str, Any]
-    recorded_eps: float | None
+    threat_model: str
     precision: str = "fp32"
     engine: str = "torch"
     notes: tuple[str, ...] = ()
     replay: Mapping[str, Replay] | None = None
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """These alone, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(Facts)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel(Facts, AbstractContextManager["OpenModel"]):
+    """A checkpoint or a bundle that is ready to be measured; as a context it closes the graphs of a bundle.
+
+    Attributes:
+        net: its paths.
+        made_on: the networks whose gradients attacks follow, by path: a checkpoint's own, the masked ones of a bundle's
+            source, none without one.
+        about: what results depend on beside it, in values that JSON has.
+        input_shape: channels, height, width.
+        training: the plain record of how it was trained.
+        recorded_eps: the radius that it was trained for or judged by, in pixel units; None if nothing says.
+    """
+
+    net: SmartNetwork | BundlePaths
+    made_on: Mapping[str, nn.Module]
+    about: Mapping[str, Any]
+    input_shape: tuple[int, int, int]
+    training: Mapping[str, Any]
+    recorded_eps: float | None
+
+    @property
     def eps(self) -> float:
         """The recorded radius; raises ConfigError if there is none."""
         if self.recorded_eps is None:
-            raise ConfigError(f"no eps is recorded in {self.file}; give --eps, 8/255 is usual for photographs")
+            raise ConfigError(f"no eps is recorded in {self.model}; give --eps, 8/255 is usual for photographs")
         return self.recorded_eps
-
-    @property
-    def threat_model(self) -> str:
-        """What the attacker knows and may do."""
-        return WHITE_BOX if self.kind == "checkpoint" else FROM_SOURCE if self.made_on else BLACK_BOX
 
     @property
     def usual_attack(self) -> str:
@@ -113,12 +121,12 @@ class OpenModel(AbstractContextManager["OpenModel"]):
         blind = next((one.name for one in attacks if one.needs_gradients), None)
         if blind is not None and not self.made_on:
             raise ConfigError(
-                f"{blind} needs gradients, which the graphs of the bundle {self.file} do not have; use --attack "
+                f"{blind} needs gradients, which the graphs of the bundle {self.model} do not have; use --attack "
                 f"square, or give the checkpoint it was exported from as --source"
             )
         return [Transferred(one) if one.needs_gradients else one for one in attacks]
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the graphs of a bundle."""
         if isinstance(self.net, BundlePaths):
             self.net.close()
@@ -145,13 +153,14 @@ def read_source(
 def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
     """Return a checkpoint to measure; of a user's own network results also depend on the code: its scores show it."""
     checkpoint = source.checkpoint
-    own: Mapping[str, Any] = NOTHING
+    own: dict[str, Any] = {}
     if checkpoint.architecture == CUSTOM:
         own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
     net = checkpoint.net
     return OpenModel(
-        file=file,
+        model=file,
         kind="checkpoint",
+        threat_model=WHITE_BOX,
         net=net,
         made_on={path: net.path(path) for path in net.path_names},
         digest=source.digest,
@@ -188,8 +197,9 @@ def open_bundle(
         check_source(manifest, checkpoint)
     net = BundlePaths(bundle, source=None if checkpoint is None else checkpoint.net, engine=engine)
     return OpenModel(
-        file=bundle.root,
+        model=bundle.root,
         kind="bundle",
+        threat_model=BLACK_BOX if checkpoint is None else FROM_SOURCE,
         net=net,
         made_on={} if checkpoint is None else {name: checkpoint.net.path(name) for name in net.path_names},
         digest=bundle.digest,

@@ -1,7 +1,8 @@
 """Results of an evaluation, kept as they come: one line of JSON for each chunk of images, path and attack.
 
 Each line says all that its result depends on, so a run that goes on takes what is its own, whatever else is there.
-Processes that share a run append to one file, a line in one write each.
+Processes may share a run, ``torchrun --nproc-per-node 2 --no-python smart-eval ...``: each takes whole chunks, and all
+append to one file, a line in one write each.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import distributed
 
-from smart_eval.shards import ALONE, Shards
 from smart_train.errors import ConfigError
+
+_T = TypeVar("_T")
 
 Right = npt.NDArray[np.bool_]
 
@@ -27,7 +32,66 @@ _RIGHT = "right"
 _MARKS = "01"
 
 
-class Records:
+@dataclass(frozen=True)
+class Shards:
+    """This process among those that share the work, each of which takes whole chunks.
+
+    Attributes:
+        rank: its number, from 0; the first one speaks.
+        world: how many there are.
+        device: where it computes, None for what the user chose.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def takes(self, chunk: int) -> bool:
+        """Whether a chunk, by its number, is this process's."""
+        return chunk % self.world == self.rank
+
+    def wait(self) -> None:
+        """Return when all have called it."""
+        if self.world > 1:
+            distributed.barrier()
+
+    def united(self, own: Mapping[str, _T]) -> dict[str, _T]:
+        """Return what all processes have, the same for each; called by all of them."""
+        if self.world == 1:
+            return dict(own)
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, dict(own))
+        return {key: value for part in parts for key, value in part.items()}
+
+
+ALONE = Shards()
+
+
+def join_shards(accelerator: str) -> Shards:
+    """Return this process's part in what torchrun has started, `ALONE` if it has not.
+
+    Args:
+        accelerator: ``cpu`` or ``cuda``, one GPU a process.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or world == 1:
+        return ALONE
+    import lightning_fabric  # noqa: PLC0415  # takes a second, and few evaluations are shared
+
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = lightning_fabric.Fabric(
+        accelerator=accelerator, devices=local, num_nodes=world // local, strategy="ddp", precision="32-true"
+    )
+    fabric.launch()
+    return Shards(rank=fabric.global_rank, world=fabric.world_size, device=fabric.device)
+
+
+class Records(AbstractContextManager["Records"]):
     """The results so far, by what they depend on; written to ``file`` line by line if there is one.
 
     Args:
@@ -58,15 +122,11 @@ class Records:
             self._read(file)
             self._output = self._output or file.open("ab", buffering=0)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         shards.wait()  # so that nobody reads what another one has begun to write
 
-    def __enter__(self) -> Records:
-        """Return itself."""
-        return self
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         if self._output is not None:
             self._output.close()

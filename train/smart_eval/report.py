@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,59 +12,41 @@ import numpy.typing as npt
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.pgd import as_pgd
 from smart_eval.attacks.table import CLEAN
-from smart_eval.bundles import Replay
 from smart_eval.checks import Check
 from smart_eval.corruptions import Corrupted
+from smart_eval.models import Facts
 from smart_eval.records import Right
 from smart_eval.threats import Threats
 from smart_train.accuracy import Accuracy
 from smart_train.data.images import Labels
 
 
-@dataclass(frozen=True)
-class Measured:
+@dataclass(frozen=True, kw_only=True)
+class Measured(Facts):
     """One model with what was found.
 
     Attributes:
-        model: its file, or a bundle's folder.
-        digest: SHA-256 of the file, or of a bundle's checksums.
         eps: the radius of every attack, in pixel units.
         attacks: that were made.
         right: by path, by attack, ``clean`` included, which images were right, bool (N,).
         labels: of the images, int64 (N,).
-        class_names: one a class, in the order of the labels.
         seed: of the attacks and of the choice of images.
         chunk: images that were attacked together; with the seed it determines all that is random.
         indices: of the test images that were chosen, None for all.
-        kind: what ``model`` is.
-        precision: that it computes in.
-        engine: what computes it.
-        threat_model: a sentence of what the attacker knows and may do.
         threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
         corruptions: what it gets right under each corruption; None where nobody asked.
-        notes: what to know about it, a sentence each.
-        replay: by path, what a bundle makes of the samples of its source; None without one.
         checks: for hidden gradients; none where nobody asked.
         eps_curve: the accuracy over eps, from `smart_eval.checks.eps_curve`.
     """
 
-    model: Path
-    digest: str
     eps: float
     attacks: Sequence[NamedAttack]
     right: Mapping[str, Mapping[str, Right]]
     labels: Labels
-    class_names: Sequence[str]
     seed: int
     chunk: int
     indices: npt.NDArray[np.int64] | None
-    kind: Literal["checkpoint", "bundle"]
-    precision: str
-    engine: str
-    threat_model: str
     threats: Threats | None = None
-    replay: Mapping[str, Replay] | None = None
-    notes: Sequence[str] = ()
     corruptions: Sequence[Corrupted] | None = None
     checks: Sequence[Check] = ()
     eps_curve: Mapping[str, Any] | None = None
@@ -125,7 +106,7 @@ class Measured:
     def _checked(self) -> dict[str, Any]:
         if not self.checks:
             return {}
-        checks = [check.document() for check in self.checks]
+        checks = [asdict(check) for check in self.checks]
         curve = {} if self.eps_curve is None else {"eps_curve": self.eps_curve}
         return {"suspect": self.suspect, "checks": checks, **curve}
 

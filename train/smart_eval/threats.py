@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.pgd import Pgd, as_pgd
 from smart_eval.attacks.table import CLEAN
-from smart_eval.measure import chunk_seed, exactly, run_settings, settings
-from smart_eval.records import Records, Right
+from smart_eval.measure import Run, chunk_seed, exactly, settings
+from smart_eval.records import Right
 from smart_train.accuracy import Accuracy, classified_rightly, tensors, wilson
 from smart_train.attacks import Attack
-from smart_train.chunks import CHUNK
 from smart_train.data.images import Split
 from smart_train.masking.attack_mode import attack_mode
 
@@ -137,12 +136,7 @@ def measure_threats(
     attack: Pgd,
     right: Mapping[str, Mapping[str, Right]],
     made_on: Mapping[str, nn.Module] | None = None,
-    seed: int,
-    records: Records,
-    about: Mapping[str, Any],
-    chunk: int = CHUNK,
-    device: torch.device | str = "cpu",
-    done: Callable[[str, str, int], None] = lambda _, __, ___: None,
+    run: Run,
 ) -> Threats:
     """Make images on each path and against the mean loss of all, and try them on every path.
 
@@ -151,30 +145,26 @@ def measure_threats(
     every path sees every image at every step. All sources have the same random starts. In float32 and eval mode.
 
     Args:
-        paths: two or more by name, each images (N, C, H, W) in [0, 1] to scores (N, classes), on ``device``; their
-            train/eval flags are as before afterwards.
+        paths: two or more by name, each images (N, C, H, W) in [0, 1] to scores (N, classes), on the run's device;
+            their train/eval flags are as before afterwards.
         split: what to measure on.
         attack: makes the images.
         right: what `measure` found of the attacks on each path.
         made_on: the network that stands for each path where images are made, for paths without gradients; by default
             the paths themselves.
-        seed: of the attack.
-        records: what is known already, and where results are kept.
-        about: as `measure` takes it.
-        chunk: images that are attacked together, on all paths at once: the mean loss holds the gradients of each.
-        device: where the paths are.
-        done: called with the source in words, the attack and the number of images, chunk by chunk.
+        run: as for `measure`. A chunk is attacked on all paths at once: the mean loss holds the gradients of each; when
+            it is done, the source in words stands for the path.
     """
     made_on = paths if made_on is None else made_on
-    about = {**run_settings(about, seed=seed, chunk=chunk, split=split), **settings(attack)}
+    about = {**run.settings(split), **settings(attack)}
     found: dict[Source, dict[str, Right]] = {}
     with exactly(), ExitStack() as stack:
         for model in [*paths.values(), *made_on.values()]:
             stack.enter_context(attack_mode(model))
         for source in sources(tuple(paths)):
             parts: dict[str, list[Right]] = {path: [] for path in paths}
-            for number, start in enumerate(range(0, len(split), chunk)):
-                part = Split(split.images[start : start + chunk], split.labels[start : start + chunk])
+            for number, where in run.chunks(len(split)):
+                part = Split(split.images[where], split.labels[where])
                 tried = cache(  # once for all paths, and not at all if every result is known
                     partial(
                         _tried,
@@ -182,15 +172,15 @@ def measure_threats(
                         part,
                         attack=attack,
                         models=[made_on[path] for path in source],
-                        before={path: right[path][CLEAN][start : start + chunk] for path in paths},
-                        seed=chunk_seed(seed, attack.name, number),
-                        device=device,
+                        before={path: right[path][CLEAN][where] for path in paths},
+                        seed=chunk_seed(run.seed, attack.name, number),
+                        device=run.device,
                     )
                 )
                 for path in paths:
                     key = {**about, "made_on": list(source), "path": path, "chunk": number}
-                    parts[path].append(records.of(key, count=len(part), judge=partial(_of, tried, path)))
-                done(" and ".join(source), f"{attack.name} tried on all", len(part))
+                    parts[path].append(run.records.of(key, count=len(part), judge=partial(_of, tried, path)))
+                run.done(" and ".join(source), f"{attack.name} tried on all", len(part))
             found[source] = {path: np.concatenate(ones) for path, ones in parts.items()}
     return Threats(
         attack=attack,

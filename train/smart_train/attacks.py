@@ -56,13 +56,9 @@ def uniform_start(images: Tensor, radius: float | Tensor, *, generator: torch.Ge
     return noise.add_(images).clamp_(0, 1)
 
 
-def gaussian_start(
-    images: Tensor,
-    radius: float | Tensor,  # noqa: ARG001  # as every start
-    *,
-    generator: torch.Generator,
-) -> Tensor:
+def gaussian_start(images: Tensor, radius: float | Tensor, *, generator: torch.Generator) -> Tensor:
     """Return the images with noise of standard deviation 0.001, which the first step projects (TRADES)."""
+    del radius  # as every start
     return images + 0.001 * torch.empty_like(images).normal_(generator=generator)
 
 
@@ -199,9 +195,9 @@ class Attack:
             with torch.no_grad():
                 scores = model(adversarial).float()
             targets = _targets(labels[left], scores)
-            wrong = _by_network(scores.argmax(dim=1) != targets)
+            wrong = (scores.argmax(dim=1) != targets).reshape(len(left), -1)  # by network
             fooled = wrong.sum(dim=1)
-            height = _by_network(F.cross_entropy(scores, targets, reduction="none")).mean(dim=1)
+            height = F.cross_entropy(scores, targets, reduction="none").reshape(len(left), -1).mean(dim=1)
             # A wrong answer may have a lower loss than a right one of low confidence: the loss alone is no order.
             equal = (fooled == most_fooled[left]) & (height > greatest_loss[left])
             better = (fooled > most_fooled[left]) | equal
@@ -252,8 +248,3 @@ class Attack:
 def _targets(labels: Tensor, scores: Tensor) -> Tensor:
     """Return ``labels`` (N,) for every network of ``scores``, (N, classes) or (N, classes, networks)."""
     return labels if scores.dim() == 2 else labels.unsqueeze(1).expand(-1, scores.shape[2])
-
-
-def _by_network(values: Tensor) -> Tensor:
-    """Return (N,) or (N, networks) as (N, networks)."""
-    return values.unsqueeze(1) if values.dim() == 1 else values

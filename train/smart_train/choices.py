@@ -1,14 +1,18 @@
-"""What an option may be, kept where help pages need no torch for it.
+"""What options may be and networks are called, kept where help pages need no torch for it.
 
 ``ARCHITECTURES`` and ``DATA_SPECS`` name rows of tables that take torch to import; a test holds them to these.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from smart_train.masking.pattern_rows import structure_names
+
+Argument: TypeAlias = "int | float | bool | str"
+"""Of a network's factory."""
 
 MaskMode = Literal["gradual", "regrow", "static"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
@@ -26,3 +30,14 @@ SCORES: tuple[Score, ...] = get_args(Score)
 STRUCTURES = structure_names()
 
 DEFAULT_ALIGN = 8
+
+CUSTOM = "custom"
+"""What stands in a checkpoint in the place of a name of ours."""
+
+FACTORY_FORM = "PACKAGE.MODULE:FACTORY"
+_FACTORY_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def is_factory_name(text: str) -> bool:
+    """Whether ``text`` has the form ``package.module:factory``; nothing is imported."""
+    return _FACTORY_NAME.fullmatch(text) is not None

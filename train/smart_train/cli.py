@@ -10,12 +10,12 @@ import click
 from smart_common.console import cli as house
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures.cli import NetworkName
-from smart_train.architectures.names import FACTORY_FORM
 from smart_train.choices import (
     ARCHITECTURES,
     ATTACKS,
     DATA_SPECS,
     DEFAULT_ALIGN,
+    FACTORY_FORM,
     MASK_MODES,
     PRECISIONS,
     SCOPES,

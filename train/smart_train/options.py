@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from smart_train.architectures.names import Argument
+from smart_train.choices import Argument
 from smart_train.errors import ConfigError
 
 MAX_TEXT = 200  # characters of a value

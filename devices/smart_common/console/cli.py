@@ -259,7 +259,7 @@ def only_results_on_stdout() -> Iterator[None]:
 @contextmanager
 def warnings_as_notes(package: str) -> Iterator[None]:
     """Show what the logger ``package`` warns of as lines for people, each once, not in the logging module's own way."""
-    logger, handler = logging.getLogger(package), _NoteHandler(logging.WARNING)
+    logger, handler = logging.getLogger(package), _NoteHandler()
     logger.addHandler(handler)
     try:
         yield
@@ -268,8 +268,8 @@ def warnings_as_notes(package: str) -> Iterator[None]:
 
 
 class _NoteHandler(logging.Handler):
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
         self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -284,9 +284,8 @@ def table(
 ) -> Table:
     """Return a table whose first ``text_columns`` are text and whose others are numbers, right-aligned.
 
-    Without ``lines`` its columns are parted by spaces.
-
-    Title and cells are shown as they are: a file or class name in brackets is no markup.
+    Without ``lines`` its columns are parted by spaces. Title and cells are shown as they are: a file or class name in
+    brackets is no markup.
     """
     from rich import box  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -8,6 +8,7 @@ sentence.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -25,21 +26,6 @@ _COMMANDS = {  # name under smart-edge: its module, the extra it needs, what it 
 }
 
 
-def smart_train() -> None:
-    """Run ``smart-train``."""
-    _command("train").main()
-
-
-def smart_eval() -> None:
-    """Run ``smart-eval``."""
-    _command("eval").main()
-
-
-def smart_export() -> None:
-    """Run ``smart-export``."""
-    _command("export").main()
-
-
 def _command(name: str) -> click.Command:
     module, extra, _ = _COMMANDS[name]
     try:
@@ -51,6 +37,13 @@ def _command(name: str) -> click.Command:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     return command
+
+
+def _run(name: str) -> None:
+    _command(name).main()
+
+
+smart_train, smart_eval, smart_export = partial(_run, "train"), partial(_run, "eval"), partial(_run, "export")
 
 
 class _Umbrella(Group):

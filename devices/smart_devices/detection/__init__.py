@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from smart_devices.cpu import Cpu
-from smart_devices.detection.cards import Card, Cards
-from smart_devices.detection.machine import Jetson, Machine, detect
+from smart_devices.detection.machine import Card, Cards, Jetson, Machine, detect
 from smart_devices.detection.nvpmodel import LiveMode
 from smart_devices.detection.releases import Software
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from smart_devices.detection.files import Files
-from smart_devices.sysfs import printable
+from smart_devices.sysfs import Files, printable
 
 # /proc/device-tree is a link to the other, which a mounted disc and some containers have alone.
 _TREES = ("/proc/device-tree", "/sys/firmware/devicetree/base")

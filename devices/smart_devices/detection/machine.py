@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smart_devices.cpu import Cpu, read_cpu, this_machine
+from smart_devices.cpu import Cpu, read_cpu
 from smart_devices.detection import device_tree, nvpmodel, releases
-from smart_devices.detection.cards import Cards, read_cards
 from smart_devices.detection.device_tree import Module
-from smart_devices.detection.files import Files
 from smart_devices.detection.nvpmodel import LiveMode, Run
 from smart_devices.detection.releases import Software
 from smart_devices.device_profile import Kind
 from smart_devices.jetpack import JetPackVersion
+from smart_devices.nvml import Gpu, open_gpus
 from smart_devices.profiles import profile_of
+from smart_devices.sysfs import Files
 
 _HERE = Path("/")
 # What the kernel of a Jetson shows in a container too, where the device tree is masked.
 _DEVICES = ("/dev/nvhost-ctrl-gpu", "/dev/nvmap")
 _NO_JETSONS = ("x86_64", "amd64")
+_MEMORY_TOLERANCE = 0.125  # a 16 GB card was seen to report 15 GiB: the driver keeps some
 CONTAINERS = ("/.dockerenv", "/run/.containerenv")
 """What Docker and Podman leave in a container."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One graphics card; what it does not tell is None.
+
+    Attributes:
+        name: As in ``NVIDIA GeForce RTX 4090``.
+        compute_capability: As in ``8.9``.
+        memory_gib: Its memory in GiB, a little less than it is sold with.
+    """
+
+    name: str
+    compute_capability: str | None
+    memory_gib: float | None
+
+    def may_have(self, memory_gb: float | None) -> bool:
+        """Say whether its memory can be that of a card sold with ``memory_gb``; yes while either is unknown."""
+        if memory_gb is None or self.memory_gib is None:
+            return True
+        return abs(self.memory_gib - memory_gb) <= _MEMORY_TOLERANCE * memory_gb
+
+
+@dataclass(frozen=True)
+class Cards:
+    """The graphics cards of a machine.
+
+    Attributes:
+        cards: All that answer, in the library's order.
+        driver: The driver's version, None when there is none to ask.
+        reason: Why there are no cards, as part of a sentence; None when there are.
+    """
+
+    cards: tuple[Card, ...] = ()
+    driver: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +117,25 @@ class Machine:
     notes: tuple[str, ...]
 
 
+def read_cards(*, open_all: Callable[[], tuple[Gpu, ...] | str] = open_gpus) -> Cards:
+    """Return the graphics cards that NVIDIA's management library knows.
+
+    Not for Jetsons: a Jetson's library knows neither memory nor clocks, and answering it does not make a machine a PC.
+
+    Args:
+        open_all: Opens them, or says in words why there is none.
+    """
+    gpus = open_all()
+    if isinstance(gpus, str):
+        return Cards(reason=gpus)
+    return Cards(cards=tuple(map(_card, gpus)), driver=gpus[0].driver)
+
+
+def _card(gpu: Gpu) -> Card:
+    memory = gpu.memory_bytes
+    return Card(gpu.name, gpu.compute_capability, None if memory is None else round(memory / 2**30, 2))
+
+
 def detect(
     root: Path = _HERE,
     *,
@@ -99,7 +156,7 @@ def detect(
     """
     files = Files(root)
     here = root == _HERE
-    cpu = read_cpu(root, machine=architecture or (this_machine() if here else None))
+    cpu = read_cpu(root, machine=architecture or (platform.machine() or None if here else None))
     packages = releases.read_packages(files)
     software = releases.read_software(files, packages)
     l4t = releases.read_l4t(files, packages)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from smart_devices.detection.files import Files
+from smart_devices.sysfs import Files
 
 Run = Callable[[Sequence[str]], "str | None"]
 """Runs a command and returns what it printed, None when it cannot be run."""

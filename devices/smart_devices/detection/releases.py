@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from smart_common.documents import parse_document
 from smart_common.errors import SmartError
-from smart_devices.detection.files import Files
 from smart_devices.jetpack import JetPackVersion, jetpack_of
+from smart_devices.sysfs import Files
 
 _RELEASE = "/etc/nv_tegra_release"
 _PACKAGES = "/var/lib/dpkg/status"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from smart_devices.power.find import find_power
-from smart_devices.power.sampler import PowerSampler
-from smart_devices.power.source import NoPower, Part, PowerSource
+from smart_devices.power.meters import NoPower, Part, PowerSource
+from smart_devices.power.sampler import PowerSampler, find_power
 
 __all__ = ["NoPower", "Part", "PowerSampler", "PowerSource", "find_power"]

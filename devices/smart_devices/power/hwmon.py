@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smart_devices.errors import SensorError
-from smart_devices.power.meters import PowerMeter
-from smart_devices.power.source import NoPower, PowerSource, SourceName
+from smart_devices.power.meters import NoPower, PowerMeter, PowerSource, SourceName
 from smart_devices.sysfs import printable, read_number, read_number_or_none, read_text_or_none
 
 _PERIOD_S = 0.1

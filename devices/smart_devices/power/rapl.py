@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from smart_devices.errors import SensorError
-from smart_devices.power.meters import Counter, CounterMeter
-from smart_devices.power.source import NoPower, PowerSource
+from smart_devices.power.meters import Counter, CounterMeter, NoPower, PowerSource
 from smart_devices.sysfs import read_number, read_number_or_none, read_text_or_none
 
 _PERIOD_S = 10.0  # a counter of 65.5 kJ (AMD EPYC 7543) wraps every 4 minutes at 270 W

@@ -1,4 +1,4 @@
-"""How much energy a stretch of work takes."""
+"""How much energy a stretch of work takes, by the sensor that says it best."""
 
 from __future__ import annotations
 
@@ -6,12 +6,38 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from typing import get_args
 
 from smart_devices.errors import SensorError
-from smart_devices.power.find import find_power
-from smart_devices.power.meters import Meter
-from smart_devices.power.source import NoPower, Part, PowerSource
+from smart_devices.nvml import Gpu, open_gpu
+from smart_devices.power.card import find_nvml
+from smart_devices.power.hwmon import find_hwmon
+from smart_devices.power.meters import Meter, NoPower, Part, PowerSource
+from smart_devices.power.rapl import find_rapl
+
+
+def find_power(
+    *, part: Part = "cpu", root: Path = Path("/"), gpu: Callable[[], Gpu | str] = open_gpu
+) -> PowerSource | NoPower:
+    """Return the sensor that measures what ``part`` draws: the whole board of a Jetson, else that part alone.
+
+    A graphics card beside a processor that runs the network says nothing about it, and the other way round.
+
+    Args:
+        part: What runs the network.
+        root: Where ``sys`` lies; another one in tests.
+        gpu: Opens the graphics card.
+
+    Raises:
+        ValueError: ``part`` is neither.
+    """
+    if part not in get_args(Part):
+        raise ValueError(f"expected one of {', '.join(get_args(Part))}, got {part!r}")
+    board = find_hwmon(root)
+    if isinstance(board, PowerSource):
+        return board
+    alone = find_nvml(gpu()) if part == "gpu" else find_rapl(root)
+    return alone if isinstance(alone, PowerSource) else NoPower(reason=f"{board.reason}, and {alone.reason}")
 
 
 class PowerSampler:
@@ -100,9 +126,7 @@ class PowerSampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._thread is None:
             return
         self._stop.set()

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from smart_runtime.bench.measure import Interval, interval, resampled
 from smart_runtime.bench.saved import Medians, Saved, SavedRow
-from smart_runtime.bench.statistics import Interval, interval, resampled
 from smart_runtime.errors import InputError
 
 Verdict: TypeAlias = Literal["faster", "slower", "no difference shown"]
@@ -161,12 +161,8 @@ def _changes(a: Medians, b: Medians, *, rng: np.random.Generator) -> list[Interv
     """Return each row's speed-up in B over that in A with its percentile bootstrap 95% interval.
 
     A speed-up is here the ratio of the medians of the block medians, since single calls are not kept. The two runs are
-    drawn independently of each other.
-
-    Args:
-        a: Block medians in ms, (1 + rows, rounds of A), those of the reference first.
-        b: The same of B, (1 + rows, rounds of B).
-        rng: Draws the rounds, A's first.
+    drawn independently of each other, A's first; ``a`` and ``b`` are block medians in ms, (1 + rows, rounds), those of
+    the reference first.
     """
     values = _speed_ups(b) / _speed_ups(a)
     drawn_a, drawn_b = (_resampled(run, rng) for run in (a, b))

@@ -28,9 +28,9 @@ from smart_runtime.cli import engine_option, trust_option
 
 if TYPE_CHECKING:
     from smart_runtime.bench.change import Change, ChangedRow
+    from smart_runtime.bench.measure import Interval
     from smart_runtime.bench.report import Report, Row
     from smart_runtime.bench.saved import SavedRow
-    from smart_runtime.bench.statistics import Interval
 
 _MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "engine", "plot")
 _EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
@@ -155,7 +155,9 @@ def _print_report(report: Report) -> None:
     size = ["MACs", "MAC ratio", "parameters", "size"]
     cells = [_name_cells(row, several=several) + _size_cells(row) for row in report.rows]
     print_wide(table("", names + size, cells, text_columns=len(names)))
-    click.echo(f"latency of {MEASURED}; {_calls(report)}; alone: in a fresh process")
+    blocks, calls = len(report.rows[0].blocks), min(row.calls for row in report.rows)
+    counted = f"{blocks} interleaved blocks and at least {calls} calls a graph"
+    click.echo(f"latency of {MEASURED}; {counted}; alone: in a fresh process")
     for line in _conditions(report):
         click.echo(line)
     if report.reference is not None:
@@ -217,7 +219,7 @@ def _size_cells(row: Row) -> list[str]:
 
 
 def _warning(apart: Sequence[str]) -> str:
-    from smart_runtime.bench.statistics import SOLO_TOLERANCE  # noqa: PLC0415
+    from smart_runtime.bench.measure import SOLO_TOLERANCE  # noqa: PLC0415
 
     names = " and ".join(filter(None, (", ".join(apart[:-1]), apart[-1])))
     differ = "differs" if len(apart) == 1 else "differ"
@@ -225,12 +227,6 @@ def _warning(apart: Sequence[str]) -> str:
         f"(!) alone, {names} {differ} by more than {SOLO_TOLERANCE:.0%}: the machine was busy or its clock moved; "
         "do not trust these figures, run again on a quiet machine"
     )
-
-
-def _calls(report: Report) -> str:
-    rounds = len(report.rows[0].blocks)
-    calls = min(row.calls for row in report.rows)
-    return f"{rounds} interleaved blocks and at least {calls} calls a graph"
 
 
 def _print_change(change: Change) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,8 @@ from smart_devices.power import NoPower, PowerSource
 from smart_runtime.bench.contenders import Contender, contenders, open_contender, read_baseline, reference
 from smart_runtime.bench.energy import PHASE_S, Energy, measure_energy
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.measure import calls_per_block, interleave, random_batch
+from smart_runtime.bench.measure import Block, calls_per_block, interleave, random_batch, speed_up, summarise
 from smart_runtime.bench.report import Report, Row
-from smart_runtime.bench.statistics import Block, speed_up, summarise
 from smart_runtime.bench.switching import measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
 from smart_runtime.bundle.bundle import Bundle
@@ -162,16 +162,13 @@ def _row(
     against: tuple[Contender, Sequence[Block]] | None,
     rng: np.random.Generator,
 ) -> Row:
-    summary = summarise(blocks)
     ratio = None if against is None else speed_up(against[1], blocks, rng=rng)
     reference_macs = None if against is None else against[0].macs
     return Row(
         name=graph.name,
         bundle=graph.bundle,
         precision=graph.precision,
-        median_ms=summary.median_ms,
-        p90_ms=summary.p90_ms,
-        p99_ms=summary.p99_ms,
+        **asdict(summarise(blocks)),
         solo_median_ms=solo_ms,
         macs=graph.macs,
         parameters=graph.parameters,
@@ -180,8 +177,6 @@ def _row(
         speedup_low=None if ratio is None else ratio.low,
         speedup_high=None if ratio is None else ratio.high,
         mac_ratio=reference_macs / graph.macs if reference_macs is not None and graph.macs else None,
-        power_w=energy.power_w,
-        energy_mj=energy.energy_mj,
-        energy_above_idle_mj=energy.energy_above_idle_mj,
+        **asdict(energy),
         blocks=tuple(blocks),
     )

@@ -42,10 +42,10 @@ class Contender:
     """
 
     name: str
-    bundle: str | None
-    precision: str | None
-    macs: int | None
-    parameters: int | None
+    bundle: str | None = None
+    precision: str | None = None
+    macs: int | None = None
+    parameters: int | None = None
     bytes: int
     source: Source
 
@@ -113,17 +113,7 @@ def contenders(bundles: Mapping[str, Bundle], *, baseline: Baseline | None) -> l
     rows = []
     if baseline is not None:
         source = Source(place=os.fspath(Path(baseline.file).absolute()), graph=None, digest=None, shape=shape)
-        rows.append(
-            Contender(
-                name=BASELINE,
-                bundle=None,
-                precision=None,
-                macs=None,
-                parameters=None,
-                bytes=baseline.bytes,
-                source=source,
-            )
-        )
+        rows.append(Contender(name=BASELINE, bytes=baseline.bytes, source=source))
     for path, bundle in bundles.items():
         place = os.fspath(bundle.root.absolute())
         rows += [

@@ -55,15 +55,13 @@ def read_environment(*, packages: Sequence[str] = (), root: Path = Path("/")) ->
         system=platform.system(),
         machine=platform.machine(),
         python=platform.python_version(),
-        versions={"smart-edge": version(), **_versions((*_PACKAGES, *packages))},
+        versions={
+            "smart-edge": version(),
+            **{name: found for name in (*_PACKAGES, *packages) if (found := version_of(name)) is not None},
+        },
     )
 
 
 def _power_mode(root: Path) -> str | None:
     jetson = detect(root).jetson
     return None if jetson is None or jetson.power_mode is None else jetson.power_mode.name
-
-
-def _versions(names: Sequence[str]) -> dict[str, str]:
-    installed = {name: version_of(name) for name in names}
-    return {name: found for name, found in installed.items() if found is not None}

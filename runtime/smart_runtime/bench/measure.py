@@ -1,4 +1,4 @@
-"""Time engines against each other in one process, in interleaved blocks of calls.
+"""Time engines against each other in one process, in interleaved blocks of calls, and sum up what they take.
 
 One graph measured after the other would measure the machine's drift (clocks, heat, other programs) as much as the
 graphs; in interleaved blocks every graph sees the same machine. What is timed is `Engine.run` on prepared float32
@@ -10,12 +10,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from smart_runtime.bench.statistics import Block
 from smart_runtime.engines import Batch, Scores
+
+Block: TypeAlias = npt.NDArray[np.float64]
+"""The latencies of one block of calls in ms, (calls,)."""
+
+Rounds: TypeAlias = npt.NDArray[np.int64]
+"""Which rounds of a run to take, by number, (rounds,); a bootstrap takes some of them more than once."""
+
+Figures: TypeAlias = npt.NDArray[np.float64]
+
+SOLO_TOLERANCE = 0.15
+"""How far the median in a process of its own may lie from the interleaved one before the table says so."""
 
 DISCARDED_CALLS = 3
 """The first calls of a block find caches that another graph has filled; they are not counted."""
@@ -80,3 +92,76 @@ def interleave(
             result[index].append(time_block(engines[index], batch, calls=calls[index]))
         advance("")
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Median and percentiles of all calls, in ms (linear interpolation between neighbours)."""
+
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A figure with the ends of its 95% interval.
+
+    The interval holds within one run: it does not cover another process or another day.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def summarise(blocks: Sequence[Block]) -> Summary:
+    """Return the figures of all calls of ``blocks`` together."""
+    median, p90, p99 = np.percentile(np.concatenate(blocks), [50, 90, 99])
+    return Summary(median_ms=float(median), p90_ms=float(p90), p99_ms=float(p99))
+
+
+def resampled(
+    figures: Callable[[Rounds], float | Figures], *, rounds: int, resamples: int, rng: np.random.Generator
+) -> Figures:
+    """Return ``figures`` of each bootstrap resample of a run's ``rounds``, (resamples, ...).
+
+    Rounds are drawn with replacement, and all blocks of a drawn round are to be taken: they ran one after the other, so
+    whatever slowed the machine down then slowed them all. Calls of one block are not independent, hence rounds and not
+    calls (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13).
+    """
+    return np.array([figures(rng.integers(0, rounds, rounds)) for _ in range(resamples)])
+
+
+def interval(value: float, drawn: Figures) -> Interval:
+    """Return ``value`` with the percentile bootstrap 95% interval of what was ``drawn`` for it, (resamples,)."""
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value=float(value), low=float(low), high=float(high))
+
+
+def speed_up(
+    baseline: Sequence[Block], path: Sequence[Block], *, rng: np.random.Generator, resamples: int = 1000
+) -> Interval:
+    """Return the ratio of the medians, baseline over path, with its percentile bootstrap 95% interval.
+
+    Args:
+        baseline: One block a round.
+        path: One block a round, of the same rounds.
+        rng: Draws the rounds.
+        resamples: How often rounds are drawn.
+    """
+
+    def ratio(rounds: Rounds) -> float:
+        return _median([baseline[i] for i in rounds]) / _median([path[i] for i in rounds])
+
+    every = np.arange(len(baseline))
+    return interval(ratio(every), resampled(ratio, rounds=len(every), resamples=resamples, rng=rng))
+
+
+def agrees(solo_median_ms: float, median_ms: float) -> bool:
+    """Say whether a graph alone in a process is as fast as among the others, within `SOLO_TOLERANCE`."""
+    return abs(solo_median_ms - median_ms) <= SOLO_TOLERANCE * median_ms
+
+
+def _median(blocks: Sequence[Block]) -> float:
+    return float(np.median(np.concatenate(blocks)))

@@ -12,7 +12,7 @@ from smart_devices.clocks import Clock
 from smart_runtime.bench.contenders import Baseline
 from smart_runtime.bench.energy import Sensing
 from smart_runtime.bench.environment import Environment
-from smart_runtime.bench.statistics import Block, agrees
+from smart_runtime.bench.measure import Block, agrees
 from smart_runtime.bench.switching import SwitchTimes
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.notes import notes_on

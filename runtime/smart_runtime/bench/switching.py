@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from smart_runtime.bench.contenders import check_same
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
-from smart_runtime.bundle.checksums import check_sum
+from smart_runtime.bundle.bundle import Bundle, GraphBytes, check_sum
 from smart_runtime.bundle.files import MAX_FILE_BYTES, read_bounded
 from smart_runtime.engines import Batch, EngineOptions, create_engine
 from smart_runtime.model import SmartModel
@@ -90,11 +89,7 @@ def cold_load_ms(bundle: Bundle, batch: Batch, *, path: str, engine: str, thread
     read_ns = time.perf_counter_ns() - start_ns
     for name, content in zip(info.files, contents, strict=True):  # not timed, but no other bytes may reach an engine
         check_sum(name, hashlib.sha256(content).hexdigest(), expected=bundle.sums[name])
-    graph = GraphBytes(
-        model=contents[0],
-        weights=contents[1] if len(contents) > 1 else None,
-        weights_name=info.weights_name,
-    )
+    graph = GraphBytes.of(info, contents)
     start_ns = time.perf_counter_ns()
     options = EngineOptions(threads=threads)
     cold = create_engine(engine, graph, inputs=manifest.input, outputs=manifest.output, options=options)

@@ -16,8 +16,7 @@ import numpy as np
 
 from smart_common.errors import SmartError
 from smart_runtime.bench.contenders import Source, open_contender
-from smart_runtime.bench.measure import random_batch, time_block
-from smart_runtime.bench.statistics import summarise
+from smart_runtime.bench.measure import random_batch, summarise, time_block
 from smart_runtime.errors import EngineError
 
 

@@ -1,32 +1,129 @@
-"""Open a bundle: what it holds is what ``SHA256SUMS`` names, and every byte that is used has been checked."""
+"""A bundle: what it holds is what ``SHA256SUMS`` names, and every byte that is used has been checked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import re
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
 
-from smart_runtime.bundle.checksums import (
-    CHECKSUMS,
-    SIGNATURE,
-    check_sum,
-    parse_checksums,
-    sha256_of_file,
-    write_checksums,
+from smart_runtime.bundle.files import (
+    MAX_FILE_BYTES,
+    check_size,
+    list_files,
+    open_plain,
+    read_at_most,
+    read_bounded,
 )
-from smart_runtime.bundle.files import MAX_FILE_BYTES, list_files, open_plain, read_at_most, read_bounded
-from smart_runtime.bundle.graphs import GraphBytes, HeldGraph, max_bytes_of
-from smart_runtime.bundle.manifest import MAX_BYTES, Manifest, parse_manifest
+from smart_runtime.bundle.manifest import MAX_BYTES, GraphInfo, Manifest, is_inside, parse_manifest
 from smart_runtime.bundle.signatures import SIGNATURE_BYTES, PublicKey, load_public_key
-from smart_runtime.errors import BundleError, SignatureError
-
-__all__ = ["CHECKSUMS", "MANIFEST", "SIGNATURE", "Bundle", "GraphBytes", "HeldGraph", "write_checksums"]
+from smart_runtime.errors import BundleError, ClosedError, SignatureError
 
 MANIFEST = "manifest.json"
+CHECKSUMS = "SHA256SUMS"
+SIGNATURE = "SHA256SUMS.sig"
 
 MAX_CHECKSUMS_BYTES = 1024 * 1024
+
+MAX_GRAPH_BYTES = 2**31 - 1
+"""What a protobuf file can hold."""
+
+MAX_BARE_GRAPH_BYTES = 2**26
+"""Of a graph whose weights lie in a file of their own: that of ResNet-34 has 116 KB."""
+
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+# Below malloc's 128 KiB, from which on freed memory teaches it to keep more of what is freed: see `SmartModel.load`.
+_CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphBytes:
+    """One graph, checked and in memory: what an engine is made from.
+
+    ``model`` is an ONNX file; ``weights`` is the file that its external tensors call ``weights_name``, both None for a
+    graph without external tensors.
+    """
+
+    model: bytes = field(repr=False)
+    weights: bytes | None = field(repr=False)
+    weights_name: str | None
+
+    @classmethod
+    def of(cls, graph: GraphInfo, contents: Sequence[bytes]) -> GraphBytes:
+        """Return ``graph`` with the contents of its files, in their order."""
+        return cls(model=contents[0], weights=contents[1] if contents[1:] else None, weights_name=graph.weights_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeldFile:
+    name: str
+    file: BinaryIO
+    size: int
+    sha256: str
+
+
+class HeldGraph(AbstractContextManager["HeldGraph"]):
+    """The files of one graph, held open: they can be read after the bundle was replaced or removed.
+
+        with bundle.hold("robust") as held:
+            ...                         # the directory may go
+            graph = held.read()
+
+    Safe to use from several threads at once. ``bytes`` is the size of the files together.
+    """
+
+    def __init__(self, root: Path, graph: GraphInfo, *, sums: Mapping[str, str]) -> None:
+        """Use `Bundle.hold`; this takes what it knows."""
+        self._graph = graph
+        # Orders reads and close: a closed descriptor's number may be another file's. Re-entrant for signal handlers.
+        self._lock = threading.RLock()
+        files = []
+        with ExitStack() as undo:
+            for name in graph.files:
+                file, size = open_plain(root, name)
+                undo.callback(file.close)
+                check_size(name, size, max_bytes=max_bytes_of(graph, name))
+                files.append(_HeldFile(name=name, file=file, size=size, sha256=sums[name]))
+            undo.pop_all()
+        self._files: tuple[_HeldFile, ...] | None = tuple(files)
+        self.bytes = sum(held.size for held in files)
+
+    def read(self) -> GraphBytes:
+        """Return the graph, read and checked now: the bytes that are checked are those that are returned.
+
+        The caller owns the bytes and should drop them once the engine is made: they can be large.
+
+        Raises:
+            BundleError: A file was overwritten in its place.
+            ClosedError: The graph was closed.
+            OSError: The system cannot read a file.
+        """
+        with ExitStack() as own:
+            with self._lock:
+                if self._files is None:
+                    raise ClosedError("the graph is closed; open the bundle again")
+                files = [
+                    (held, own.enter_context(os.fdopen(os.dup(held.file.fileno()), "rb", buffering=0)))
+                    for held in self._files
+                ]
+            contents = [_read(held, file) for held, file in files]
+        return GraphBytes.of(self._graph, contents)
+
+    def close(self) -> None:
+        """Let the files go; reads in flight finish, later ones raise ClosedError. May be called again."""
+        with self._lock:
+            files, self._files = self._files, None
+            for held in files or ():
+                held.file.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +264,7 @@ def _read_signature(root: Path) -> bytes:
             f"no signature in {SIGNATURE}, though a key to trust was given; "
             "get the signed bundle, or leave the key out to open it unsigned"
         )
-    with open_plain(root, SIGNATURE) as (file, _):
+    with open_plain(root, SIGNATURE)[0] as file:
         return read_at_most(file, SIGNATURE_BYTES + 1)
 
 
@@ -176,3 +273,89 @@ def _check_names(present: set[str], *, named: set[str]) -> None:
         raise BundleError(f"no {missing[0]!r}, which {CHECKSUMS} names; copy the bundle again")
     if extra := sorted(present - named):
         raise BundleError(f"expected only files that {CHECKSUMS} names, got {extra[0]!r} too; remove it")
+
+
+def max_bytes_of(graph: GraphInfo, name: str) -> int:
+    """Return how large the file ``name`` of ``graph`` may be."""
+    if name != graph.file:
+        return MAX_FILE_BYTES
+    return MAX_GRAPH_BYTES if graph.weights is None else MAX_BARE_GRAPH_BYTES
+
+
+def _read(held: _HeldFile, file: BinaryIO) -> bytes:
+    data = read_at_most(file, held.size + 1)  # one more than it had: a file that grew has another checksum
+    check_sum(held.name, hashlib.sha256(data).hexdigest(), expected=held.sha256)
+    return data
+
+
+def write_checksums(directory: Path) -> None:
+    """Write ``SHA256SUMS`` over all files of ``directory`` except itself and its signature, sorted by name.
+
+    ``sha256sum --check SHA256SUMS`` reads it too.
+
+    Raises:
+        BundleError: A link or special file, or a name or size that the format cannot hold, lies in the directory.
+        OSError: A file cannot be read, or the checksums cannot be written.
+    """
+    names = [name for name in list_files(directory) if name not in {CHECKSUMS, SIGNATURE}]
+    for name in names:
+        if not is_inside(name):
+            raise BundleError(f"expected plain file names in a bundle, got {name!r}; rename the file")
+    lines = [f"{sha256_of_file(directory, name, max_bytes=MAX_FILE_BYTES)}  {name}\n" for name in names]
+    (directory / CHECKSUMS).write_bytes("".join(lines).encode("utf-8"))
+
+
+def parse_checksums(data: bytes) -> Mapping[str, str]:
+    """Return the lower-case hex SHA-256 of each file name in the bytes of a ``SHA256SUMS``.
+
+    Raises:
+        BundleError: A line is not what `write_checksums` writes, or the lines are not sorted and unique.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged("text in UTF-8", "other bytes") from error
+    if not text.endswith("\n"):
+        raise _damaged("a line end after the last line", "none")
+    sums: dict[str, str] = {}
+    previous = ""
+    for number, line in enumerate(text[:-1].split("\n"), start=1):
+        match = _LINE.fullmatch(line)
+        if match is None or not is_inside(match[2]) or match[2] in {CHECKSUMS, SIGNATURE}:
+            raise _damaged("64 lower-case hex digits, two spaces and a file of the bundle", f"another line {number}")
+        if match[2] <= previous:
+            raise _damaged("names sorted, each once", f"{match[2]!r} in line {number}")
+        previous = match[2]
+        sums[previous] = match[1]
+    return MappingProxyType(sums)
+
+
+def sha256_of_file(directory: Path, name: str, *, max_bytes: int) -> str:
+    """Return the lower-case hex SHA-256 of a plain file, read in pieces so that a large one fits in memory.
+
+    Raises:
+        BundleError: It does not exist, is or lies behind a link, or is larger than ``max_bytes``.
+        OSError: The system cannot read it.
+    """
+    digest = hashlib.sha256()
+    file, size = open_plain(directory, name)
+    with file:
+        check_size(name, size, max_bytes=max_bytes)
+        left = size + 1  # one that grows while it is read has another checksum, and an end
+        while piece := file.read(min(left, _CHUNK_BYTES)):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
+
+
+def check_sum(name: str, actual: str, *, expected: str) -> None:
+    """Raise BundleError unless the checksums ``actual`` and ``expected`` are the same."""
+    if actual != expected:
+        raise BundleError(
+            f"expected {name!r} as it was exported (SHA-256 {expected[:12]}...), got changed bytes ({actual[:12]}...); "
+            "copy or export the bundle again"
+        )
+
+
+def _damaged(expected: str, got: str) -> BundleError:
+    return BundleError(f"{CHECKSUMS} is damaged: expected {expected}, got {got}; copy or export the bundle again")

@@ -74,9 +74,8 @@ def _entries(directory: Path, folder: str) -> Iterator[os.DirEntry[str]]:
         yield from entries
 
 
-@contextmanager
-def open_plain(directory: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
-    """Open the plain file ``name`` below ``directory`` for reading and yield it with its size in bytes.
+def open_plain(directory: Path, name: str) -> tuple[BinaryIO, int]:
+    """Open the plain file ``name`` below ``directory`` for reading; return it, for the caller to close, and its size.
 
     The file is not buffered; its descriptor is closed in processes that this one starts.
 
@@ -84,13 +83,6 @@ def open_plain(directory: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
         BundleError: It does not exist, or it, or a folder on the way to it, is a link or special.
         OSError: The system cannot open or read it.
     """
-    file, size = open_held(directory, name)
-    with file:
-        yield file, size
-
-
-def open_held(directory: Path, name: str) -> tuple[BinaryIO, int]:
-    """Return what `open_plain` yields, for the caller to close."""
     folder, _, last = name.rpartition("/")
     with _opened(directory, folder) as inside, _refusing_links(name):
         descriptor = os.open(last, _FILE, dir_fd=inside)
@@ -148,7 +140,8 @@ def read_bounded(directory: Path, name: str, *, max_bytes: int) -> bytes:
         BundleError: It does not exist, is or lies behind a link, or is larger.
         OSError: The system cannot read it.
     """
-    with open_plain(directory, name) as (file, size):
+    file, size = open_plain(directory, name)
+    with file:
         check_size(name, size, max_bytes=max_bytes)
         data = read_at_most(file, size + 1)  # one more than it had, so that one that grew is not taken for the old one
         check_size(name, len(data), max_bytes=max_bytes)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -77,7 +76,7 @@ class OnnxRuntimeEngine(Engine):
         inputs, outputs = _ports(session.get_inputs()), _ports(session.get_outputs())
         wanted = (batch, *shape)
         if not _takes(inputs, wanted):
-            got = " and ".join(_described(value.name, value.type, value.shape) for value in inputs) or "none"
+            got = " and ".join(_described(value) for value in inputs) or "none"
             raise EngineError(
                 f"expected an ONNX classifier whose one input takes float32 {_sizes(wanted)} in {str(path)!r}, got "
                 f"{shortened(got)}; export it for that input, with a free batch size"
@@ -138,8 +137,7 @@ def _settings(threads: int | None) -> onnxruntime.SessionOptions:
     return settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Port:
+class _Port(NamedTuple):
     """An input or output of a graph."""
 
     name: str
@@ -150,7 +148,7 @@ class _Port:
 def _ports(values: Sequence[Any]) -> list[_Port]:
     """Return what ONNX Runtime says of a graph's inputs or outputs."""
     try:
-        return [_Port(name=value.name, type=value.type, shape=value.shape) for value in values]
+        return [_Port(value.name, value.type, value.shape) for value in values]
     except UnicodeDecodeError as error:  # it takes a graph's names as they are, and decodes them when they are read
         raise EngineError(f"expected a graph with names in UTF-8, got other bytes; {_REMEDY}") from error
 
@@ -169,20 +167,19 @@ def _check_signature(session: onnxruntime.InferenceSession, *, inputs: InputSpec
         ("input", _ports(session.get_inputs()), inputs.name, inputs.shape),
         ("output", _ports(session.get_outputs()), outputs.name, (outputs.classes,)),
     ):
-        expected = _described(name, "tensor(float)", ("N", *shape))
-        got = [_described(value.name, value.type, ("N", *value.shape[1:])) for value in found]
+        expected = _described(_Port(name, "tensor(float)", ("N", *shape)))
+        got = [_described(value._replace(shape=("N", *value.shape[1:]))) for value in found]
         free = all(not isinstance(value.shape[0], int) for value in found if value.shape)
         if got != [expected] or not free:
             batch = "" if free else " with a fixed batch size"
             raise EngineError(
                 f"expected a graph with the {kind} {shortened(expected)}, got {shortened(' and '.join(got)) or 'none'}"
-                f"{batch}; "
-                "export the bundle again"
+                f"{batch}; export the bundle again"
             )
 
 
-def _described(name: str, dtype: str, shape: Sequence[Any]) -> str:
-    return f"{name} {dtype} {_sizes(shape)}"
+def _described(port: _Port) -> str:
+    return f"{port.name} {port.type} {_sizes(port.shape)}"
 
 
 def _sizes(shape: Sequence[Any]) -> str:

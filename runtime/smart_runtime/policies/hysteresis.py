@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from smart_runtime.checks import check_path
+from smart_runtime.bundle.manifest import check_path
 from smart_runtime.inputs import Images
 from smart_runtime.policies.policy import PolicyModel, SwitchRequest
 from smart_runtime.serving import Result

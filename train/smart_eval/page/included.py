@@ -11,6 +11,8 @@ from smart_common.documents import Reader, parse_document, read_limited
 from smart_runtime.bench.saved import MAX_BYTES
 from smart_train.errors import ConfigError
 
+_MAYBE_KNOWN = ("speedup", "speedup_low", "speedup_high", "mac_ratio", "power_w", "energy_mj")  # of a row
+
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
@@ -132,12 +134,13 @@ def _read(file: Path) -> Bench | Export:
 
 def _bench(root: Reader, name: str) -> Bench:
     digests = {entry.string("bundle"): entry.string("digest") for entry in root.objects("bundles")}
-    reference = None if root.value("reference") is None else root.object("reference").string("name")
-    rows = tuple(_speed(entry, digests, against=reference) for entry in root.objects("rows"))
+    reference = root.object_or_none("reference")
+    against = None if reference is None else reference.string("name")
+    rows = tuple(_speed(entry, digests, against=against) for entry in root.objects("rows"))
     if not rows:
         raise root.wrong("rows", "the rows of a comparison")
     environment = root.object("environment")
-    energy = None if root.value("energy") is None else root.object("energy")
+    energy, switch = root.object_or_none("energy"), root.object_or_none("switch")
     conditions = {
         "engine": root.string("engine"),
         "batch": str(root.integer("batch", low=1)),
@@ -153,18 +156,16 @@ def _bench(root: Reader, name: str) -> Bench:
     return Bench(
         file=name,
         rows=rows,
-        against=reference,
+        against=against,
         device=f"{environment.string('cpu')}, {environment.string('machine')}",
         conditions=conditions,
-        switch=None if root.value("switch") is None else _switch(root.object("switch")),
-    )
-
-
-def _switch(switch: Reader) -> Switch:
-    return Switch(
-        median_ms=switch.positive("median_us") / 1000,
-        first_result_ms=switch.positive("first_result_ms"),
-        cold_load_ms=switch.positive("cold_load_ms"),
+        switch=None
+        if switch is None
+        else Switch(
+            median_ms=switch.positive("median_us") / 1000,
+            first_result_ms=switch.positive("first_result_ms"),
+            cold_load_ms=switch.positive("cold_load_ms"),
+        ),
     )
 
 
@@ -177,13 +178,8 @@ def _speed(entry: Reader, digests: Mapping[str, str], *, against: str | None) ->
         precision=entry.optional_string("precision"),
         median_ms=entry.positive("median_ms"),
         p90_ms=entry.positive("p90_ms"),
-        speedup=entry.optional_number("speedup"),
-        speedup_low=entry.optional_number("speedup_low"),
-        speedup_high=entry.optional_number("speedup_high"),
-        mac_ratio=entry.optional_number("mac_ratio"),
         bytes=entry.integer("bytes", low=0),
-        power_w=entry.optional_number("power_w"),
-        energy_mj=entry.optional_number("energy_mj"),
+        **{key: entry.optional_number(key) for key in _MAYBE_KNOWN},
         agrees=entry.value("solo_agrees") is not False,
         against=against,
     )
@@ -196,15 +192,12 @@ def _export(root: Reader, name: str) -> Export:
         _graph(path, paths.object(path), root.object("gate").object(path) if path in gate else None)
         for path in paths.keys
     ]
-    if root.value("baseline") is not None:
-        baseline = root.object("baseline")
+    baseline = root.object_or_none("baseline")
+    if baseline is not None:
         graphs.append(_graph(baseline.string("name"), baseline, None))
     return Export(
         file=name,
-        bundle=root.string("bundle"),
-        target=root.string("target"),
-        profile=root.string("profile"),
-        precision=root.string("precision"),
+        **{key: root.string(key) for key in ("bundle", "target", "profile", "precision")},
         graphs=tuple(graphs),
         checkpoint_digest=root.optional_string("checkpoint_digest"),
         bundle_digest=root.optional_string("bundle_digest"),
@@ -215,10 +208,7 @@ def _graph(name: str, entry: Reader, gate: Reader | None) -> Graph:
     return Graph(
         name=name,
         density=entry.fraction("density"),
-        macs=entry.integer("macs", low=0),
-        dense_macs=entry.integer("dense_macs", low=0),
-        parameters=entry.integer("parameters", low=0),
-        bytes=entry.integer("bytes", low=0),
+        **{key: entry.integer(key, low=0) for key in ("macs", "dense_macs", "parameters", "bytes")},
         clean_drop=None if gate is None else _drop(gate, "clean_accuracy"),
         robust_drop=None if gate is None else _drop(gate, "robust_accuracy"),
     )

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from smart_common.files import replacing
 from smart_common.units import si
-from smart_eval.page import plots, series
-from smart_eval.page.figures import latency, percent, points, radius, size, span
-from smart_eval.page.png import data_uri
+from smart_common.version import version
+from smart_devices.cpu import cpu_model
+from smart_devices.python_environment import version_of
+from smart_eval.evaluation import Subject
+from smart_eval.page import plots
+from smart_eval.page.figures import data_uri, latency, percent, points, radius, span
+from smart_eval.page.included import Included, read_included
+from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
 from smart_eval.page.subject import Report, suspect, tried_more, under_attack
+from smart_train.errors import ConfigError
 
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # no HTML text may hold these
 
@@ -49,9 +62,94 @@ ENVIRONMENT.filters.update(
     points=points,
     radius=radius,
     si=si,
-    size=size,
     span=span,
 )
-ENVIRONMENT.globals.update(
-    plots=plots, series=series, suspect=suspect, tried_more=tried_more, under_attack=under_attack
-)
+ENVIRONMENT.globals.update(plots=plots, suspect=suspect, tried_more=tried_more, under_attack=under_attack)
+
+
+class PageOutput:
+    """The page as the user asked for it; where there is none to write, nothing is done.
+
+    Args:
+        file: where to write it, None for no page.
+        include: saved results to show.
+
+    Raises:
+        ConfigError: the page cannot be written there, or a saved result is none.
+        OSError: the system cannot read one.
+    """
+
+    def __init__(self, file: Path | None, include: Sequence[Path]) -> None:
+        if file is not None:
+            _check_place(file)
+        self._file = file
+        self._included = read_included(include) if file is not None else Included()
+        self.spare(include)
+        self._pictures: list[Pictures | None] = []
+
+    def spare(self, places: Iterable[Path | None]) -> None:
+        """Raise ConfigError if the page would replace one of ``places``, or stand in a folder among them."""
+        if self._file is None:
+            return
+        own = self._file.resolve()
+        for place in places:
+            if place is not None and place.resolve() in (own, *own.parents):
+                raise ConfigError(f"--report {self._file} would replace or change {place}; name another file")
+
+    def picture(self, subject: Subject, device: torch.device, *, seed: int) -> None:
+        """Make the pictures of one model, none where nothing attacked it; models come in the order of the document."""
+        if self._file is None:
+            return
+        found = None
+        if subject.attacks:
+            attack = shown_attack(subject.model, subject.attacks, eps=subject.eps)
+            found = make_pictures(
+                subject.model, subject.split, attack=attack, eps=subject.eps, seed=seed, device=device
+            )
+        self._pictures.append(found)
+
+    def write(self, document: Mapping[str, Any], *, command: str, device: torch.device, processes: int) -> Path | None:
+        """Write the page of what ``document`` holds, whole or not at all, and return where it is; None for no page.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        if self._file is None:
+            return None
+        found = Report(
+            models=document["models"],
+            pictures=self._pictures,
+            included=self._included,
+            command=command,
+            environment=_made_with(device, processes=processes),
+        )
+        with replacing(self._file) as file:
+            file.write(render(found).encode("utf-8"))
+        return self._file
+
+
+def _check_place(file: Path) -> None:
+    """Refuse a place that cannot be written, before the hours of measuring."""
+    folder = file.parent
+    if file.is_dir():
+        raise ConfigError(f"--report {file} is a folder; name a file such as {file}/report.html")
+    if not folder.is_dir():
+        raise ConfigError(f"no folder {folder} for --report; make it first, or name another")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"the folder {folder} for --report cannot be written; name another")
+
+
+def _made_with(device: torch.device, *, processes: int) -> dict[str, str]:
+    """Return what the figures were made on and with; no date, so that equal runs make equal pages."""
+    processor = f"{cpu_model(Path('/'))}, {torch.get_num_threads()} thread(s)"
+    card = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}; " if device.type == "cuda" else ""
+    shared = f", shared by {processes} processes" if processes > 1 else ""
+    library = version_of("pyautoattack")
+    return {
+        "device": card + processor + shared,
+        "system": f"{platform.system()}, {platform.machine()}, Python {platform.python_version()}",
+        "smart-edge": version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        **({} if library is None else {"pyautoattack": library}),
+    }

@@ -1,15 +1,65 @@
-"""From figures to places in the page's drawings, which charts.html draws."""
+"""The page's drawings: what of a report they show, and where its figures come in them; charts.html draws them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smart_eval.page.axes import Axis, axis
+from smart_eval.page.figures import latency, percent
+from smart_eval.page.subject import Model, Report, suspect, under_attack
 
 WIDTH, HEIGHT = 360, 270  # in units; 12 of them are a line of text, so it can be read at a phone's width
 _LEFT, _RIGHT, TOP, _BOTTOM = 54, 14, 14, 44
 _LETTER = 6.4  # a digit's width at the charts' font size, for where labels fit
+_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MOST_CLASSES = 20  # drawn; the table has all
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A line from ``low`` to ``high`` that is drawn from ``start`` to ``end``, with a tick at every ``step``."""
+
+    low: float
+    high: float
+    step: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Return where ``value`` is drawn, rounded to what a screen can show, so that equal pages have equal bytes."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
+
+    @property
+    def ticks(self) -> list[float]:
+        """The values that get a mark and a number."""
+        count = round((self.high - self.low) / self.step)
+        return [round(self.low + i * self.step, 10) for i in range(count + 1)]
+
+
+def axis(values: Sequence[float], *, start: float, end: float, ticks: int = 5, top: float | None = None) -> Axis:
+    """Return an axis that holds all ``values`` between round numbers.
+
+    Args:
+        values: what is to be shown, one at least.
+        start: where the lower end is drawn.
+        end: where the upper end is drawn.
+        ticks: about how many steps.
+        top: the axis never goes above this: 1 for fractions.
+    """
+    low, high = min(values), max(values)
+    width = max(high - low, 1e-3 * max(abs(high), 1e-6))
+    rough = width / ticks
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * step for step in _STEPS if power * step >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if first == last:
+        first -= 1
+    if top is not None and last * step > top:
+        last = max(math.floor(top / step + 1e-9), first + 1)
+    return Axis(first * step, last * step, step, start, end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +125,7 @@ def scatter(points: Sequence[Point]) -> tuple[Axis, Axis, list[tuple[Point, Mark
     taken: list[_Box] = []
     for point in points:
         ends = [x.at(end) for end in point.x_interval], [y.at(end) for end in point.y_interval]
-        taken += [_box(x.at(point.x), y.at(point.y), 7)]
+        taken += [(x.at(point.x) - 7, y.at(point.y) - 7, x.at(point.x) + 7, y.at(point.y) + 7)]
         taken += [(min(ends[0]), y.at(point.y) - 1, max(ends[0]), y.at(point.y) + 1)]
         taken += [(x.at(point.x) - 1, min(ends[1]), x.at(point.x) + 1, max(ends[1]))]
     found = []
@@ -89,10 +139,6 @@ def scatter(points: Sequence[Point]) -> tuple[Axis, Axis, list[tuple[Point, Mark
 
 
 _Box = tuple[float, float, float, float]
-
-
-def _box(x: float, y: float, half: float) -> _Box:
-    return x - half, y - half, x + half, y + half
 
 
 def _overlap(a: _Box, b: _Box) -> float:
@@ -167,3 +213,94 @@ def pairs(rows: Sequence[tuple[str, Sequence[Pair]]]) -> PairPlot:
     bottom = TOP + line * len(rows)
     x = axis([0, 1], start=14 + _LETTER * letters, end=WIDTH - _RIGHT, top=1)
     return PairPlot(x=x, line=line, bottom=bottom, height=bottom + _BOTTOM, letters=letters)
+
+
+def letter(number: int) -> str:
+    """Return what stands for the model of that number in a drawing of several."""
+    return _LETTERS[number] if number < len(_LETTERS) else str(number + 1)
+
+
+def trade_off(report: Report) -> list[Point]:
+    """Return accuracy and robustness of each path of each model, sized by latency where it is known."""
+    found = []
+    for number, model in enumerate(report.models):
+        speeds, _ = report.speeds(model)
+        for path, row in model["paths"].items():
+            speed = speeds.get(path)
+            time = "" if speed is None else latency(speed.median_ms)
+            value, interval = under_attack(model, path)
+            doubted = suspect(model, path)
+            words = f"{report.name(model)}, {path}: {percent(row['clean_accuracy'])} clean, "
+            words += f"{percent(value)} under attack{' (suspect)' if doubted else ''}"
+            found.append(
+                Point(
+                    x=value,
+                    y=row["clean_accuracy"],
+                    x_interval=interval,
+                    y_interval=row["clean_interval"],
+                    size=None if speed is None else speed.median_ms,
+                    label=" ".join(filter(None, (letter(number) if report.several else "", time))),
+                    title=words + (f", {time} a call" if time else ""),
+                    colour=report.colour(path),
+                    hollow=doubted,
+                )
+            )
+    return found
+
+
+def over_eps(report: Report, model: Model) -> list[Line]:
+    """Return the accuracy of each path over the attack's radius."""
+    curve = model["eps_curve"]
+    return [
+        Line(
+            name=path,
+            points=list(zip(curve["eps"], found["accuracy"], strict=True)),
+            intervals=found["interval"],
+            colour=report.colour(path),
+        )
+        for path, found in curve["paths"].items()
+    ]
+
+
+def corrupted(report: Report, model: Model, kind: str) -> list[Line]:
+    """Return the accuracy of each path over the severity of one kind of corruption, of which 0 is none."""
+    rows = [row for row in model["corruptions"] if row["name"] == kind]
+    severities = [0, *(row["severity"] for row in rows)]
+    lines = []
+    for path, found in model["paths"].items():
+        figures = [row["paths"][path] for row in rows]
+        accuracies = [found["clean_accuracy"], *(one["accuracy"] for one in figures)]
+        lines.append(
+            Line(
+                name=path,
+                points=list(zip(severities, accuracies, strict=True)),
+                intervals=[found["clean_interval"], *(one["interval"] for one in figures)],
+                colour=report.colour(path),
+            )
+        )
+    return lines
+
+
+def meanings(model: Model) -> list[str]:
+    """Return what the parameter of each kind of corruption means."""
+    return list(dict.fromkeys(f"{row['name']}: {row['parameter_meaning']}" for row in model["corruptions"]))
+
+
+def classes(report: Report, model: Model) -> list[tuple[str, list[Pair]]]:
+    """Return each class with the accuracies of each path on it; of many classes those that are hit most."""
+    rows = model["classes"]
+    hit_most = sorted(range(len(rows)), key=lambda i: (min(p["robust_accuracy"] for p in rows[i]["paths"].values()), i))
+    return [
+        (
+            rows[i]["name"],
+            [
+                Pair(
+                    clean=found["clean_accuracy"],
+                    worst=found["robust_accuracy"] if model["attacks"] else None,
+                    colour=report.colour(path),
+                )
+                for path, found in rows[i]["paths"].items()
+            ],
+        )
+        for i in sorted(hit_most[:_MOST_CLASSES])
+    ]

@@ -11,9 +11,8 @@ from torch import nn
 
 from smart_common.errors import alternatives
 from smart_train.architectures.custom import Factory, call_factory
-from smart_train.architectures.names import CUSTOM, FACTORY_FORM, Argument
-from smart_train.architectures.resnet import Bottleneck, ResNet
-from smart_train.architectures.wide_resnet import WideResNet
+from smart_train.architectures.resnet import Bottleneck, ResNet, WideResNet
+from smart_train.choices import CUSTOM, FACTORY_FORM, Argument
 from smart_train.errors import ConfigError
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from smart_common.errors import alternatives
-from smart_train.architectures.names import CUSTOM, FACTORY_FORM, Argument, is_factory_name
-from smart_train.choices import ARCHITECTURES
+from smart_train.choices import ARCHITECTURES, FACTORY_FORM, Argument, is_factory_name
 from smart_train.errors import ConfigError
 from smart_train.options import parse_arguments
 
@@ -37,23 +36,6 @@ class NetworkName(click.ParamType[str]):
 
 
 @dataclass(frozen=True)
-class NetworkChoice:
-    """The network that a training is asked for: what stands in its checkpoint, and the factory if it is the user's."""
-
-    name: str
-    factory: Factory | None
-
-
-def chosen_network(model: str) -> NetworkChoice:
-    """Return what ``--model`` names, importing the user's own code if it names some; raises ConfigError."""
-    if model in ARCHITECTURES:
-        return NetworkChoice(model, None)
-    from smart_train.architectures.custom import import_factory  # noqa: PLC0415  # torch
-
-    return NetworkChoice(CUSTOM, import_factory(model))
-
-
-@dataclass(frozen=True)
 class OwnNetwork:
     """What the command line says of the network in a checkpoint: nothing, unless it is one of the user's own."""
 
@@ -68,14 +50,7 @@ class OwnNetwork:
 
 
 def own_network_options(function: _F) -> _F:
-    """Add ``--model`` and ``--model-arg``, passed to the command as one ``own``, for reading checkpoints.
-
-    Example::
-
-        @own_network_options
-        def main(*, checkpoint: Path, own: OwnNetwork) -> None:
-            loaded = own.load(checkpoint)
-    """
+    """Add ``--model`` and ``--model-arg``, passed to the command as one ``own: OwnNetwork`` that reads checkpoints."""
 
     @click.option(
         "--model",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from smart_train.architectures.names import FACTORY_FORM, Argument, is_factory_name
+from smart_train.choices import FACTORY_FORM, Argument, is_factory_name
 from smart_train.errors import ConfigError
 
 Factory: TypeAlias = Callable[..., nn.Module]

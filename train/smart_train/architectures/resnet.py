@@ -1,9 +1,11 @@
-"""Residual networks (He et al. 2016, arXiv 1512.03385): basic blocks or bottlenecks, small-image or ImageNet stem."""
+"""Residual networks (He et al. 2016, arXiv 1512.03385), wide ones too (Zagoruyko et al. 2016, arXiv 1605.07146)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+STEM_CHANNELS = 16  # of wide ones (their table 1): the widening factor leaves the first convolution alone
 
 
 def initialise_(network: nn.Module) -> None:
@@ -72,6 +74,45 @@ class Bottleneck(nn.Module):
         return torch.relu(self.bn3(self.conv3(inner)) + self.shortcut(features))
 
 
+class PreactivationBlock(nn.Module):
+    """Batch norm and ReLU before each of two 3x3 convolutions (figure 1 (c) of the wide paper, without dropout).
+
+    Where the shape changes, the shortcut is a convolution that reads the activated input, as the authors' code does.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, in, H, W) to (N, out, H / stride, W / stride)."""
+        active = torch.relu(self.bn1(features))
+        inner = self.conv2(torch.relu(self.bn2(self.conv1(active))))
+        result: Tensor = inner + (features if self.shortcut is None else self.shortcut(active))
+        return result
+
+
+def _stages(
+    block: type[BasicBlock | Bottleneck | PreactivationBlock], before: int, *, blocks: tuple[int, ...], width: int
+) -> tuple[nn.Sequential, int]:
+    """Return the stages that follow ``before`` channels, and how many channels they end in."""
+    layers: list[nn.Module] = []
+    for stage, count in enumerate(blocks):
+        channels = width * 2**stage
+        for i in range(count):
+            layers.append(block(before, channels, stride=2 if stage and not i else 1))
+            before = channels * block.expansion
+    return nn.Sequential(*layers), before
+
+
 class ResNet(nn.Module):
     """A residual network: stem, stages of blocks (each but the first halves the size), average pool, linear.
 
@@ -101,19 +142,37 @@ class ResNet(nn.Module):
             self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1) if imagenet_stem else nn.Identity()
-        layers: list[nn.Module] = []
-        before = width
-        for stage, count in enumerate(blocks):
-            channels = width * 2**stage
-            for i in range(count):
-                layers.append(block(before, channels, stride=2 if stage and not i else 1))
-                before = channels * block.expansion
-        self.blocks = nn.Sequential(*layers)
-        self.fc = nn.Linear(before, num_classes)
+        self.blocks, features = _stages(block, width, blocks=blocks, width=width)
+        self.fc = nn.Linear(features, num_classes)
         initialise_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to scores (N, classes)."""
         features = self.blocks(self.pool(torch.relu(self.bn(self.conv(images)))))
+        scores: Tensor = self.fc(features.mean(dim=(2, 3)))
+        return scores
+
+
+class WideResNet(nn.Module):
+    """WRN-d-k: a 3x3 stem, three stages (each but the first halves the size), average pool, linear.
+
+    Args:
+        num_classes: scores per image.
+        in_channels: image channels.
+        blocks: blocks a stage: (d - 4) / 6 each, by the authors' count of layers.
+        width: channels of the first stage, 16 k; each further stage has twice as many.
+    """
+
+    def __init__(self, *, num_classes: int, in_channels: int, blocks: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, STEM_CHANNELS, 3, padding=1, bias=False)
+        self.blocks, features = _stages(PreactivationBlock, STEM_CHANNELS, blocks=blocks, width=width)
+        self.bn = nn.BatchNorm2d(features)
+        self.fc = nn.Linear(features, num_classes)
+        initialise_(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to scores (N, classes)."""
+        features = torch.relu(self.bn(self.blocks(self.conv(images))))
         scores: Tensor = self.fc(features.mean(dim=(2, 3)))
         return scores

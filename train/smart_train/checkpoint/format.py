@@ -16,22 +16,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from smart_common.errors import shortened
 from smart_common.roles import Role, default_role
-from smart_train.architectures import ARCHITECTURES, CUSTOM, Argument, Factory, build_network
-from smart_train.checkpoint.atomic import save_atomically
+from smart_runtime.bundle.manifest import Manifest
+from smart_train.architectures.build import ARCHITECTURES, build_network
+from smart_train.architectures.custom import Factory
 from smart_train.checkpoint.network_state import (
     group_record,
     load_network_state_,
     network_state,
-    read_dense_layers,
     read_groups,
     read_masks,
     read_state,
     read_weight_masks,
-    weights_record,
 )
-from smart_train.checkpoint.reader import Reader, read_plain
-from smart_train.choices import Scope
+from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
+from smart_train.choices import CUSTOM, Argument, Scope
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import densities
@@ -95,6 +95,10 @@ class Checkpoint:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.input_shape))
+        return f"Checkpoint({self.architecture}, {size}, {len(self.class_names)} classes, {self.net!r})"
+
     def role(self, path: str) -> Role:
         """Return what ``path`` is for."""
         return self.roles.get(path) or default_role(path)
@@ -103,6 +107,7 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write ``checkpoint`` to ``path``: beside it first, then renamed."""
     net = checkpoint.net
+    weight_masks = {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names}
     save_atomically(
         {
             "format": FORMAT,
@@ -116,17 +121,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
             "structure": asdict(net.structure),
             "groups": [group_record(group) for group in net.groups],
             "masks": {path: [m.cpu() for m in net.masks(path)] for path in net.path_names},
-            **weights_record(net),
+            **({"weight_masks": weight_masks, "dense_layers": net.dense_layers} if net.weight_layers else {}),
             "state": network_state(net),
             "training": checkpoint.training,
             "metrics": checkpoint.metrics,
-            "samples": {
-                "images": checkpoint.samples.images,
-                "labels": checkpoint.samples.labels,
-                "adversarial": dict(checkpoint.samples.adversarial),
-                "eps": checkpoint.samples.eps,
-                "attack": checkpoint.samples.attack,
-            },
+            "samples": {**vars(checkpoint.samples), "adversarial": dict(checkpoint.samples.adversarial)},
         },
         Path(path),
     )
@@ -213,7 +212,8 @@ def _build(
     dense_layers: dict[str, str] = {}
     if structure.pattern.weights is not None:
         weight_masks = read_weight_masks(raw, plain, structure, groups, masks=masks, read=read)
-        dense_layers = read_dense_layers(raw, read)
+        given = read.record(raw, "dense_layers")
+        dense_layers = {read.text({"dense_layers": layer}, "dense_layers"): read.text(given, layer) for layer in given}
     metrics = read.get(raw, "metrics", dict)
     figures = {path: _metrics(metrics, path, read) for path in paths}
     training = read.record(raw, "training")
@@ -331,12 +331,20 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "dense_layers": checkpoint.net.dense_layers,
         "union_density": found.union,
         "paths": {
-            path: {
-                "density": found.kept[path],
-                "parameter_density": found.parameters[path],
-                **checkpoint.metrics[path],
-            }
+            path: {"density": found.kept[path], "parameter_density": found.parameters[path]} | checkpoint.metrics[path]
             for path in checkpoint.net.path_names
         },
         "training": checkpoint.training,
     }
+
+
+def check_source(manifest: Manifest, source: Checkpoint) -> None:
+    """Raise ConfigError if a bundle and a checkpoint differ in input shape, classes or paths."""
+    theirs = (manifest.input.shape, manifest.class_names, tuple(manifest.paths))
+    ours = (source.input_shape, source.class_names, source.net.path_names)
+    for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
+        if in_bundle != in_source:
+            raise ConfigError(
+                f"the {what} of the bundle, {shortened(str(in_bundle))}, and of the checkpoint, "
+                f"{shortened(str(in_source))}, differ; give the checkpoint that it was exported from"
+            )

@@ -11,18 +11,9 @@ from torch import Tensor, nn
 from smart_train.checkpoint.reader import Reader
 from smart_train.errors import CheckpointError
 from smart_train.masking.accounting import batch_norm_parameters
-from smart_train.masking.groups import Axis, Group, Member, Point
-from smart_train.masking.layers import layer_norm_axis
+from smart_train.masking.groups import Axis, Group, Member, Point, axes_of, why_not_whole
 from smart_train.masking.network import SmartNetwork
-from smart_train.masking.parts import (
-    Part,
-    axis_length,
-    has_plain_inputs,
-    has_whole_filter_groups,
-    is_depthwise,
-    is_grouped,
-    parameter_axis,
-)
+from smart_train.masking.parts import Part, axis_length
 from smart_train.masking.structure import Structure
 from smart_train.masking.weight_masks import kept_inputs, pattern_holds
 
@@ -62,16 +53,6 @@ def load_network_state_(net: SmartNetwork, state: Mapping[str, Any]) -> None:
                 f"{wrong[0]}; train or copy the checkpoint again"
             )
         net.path(path).network.load_state_dict(given)
-
-
-def weights_record(net: SmartNetwork) -> dict[str, Any]:
-    """Return the masks of single weights, and which layers have none and why; nothing where only channels are."""
-    if not net.weight_layers:
-        return {}
-    return {
-        "weight_masks": {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names},
-        "dense_layers": net.dense_layers,
-    }
 
 
 def group_record(group: Group) -> dict[str, Any]:
@@ -136,12 +117,6 @@ def read_weight_masks(
     return result
 
 
-def read_dense_layers(raw: Mapping[str, Any], read: Reader) -> dict[str, str]:
-    """Return the layers whose single weights are not masked, with the reason."""
-    given = read.record(raw, "dense_layers")
-    return {read.text({"dense_layers": name}, "dense_layers"): read.text(given, name) for name in given}
-
-
 def read_state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...], read: Reader) -> dict[str, Any]:
     """Return the tensors in the form of :func:`network_state`, checked against the network on the meta device."""
     own = batch_norm_parameters(plain)
@@ -164,24 +139,11 @@ def read_state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...
     }
 
 
-def _has_axis(part: Part | None, axis: str, *, of: Mapping[str, Part]) -> bool:
-    """Whether ``part`` is one that a group can have channels in, on ``axis``."""
-    if isinstance(part, nn.Parameter):
-        own = {id(p) for m in of.values() if isinstance(m, _LAYERS) for p in m.parameters(recurse=False)}
-        long = parameter_axis(part)
-        return axis == "channel" and id(part) not in own and long is not None and long <= 1
-    if isinstance(part, nn.LayerNorm):
-        return axis == "channel" and layer_norm_axis(part) is not None
-    if isinstance(part, nn.BatchNorm2d):
-        return axis == "channel" and part.affine and part.track_running_stats
-    if type(part) not in {nn.Conv2d, nn.Linear}:
-        return axis == "in" and has_plain_inputs(part)
-    return axis == "channel" if is_depthwise(part) else axis in {"in", "out"}
-
-
 def read_groups(records: list[Any], modules: Mapping[str, Part], read: Reader) -> list[Group]:
     """Return the groups; a channel in two of them, or twice in one, is refused: which mask would it follow?"""
     taken: dict[tuple[str, Axis], Tensor] = {}
+    own = {id(p) for m in modules.values() if isinstance(m, _LAYERS) for p in m.parameters(recurse=False)}
+    modules = {name: part for name, part in modules.items() if id(part) not in own}
     return [_group(record, modules, taken, read) for record in records]
 
 
@@ -193,7 +155,7 @@ def _group(record: Any, modules: Mapping[str, Part], taken: dict[tuple[str, Axis
         module, axis = read.get(member, "module", str), cast("Axis", read.get(member, "axis", str))
         indices = read.tensor(member, "indices", dtype=torch.int64, shape=(size, None))
         found = modules.get(module)
-        if found is None or not _has_axis(found, axis, of=modules) or indices.numel() == 0:
+        if found is None or axis not in axes_of(found) or indices.numel() == 0:
             raise read.fail("channels of its layers in a group")
         length = axis_length(found, "in" if axis == "in" else "out")
         if int(indices.min()) < 0 or int(indices.max()) >= length:
@@ -204,7 +166,7 @@ def _group(record: Any, modules: Mapping[str, Part], taken: dict[tuple[str, Axis
             raise read.fail(f"each channel of {module} in one group")
         taken[module, axis] = counts
         members.append(Member(module, axis, indices))
-    if not _filter_groups_stay_whole(members, modules):
+    if why_not_whole(members, modules) is not None:
         raise read.fail("whole filter groups of grouped convolutions in a group")
     outputs = {m.module for m in members if m.axis != "in" and isinstance(modules[m.module], nn.Module)}
     given = read.get(record, "points", list)
@@ -217,16 +179,3 @@ def _group(record: Any, modules: Mapping[str, Part], taken: dict[tuple[str, Axis
             raise read.fail("mask points that are members of their group")
         points.append(Point(layer, producer))
     return Group(read.text(record, "name"), size, tuple(members), tuple(points))
-
-
-def _filter_groups_stay_whole(members: Sequence[Member], modules: Mapping[str, Part]) -> bool:
-    for name in {m.module for m in members}:
-        convolution = modules[name]
-        if not isinstance(convolution, nn.Conv2d) or not is_grouped(convolution):
-            continue
-        sides = {m.axis: m.indices for m in members if m.module == name}
-        if sides.keys() != {"in", "out"} or not has_whole_filter_groups(
-            convolution, inputs=sides["in"], outputs=sides["out"]
-        ):
-            return False
-    return True

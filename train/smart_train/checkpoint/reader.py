@@ -1,4 +1,4 @@
-"""Read plain values and tensors out of a file that may come from a stranger, refusing all else."""
+"""Files of plain values and tensors: saved whole, and read as if they came from a stranger, refusing all else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart_train.architectures import Argument
+from smart_common.files import replacing
+from smart_train.choices import Argument
 from smart_train.errors import CheckpointError
 
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
@@ -39,6 +40,17 @@ _PARAMETER_NAMES = {
     "torch HalfStorage",
     "torch IntStorage",
 }
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """``torch.save`` into ``path``, which a reader or a crash sees whole or not at all; raises OSError if refused."""
+    with replacing(path) as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch finds its file too short and forgets why the write before that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_plain(
@@ -236,12 +248,3 @@ class Reader:
             raise self.fail(f"plain values in '{key}'")
         for item in inner:
             self._plain(item, key, depth=depth + 1)
-
-
-def plain_record(raw: Any, key: str, *, path: Path) -> dict[str, Any]:
-    """Return what stands under ``key`` in ``raw``, which :func:`read_plain` read from ``path``: values as in JSON.
-
-    Raises:
-        CheckpointError: if it is no dictionary of plain values, or a very large or deep one.
-    """
-    return Reader(path).record(raw, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from smart_train.attacks import Attack
 from smart_train.checkpoint.format import Samples
 from smart_train.chunks import usual_chunk
 from smart_train.masking.attack_mode import attack_mode
-from smart_train.masking.network import PathNetwork, SmartNetwork
+from smart_train.masking.network import SmartNetwork
 
 
 def make_samples(
@@ -38,63 +39,29 @@ def make_samples(
         device: where to compute.
         done: called with the number of images of each chunk that was attacked, on each path.
     """
-    return Samples(
-        images=images,
-        labels=labels,
-        adversarial={
-            path: _adversarial(
-                net.path(path),
-                images,
-                labels,
-                attack=attack,
-                generator=torch.Generator(device=device).manual_seed(seed),
-                done=done,
-            )
-            for path in (net.path_names if paths is None else paths)
-        },
-        eps=attack.eps,
-        attack=attack.label,
-    )
-
-
-def _adversarial(
-    model: PathNetwork,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    attack: Attack,
-    generator: torch.Generator,
-    done: Callable[[int], None],
-) -> Tensor:
-    device = generator.device
-    parts = []
     height, width, channels = images.shape[1:]
-    chunk = usual_chunk([model], (channels, height, width), device=device, most=CHUNK)
-    with attack_mode(model):
-        for start in range(0, len(labels), chunk):
-            part = images[start : start + chunk]
-            floats = attack.run(
-                model,
-                to_tensor(part.to(device)),
-                labels[start : start + chunk].to(device),
-                generator=generator,
-            )
-            original = part.permute(0, 3, 1, 2).double()
-            change = (floats.cpu().double() * 255 - original).trunc()
-            parts.append((original + change).to(torch.uint8).permute(0, 2, 3, 1).contiguous())
-            done(len(part))
-    return torch.cat(parts)
+    adversarial = {}
+    for path in net.path_names if paths is None else paths:
+        model, parts = net.path(path), []
+        generator = torch.Generator(device=device).manual_seed(seed)
+        chunk = usual_chunk([model], (channels, height, width), device=device, most=CHUNK)
+        with attack_mode(model):
+            for start in range(0, len(labels), chunk):
+                part = images[start : start + chunk]
+                truth = labels[start : start + chunk].to(device)
+                floats = attack.run(model, to_tensor(part.to(device)), truth, generator=generator)
+                original = part.permute(0, 3, 1, 2).double()
+                change = (floats.cpu().double() * 255 - original).trunc()
+                parts.append((original + change).to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+                done(len(part))
+        adversarial[path] = torch.cat(parts)
+    return Samples(images=images, labels=labels, adversarial=adversarial, eps=attack.eps, attack=attack.label)
 
 
 def select(samples: Samples, index: Tensor) -> Samples:
     """Return the images with the numbers ``index``, int64 (K,), in that order."""
-    return Samples(
-        images=samples.images[index],
-        labels=samples.labels[index],
-        adversarial={path: images[index] for path, images in samples.adversarial.items()},
-        eps=samples.eps,
-        attack=samples.attack,
-    )
+    adversarial = {path: images[index] for path, images in samples.adversarial.items()}
+    return replace(samples, images=samples.images[index], labels=samples.labels[index], adversarial=adversarial)
 
 
 def halves(samples: Samples, *, seed: int) -> tuple[Samples, Samples]:

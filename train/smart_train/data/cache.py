@@ -24,11 +24,10 @@ from numpy.lib.format import open_memmap  # unlike numpy.load it takes .npy only
 from smart_common.documents import parse_document
 from smart_common.files import replacing
 from smart_train.data.images import ImageSet
-from smart_train.data.source import Arrays, Source
+from smart_train.data.source import ARRAYS, Arrays, Source
 from smart_train.errors import DataError
 
 _VERSION = 1  # one more whenever a reader makes other arrays of the same files
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _ABOUT = "set.json"
 
 
@@ -37,11 +36,8 @@ def through_cache(
 ) -> ImageSet:
     """Return ``build`` of the source's arrays, from the cache where they are, else from ``read`` and into the cache.
 
-    Args:
-        source: what ``read`` reads; its files exist.
-        cache_dir: entries are in its ``data`` folder, which is created; with no ``~`` in front.
-        read: read the source; raises DataError.
-        build: check the arrays; raises DataError. It may get read-only or memory-mapped ones.
+    ``read`` reads the files of ``source``, ``build`` checks their arrays, which may be read-only or memory-mapped.
+    Entries are in the folder ``data`` of ``cache_dir`` (no ``~`` in front), which is created.
 
     Raises:
         DataError: as ``read`` and ``build`` do on the source; never for the cache.
@@ -85,7 +81,7 @@ def _stored(entry: Path, build: Callable[[Arrays], ImageSet]) -> ImageSet | None
         about = parse_document((entry / _ABOUT).read_bytes(), damaged=DataError).raw
         names = about["class_names"]
         arrays = Arrays(
-            **{name: np.asarray(open_memmap(entry / f"{name}.npy", mode="c")) for name in _ARRAYS},
+            **{name: np.asarray(open_memmap(entry / f"{name}.npy", mode="c")) for name in ARRAYS},
             class_names=None if names is None else tuple(names),
         )
         images = build(arrays)
@@ -105,7 +101,7 @@ def _store(entry: Path, arrays: Arrays, *, checksum: str) -> None:
                 shutil.rmtree(stale)
         beside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
         try:
-            for name in _ARRAYS:
+            for name in ARRAYS:
                 with replacing(beside / f"{name}.npy") as file:
                     np.save(file, getattr(arrays, name), allow_pickle=False)
             with replacing(beside / _ABOUT) as file:

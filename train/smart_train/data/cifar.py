@@ -65,20 +65,12 @@ _CIFAR100 = _Cifar(
 
 
 def cifar10(data_dir: Path) -> Source:
-    """Find CIFAR-10: 60,000 RGB images of 32x32, 10 classes.
-
-    Raises:
-        DataError: if neither its folder nor its archive is in ``data_dir``.
-    """
+    """Find CIFAR-10: 60,000 RGB images of 32x32, 10 classes; raises as :meth:`Release.find` does."""
     return _CIFAR10.release.find(data_dir, kind="cifar10", parse=lambda files: _parse(files, _CIFAR10))
 
 
 def cifar100(data_dir: Path) -> Source:
-    """Find CIFAR-100 with its 100 fine classes: 60,000 RGB images of 32x32.
-
-    Raises:
-        DataError: if neither its folder nor its archive is in ``data_dir``.
-    """
+    """Find CIFAR-100 with its 100 fine classes: 60,000 RGB images of 32x32; raises as :meth:`Release.find` does."""
     return _CIFAR100.release.find(data_dir, kind="cifar100", parse=lambda files: _parse(files, _CIFAR100))
 
 

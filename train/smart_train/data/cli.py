@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from smart_common.cache import default_cache_dir
 from smart_common.console import cli as house
+from smart_common.files import default_cache_dir
 from smart_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,14 +40,7 @@ class DataPlaces:
 
 
 def data_options(function: _F) -> _F:
-    """Add ``--data-dir``, ``--cache-dir`` and ``--no-cache``, passed to the command as one ``places``.
-
-    Example::
-
-        @data_options
-        def main(*, data: str, places: DataPlaces) -> None:
-            images = places.load(data)
-    """
+    """Add ``--data-dir``, ``--cache-dir`` and ``--no-cache``, passed to the command as one ``places: DataPlaces``."""
 
     @click.option(
         "--data-dir",

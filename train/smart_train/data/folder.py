@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from smart_common.errors import MissingExtraError
-from smart_train.data.home import expanded
 from smart_train.data.images import Labels
 from smart_train.data.pictures import read_pictures
-from smart_train.data.progress import Progress
-from smart_train.data.source import Arrays, Source
+from smart_train.data.source import Arrays, Progress, Source, expanded
 from smart_train.errors import DataError
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
@@ -31,8 +29,7 @@ def folder(where: str) -> Source:
     Pictures are read as grey where every one of them is grey, else as RGB, and must all have one size.
 
     Raises:
-        DataError: if a part is missing, a class has no training picture or a ``~`` stands for no home directory; on
-            reading, if a picture cannot be read or sizes differ.
+        DataError: if a part or the training pictures of a class are missing; on reading, as `read_pictures` does.
         MissingExtraError: if Pillow is not installed.
     """
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from smart_train.data.source import Array, Arrays
 from smart_train.errors import ConfigError, DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -93,7 +93,7 @@ class ImageSet:
         return tuple(means), tuple(stds)
 
 
-def _check(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], *, name: str, where: str) -> Split:
+def _check(images: Array, labels: Array, *, name: str, where: str) -> Split:
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise DataError(
             f"expected {name} images in {where} as uint8 (N, height, width, channels), got {images.dtype} of shape "
@@ -121,40 +121,27 @@ def stratified(labels: Labels, *, count: int, generator: np.random.Generator) ->
     return chosen
 
 
-def make_image_set(
-    *,
-    kind: str,
-    where: str,
-    train_images: npt.NDArray[np.generic],
-    train_labels: npt.NDArray[np.generic],
-    test_images: npt.NDArray[np.generic],
-    test_labels: npt.NDArray[np.generic],
-    class_names: Sequence[str] | None = None,
-) -> ImageSet:
+def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
     """Check the arrays and cut the validation split off the training images.
 
     The validation split has a tenth of the training images, but 256 where that is less than a fifth of them.
 
     Args:
+        arrays: the data set.
         kind: kept in the set and its checkpoints.
         where: for messages, the file or folder as the user named it.
-        train_images: uint8 (N, H, W, C).
-        train_labels: integers (N,), 0 to classes - 1.
-        test_images: of the same size.
-        test_labels: of the same classes.
-        class_names: one a class; the numbers themselves by default.
 
     Raises:
         DataError: if an array has another form, a label is out of range, or there are too few images.
     """
-    train = _check(train_images, train_labels, name="training", where=where)
-    test = _check(test_images, test_labels, name="test", where=where)
+    train = _check(arrays.train_images, arrays.train_labels, name="training", where=where)
+    test = _check(arrays.test_images, arrays.test_labels, name="test", where=where)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"training and test images of {where} differ in size, {train.images.shape[1:]} and "
             f"{test.images.shape[1:]}; resize one of them"
         )
-    classes = len(class_names) if class_names is not None else int(train.labels.max()) + 1
+    classes = int(train.labels.max()) + 1 if arrays.class_names is None else len(arrays.class_names)
     lowest = min(train.labels.min(), test.labels.min())
     highest = max(train.labels.max(), test.labels.max())
     if lowest < 0 or highest >= classes or not 2 <= classes <= len(train):
@@ -170,7 +157,7 @@ def make_image_set(
         raise DataError(
             f"expected images of at most {MAX_SIDE} pixels a side in {where}, got {train.images.shape[1:3]}; scale them"
         )
-    names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes))
+    names = arrays.class_names or tuple(map(str, range(classes)))
     if len(set(names)) != classes or not all(name and name.isprintable() for name in names):
         raise DataError(f"expected different, printable class names in {where}, got {names!a:.200}; rename the classes")
     digest = hashlib.sha256()

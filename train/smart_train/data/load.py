@@ -1,4 +1,4 @@
-"""Data sets by the name that a command line gives them."""
+"""Data sets by the name that a command line gives them; and those that need no cache: digits, and NumPy's files."""
 
 from __future__ import annotations
 
@@ -6,26 +6,70 @@ import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from smart_common.errors import MissingExtraError
+from smart_train.choices import DATA_SPECS
 from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
-from smart_train.data.digits import digits
 from smart_train.data.folder import folder
-from smart_train.data.home import expanded
-from smart_train.data.images import ImageSet, make_image_set
-from smart_train.data.npz import npz
-from smart_train.data.progress import Progress, no_progress
-from smart_train.data.source import Arrays
+from smart_train.data.images import ImageSet, make_image_set, stratified
+from smart_train.data.source import ARRAYS, Arrays, Progress, expanded, no_progress
 from smart_train.data.stl10 import stl10
 from smart_train.data.svhn import svhn
 from smart_train.errors import DataError
 
+_TEST_DIGITS = 360  # a fifth of the 1,797 digits
+_DIGITS_SEED = 1797
 _RELEASES = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn, "stl10": stl10}
 
 NAMED = ("digits", *_RELEASES)
 """Sets that a name alone tells."""
 
-DATA_SPECS = f"{', '.join(NAMED)}, npz:FILE or folder:DIR"
-"""What `load_data` reads, for help pages."""
+
+def digits() -> ImageSet:
+    """Return scikit-learn's handwritten digits: 1,797 grey 8x8 images of 17 levels.
+
+    They are the test part of UCI's "Optical Recognition of Handwritten Digits".
+    """
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("the digits need scikit-learn; pip install 'smart-edge[train]'") from error
+    bundle = load_digits()
+    images = np.rint(bundle.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bundle.target.astype(np.int64)
+    test = stratified(labels, count=_TEST_DIGITS, generator=np.random.default_rng(_DIGITS_SEED))
+    arrays = Arrays(images[~test], labels[~test], images[test], labels[test])
+    return make_image_set(arrays, kind="digits", where="scikit-learn's digits")
+
+
+def npz(where: str) -> ImageSet:
+    """Read a .npz file: ``train_images``, ``test_images`` (uint8 NHWC), ``train_labels``, ``test_labels`` (integers).
+
+    An optional array ``class_names`` of strings names the classes. Raises DataError.
+    """
+    wanted = ", ".join(ARRAYS)
+    path = expanded(where)
+    try:
+        # An object array would be a pickle, which can run code: allow_pickle stays off.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in (*ARRAYS, "class_names") if name in arrays.files}
+    except FileNotFoundError as error:
+        raise DataError(f"no file {where}; give a .npz with {wanted}") from error
+    except Exception as error:  # a damaged zip, deflate stream or array header each have an exception of their own
+        raise DataError(f"{where} is damaged or no .npz of plain arrays; save {wanted} with numpy.savez") from error
+    missing = [name for name in ARRAYS if name not in found]
+    if missing:
+        raise DataError(f"no array {', '.join(missing)} in {where}; save {wanted} with numpy.savez")
+    names = found.pop("class_names", None)
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
+        raise DataError(
+            f"expected class_names in {where} as strings (classes,), got {names.dtype} of shape {names.shape}; "
+            f"leave them out or save a list of strings"
+        )
+    arrays = Arrays(**found, class_names=None if names is None else tuple(map(str, names)))
+    return make_image_set(arrays, kind="npz", where=where)
 
 
 def data_spec(data: str | os.PathLike[str]) -> str:
@@ -74,7 +118,7 @@ def load_data(
     read = partial(source.read, progress)
 
     def build(arrays: Arrays) -> ImageSet:
-        return make_image_set(kind=source.kind, where=source.where, **vars(arrays))
+        return make_image_set(arrays, kind=source.kind, where=source.where)
 
     if cache_dir is None:
         return build(read())

@@ -50,6 +50,7 @@ class _Mark(Enum):
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PLAIN = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"}
 _PLAIN |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"}
+_EMPTY: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -95,12 +96,8 @@ class _Machine:
             stack.append(self.memo[_integer(argument)])
         elif opcode == "MARK":
             stack.append(_Mark.ITEMS)
-        elif opcode == "EMPTY_LIST":
-            stack.append([])
-        elif opcode == "EMPTY_DICT":
-            stack.append({})
-        elif opcode == "EMPTY_TUPLE":
-            stack.append(())
+        elif opcode in _EMPTY:
+            stack.append(_EMPTY[opcode]())
         elif opcode == "LIST":
             stack.append(self._items())
         elif opcode == "DICT":
@@ -134,11 +131,7 @@ class _Machine:
 
     def _items(self) -> list[object]:
         """Take what lies above the last mark, and the mark."""
-        start = len(self.stack) - 1
-        while self.stack[start] is not _Mark.ITEMS:
-            start -= 1
-            if start < 0:
-                raise PickleError("a damaged pickle")
+        start = next(i for i in reversed(range(len(self.stack))) if self.stack[i] is _Mark.ITEMS)
         items = self.stack[start + 1 :]
         del self.stack[start:]
         return items

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,11 +14,8 @@ from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
 from smart_runtime.pictures import FORMATS, MAX_PIXELS, read_picture
 from smart_train.data.images import MAX_SIDE, Pixels
-from smart_train.data.progress import Advance, Progress
+from smart_train.data.source import Advance, Progress
 from smart_train.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
 _CHUNK = 128  # pictures a task: handing over a single small one costs as much as decoding it
@@ -97,25 +94,16 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
 
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            return _upright_size(picture, path), picture.mode in {"1", "L", "LA"}
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path) from error
-    except DataError:
-        raise
+            # Asked first: to look for EXIF data behind the pixels of a PNG, Pillow decodes them.
+            if picture.width * picture.height <= MAX_PIXELS:
+                turned = picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+                size = (picture.width, picture.height) if turned else (picture.height, picture.width)
+                return size, picture.mode in {"1", "L", "LA"}
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        pass
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         raise DataError(f"cannot read {path} as a picture ({error}); remove or replace it") from error
-
-
-def _upright_size(picture: Image.Image, path: Path) -> tuple[int, int]:
-    # Asked first: to look for EXIF data behind the pixels of a PNG, Pillow decodes them.
-    if picture.width * picture.height > MAX_PIXELS:
-        raise _too_large(path)
-    turned = picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    return (picture.width, picture.height) if turned else (picture.height, picture.width)
-
-
-def _too_large(path: Path) -> DataError:
-    return DataError(f"expected a picture of at most {MAX_PIXELS} pixels, got more in {path}; scale it down first")
+    raise DataError(f"expected a picture of at most {MAX_PIXELS} pixels, got more in {path}; scale it down first")
 
 
 def _read(path: Path, *, height: int, width: int, colour: Colour) -> Pixels:

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_common.errors import SmartError
-from smart_train.data.progress import Advance, Progress
-from smart_train.data.source import Arrays, Source
+from smart_train.data.source import Advance, Arrays, Progress, Source
 from smart_train.errors import DataError
 
 _BLOCK = 2**20  # bytes read at a time, and a step of the bar: tarfile's 10 KiB would spend most of the time in Python
@@ -48,11 +47,6 @@ class Release:
 
     def find(self, data_dir: Path, *, kind: str, parse: Callable[[Files], Arrays]) -> Source:
         """Look for the folder in ``data_dir``, for the files in ``data_dir`` itself, then for the archive.
-
-        Args:
-            data_dir: where data sets lie.
-            kind: of the data set.
-            parse: make the arrays of the files' contents.
 
         Raises:
             DataError: if none of them is there, or only a part, and where to get it.
@@ -102,18 +96,14 @@ class Files:
         self.root = root
         self._members = None if root.is_dir() else _members(release, root, progress=progress)
 
-    def where(self, name: str) -> str:
-        """Return what messages call the file ``name``."""
-        return f"{name} of {self.root}"
-
     def damaged(self, name: str, why: str) -> DataError:
         """Return the error that says what is wrong with the file ``name``."""
-        return self.release.damaged(self.where(name), why)
+        return self.release.damaged(f"{name} of {self.root}", why)
 
     @contextmanager
     def content(self, name: str) -> Iterator[bytes]:
         """Yield the bytes of the file ``name``; what fails on them is an error that names it."""
-        with self.release.reading(self.where(name)):
+        with self.release.reading(f"{name} of {self.root}"):
             if self._members is not None:
                 yield self._members.pop(name)  # a large file is let go once it is parsed
                 return

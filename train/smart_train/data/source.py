@@ -1,17 +1,57 @@
-"""What a reader hands on: the four arrays of a data set, and where they are to be read from."""
+"""What readers of data share: what they hand on, how they show how far they are, and the ``~`` in paths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from smart_train.data.progress import Progress
+from smart_train.errors import DataError
 
 Array = npt.NDArray[np.generic]
+
+
+class Advance(Protocol):
+    """Moves a progress bar on."""
+
+    def __call__(self, status: str = "", count: int = 1) -> None:
+        """``count`` units are done; ``status`` is a few words on how things stand."""
+
+
+class Progress(Protocol):
+    """Shows a bar while work goes on: `smart_common.console.cli.progress` is one."""
+
+    def __call__(self, description: str, *, total: int) -> AbstractContextManager[Advance]:
+        """Give a context whose value moves the bar towards ``total`` units."""
+
+
+def _nothing(status: str = "", count: int = 1) -> None:
+    del status, count
+
+
+@contextmanager
+def no_progress(description: str, *, total: int) -> Iterator[Advance]:
+    """Show nothing: the default where nobody watches."""
+    del description, total
+    yield _nothing
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` with ``~`` or ``~user`` in front replaced by that home directory.
+
+    Raises:
+        DataError: if there is no such user, or nothing says where the home directory is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"no home directory for the ~ of {path}; write the path out in full") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +71,9 @@ class Arrays:
     test_images: Array
     test_labels: Array
     class_names: tuple[str, ...] | None = None
+
+
+ARRAYS = tuple(field.name for field in fields(Arrays) if field.name != "class_names")
 
 
 @dataclass(frozen=True, eq=False)

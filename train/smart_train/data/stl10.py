@@ -30,11 +30,7 @@ _RELEASE = Release(
 
 
 def stl10(data_dir: Path) -> Source:
-    """Find STL-10's labelled images: 5,000 for training and 8,000 for test, RGB of 96x96, 10 classes.
-
-    Raises:
-        DataError: if neither its folder nor its archive is in ``data_dir``.
-    """
+    """Find STL-10's labelled images: 5,000 for training and 8,000 for test, RGB of 96x96; raises as `Release.find`."""
     return _RELEASE.find(data_dir, kind="stl10", parse=_parse)
 
 

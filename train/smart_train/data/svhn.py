@@ -24,11 +24,7 @@ _RELEASE = Release(
 
 
 def svhn(data_dir: Path) -> Source:
-    """Find SVHN: 73,257 training and 26,032 test images, RGB of 32x32, 10 digits; its extra images are not read.
-
-    Raises:
-        DataError: if its two files are not in ``data_dir``.
-    """
+    """Find SVHN without its extra images: 73,257 for training, 26,032 for test, 32x32; raises as `Release.find`."""
     return _RELEASE.find(data_dir, kind="svhn", parse=_parse)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,39 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.errors import NetworkError
-from smart_train.masking.groups import Axis, Member
-from smart_train.masking.layers import layer_norm_axis
-from smart_train.masking.parts import (
-    Part,
-    axis_length,
-    has_plain_inputs,
-    has_whole_filter_groups,
-    is_depthwise,
-    is_grouped,
-    parameter_axis,
-    parts,
-)
+from smart_train.masking.groups import Axis, Member, axes_of, why_not_whole
+from smart_train.masking.parts import Part, axis_length, is_grouped, parts
 
-
-def _axis(part: Part, handler: str) -> Axis | None:
-    """Return the axis that a Torch-Pruning handler works on, None where this type of layer is not ours to slice.
-
-    Of convolutions and linear layers only exact types are masked: a subclass computes something of its own. Norms, and
-    what a subclass reads, are tried.
-    """
-    kind = type(part)
-    if isinstance(part, nn.BatchNorm2d):
-        return "channel" if part.affine and part.track_running_stats else None
-    if isinstance(part, nn.LayerNorm):
-        return None if layer_norm_axis(part) is None else "channel"
-    if isinstance(part, nn.Parameter):
-        axis = parameter_axis(part)
-        return None if axis is None or axis > 1 else "channel"
-    if kind not in {nn.Conv2d, nn.Linear}:
-        return "in" if has_plain_inputs(part) and handler == "prune_in_channels" else None
-    if is_depthwise(part):
-        return "channel"
-    return "in" if handler == "prune_in_channels" else "out"
+_Thing = tuple[int, int]  # number of a group, channel of it
 
 
 @dataclass(frozen=True)
@@ -72,7 +43,8 @@ def _read_group(raw: Any, names: dict[Part, str]) -> FoundGroup:
             if part.weight.numel() == 1:
                 continue
             part = part.weight
-        axis = _axis(part, item.dep.handler.__name__)
+        side = "in" if item.dep.handler.__name__ == "prune_in_channels" else "out"
+        axis = next((axis for axis in axes_of(part) if axis in {side, "channel"}), None)
         if axis is None:
             reason = f"it reaches {names[part]} ({type(part).__name__}), which cannot be sliced"
             continue
@@ -109,28 +81,15 @@ def _read_groups(graph: Any, names: dict[Part, str]) -> Iterator[FoundGroup]:
         yield _read_group(raw, names)
 
 
-class _Ties:
-    """Things that belong together: joined two by two, read as bundles."""
-
-    def __init__(self) -> None:
-        self._parent: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def _root(self, thing: tuple[int, int]) -> tuple[int, int]:
-        while self._parent.setdefault(thing, thing) != thing:
-            thing = self._parent[thing]
-        return thing
-
-    def join(self, one: tuple[int, int], other: tuple[int, int]) -> None:
-        """Say that two things belong together."""
-        first, last = sorted((self._root(one), self._root(other)))
-        self._parent[last] = first
-
-    def bundles(self) -> list[list[tuple[int, int]]]:
-        """Return what belongs together, each bundle and all of them in order."""
-        found: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for thing in sorted(self._parent):
-            found.setdefault(self._root(thing), []).append(thing)
-        return [found[root] for root in sorted(found)]
+def _bundles(ties: Iterable[tuple[_Thing, _Thing]]) -> list[list[_Thing]]:
+    """Return what belongs together where the two things of each tie do; each bundle and all of them in order."""
+    bundle_of: dict[_Thing, set[_Thing]] = {}
+    for one, other in ties:
+        small, large = sorted((bundle_of.setdefault(one, {one}), bundle_of.setdefault(other, {other})), key=len)
+        if small is not large:
+            large |= small
+            bundle_of.update(dict.fromkeys(small, large))
+    return sorted({id(bundle): sorted(bundle) for bundle in bundle_of.values()}.values())
 
 
 def _tie_filter_groups(found: Sequence[FoundGroup], modules: Mapping[str, nn.Module]) -> list[FoundGroup]:
@@ -138,11 +97,12 @@ def _tie_filter_groups(found: Sequence[FoundGroup], modules: Mapping[str, nn.Mod
 
     Without a whole filter group it is a smaller grouped convolution; without a part of one it would be none.
     """
-    channels, groups = _Ties(), _Ties()  # a thing is (number of the group, channel), or (number of the group, 0)
+    channels: list[tuple[_Thing, _Thing]] = []
+    groups: list[tuple[_Thing, _Thing]] = []  # with 0 for the channel
     for name, convolution in modules.items():
-        if not isinstance(convolution, nn.Conv2d) or not is_grouped(convolution):
+        if not is_grouped(convolution):
             continue
-        first: dict[int, tuple[int, int]] = {}  # of each filter group: one channel that it reads or makes
+        first: dict[int, _Thing] = {}  # of each filter group: one channel that it reads or makes
         for number, group in enumerate(found):
             for member in group.members:
                 if member.module != name:
@@ -151,20 +111,23 @@ def _tie_filter_groups(found: Sequence[FoundGroup], modules: Mapping[str, nn.Mod
                 for channel, row in enumerate(member.indices.tolist()):
                     for index in row:
                         other = first.setdefault(index // share, (number, channel))
-                        channels.join(other, (number, channel))
-                        groups.join((other[0], 0), (number, 0))
-    bundles = channels.bundles()
+                        channels.append((other, (number, channel)))
+                        groups.append(((other[0], 0), (number, 0)))
+    bundles = _bundles(channels)
     result = list(found)
-    for together in groups.bundles():
+    for together in _bundles(groups):
         numbers = [number for number, _ in together]
         own = [bundle for bundle in bundles if bundle[0][0] in numbers]
         joined = _joined([found[number] for number in numbers], numbers, own)
         for number in numbers:
             result[number] = joined
-    return [_with_whole_filter_groups(group, modules) for group in dict.fromkeys(result)]
+    return [
+        replace(group, reason=why) if (why := why_not_whole(group.members, modules)) else group
+        for group in dict.fromkeys(result)
+    ]
 
 
-def _joined(groups: Sequence[FoundGroup], numbers: Sequence[int], bundles: list[list[tuple[int, int]]]) -> FoundGroup:
+def _joined(groups: Sequence[FoundGroup], numbers: Sequence[int], bundles: list[list[_Thing]]) -> FoundGroup:
     """Return several groups as one whose channels are ``bundles`` of theirs, given as (number, channel)."""
     name, size = groups[0].name, len(bundles)
     if sum(map(len, bundles)) != sum(group.size for group in groups):
@@ -184,20 +147,6 @@ def _joined(groups: Sequence[FoundGroup], numbers: Sequence[int], bundles: list[
             return FoundGroup(name, size, (), f"its channels take unequal shares of {module}")
         members.append(Member(module, axis, torch.tensor([sorted(row) for row in found], dtype=torch.int64)))
     return FoundGroup(name, size, tuple(members))
-
-
-def _with_whole_filter_groups(group: FoundGroup, modules: Mapping[str, nn.Module]) -> FoundGroup:
-    """Return ``group``, with a reason if it would take a grouped convolution apart."""
-    for name in dict.fromkeys(member.module for member in group.members):
-        convolution = modules.get(name)
-        if not isinstance(convolution, nn.Conv2d) or not is_grouped(convolution):
-            continue
-        sides = {m.axis: m.indices for m in group.members if m.module == name}
-        if sides.keys() != {"in", "out"}:
-            return replace(group, reason=f"the other side of the grouped convolution {name} is kept whole")
-        if not has_whole_filter_groups(convolution, inputs=sides["in"], outputs=sides["out"]):
-            return replace(group, reason=f"it would take filter groups of {name} apart")
-    return group
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +50,6 @@ def _together(groups: Sequence[Group], probe: Probe, kept_whole: dict[str, str])
     return result
 
 
-def _makes_channels(member: Member, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a member is a layer that makes channels, and not one that passes them on in groups."""
-    return member.axis == "out" and not is_grouped(modules[member.module])
-
-
 def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGroups:
     """Find the groups of ``network`` that ``channel`` masks may select from.
 
@@ -77,7 +72,7 @@ def find_groups(network: nn.Module, example: Tensor, *, scope: Scope) -> FoundGr
     kept_whole: dict[str, str] = {}
     order = list(modules)
     for found in read:
-        producers = [m.module for m in found.members if _makes_channels(m, modules)]
+        producers = [m.module for m in found.members if m.axis == "out" and not is_grouped(modules[m.module])]
         if seen.output_module in {found.name, *producers}:
             continue  # the classifier's own outputs are never masked
         if found.reason is not None or not producers:

@@ -7,15 +7,23 @@ convolution). The mask itself acts at the group's points, the last layers that c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from smart_train.masking.layers import Expert
-from smart_train.masking.parts import axis_length
+from smart_train.masking.layers import expert_at, layer_norm_axis
+from smart_train.masking.parts import (
+    Part,
+    axis_length,
+    has_plain_inputs,
+    has_whole_filter_groups,
+    is_depthwise,
+    is_grouped,
+    parameter_axis,
+)
 
 Axis = Literal["out", "in", "channel"]
 
@@ -74,14 +82,49 @@ class FoundGroups:
     kept_whole: dict[str, str] = field(default_factory=dict)
 
 
+def axes_of(part: Part | None) -> tuple[Axis, ...]:
+    """Return on which axes a group can have channels in ``part``; none where that is not ours to slice.
+
+    Of convolutions and linear layers only exact types are masked, since a subclass computes something of its own; of
+    one that reads plainly the inputs are. Norms are tried.
+    """
+    if isinstance(part, nn.Parameter):
+        axis = parameter_axis(part)
+        sliced = axis is not None and axis <= 1
+    elif isinstance(part, nn.BatchNorm2d):
+        sliced = part.affine and part.track_running_stats
+    elif isinstance(part, nn.LayerNorm):
+        sliced = layer_norm_axis(part) is not None
+    elif type(part) not in {nn.Conv2d, nn.Linear}:
+        return ("in",) if has_plain_inputs(part) else ()
+    elif is_depthwise(part):
+        sliced = True
+    else:
+        return ("in", "out")
+    return ("channel",) if sliced else ()
+
+
+def why_not_whole(members: Sequence[Member], parts: Mapping[str, Part]) -> str | None:
+    """Return why ``members`` would take the filter groups of a grouped convolution apart; None where they do not."""
+    for name in dict.fromkeys(member.module for member in members):
+        convolution = parts.get(name)
+        if not is_grouped(convolution):
+            continue
+        sides = {m.axis: m.indices for m in members if m.module == name}
+        if sides.keys() != {"in", "out"}:
+            return f"the other side of the grouped convolution {name} is kept whole"
+        if not has_whole_filter_groups(convolution, inputs=sides["in"], outputs=sides["out"]):
+            return f"it would take filter groups of {name} apart"
+    return None
+
+
 def apply_mask_(network: nn.Module, group: Group, keep: Tensor) -> None:
     """Set the masks of ``group`` at its points in an expert network to ``keep`` (bool, (size,)), in place.
 
     Points that several groups share (a concatenation's batch norm) keep what the other groups drop.
     """
     for point in group.points:
-        layer = network.get_submodule(point.layer)
-        assert isinstance(layer, Expert)
+        layer = expert_at(network, point.layer)
         if layer.mask is None:
             mask = torch.ones(axis_length(layer, "out"), dtype=torch.bool, device=keep.device)
         else:

@@ -74,6 +74,20 @@ class Expert(nn.Module):
         return weight * keep.view(-1, *[1] * (weight.dim() - 1)), None if bias is None else bias * keep
 
 
+def expert_at(network: nn.Module, name: str) -> Expert:
+    """Return the expert layer ``name`` of ``network``."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer, Expert)
+    return layer
+
+
+def weight_at(network: nn.Module, name: str) -> Tensor:
+    """Return the weight of the layer ``name`` of ``network``."""
+    weight = network.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 class ExpertConv2d(Expert, nn.Conv2d):
     """A convolution whose output channels a path may mask."""
 
@@ -118,17 +132,12 @@ class ExpertBatchNorm2d(Expert, nn.BatchNorm2d):
 
 
 class _MaskedLayerNorm(Expert):
-    """A layer norm over channels whose masked ones count as absent, in its statistics too.
+    """A layer norm over channels whose masked ones count as absent, in its statistics too: slicing takes them away.
 
-    Zeros would count: a layer norm of the sliced network never sees them. Its scale and shift are weights of the
-    network as any other layer's, shared by the paths: unlike a batch norm it has no statistics that one path's images
-    could move for the other.
-
-    Attributes:
-        channel_axis: of the features.
+    The paths share its scale and shift: it has no statistics that one path's images could move for the other.
     """
 
-    channel_axis: int
+    channel_axis: int  # of the features
     eps: float
 
     def forward(self, features: Tensor) -> Tensor:
@@ -268,6 +277,7 @@ def make_expert_(network: nn.Module) -> None:
         module.gate = module.weight_gate = module.held = None  # type: ignore[assignment]
 
 
+@torch.no_grad()
 def make_plain_(network: nn.Module) -> None:
     """Undo :func:`make_expert_`, multiplying every mask into its layer's parameters first, in place.
 
@@ -278,13 +288,10 @@ def make_plain_(network: nn.Module) -> None:
             continue
         if module.weight_mask is not None:
             assert isinstance(module.weight, Tensor)
-            with torch.no_grad():
-                module.weight *= module.weight_mask
+            module.weight *= module.weight_mask
         if module.mask is not None:
-            with torch.no_grad():
-                for name in ("weight", "bias"):
-                    parameter = getattr(module, name)
-                    if parameter is not None:
-                        parameter *= module.mask.view(-1, *[1] * (parameter.dim() - 1))
+            for parameter in (module.weight, module.bias):
+                if isinstance(parameter, Tensor):
+                    parameter.mul_(module.mask.view(-1, *[1] * (parameter.dim() - 1)))
         module.__class__ = _PLAIN_OF[type(module)]  # type: ignore[assignment]  # no expert from here on
         del module.mask, module.gate, module.held, module.weight_mask, module.weight_gate

@@ -10,13 +10,15 @@ exactly ``Structure.kept_weights(count)`` of them (see ``weight_learner.py``).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smart_train.masking.accounting import zero_unused_
-from smart_train.masking.layers import Expert
+from smart_train.masking.layers import Expert, expert_at, weight_at
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import (
     GRADUAL_BEGIN,
@@ -47,6 +49,9 @@ class MaskLearner:
         generator: of random starts, on the CPU.
         from_weights: start ``regrow`` and ``static`` from the magnitudes of weights that were trained before, and not
             at random: the paths then start with the same masks.
+
+    Attributes:
+        frozen_from: the optimiser step after which the masks are at their target and never move again.
     """
 
     def __init__(
@@ -64,35 +69,34 @@ class MaskLearner:
         self._total = total_steps
         self._epoch = steps_per_epoch
         end = {"gradual": GRADUAL_END, "regrow": REGROW_END, "static": 0.0}[plan.mode]
-        self._frozen_from = round(end * total_steps)
+        self.frozen_from = round(end * total_steps)
         self._targets = [net.structure.kept(group.size, bundle=group.bundle) for group in net.groups]
         device = next(net.parameters()).device
         # Running means of the gate gradient, per path and group: of its absolute value, and with its sign.
         self._absolute = {p: [torch.zeros(g.size, device=device) for g in net.groups] for p in net.path_names}
         self._signed = {p: [torch.zeros(g.size, device=device) for g in net.groups] for p in net.path_names}
         if plan.mode != "gradual":
-            for path in net.path_names:
-                for i, group in enumerate(net.groups):
-                    order = torch.randperm(group.size, generator=generator)
-                    if from_weights:
-                        order = magnitude(net, path, i).argsort(descending=True, stable=True).cpu()
-                    keep = torch.zeros(group.size, dtype=torch.bool)
-                    keep[order[: self._targets[i]]] = True
-                    net.set_mask(path, i, keep)
+            for path, i in self._each:
+                order = torch.randperm(net.groups[i].size, generator=generator)
+                if from_weights:
+                    order = magnitude(net, path, i).argsort(descending=True, stable=True).cpu()
+                keep = torch.zeros(len(order), dtype=torch.bool)
+                keep[order[: self._targets[i]]] = True
+                net.set_mask(path, i, keep)
         self._weights = WeightMaskLearner(net, plan=plan, generator=generator, from_weights=from_weights)
         self._watch(step=0)
 
     @property
-    def frozen_from(self) -> int:
-        """The optimiser step after which the masks are at their target and never move again."""
-        return self._frozen_from
+    def _each(self) -> Iterator[tuple[str, int]]:
+        """Every path with the number of every group."""
+        return product(self._net.path_names, range(len(self._net.groups)))
 
     def _watch(self, *, step: int) -> None:
         """Put fresh gates on every masked layer after ``step``, or take them off where no score needs them any more.
 
         A gate copies its mask when it is made, so this follows every move of the masks.
         """
-        moving = step < self._frozen_from
+        moving = step < self.frozen_from
         floor = GATE_FLOOR if self._plan.mode == "regrow" else 0.0  # in the other modes no channel comes back
         self._watching = moving and (self._plan.mode == "regrow" or self._plan.score == "gradient")
         for path in self._net.path_names:
@@ -109,8 +113,7 @@ class MaskLearner:
             for i, group in enumerate(self._net.groups):
                 gradient = torch.zeros_like(self._signed[path][i])
                 for point in group.points:
-                    layer = network.get_submodule(point.layer)
-                    assert isinstance(layer, Expert)
+                    layer = expert_at(network, point.layer)
                     if layer.gate is None or layer.gate.grad is None:
                         continue
                     for member in group.members_at(point.layer):
@@ -126,7 +129,7 @@ class MaskLearner:
 
     def after_step(self, step: int, *, optimizer: torch.optim.Optimizer) -> None:
         """Move the masks after optimiser step number ``step`` (1 for the first); freeze them at their target."""
-        last = max(self._frozen_from, 1)
+        last = max(self.frozen_from, 1)
         if step > last:
             return
         if self._plan.mode == "gradual":
@@ -144,22 +147,20 @@ class MaskLearner:
             zero_unused_(self._net, optimizer)
 
     def _shrink(self, progress: float) -> None:
-        for path in self._net.path_names:
-            for i, group in enumerate(self._net.groups):
-                count = gradual_count(group.size, target=self._targets[i], progress=progress)
-                mask = self._net.mask(path, i)
-                if count < int(mask.sum()):
-                    self._net.set_mask(path, i, strongest(self._scores(path, i), among=mask, count=count))
+        for path, i in self._each:
+            count = gradual_count(self._net.groups[i].size, target=self._targets[i], progress=progress)
+            mask = self._net.mask(path, i)
+            if count < int(mask.sum()):
+                self._net.set_mask(path, i, strongest(self._scores(path, i), among=mask, count=count))
 
     def _replace(self, rate: float) -> None:
-        for path in self._net.path_names:
-            for i in range(len(self._net.groups)):
-                mask = self._net.mask(path, i)
-                kept = int(mask.sum())
-                moved = min(int(rate * kept), mask.numel() - kept)
-                survivors = strongest(self._scores(path, i), among=mask, count=kept - moved)
-                grown = strongest(self._signed[path][i].abs(), among=~survivors, count=moved)
-                self._net.set_mask(path, i, survivors | grown)
+        for path, i in self._each:
+            mask = self._net.mask(path, i)
+            kept = int(mask.sum())
+            moved = min(int(rate * kept), mask.numel() - kept)
+            survivors = strongest(self._scores(path, i), among=mask, count=kept - moved)
+            grown = strongest(self._signed[path][i].abs(), among=~survivors, count=moved)
+            self._net.set_mask(path, i, survivors | grown)
 
     def _scores(self, path: str, group: int) -> Tensor:
         return self._absolute[path][group] if self._plan.score == "gradient" else magnitude(self._net, path, group)
@@ -170,10 +171,9 @@ class MaskLearner:
 
     def load_state(self, state: dict[str, Any], *, step: int) -> None:
         """Continue after optimiser step ``step`` from what :meth:`state` returned; the masks are set already."""
-        for path in self._net.path_names:
-            for i in range(len(self._net.groups)):
-                self._absolute[path][i].copy_(state["absolute"][path][i])
-                self._signed[path][i].copy_(state["signed"][path][i])
+        for path, i in self._each:
+            self._absolute[path][i].copy_(state["absolute"][path][i])
+            self._signed[path][i].copy_(state["signed"][path][i])
         self._weights.load_state(state["weights"])
         self._watch(step=step)
 
@@ -193,15 +193,12 @@ def magnitude(net: SmartNetwork, path: str, group: int) -> Tensor:
     device = next(net.parameters()).device
     total = torch.zeros(found.size, device=device)
     for point in found.points:
-        layer = network.get_submodule(point.layer)
-        assert isinstance(layer.weight, Tensor)
-        strength = torch.ones(layer.weight.shape[0], device=device)
+        scale = weight_at(network, point.layer)
+        strength = torch.ones(len(scale), device=device)
         if point.producer is not None:
-            weight = network.get_submodule(point.producer).weight
-            assert isinstance(weight, Tensor)
-            strength = weight.flatten(1).float().norm(dim=1)
-        if isinstance(layer, nn.BatchNorm2d):
-            strength = strength * layer.weight.abs()
+            strength = weight_at(network, point.producer).flatten(1).float().norm(dim=1)
+        if isinstance(network.get_submodule(point.layer), nn.BatchNorm2d):
+            strength = strength * scale.abs()
         for member in found.members_at(point.layer):
             total += strength[member.indices.to(device)].sum(dim=1)
     return total

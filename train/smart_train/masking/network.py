@@ -18,7 +18,7 @@ from smart_train.choices import Scope
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import FoundGroups, Group, apply_mask_
-from smart_train.masking.layers import Expert, check_weights, make_expert_
+from smart_train.masking.layers import Expert, check_weights, expert_at, make_expert_, weight_at
 from smart_train.masking.passes import Out, Pass
 from smart_train.masking.structure import Structure, parse_structure
 from smart_train.masking.weight_masks import WeightLayers, find_weight_layers, kept_inputs
@@ -121,9 +121,12 @@ class SmartNetwork(nn.Module):
             for i, group in enumerate(self.groups):
                 self.set_mask(name, i, torch.ones(group.size, dtype=torch.bool))
             for layer in self.weight_layers:
-                weight = tree.get_submodule(layer).weight
-                assert isinstance(weight, Tensor)
-                self.set_weight_mask(name, layer, torch.ones(weight.shape, dtype=torch.bool))
+                self.set_weight_mask(name, layer, torch.ones(weight_at(tree, layer).shape, dtype=torch.bool))
+
+    def __repr__(self) -> str:
+        network = type(self.path(self.path_names[0]).network).__name__
+        masks = f"{self.structure.name} at density {self.structure.density:g}"
+        return f"SmartNetwork({network}, paths {', '.join(self.path_names)}, {masks}, {len(self.groups)} groups)"
 
     @property
     def path_names(self) -> tuple[str, ...]:
@@ -166,8 +169,7 @@ class SmartNetwork(nn.Module):
     def mask(self, path: str, group: int) -> Tensor:
         """Return the mask of group number ``group`` on ``path``: bool (size,), a copy."""
         found = self.groups[group]
-        layer = self.path(path).network.get_submodule(found.points[0].layer)
-        assert isinstance(layer, Expert)
+        layer = expert_at(self.path(path).network, found.points[0].layer)
         assert layer.mask is not None
         member = next(found.members_at(found.points[0].layer))
         return layer.mask[member.indices[:, 0].to(layer.mask.device)].clone()
@@ -198,8 +200,7 @@ class SmartNetwork(nn.Module):
 
     def weight_mask(self, path: str, layer: str) -> Tensor:
         """Return the mask of the single weights of ``layer`` on ``path``: bool of the weight's shape, a copy."""
-        expert = self.path(path).network.get_submodule(layer)
-        assert isinstance(expert, Expert)
+        expert = expert_at(self.path(path).network, layer)
         assert expert.weight_mask is not None
         return expert.weight_mask.clone()
 

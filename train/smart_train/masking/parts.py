@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def is_depthwise(module: object) -> bool:
     return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
 
 
-def is_grouped(module: object) -> bool:
+def is_grouped(module: object) -> TypeGuard[nn.Conv2d]:
     """Whether ``module`` is a convolution whose filters read a share of the channels each, but no depthwise one."""
     return isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module)
 

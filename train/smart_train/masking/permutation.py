@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import Group
-from smart_train.masking.layers import check_weights
+from smart_train.masking.layers import check_weights, weight_at
 from smart_train.masking.parts import is_depthwise
 from smart_train.masking.pattern import WeightPattern
 from smart_train.masking.structure import Structure
-from smart_train.masking.tracing import run_classifier
+from smart_train.masking.tracing import run_classifier, traceable
 from smart_train.masking.weight_masks import find_weight_layers
 
 TRIALS = 20  # swaps tried for each channel of a group: more gain little
@@ -82,40 +82,25 @@ def permute_channels_(
         )
     check_weights(network)
     names = find_weight_layers(network, example, structure=structure, groups=()).masked
-    layers = {name: _weight(network, name) for name in names}
+    layers = {name: weight_at(network, name) for name in names}
     before = {name: pattern.kept_share(weight) for name, weight in layers.items()}
     images = torch.rand(example.shape, generator=generator)
-    expected = _scores(network, images)
+    with traceable(network), torch.no_grad():
+        expected = run_classifier(network, images)
     for group in find_groups(network, example, scope="all").groups:
         readers = _readers(group, layers)
         if readers and _is_plain(group, network):
             columns = torch.cat([w.detach().abs().transpose(0, 1).flatten(1) for w in readers], dim=1)
             order = search_order(columns, pattern=pattern, generator=generator)
             _permute_(network, group, order)
-    got = _scores(network, images)
+    with traceable(network), torch.no_grad():
+        got = run_classifier(network, images)
     if not float((got - expected).abs().max() / expected.abs().max().clamp(min=1)) <= TOLERANCE:  # nan is a difference
         raise NetworkError(
             f"expected {type(network).__name__} to compute the same with its channels in another order, got other "
             f"scores; train it without --permute"
         )
     return {name: Gain(before[name], pattern.kept_share(weight)) for name, weight in layers.items()}
-
-
-def _weight(network: nn.Module, name: str) -> Tensor:
-    weight = network.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _scores(network: nn.Module, images: Tensor) -> Tensor:
-    flags = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            return run_classifier(network, images)
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _readers(group: Group, layers: dict[str, Tensor]) -> Sequence[Tensor]:
@@ -145,7 +130,7 @@ def _permute_(network: nn.Module, group: Group, order: Tensor) -> None:
         module = network.get_submodule(member.module)
         to, source = member.indices.flatten(), member.indices[order].flatten()
         if member.axis == "in":
-            weight = _weight(network, member.module)
+            weight = weight_at(network, member.module)
             weight[:, to] = weight[:, source]
             continue
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):

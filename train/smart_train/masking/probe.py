@@ -74,15 +74,13 @@ class Probe:
     Args:
         network: a plain network; it is not changed. The trial copies get random values in float64.
         images: float (N, C, H, W) inputs.
-        seed: of the values that every layer gets, and of the kept channels.
     """
 
-    def __init__(self, network: nn.Module, images: Tensor, *, seed: int = 0) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self._generator = torch.Generator().manual_seed(0)
         self._images = images.to(device="cpu", dtype=torch.float64)
-        plain = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
-        _randomise_(plain, self._generator)
-        self._network = plain
+        self._network = copy.deepcopy(network).to(device="cpu", dtype=torch.float64).eval()
+        _randomise_(self._network, self._generator)
         make_expert_(self._network)
 
     @torch.no_grad()

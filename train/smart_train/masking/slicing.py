@@ -40,22 +40,17 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def _slice_(module: nn.Module, *, keep_in: Tensor | None, keep_out: Tensor | None) -> None:
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
         assert keep_out is not None
-        module.num_features = int(keep_out.sum())
-        module.weight = _parameter(module.weight[keep_out])
-        module.bias = _parameter(module.bias[keep_out])
-        assert module.running_mean is not None
-        assert module.running_var is not None
-        module.running_mean = module.running_mean[keep_out].clone()
-        module.running_var = module.running_var[keep_out].clone()
-        return
-    if isinstance(module, nn.LayerNorm):
-        assert keep_out is not None
-        module.normalized_shape = (int(keep_out.sum()),)
-        module.weight = _parameter(module.weight[keep_out])
-        if module.bias is not None:
-            module.bias = _parameter(module.bias[keep_out])
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            tensor = getattr(module, name, None)
+            if tensor is not None:
+                kept = tensor[keep_out]
+                setattr(module, name, _parameter(kept) if isinstance(tensor, nn.Parameter) else kept)
+        if isinstance(module, nn.LayerNorm):
+            module.normalized_shape = (int(keep_out.sum()),)
+        else:
+            module.num_features = int(keep_out.sum())
         return
     assert isinstance(module, nn.Conv2d | nn.Linear)
     weight = module.weight
@@ -64,17 +59,12 @@ def _slice_(module: nn.Module, *, keep_in: Tensor | None, keep_out: Tensor | Non
         if module.bias is not None:
             module.bias = _parameter(module.bias[keep_out])
     if isinstance(module, nn.Conv2d) and module.groups > 1:  # whole filter groups, of one channel each if depthwise
-        assert keep_in is not None
-        assert keep_out is not None
-        module.groups = module.groups * int(keep_out.sum()) // module.out_channels
-        module.in_channels, module.out_channels = int(keep_in.sum()), int(keep_out.sum())
-        module.weight = _parameter(weight)
-        return
-    if keep_in is not None:
+        module.groups = module.groups * weight.shape[0] // module.out_channels
+    elif keep_in is not None:
         weight = weight[:, keep_in]
     module.weight = _parameter(weight)
     if isinstance(module, nn.Conv2d):
-        module.out_channels, module.in_channels = weight.shape[:2]
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     else:
         module.out_features, module.in_features = weight.shape
 

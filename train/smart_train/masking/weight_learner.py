@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from smart_train.masking.layers import Expert
+from smart_train.masking.layers import Expert, expert_at, weight_at
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.pattern import WeightPattern
 from smart_train.masking.plan import MOMENTUM, MaskPlan, gradual_count
@@ -47,31 +48,28 @@ class WeightMaskLearner:
         self._signed = self._means(lambda w: w, wanted=plan.mode == "regrow")
         by_size = moves and plan.score == "magnitude"
         self._power = self._means(lambda w: w.movedim(1, 0).flatten(1)[:, 0], wanted=by_size)
-        if plan.mode != "gradual":
-            self._start(generator, from_weights=from_weights)
+        if plan.mode == "gradual":
+            return
+        for path, name in self._each:
+            weight = self._weight(path, name)
+            chance = torch.rand(weight.shape, generator=generator).to(weight.device)
+            self._choose(path, name, weight.abs() if from_weights else chance, progress=1.0)
 
     def _means(self, part: Callable[[Tensor], Tensor], *, wanted: bool) -> _Means:
         layers = self._net.weight_layers if wanted else ()
         paths = self._net.path_names
         return {path: {name: torch.zeros_like(part(self._weight(path, name))) for name in layers} for path in paths}
 
+    @property
+    def _each(self) -> Iterator[tuple[str, str]]:
+        """Every path with every layer."""
+        return product(self._net.path_names, self._net.weight_layers)
+
     def _layer(self, path: str, name: str) -> Expert:
-        layer = self._net.path(path).network.get_submodule(name)
-        assert isinstance(layer, Expert)
-        return layer
+        return expert_at(self._net.path(path).network, name)
 
     def _weight(self, path: str, name: str) -> Tensor:
-        weight = self._layer(path, name).weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
-
-    def _start(self, generator: torch.Generator, *, from_weights: bool) -> None:
-        for path in self._net.path_names:
-            for name in self._net.weight_layers:
-                weight = self._weight(path, name)
-                chance = torch.rand(weight.shape, generator=generator).to(weight.device)
-                scores = weight.abs() if from_weights else chance
-                self._net.set_weight_mask(path, name, self._chosen(path, name, scores, progress=1.0))
+        return weight_at(self._net.path(path).network, name).detach()
 
     @property
     def _pattern(self) -> WeightPattern:
@@ -83,13 +81,13 @@ class WeightMaskLearner:
         keep_in, weight = self._net.kept_inputs(path)[name], self._weight(path, name)
         return Sliced(weight.shape, keep_in=keep_in.to(weight.device), block=self._net.structure.pattern.block)
 
-    def _chosen(self, path: str, name: str, scores: Tensor, *, progress: float) -> Tensor:
-        """Return the mask of the weights with the highest ``scores``, as many as stay at ``progress``."""
+    def _choose(self, path: str, name: str, scores: Tensor, *, progress: float) -> None:
+        """Keep the weights with the highest ``scores``, as many as stay at ``progress``."""
         sliced = self._sliced(path, name)
         part = sliced.part(scores)
         target = self._net.structure.kept_weights(part.shape)
         count = gradual_count(part.numel(), target=target, progress=progress)
-        return sliced.mask(self._pattern.keep(part, count=count))
+        self._net.set_weight_mask(path, name, sliced.mask(self._pattern.keep(part, count=count)))
 
     def watch(self, moving: bool) -> None:
         """Collect what the scores need while the masks are ``moving``; call it after each move.
@@ -97,9 +95,8 @@ class WeightMaskLearner:
         A gate copies its mask when it is made. Inputs are looked at in training mode only: an attack runs in eval mode.
         """
         gates = moving and any(self._absolute[path] or self._signed[path] for path in self._net.path_names)
-        for path in self._net.path_names:
-            for name in self._net.weight_layers:
-                self._layer(path, name).watch_weight_gate(gates)
+        for path, name in self._each:
+            self._layer(path, name).watch_weight_gate(gates)
         if not moving:
             for handle in self._hooks:
                 handle.remove()
@@ -113,39 +110,32 @@ class WeightMaskLearner:
 
     def after_backward(self) -> None:
         """Take in the gate gradients of this step."""
-        for path in self._net.path_names:
-            for name in self._net.weight_layers:
-                gate = self._layer(path, name).weight_gate
-                if gate is None or gate.grad is None:
-                    continue
-                # With 16-mixed a step whose scaled loss overflows is skipped: its infinities must not stay here.
-                gradient = torch.nan_to_num(gate.grad, nan=0.0, posinf=0.0, neginf=0.0)
-                if name in self._absolute[path]:
-                    self._absolute[path][name].mul_(MOMENTUM).add_(gradient.abs(), alpha=1 - MOMENTUM)
-                if name in self._signed[path]:
-                    self._signed[path][name].mul_(MOMENTUM).add_(gradient)
-                gate.grad = None
+        for path, name in self._each:
+            gate = self._layer(path, name).weight_gate
+            if gate is None or gate.grad is None:
+                continue
+            # With 16-mixed a step whose scaled loss overflows is skipped: its infinities must not stay here.
+            gradient = torch.nan_to_num(gate.grad, nan=0.0, posinf=0.0, neginf=0.0)
+            if name in self._absolute[path]:
+                self._absolute[path][name].mul_(MOMENTUM).add_(gradient.abs(), alpha=1 - MOMENTUM)
+            if name in self._signed[path]:
+                self._signed[path][name].mul_(MOMENTUM).add_(gradient)
+            gate.grad = None
 
     def shrink(self, progress: float) -> None:
         """Choose every mask anew with as many weights as stay at ``progress`` in [0, 1]."""
-        for path in self._net.path_names:
-            for name in self._net.weight_layers:
-                mask = self._chosen(path, name, self._scores(path, name), progress=progress)
-                self._net.set_weight_mask(path, name, mask)
+        for path, name in self._each:
+            self._choose(path, name, self._scores(path, name), progress=progress)
 
     def replace(self, rate: float) -> None:
-        """Remove the weakest of the kept weights, ``rate`` of them, and grow the most wanted ones instead.
-
-        The pattern says how.
-        """
-        for path in self._net.path_names:
-            for name in self._net.weight_layers:
-                scores, wanted = self._scores(path, name), self._signed[path][name].abs()
-                sliced = self._sliced(path, name)
-                mask, scores, wanted = map(sliced.part, (self._net.weight_mask(path, name), scores, wanted))
-                count = self._net.structure.kept_weights(mask.shape)
-                replaced = self._pattern.replace(mask, scores, wanted, count=count, rate=rate)
-                self._net.set_weight_mask(path, name, sliced.mask(replaced))
+        """Replace the weakest of the kept weights, ``rate`` of them, by the most wanted ones; the pattern says how."""
+        for path, name in self._each:
+            scores, wanted = self._scores(path, name), self._signed[path][name].abs()
+            sliced = self._sliced(path, name)
+            mask, scores, wanted = map(sliced.part, (self._net.weight_mask(path, name), scores, wanted))
+            count = self._net.structure.kept_weights(mask.shape)
+            replaced = self._pattern.replace(mask, scores, wanted, count=count, rate=rate)
+            self._net.set_weight_mask(path, name, sliced.mask(replaced))
 
     def _scores(self, path: str, name: str) -> Tensor:
         if self._plan.score == "gradient":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.masking.groups import Group
-from smart_train.masking.layers import Expert, make_expert_, make_plain_
+from smart_train.masking.layers import expert_at, make_expert_, make_plain_, weight_at
 from smart_train.masking.parts import axis_length, is_depthwise
 from smart_train.masking.probe import PROBE_TOLERANCE
 from smart_train.masking.slicing import kept_channels
@@ -125,10 +125,8 @@ def _masks_are_zeros(network: nn.Module, images: Tensor, *, layers: Sequence[str
     make_expert_(trial)
     generator = torch.Generator().manual_seed(0)
     for name in layers:
-        layer = trial.get_submodule(name)
-        assert isinstance(layer, Expert)
-        assert isinstance(layer.weight, Tensor)
-        layer.set_weight_mask(torch.rand(layer.weight.shape, generator=generator) < _HALF)
+        mask = torch.rand(weight_at(trial, name).shape, generator=generator) < _HALF
+        expert_at(trial, name).set_weight_mask(mask)
     expected = run_classifier(trial, images)
     make_plain_(trial)
     found = (run_classifier(trial, images) - expected).abs().max() / expected.abs().max().clamp(min=1)

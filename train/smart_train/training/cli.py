@@ -15,11 +15,11 @@ from smart_common.console import cli as house
 from smart_common.figures import check_plot
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
-from smart_train.architectures import ARCHITECTURES, Factory
-from smart_train.architectures.cli import NetworkChoice, chosen_network
+from smart_train.architectures.build import ARCHITECTURES
+from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
-from smart_train.choices import DEFAULT_ALIGN
+from smart_train.choices import CUSTOM, DEFAULT_ALIGN
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces
 from smart_train.errors import ConfigError
@@ -74,12 +74,6 @@ def _structure(
     )
 
 
-def _say_ordering(config: TrainConfig) -> None:
-    """Say before the network is built that this may take long."""
-    if config.permute:
-        house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
-
-
 def _say_gain(name: str, pattern: Pattern, target: Target) -> None:
     """Say so when zeros among weights gain no speed on ``target``, before hours are spent on them."""
     refused, slow = pattern.why_refused(target), pattern.weights and pattern.weights.why_slow(target)
@@ -118,30 +112,9 @@ def _say_density(net: SmartNetwork) -> None:
         )
 
 
-def _summary(result: TrainResult, *, factory: Factory | None) -> dict[str, Any]:
-    found = describe(load_checkpoint(result.checkpoint, factory=factory))
-    return {
-        "checkpoint": str(result.checkpoint),
-        "history": str(history_path(result.checkpoint)),
-        "seconds": result.seconds,
-        "images_per_second": result.images_per_second,
-        "best_epoch": result.best_epoch,
-        "union_density": found["union_density"],
-        "paths": found["paths"],
-    }
-
-
 def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
-    rows = [
-        [
-            path,
-            f"{row['density']:.3f}",
-            f"{row['parameter_density']:.3f}",
-            f"{row['clean_accuracy']:.3f}",
-            f"{row['robust_accuracy']:.3f}",
-        ]
-        for path, row in summary["paths"].items()
-    ]
+    keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
+    rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
     columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
     house.note(
@@ -178,7 +151,7 @@ def _say_epoch(report: EpochReport, *, attack: str) -> None:
     )
 
 
-def _config(ctx: click.Context, network: NetworkChoice, options: dict[str, Any]) -> TrainConfig:
+def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainConfig:
     """Return what the options say of the training; of those that exclude each other a recipe's gives way."""
 
     def unless_overruled(option: str, *, by: Sequence[str]) -> Any:
@@ -193,7 +166,7 @@ def _config(ctx: click.Context, network: NetworkChoice, options: dict[str, Any])
     own = parse_structure(structure).own_density is not None
     density = unless_overruled("density", by=["structure"]) if own else options["density"]
     return TrainConfig(
-        model=network.name,
+        model=model,
         model_arguments=parse_arguments(options["model_arg"]),
         structure=_structure(
             structure,
@@ -215,6 +188,16 @@ def _config(ctx: click.Context, network: NetworkChoice, options: dict[str, Any])
         learning_rate=options["lr"],
         **{name: options[name] for name in _AS_THEY_ARE},
     )
+
+
+def _start_anew(output: Path, *, factory: Factory | None) -> None:
+    """Say that there is nothing to resume yet; raise ConfigError if that is so because the training has ended."""
+    state = state_path(output).name
+    if output.exists() and any(load_checkpoint(output, factory=factory).metrics.values()):
+        raise ConfigError(
+            f"no {state} beside {output} to resume from, since this training has ended; use --force to replace it"
+        )
+    house.note(f"no {state} to resume from yet: starting from the beginning")
 
 
 def train(
@@ -244,7 +227,9 @@ def train(
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
     existing = [p for p in (output, state_path(output)) if p.exists()]
     if existing and not goes_on and not force:
-        raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
+        raise ConfigError(
+            f"{existing[0]} exists already; use --resume {output} to continue it or --force to replace it"
+        )
     check_history(history_path(output))
     model = options["model"]
     if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
@@ -252,22 +237,18 @@ def train(
             f"--model {model} is in a file alone, which may be anybody's; type it on the command line too to have that "
             f"code imported"
         )
-    network = chosen_network(model)
-    config = _config(ctx, network, options)
+    factory = None if model in ARCHITECTURES else import_factory(model)
+    config = _config(ctx, model if factory is None else CUSTOM, options)
     if goes_on and not state_path(output).exists():
-        if output.exists() and any(load_checkpoint(output, factory=network.factory).metrics.values()):
-            raise ConfigError(
-                f"no {state_path(output).name} beside {output} to resume from, since this training has ended; use "
-                f"--force to replace it"
-            )
-        house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
-    _say_ordering(config)
+        _start_anew(output, factory=factory)
+    if config.permute:
+        house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     trainer = Trainer(
         config,
         places.load(data),
         output=output,
         resume=goes_on,
-        factory=network.factory,
+        factory=factory,
         initial=init,
         tensorboard=tensorboard,
         options=options_to_keep(ctx),
@@ -285,7 +266,16 @@ def train(
             on_epoch=lambda report: _say_epoch(report, attack=judged),
             on_phase=lambda phase: _say_phase(phase, advance),
         )
-    summary = _summary(result, factory=network.factory)
+    found = describe(load_checkpoint(result.checkpoint, factory=factory))
+    summary = {
+        "checkpoint": str(result.checkpoint),
+        "history": str(history_path(result.checkpoint)),
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "best_epoch": result.best_epoch,
+        "union_density": found["union_density"],
+        "paths": found["paths"],
+    }
     if as_json:
         house.print_json(summary)
     else:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from smart_common.errors import alternatives
-from smart_train.architectures import Argument
 from smart_train.attacks import Attack
-from smart_train.choices import PRECISIONS, Precision
+from smart_train.choices import PRECISIONS, Argument, Precision
 from smart_train.data.augment import Augmentation
 from smart_train.errors import ConfigError
 from smart_train.masking.plan import MaskPlan

@@ -15,17 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_history(rows: Sequence[Row], path: Path, *, attack: str) -> None:
-    """Draw ``rows``, at least one, into the file ``path``, which is replaced whole or not at all.
+    """Draw a history of one or more ``rows`` into the file ``path``, which is replaced whole or not at all.
 
-    Args:
-        rows: the history; see :mod:`smart_train.training.history`.
-        path: a file that :func:`smart_common.figures.check_plot` accepts.
-        attack: the short form of the attack behind the robust accuracies.
-
-    Raises:
-        OutputError: if ``path`` cannot hold a plot.
-        MissingExtraError: if matplotlib is not installed.
-        OSError: if the file cannot be written.
+    ``attack`` is the short form of the one behind the robust accuracies. Raises as
+    :func:`smart_common.figures.check_plot` does, and OSError if the file cannot be written.
     """
     figure = new_figure(width=12.5, height=3.4)
     losses, accuracies, densities = figure.subplots(1, 3)

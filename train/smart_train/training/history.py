@@ -1,7 +1,7 @@
-"""``ckpt.history.csv``: one line an epoch, the same on every run of the same training.
+"""``ckpt.history.csv``: one line an epoch, the same on every run of the same training; and TensorBoard's event files.
 
-Nothing that depends on the machine is in it (speeds, times), so two histories can be compared to the last digit. It
-lies beside the checkpoint, which holds the same rows under ``training``.
+Nothing that depends on the machine (speeds, times) is in the first, so two histories can be compared to the last digit.
+It lies beside the checkpoint, which holds the same rows under ``training``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from smart_common.errors import MissingExtraError
 from smart_common.files import replacing
 from smart_train.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers.logger import Logger
 
 Row = dict[str, float]
 """One epoch: ``epoch`` (1 for the first), ``learning_rate`` at its end, the mean loss and the kept fraction of the
@@ -61,3 +66,23 @@ def check_history(path: Path) -> None:
             f"{path} is not the history of a training and would be overwritten; move it, or train into another folder "
             f"with -o"
         )
+
+
+def tensorboard_loggers(folder: Path, *, resume: bool) -> list[Logger]:
+    """Return what Fabric writes TensorBoard's events with; ``resume`` allows ``folder`` to have some already.
+
+    Raises:
+        ConfigError: if the folder has events of another training.
+        MissingExtraError: if TensorBoard is not installed.
+    """
+    if not resume and any(folder.glob("events.out.tfevents*")):
+        raise ConfigError(
+            f"{folder} has TensorBoard events of another training, which would mix with this one's; name another folder"
+        )
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger  # noqa: PLC0415  # slow
+
+    try:
+        import tensorboard  # noqa: F401, PLC0415  # Fabric would miss it only at the first figures
+    except ImportError as error:
+        raise MissingExtraError("--tensorboard needs TensorBoard; pip install 'smart-edge[tensorboard]'") from error
+    return [TensorBoardLogger(root_dir=folder, name="", version="")]

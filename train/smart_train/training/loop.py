@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from smart_train.accuracy import PathAccuracy, some_examples, to_tensor
-from smart_train.architectures import Factory
+from smart_train.architectures.custom import Factory
 from smart_train.checkpoint.format import Checkpoint, load_checkpoint, save_checkpoint
 from smart_train.data.images import ImageSet
 from smart_train.data.load import load_data
@@ -27,10 +27,8 @@ from smart_train.masking.permutation import Gain, permute_channels_
 from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.config import TrainConfig
-from smart_train.training.events import tensorboard_loggers
-from smart_train.training.history import Row, history_path, write_history
-from smart_train.training.initial_weights import read_initial_weights
-from smart_train.training.plain_network import plain_network
+from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
+from smart_train.training.plain_network import plain_network, read_initial_weights
 from smart_train.training.schedule import Stream, learning_rate, stream_generator
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
 from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
@@ -383,10 +381,7 @@ class Trainer:
         return TrainResult(
             checkpoint=self.output,
             seconds=self._progress.seconds,
-            images_per_second=self.config.epochs
-            * self.steps_per_epoch
-            * self.config.batch_size
-            / max(self._progress.train_seconds, 1e-9),
+            images_per_second=self.total_steps * self.config.batch_size / max(self._progress.train_seconds, 1e-9),
             best_epoch=self._progress.best_epoch,
             accuracy=found,
         )

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import click
 from click.core import ParameterSource
 
-from smart_common.documents import Damaged, parse_document, read_limited
+from smart_common.documents import parse_document, read_limited
 from smart_train.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -52,7 +52,14 @@ def read_recipe(path: Path) -> dict[str, Value]:
     if kind not in {".toml", ".json"}:
         raise ConfigError(f"{path} does not end in .toml or .json; rename it")
     raw = read_limited(path, what="recipe", max_bytes=MAX_BYTES, error=ConfigError)
-    found = _toml(raw, damaged=damaged) if kind == ".toml" else parse_document(raw, damaged=damaged).raw
+    found: Mapping[str, Any]
+    if kind == ".toml":
+        try:
+            found = tomllib.loads(raw.decode())
+        except (ValueError, RecursionError) as error:  # the parser's own errors and those of UTF-8 are ValueErrors
+            raise damaged(" ".join(str(error).split())) from error
+    else:
+        found = parse_document(raw, damaged=damaged).raw
     result: dict[str, Value] = {}
     for key, value in found.items():
         name = key.replace("-", "_")
@@ -65,13 +72,6 @@ def read_recipe(path: Path) -> dict[str, Value]:
             )
         result[name] = value
     return result
-
-
-def _toml(raw: bytes, *, damaged: Damaged) -> dict[str, Any]:
-    try:
-        return tomllib.loads(raw.decode())
-    except (ValueError, RecursionError) as error:  # the parser's own errors and those of UTF-8 are ValueErrors
-        raise damaged(" ".join(str(error).split())) from error
 
 
 def apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart_train.checkpoint.atomic import save_atomically
 from smart_train.checkpoint.network_state import load_network_state_, network_state
-from smart_train.checkpoint.reader import plain_record, read_plain
+from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.learner import MaskLearner
 from smart_train.methods.interface import Training
@@ -21,6 +20,7 @@ from smart_train.training.history import Row
 
 STATE_FORMAT = "smart-edge training state"
 STATE_VERSION = 3  # 2 has the augmentation's random state, 3 the masks of single weights
+_GENERATORS = ("order", "attack", "augment")  # of `Parts`
 MAX_THREADS = 1024  # more than any machine has cores for one training
 
 
@@ -103,9 +103,7 @@ def save_state(
             "learner": parts.learner.state(),
             "optimizer": parts.optimizer.state_dict(),
             "precision": parts.precision.state_dict(),
-            "order": parts.order.get_state(),
-            "attack": parts.attack.get_state(),
-            "augment": parts.augment.get_state(),
+            **{name: getattr(parts, name).get_state() for name in _GENERATORS},
             "threads": torch.get_num_threads(),
             **({"method": extra} if extra else {}),
         },
@@ -130,7 +128,7 @@ def read_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
         or not (type(threads) is int and 1 <= threads <= MAX_THREADS)
     ):
         raise CheckpointError(f"{path} is no training state of format {STATE_VERSION}; train from the start")
-    theirs = plain_record(state, "config", path=path)
+    theirs = Reader(path).record(state, "config")
     other = sorted(key for key in identity if theirs.get(key) != identity[key])
     if other or len(theirs) != len(identity):
         other = other or ["set of options"]
@@ -154,7 +152,7 @@ def read_options(checkpoint: Path) -> dict[str, Any]:
     state = read_plain(path)
     if not isinstance(state, dict) or "options" not in state:
         raise CheckpointError(f"{path} does not say its options; type them again, with --resume and -o {checkpoint}")
-    return plain_record(state, "options", path=path)
+    return Reader(path).record(state, "options")
 
 
 def _load_momentum_(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor | None]]) -> None:
@@ -183,11 +181,10 @@ def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, st
                 net.set_weight_mask(name, layer, state["weight_masks"][name][layer])
         _load_momentum_(parts.optimizer, state["optimizer"]["state"])
         parts.precision.load_state_dict(state["precision"])
-        parts.order.set_state(state["order"])
-        parts.attack.set_state(state["attack"])
-        parts.augment.set_state(state["augment"])
+        for name in _GENERATORS:
+            getattr(parts, name).set_state(state[name])
         parts.training.load_extra_state(state.get("method", {}))
-        progress = _progress(plain_record(state, "progress", path=path), epochs=epochs)
+        progress = _progress(Reader(path).record(state, "progress"), epochs=epochs)
         parts.learner.load_state(state["learner"], step=progress.epoch * steps_per_epoch)
     except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over
         raise CheckpointError(f"the training state {path} is damaged; train from the start with --force") from error
