@@ -7,9 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from smart_train.cli import NOT_IN_RECIPES
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
-from smart_train.training.recipe import MAX_BYTES, NOT_IN_RECIPES, read_recipe
+from smart_train.training.recipe import MAX_BYTES, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").iterdir())
@@ -155,7 +156,7 @@ def test_every_recipe_of_ours_trains(path: Path, tmp_path: Path) -> None:
         ("recipe.toml", "epochs = true", "text or a number is wanted"),
         ("recipe.toml", 'epochs = "many"', "'many' is not a valid integer"),
         ("recipe.toml", f"epochs = 0x{'f' * 5000}", "--epochs does not take"),
-        ("recipe.toml", 'model = "vgg"', "'vgg' is not one of"),
+        ("recipe.toml", 'model = "vgg"', "unknown 'vgg'; there are resnet8, "),
         ("recipe.toml", 'flip = "yes"', "true or false is wanted"),
         ("recipe.toml", "model_arg = 32", "a table is wanted"),
         ("recipe.toml", "[epochs]\na = 1", "text or a number is wanted"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from smart_common.console import cli as house
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
@@ -23,8 +25,17 @@ from smart_train.choices import (
     STRUCTURES,
 )
 from smart_train.data.cli import data_options
+from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
-from smart_train.training.recipe import apply_recipe, apply_resume
+from smart_train.training.recipe import Value, read_recipe
+
+# Of one call, or of one machine, and not of a training.
+NOT_IN_RECIPES = {
+    "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
+    "cache_dir", "no_cache", "init",
+}  # fmt: skip
+_OUTPUTS = {"output", "plot", "tensorboard"}  # for a recipe to say, and for a resumed training to be told again
+_PLACES = {"data_dir", "init"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
     "Data": ("data", "data_dir", "cache_dir", "no_cache", "train_images", "test_images", "crop_pad", "flip"),
@@ -36,6 +47,97 @@ _GROUPS = {
     "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
     "Output": ("output", "plot", "tensorboard", "resume", "force", "as_json"),
 }
+
+
+def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make what the recipe says the default of every option, checked as on the command line."""
+    if path is not None:
+        _set_defaults(ctx, read_recipe(path), path, names=_names(ctx) - NOT_IN_RECIPES)
+
+
+def _apply_resume(ctx: click.Context, _: click.Parameter, checkpoint: str | None) -> str | None:
+    """Make the options of the training that wrote ``checkpoint`` the default of every option."""
+    if checkpoint:
+        from smart_train.training.state import read_options  # noqa: PLC0415  # torch
+
+        _set_defaults(ctx, read_options(Path(checkpoint)), Path(checkpoint), names=_kept(ctx))
+    return checkpoint
+
+
+def _options_to_keep(ctx: click.Context) -> dict[str, Value]:
+    """Return in the form of a recipe the options of ``ctx`` that differ from the defaults, places as absolute paths."""
+    kept: dict[str, Value] = {}
+    for name in sorted(_kept(ctx)):
+        value = ctx.params[name]
+        if value is None or ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        if isinstance(value, tuple):
+            kept[name] = dict(pair.split("=", 1) for pair in value)
+        elif isinstance(value, Path):
+            kept[name] = str(value.absolute())
+        elif name == "data" and ":" in value:
+            kind, _, place = value.partition(":")
+            kept[name] = f"{kind}:{Path(place).expanduser().absolute()}"
+        else:
+            kept[name] = value
+    return kept
+
+
+def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
+    """Raise ConfigError if an option is typed that is not what the resumed training has."""
+    kept = ctx.default_map or {}
+    for option in ctx.command.params:
+        name = option.name or ""
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in _kept(ctx) | {"output"}:
+            continue
+        theirs = kept[name] if name in kept else option.get_default(ctx)
+        if option.type_cast_value(ctx, theirs) != ctx.params[name]:
+            raise ConfigError(
+                f"{option.opts[-1]} is not what the training of {checkpoint} was started with; leave it out to go on, "
+                "or start another one with -o"
+            )
+
+
+def _names(ctx: click.Context) -> set[str]:
+    return {option.name for option in ctx.command.params if isinstance(option, click.Option) and option.name}
+
+
+def _kept(ctx: click.Context) -> set[str]:
+    return _names(ctx) - NOT_IN_RECIPES - _OUTPUTS | _PLACES
+
+
+def _set_defaults(ctx: click.Context, values: Mapping[str, Value], path: Path, *, names: set[str]) -> None:
+    if ctx.default_map:
+        raise ConfigError("--recipe and --resume CKPT cannot be combined: the training has its options already")
+    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in names:
+            raise ConfigError(
+                f"{name!a:.100} in {path} is no option for a recipe; see smart-train --help for their names"
+            )
+        try:
+            found[name] = _option_value(options[name], value, ctx)
+        except (click.BadParameter, ValueError) as error:
+            reason = error.message if isinstance(error, click.BadParameter) else str(error)
+            raise ConfigError(
+                f"--{name.replace('_', '-')} does not take what {path} has for {name}: {reason.rstrip('.')}"
+            ) from error
+    ctx.default_map = found
+
+
+def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
+    """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
+    if option.multiple:
+        if isinstance(value, str | int | float):
+            raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
+        return [f"{key}={number}" for key, number in value.items()]
+    if value is True and isinstance(option.flag_value, str):
+        return option.flag_value  # an option that may stand alone, like --plot
+    if option.is_flag != isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("true or false is wanted" if option.is_flag else "text or a number is wanted")
+    # Through text, so that 7.5 epochs are refused and not cut to 7.
+    return value if option.is_flag else option.type.convert(str(value), option, ctx)
 
 
 def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> None:
@@ -60,7 +162,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     metavar="FILE",
     is_eager=True,  # before the options whose defaults it sets
     expose_value=False,
-    callback=apply_recipe,
+    callback=_apply_recipe,
     help="Take options from this .toml or .json file, by their names; those on the command line outweigh it.",
 )
 @click.option("--data", default="digits", help=f"{DATA_SPECS}.")
@@ -147,7 +249,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     flag_value="",
     metavar="CKPT",
     is_eager=True,  # before the options whose defaults it sets
-    callback=apply_resume,
+    callback=_apply_resume,
     help="Continue the interrupted training of this checkpoint; alone, that of -o with the same options typed again.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint and its state.")
@@ -162,7 +264,10 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     """
     from smart_train.training.cli import train  # noqa: PLC0415  # torch, and all that trains
 
-    train(ctx, **options)
+    if options["resume"]:
+        options["output"] = Path(options["resume"])
+        _refuse_other_options(ctx, options["output"])
+    train(ctx, keep=_options_to_keep(ctx), **options)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from smart_common.errors import SmartError, alternatives
+from smart_common.errors import INTERRUPTED, SmartError, alternatives
 from smart_common.version import version
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ _bar_console: Console | None = None  # of the progress bar that is shown: only i
 _quiet = False  # -q: neither notes nor bars
 _verbose = False  # -v: what the packages log, and the traceback behind an error
 
+_PACKAGES = ("smart_common", "smart_devices", "smart_runtime", "smart_train", "smart_eval", "smart_export")
+
 _TYPED = f"{__name__}.typed"
 _KEPT = f"{__name__}.kept"
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells say
 
 _WIDE = 200  # columns of a table in a file: as many as any of ours takes
 
@@ -89,9 +89,13 @@ def _set_verbose(_: click.Context, __: click.Parameter, wanted: bool) -> None:
     global _verbose  # noqa: PLW0603  # as above
     if wanted and not _verbose:
         _verbose = True
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
-        for library in ("matplotlib", "PIL"):  # these tell of every font and chunk
-            logging.getLogger(library).setLevel(logging.INFO)
+        handler = _NoteHandler()
+        handler.setLevel(logging.DEBUG)
+        handler.addFilter(lambda record: record.levelno < logging.WARNING)  # warnings are shown anyway
+        for package in _PACKAGES:
+            logger = logging.getLogger(package)
+            logger.setLevel(logging.DEBUG)
+            logger.addHandler(handler)
 
 
 class _Polite:
@@ -144,7 +148,7 @@ def _of_every_command() -> list[click.Parameter]:
             is_flag=True,
             expose_value=False,
             callback=_set_verbose,
-            help="Say more: what the libraries log, and where in the code an error arose.",
+            help="Say more: what is done, and where in the code an error arose.",
         ),
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,7 +32,6 @@ from smart_train.training.config import TrainConfig
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
-from smart_train.training.recipe import options_to_keep, refuse_other_options
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 
@@ -203,6 +202,7 @@ def _start_anew(output: Path, *, factory: Factory | None) -> None:
 def train(
     ctx: click.Context,
     *,
+    keep: Mapping[str, Any],
     data: str,
     places: DataPlaces,
     init: Path | None,
@@ -214,10 +214,7 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed and which are a recipe's."""
-    if resume:
-        refuse_other_options(ctx, Path(resume))
-        output = Path(resume)
+    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed, ``keep`` is for resuming."""
     goes_on = resume is not None
     check_output(output)
     curves = None if plot is None else Path(plot) if plot else history_path(output).with_suffix(".png")
@@ -251,7 +248,7 @@ def train(
         factory=factory,
         initial=init,
         tensorboard=tensorboard,
-        options=options_to_keep(ctx),
+        options=keep,
     )
     house.if_interrupted(lambda: _what_is_kept(trainer))
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
