@@ -33,11 +33,13 @@ _FILE = click.Path(path_type=Path)
 
 @click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")
 @house.version_option("smart-export")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn a checkpoint into a bundle: one small ONNX graph a path, verified against the network it came from.
 
     `smart-export CKPT ...` means `smart-export build CKPT ...`.
     """
+    context.with_resource(house.warnings_as_notes("smart_export", "smart_train"))
 
 
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
@@ -138,6 +140,7 @@ def build(
     from smart_export.signing import load_private_key  # noqa: PLC0415  # as above
     from smart_export.verify import check_max_drop  # noqa: PLC0415  # as above
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
+    from smart_train.data.load import wanted_size  # noqa: PLC0415  # as above
 
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
     device = resolve_target(target, jetpack=jetpack)
@@ -160,10 +163,19 @@ def build(
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
-            judge = judging_evidence(places.load(data), loaded, images=data_images, progress=house.progress)
+            judge = judging_evidence(
+                places.load(data, image_size=wanted_size(data, input_shape=loaded.input_shape)),
+                loaded,
+                images=data_images,
+                progress=house.progress,
+            )
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
-            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
+            calibrate = calibrating_evidence(
+                places.load(calibration, image_size=wanted_size(calibration, input_shape=loaded.input_shape)),
+                loaded,
+                progress=house.progress,
+            )
     with_dense = baseline == DENSE
     steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
     # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.

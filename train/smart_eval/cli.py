@@ -31,8 +31,8 @@ _GROUPS = {
         *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "seed", "chunk"),
     ),
     "Models and data": (
-        *("source", "trust", "engine", "model", "model_arg", "data", "data_dir", "cache_dir", "no_cache", "examples"),
-        "device",
+        *("source", "trust", "engine", "model", "model_arg", "data", "data_dir", "cache_dir", "no_cache"),
+        *("max_broken", "examples", "device"),
     ),
     "Output": ("output", "resume", "report", "include", "as_json"),
 }
@@ -166,7 +166,7 @@ def main(
         )
     )
     page.spare([*models, source, trust, output])
-    with house.warnings_as_notes("smart_eval"):
+    with house.warnings_as_notes("smart_eval", "smart_train"):
         found = evaluate_all(
             models,
             data=data,

@@ -24,7 +24,7 @@ from smart_train.choices import (
     SCORES,
     STRUCTURES,
 )
-from smart_train.data.cli import data_options
+from smart_train.data.cli import ImageSize, data_options
 from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
 from smart_train.training.recipe import Value, read_recipe
@@ -38,7 +38,10 @@ _OUTPUTS = {"output", "plot", "tensorboard"}  # for a recipe to say, and for a r
 _PLACES = {"data_dir", "init"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
-    "Data": ("data", "data_dir", "cache_dir", "no_cache", "train_images", "test_images", "crop_pad", "flip"),
+    "Data": (
+        *("data", "data_dir", "cache_dir", "no_cache", "max_broken", "train_images", "test_images", "image_size"),
+        *("resized_crop", "crop_pad", "flip"),
+    ),
     "Network and masks": (
         *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
         *("masks", "score"),
@@ -71,7 +74,9 @@ def _options_to_keep(ctx: click.Context) -> dict[str, Value]:
         value = ctx.params[name]
         if value is None or ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
             continue
-        if isinstance(value, tuple):
+        if name == "image_size":
+            kept[name] = "x".join(map(str, value))
+        elif isinstance(value, tuple):
             kept[name] = dict(pair.split("=", 1) for pair in value)
         elif isinstance(value, Path):
             kept[name] = str(value.absolute())
@@ -167,10 +172,23 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--data", default="digits", help=f"{DATA_SPECS}.")
 @data_options
+@click.option(
+    "--image-size",
+    type=ImageSize(),
+    metavar="N",
+    help="Pictures of a folder: scale the shorter side to N pixels and cut out the middle (HxW for other shapes than "
+    "squares); adds --resized-crop unless told otherwise.",
+)
 @click.option("--train-images", type=int, metavar="N", help="Train on N images, classes in proportion.  [default: all]")
 @click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
 @click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
 @click.option("--flip/--no-flip", help="Mirror half of the training images left to right.")
+@click.option(
+    "--resized-crop/--no-resized-crop",
+    default=None,
+    show_default=False,
+    help="Train on a random part of each image, 35% of it or more, scaled to its size.  [default: with --image-size]",
+)
 @click.option(
     "--model",
     default="resnet8",
@@ -267,7 +285,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     if options["resume"]:
         options["output"] = Path(options["resume"])
         _refuse_other_options(ctx, options["output"])
-    train(ctx, keep=_options_to_keep(ctx), **options)
+    with house.warnings_as_notes("smart_train"):
+        train(ctx, keep=_options_to_keep(ctx), **options)
 
 
 if __name__ == "__main__":

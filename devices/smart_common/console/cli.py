@@ -5,6 +5,7 @@ Every command has ``-h``, ``-q`` and ``-v``; Ctrl-C ends it with status 130 and 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -57,7 +58,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
         _say_error(f"the system refused: {error.strerror or error}{where}")
     except (KeyboardInterrupt, click.Abort):
         kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
-        click.echo(f"interrupted: {kept()}", err=True)
+        click.echo(f"interrupted: {kept()}", file=sys.stderr)
         raise click.exceptions.Exit(INTERRUPTED) from None
     else:
         return
@@ -67,7 +68,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
 def _say_error(message: str) -> None:
     if _verbose:
         traceback.print_exc()
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {message}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
 
 
 def is_verbose() -> bool:
@@ -123,6 +124,12 @@ class _Polite:
                 formatter.write_dl(lines)
         if isinstance(self, click.Group):
             self.format_commands(ctx, formatter)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks must not end an hour's work
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)  # type: ignore[misc]  # it sits before a click class
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_TYPED] = tuple(args)
@@ -261,14 +268,16 @@ def only_results_on_stdout() -> Iterator[None]:
 
 
 @contextmanager
-def warnings_as_notes(package: str) -> Iterator[None]:
-    """Show what the logger ``package`` warns of as lines for people, each once, not in the logging module's own way."""
-    logger, handler = logging.getLogger(package), _NoteHandler()
-    logger.addHandler(handler)
+def warnings_as_notes(*packages: str) -> Iterator[None]:
+    """Show what the loggers ``packages`` warn of as lines for people, each once, not in logging's own way."""
+    handler = _NoteHandler()
+    for package in packages:
+        logging.getLogger(package).addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for package in packages:
+            logging.getLogger(package).removeHandler(handler)
 
 
 class _NoteHandler(logging.Handler):
