@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -140,6 +140,20 @@ def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: Trai
     )
 
 
+def _say_phase(phase: str, advance: house.Advance) -> None:
+    """Tell what is being done: in the bar, or without one a line when an epoch or the report begins."""
+    advance(phase, count=0)
+    if not house.console(stderr=True).is_terminal and ": validation" not in phase:
+        house.note(phase)
+
+
+def _what_is_kept(trainer: Trainer) -> str:
+    done, epochs = len(trainer.history), trainer.config.epochs
+    if not done:
+        return f"no epoch had ended, and nothing is kept in {trainer.output}"
+    return f"{done} of {epochs} epochs are kept; `smart-train --resume {trainer.output}` goes on"
+
+
 def _say_epoch(report: EpochReport, *, attack: str) -> None:
     row = report.row
     losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
@@ -212,59 +226,70 @@ def _try_out(trainer: Trainer, *, factory: Factory | None) -> None:
         try_out(trainer, factory=factory, export=export)
 
 
+def _start_anew(output: Path, *, factory: Factory | None) -> None:
+    """Say that there is nothing to resume yet; raise ConfigError if that is so because the training has ended."""
+    state = state_path(output).name
+    if output.exists() and any(load_checkpoint(output, factory=factory).metrics.values()):
+        raise ConfigError(
+            f"no {state} beside {output} to resume from, since this training has ended; use --force to replace it"
+        )
+    house.note(f"no {state} to resume from yet: starting from the beginning")
+
+
 def train(
     ctx: click.Context,
     *,
+    keep: Mapping[str, Any],
     data: str,
     places: DataPlaces,
     init: Path | None,
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
-    resume: bool,
+    resume: str | None,
     force: bool,
     no_trial: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed and which are a recipe's."""
+    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed, ``keep`` is for resuming."""
+    goes_on = resume is not None
     check_output(output)
-    curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
+    curves = None if plot is None else Path(plot) if plot else history_path(output).with_suffix(".png")
     if curves is not None:
         check_plot(curves)  # before the hours of training, not after
-    if resume and force:
+    if goes_on and force:
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
     existing = [p for p in (output, state_path(output)) if p.exists()]
-    if existing and not resume and not force:
-        raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
+    if existing and not goes_on and not force:
+        raise ConfigError(
+            f"{existing[0]} exists already; use --resume {output} to continue it or --force to replace it"
+        )
     check_history(history_path(output))
     model = options["model"]
     known = model in ARCHITECTURES or is_library_name(model)
     if not known and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
-            f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
-            f"that code imported"
+            f"--model {model} is in a file alone, which may be anybody's; type it on the command line too to have that "
+            f"code imported"
         )
     factory = None if model in ARCHITECTURES else import_factory(model)
     config = _config(ctx, model if factory is None else CUSTOM, options)
-    if resume and not state_path(output).exists():
-        if output.exists() and any(load_checkpoint(output, factory=factory).metrics.values()):
-            raise ConfigError(
-                f"no {state_path(output).name} beside {output} to resume from, since this training has ended; use "
-                f"--force to replace it"
-            )
-        house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
+    if goes_on and not state_path(output).exists():
+        _start_anew(output, factory=factory)
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     trainer = Trainer(
         config,
         places.load(data, image_size=options["image_size"]),
         output=output,
-        resume=resume,
+        resume=goes_on,
         factory=factory,
         initial=init,
         tensorboard=tensorboard,
+        options=keep,
     )
+    house.if_interrupted(lambda: _what_is_kept(trainer))
     _try_out(trainer, factory=None if no_trial else factory)
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
@@ -273,7 +298,11 @@ def train(
     _say_weights(trainer)
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
-        result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
+        result = trainer.run(
+            on_step=advance,
+            on_epoch=lambda report: _say_epoch(report, attack=judged),
+            on_phase=lambda phase: _say_phase(phase, advance),
+        )
     found = describe(load_checkpoint(result.checkpoint, factory=factory))
     summary = {
         "checkpoint": str(result.checkpoint),
