@@ -26,7 +26,7 @@ __all__ = ["data"]
     [
         ({"structure": "2:4"}, r"expected structure as Structure\(...\), got '2:4'"),
         ({"attack": "pgd"}, r"expected attack as Attack\(...\), got 'pgd'"),
-        ({"device": "tpu"}, "unknown device 'tpu'; there are auto, cpu, cuda"),
+        ({"device": "tpu"}, "unknown device 'tpu'; did you mean cpu"),
     ],
 )
 def test_a_training_s_options(options: dict[str, Any], words: str) -> None:
