@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smart_devices import Profile, Target, resolve_target
-from smart_export.bundle_manifest import check_structure, manifest_record, quantisation
+from smart_export.bundle_manifest import check_structure, gate_terms, manifest_record, quantisation
 from smart_export.errors import ExportError
 from smart_export.evidence import Evidence, divide
 from smart_export.graph import Converter
@@ -21,7 +21,7 @@ from smart_export.rtx import Plan, build_plans
 from smart_export.signing import public_half, sign_bundle_
 from smart_export.stages import Export, ExportedGraph, export_graph, fold_baseline, fold_path
 from smart_export.timings import Stopwatch
-from smart_export.verify import RANDOM_IMAGES, check_max_drop
+from smart_export.verify import RANDOM_IMAGES, check_max_drop, check_undecided
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
 from smart_train import Checkpoint, load_checkpoint
@@ -38,8 +38,9 @@ class BuildResult:
     Attributes:
         bundle: its directory.
         target, precision: the device, and the precision of every graph.
-        judged: which images the accuracy gate judged by.
+        judged: which images the accuracy gate judged by, what was allowed, and what happens where they are too few.
         max_drop: what it let an accuracy drop by, as a fraction.
+        warnings: a sentence for each accuracy that the gate could not decide about.
         quantisation: how graphs became int8, None for other precisions.
         paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
@@ -53,6 +54,7 @@ class BuildResult:
     precision: Precision
     judged: dict[str, Any]
     max_drop: float
+    warnings: tuple[str, ...]
     quantisation: dict[str, Any] | None
     paths: dict[str, ExportedGraph]
     baseline: ExportedGraph | None
@@ -73,6 +75,7 @@ def build_bundle(
     judge: Evidence | None = None,
     calibrate: Evidence | None = None,
     max_drop: float = MAX_DROP,
+    undecided: str = "warn",
     random_images: int = RANDOM_IMAGES,
     rtx: Sequence[str] = (),
     allow_slow_structure: bool = False,
@@ -99,6 +102,8 @@ def build_bundle(
         calibrate: those that int8 graphs are calibrated on; by default the checkpoint's samples, without ``judge`` the
             other half of them. No other precision uses them.
         max_drop: what any accuracy of a path may lose against its masked path, as a fraction in [0, 1].
+        undecided: what happens where the images are too few to tell whether it lost more: ``warn`` writes the bundle
+            with a warning if the drop that was measured is allowed, ``refuse`` does not.
         random_images: how many images of noise to verify on beside those that judge.
         rtx: add engine plans for GPUs of these compute capabilities, from `smart_export.rtx.parse_capabilities`.
         allow_slow_structure: export zeros in a pattern that the target gains nothing from.
@@ -119,6 +124,7 @@ def build_bundle(
     target = resolve_target(target)
     known = check_precision(precision)
     check_max_drop(max_drop)
+    answer = check_undecided(undecided)
     check_output(Path(output), force=force)
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     names = checkpoint.net.path_names
@@ -134,6 +140,7 @@ def build_bundle(
         judging=judging,
         calibrating=calibrating,
         max_drop=max_drop,
+        undecided=answer,
         random_images=random_images,
         stopwatch=stopwatch,
     )
@@ -180,8 +187,9 @@ def build_bundle(
         bundle=Path(output),
         target=target,
         precision=known,
-        judged=judging.record(),
+        judged=gate_terms(export),
         max_drop=max_drop,
+        warnings=tuple(sentence for graph in paths.values() for sentence in graph.warnings),
         quantisation=quantisation(export),
         paths=paths,
         baseline=dense,

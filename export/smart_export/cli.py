@@ -73,13 +73,21 @@ def main() -> None:
     help="Fail if an accuracy of a path, clean or under attack, drops by more points (hundredths) than this.",
 )
 @click.option(
+    "--undecided",
+    default="warn",
+    show_default=True,
+    type=click.Choice(["warn", "refuse"]),
+    help="Where the judging images are too few to say whether a drop is above --max-drop: write the bundle with a "
+    "warning, if the drop they measure is not, or refuse it in any case.",
+)
+@click.option(
     "--data",
     metavar="SPEC",
     help=f"Judge by test images of {DATA_SPECS}, attacked with PGD on each path, instead of the checkpoint's samples.",
 )
 @click.option(
     "--data-images",
-    default=512,
+    default=1024,
     show_default=True,
     metavar="N",
     type=click.IntRange(min=1),
@@ -114,6 +122,7 @@ def build(
     baseline: str,
     precision: str,
     max_drop: float,
+    undecided: str,
     data: str | None,
     data_images: int,
     calibration: str | None,
@@ -131,7 +140,8 @@ def build(
     """Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle.
 
     The accuracies of each graph, clean and on adversarial images, are compared with those of its masked path on the
-    same images; a bundle that loses more than --max-drop is not written.
+    same images; a bundle that loses more than --max-drop is not written. What so few images cannot decide is said,
+    with the number that would.
     """
     from smart_export import report as show  # noqa: PLC0415  # these load torch and onnx, for which --help need not wait
     from smart_export.build import build_bundle  # noqa: PLC0415  # as above
@@ -181,6 +191,7 @@ def build(
             judge=judge,
             calibrate=calibrate,
             max_drop=max_drop / 100,
+            undecided=undecided,
             rtx=capabilities,
             allow_slow_structure=allow_slow_structure,
             force=force,
@@ -201,6 +212,8 @@ def build(
     if verbose:
         _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
         house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
+    for sentence in result.warnings:
+        house.note(f"warning: {sentence}")
     # Leaving Python looks through every object for garbage: 1.6 s after a conversion, and the process ends anyway.
     gc.freeze()
     if as_json:
@@ -214,6 +227,8 @@ def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
 
     precision, target = result.precision, result.target
     held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
+    if result.warnings:
+        held = "the accuracy gate could not decide"
     title = f"{result.bundle}: {precision} for {target.name}, {held}"
     house.console().print(house.table(title, *show.graph_table(found)))
     _print_lines(show.gate_lines(result))

@@ -46,8 +46,9 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
         "profile": result.target.profile.name,
         "precision": result.precision,
         "quantization": result.quantisation,
-        "gate": {name: asdict(graph.gate) for name, graph in result.paths.items() if graph.gate is not None},
-        "judged_by": {**result.judged, "max_drop": result.max_drop},
+        "gate": {name: graph.judged for name, graph in result.paths.items() if graph.judged is not None},
+        "judged_by": result.judged,
+        "warnings": list(result.warnings),
         "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,
@@ -108,19 +109,20 @@ def expected_lines(estimates: Mapping[str, Expected]) -> Iterator[str]:
 
 
 def gate_lines(result: BuildResult) -> Iterator[str]:
-    """Yield a line for each path on what its accuracies lost, and by which images."""
+    """Yield a line for each path on what its accuracies lost, then what was compared, by whom and on what."""
     for name, graph in result.paths.items():
-        if graph.gate is not None:
+        if graph.gate is not None and graph.judged is not None:
             drops = (
                 f"{what} {found.before:.3f} -> {found.after:.3f} "
-                f"(drop {100 * found.low:.1f} to {100 * found.high:.1f} points)"
-                for what, found in graph.gate.drops.items()
+                f"(drop {100 * found.low:.1f} to {100 * found.high:.1f} points: {judged['verdict']})"
+                for (what, found), judged in zip(graph.gate.drops.items(), graph.judged.values(), strict=True)
             )
             yield f"{name}: {', '.join(drops)}"
     judged = result.judged
     yield (
-        f"judged by {judged['images']} images of {judged['source']}, {judged['attack']} at eps {judged['eps']:.4g}; "
-        f"95% intervals; at most {100 * result.max_drop:g} points may be lost"
+        f"from the masked path (fp32, torch) to the {result.precision} graph ({judged['engine']}), judged by "
+        f"{judged['images']} images of {judged['source']}, {judged['attack']} at eps {judged['eps']:.4g} made on the "
+        f"masked path; 95% intervals; at most {100 * result.max_drop:g} points may be lost"
     )
 
 
