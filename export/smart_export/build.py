@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smart_common.robustness import warnings_of_metrics
 from smart_devices import Profile, Target, resolve_target
 from smart_export.bundle_manifest import check_structure, gate_terms, manifest_record, quantisation
 from smart_export.errors import ExportError
@@ -40,7 +41,8 @@ class BuildResult:
         target, precision: the device, and the precision of every graph.
         judged: which images the accuracy gate judged by, what was allowed, and what happens where they are too few.
         max_drop: what it let an accuracy drop by, as a fraction.
-        warnings: a sentence for each accuracy that the gate could not decide about.
+        warnings: a sentence for each accuracy that the gate could not decide about, and each reason not to rely on a
+            path under attack.
         quantisation: how graphs became int8, None for other precisions.
         paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
@@ -189,7 +191,10 @@ def build_bundle(
         precision=known,
         judged=gate_terms(export),
         max_drop=max_drop,
-        warnings=tuple(sentence for graph in paths.values() for sentence in graph.warnings),
+        warnings=(
+            *(sentence for graph in paths.values() for sentence in graph.warnings),
+            *warnings_of_metrics({name: checkpoint.role(name) for name in names}, checkpoint.metrics),
+        ),
         quantisation=quantisation(export),
         paths=paths,
         baseline=dense,

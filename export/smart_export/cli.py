@@ -13,6 +13,7 @@ import click
 
 from smart_common.console import cli as house
 from smart_common.files import digest_of_file, replacing
+from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_common.version import version
 from smart_devices import PRECISIONS, resolve_target
@@ -212,8 +213,7 @@ def build(
     if verbose:
         _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
         house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
-    for sentence in result.warnings:
-        house.note(f"warning: {sentence}")
+    house.warn(result.warnings)
     # Leaving Python looks through every object for garbage: 1.6 s after a conversion, and the process ends anyway.
     gc.freeze()
     if as_json:
@@ -227,7 +227,7 @@ def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
 
     precision, target = result.precision, result.target
     held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
-    if result.warnings:
+    if any(graph.warnings for graph in result.paths.values()):
         held = "the accuracy gate could not decide"
     title = f"{result.bundle}: {precision} for {target.name}, {held}"
     house.console().print(house.table(title, *show.graph_table(found)))
@@ -359,9 +359,12 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
 
     if checkpoint.is_dir():
         raise ExportError(f"{checkpoint} is a folder, not a checkpoint; smart-run info describes a bundle")
-    found = describe(own.load(checkpoint))
+    loaded = own.load(checkpoint)
+    found = describe(loaded)
+    warnings = warnings_of_metrics({path: loaded.role(path) for path in loaded.net.path_names}, loaded.metrics)
+    house.warn(warnings)
     if as_json:
-        house.print_json({"checkpoint": str(checkpoint), **found})
+        house.print_json({"checkpoint": str(checkpoint), **found, "warnings": list(warnings)})
         return
     structure, training = found["structure"], found["training"]
     arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())

@@ -17,9 +17,11 @@ from smart_common.console.cli import (
     progress,
     table,
     version_option,
+    warn,
     warnings_as_notes,
 )
 from smart_common.errors import shortened
+from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
 
@@ -163,8 +165,13 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     manifest = opened.manifest
     spec = manifest.input
     notes = notes_here(manifest) if engine is None else notes_on(manifest, engine_name=resolve_engine(engine))
+    warnings = warnings_of_metrics(
+        {name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
+        {name: graph.metrics for name, graph in manifest.paths.items()},
+    )
     for sentence in notes:
         note(sentence)
+    warn(warnings)
     if as_json:
         print_json(
             {
@@ -180,6 +187,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
                 "quantization": None if manifest.quantization is None else dict(manifest.quantization),
                 "gate": None if manifest.gate is None else dict(manifest.gate),
                 "notes": list(notes),
+                "warnings": list(warnings),
                 "default_path": manifest.default_path,
                 "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
                 "class_names": list(manifest.class_names),

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -128,6 +128,12 @@ def console(*, stderr: bool = False) -> Console:
 def note(message: str) -> None:
     """Print a line for people on standard error, above a progress bar if there is one."""
     (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Print each sentence for people on standard error, as what must not be overlooked."""
+    for sentence in sentences:
+        note(f"warning: {sentence}")
 
 
 @contextmanager

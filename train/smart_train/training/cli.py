@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from smart_common.console import cli as house
 from smart_common.figures import check_plot
+from smart_common.robustness import warnings_of_metrics
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_train.architectures.build import ARCHITECTURES
@@ -234,7 +235,9 @@ def train(
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
-    found = describe(load_checkpoint(result.checkpoint, factory=factory))
+    best = load_checkpoint(result.checkpoint, factory=factory)
+    found = describe(best)
+    warnings = warnings_of_metrics({path: best.role(path) for path in best.net.path_names}, best.metrics)
     summary = {
         "checkpoint": str(result.checkpoint),
         "history": str(history_path(result.checkpoint)),
@@ -243,11 +246,13 @@ def train(
         "best_epoch": result.best_epoch,
         "union_density": found["union_density"],
         "paths": found["paths"],
+        "warnings": list(warnings),
     }
     if as_json:
         house.print_json(summary)
     else:
         _print_summary(summary, result, config=config)
+    house.warn(warnings)
     # Last: a plot that cannot be written takes nothing else with it.
     if curves is not None:
         draw_history(trainer.history, curves, attack=judged)
