@@ -65,12 +65,13 @@ def warnings_of_metrics(roles: Mapping[str, Role], metrics: Mapping[str, Mapping
     found, attacks = {}, []
     for path, role in roles.items():
         record = metrics.get(path) or {}
-        accuracy, interval = record.get("robust_accuracy"), record.get("robust_interval")
+        accuracy: Any = record.get("robust_accuracy")
+        interval: Any = record.get("robust_interval")
         if not _is_fraction(accuracy):
             continue
-        ends = interval if isinstance(interval, list) and len(interval) == 2 else [accuracy, accuracy]
-        low, high = ends if all(map(_is_fraction, ends)) else (accuracy, accuracy)
-        found[path] = UnderAttack(role, float(accuracy), (float(low), float(high)))
+        known = isinstance(interval, list) and len(interval) == 2 and all(map(_is_fraction, interval))
+        low, high = interval if known else (accuracy, accuracy)
+        found[path] = UnderAttack(role, accuracy, (low, high))
         attacks.append(record.get("attack"))
     named = attacks[0] if attacks and isinstance(attacks[0], str) and len(set(map(repr, attacks))) == 1 else "attack"
     judged = robustness_warnings(found, attack=shortened(named))

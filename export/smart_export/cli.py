@@ -380,8 +380,11 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
             f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
             f"seed {training['seed']}"
         )
-    if {"attack", "eps", "split"} <= metrics.keys():
-        lines.append(f"figures: {metrics['split']} split, {metrics['attack']} at eps {metrics['eps']:.4g}")
+    if {"attack", "eps", "split", "examples"} <= metrics.keys():
+        lines.append(
+            f"figures of the masked fp32 paths, by smart-train: {metrics['examples']} images of the {metrics['split']} "
+            f"split, {metrics['attack']} at eps {metrics['eps']:.4g}"
+        )
     _print_lines(lines)
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [

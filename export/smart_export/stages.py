@@ -188,7 +188,8 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
     weights = (directory / WEIGHTS).read_bytes() if (directory / WEIGHTS).exists() else None
     written = GraphBytes(model=model_bytes, weights=weights, weights_name=None if weights is None else WEIGHTS)
     found, gate = _verified(export, folded, written)
-    judged, warnings = None, ()
+    judged: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
     if gate is not None:
         allowed, verified = export.max_drop, export.verified
         warnings = require_gate(gate, name=name, max_drop=allowed, undecided=export.undecided, verified=verified)

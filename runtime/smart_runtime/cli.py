@@ -14,6 +14,7 @@ from smart_common.console.cli import (
     json_option,
     note,
     print_json,
+    print_wide,
     progress,
     table,
     version_option,
@@ -156,7 +157,8 @@ def _infer_json(file: Path, found: Sequence[Prediction], latency_ms: float) -> d
 @json_option
 def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool) -> None:
     """Say what a bundle holds, and check every byte of it; needs no engine."""
-    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # `--help` does without
+    from smart_runtime.bundle.accuracies import accuracies  # noqa: PLC0415  # `--help` does without
+    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
     from smart_runtime.engines import resolve_engine  # noqa: PLC0415  # as above, and without its NumPy
     from smart_runtime.notes import notes_here, notes_on  # noqa: PLC0415  # as above
 
@@ -172,6 +174,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     for sentence in notes:
         note(sentence)
     warn(warnings)
+    measured = accuracies(manifest)
     if as_json:
         print_json(
             {
@@ -191,6 +194,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
                 "default_path": manifest.default_path,
                 "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
                 "class_names": list(manifest.class_names),
+                "accuracies": [one.record() for one in measured],
                 "graphs": [_graph_json(graph) for graph in manifest.graphs],
             }
         )
@@ -210,13 +214,18 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
             si(graph.macs),
             si(graph.parameters),
             si(graph.bytes, "B"),
-            _metric(graph, "clean_accuracy"),
-            _metric(graph, "robust_accuracy"),
         ]
         for graph in manifest.graphs
     ]
-    columns = ["graph", "density", "MACs", "parameters", "size", "clean accuracy", "robust accuracy"]
-    console().print(table("", columns, rows))
+    console().print(table("", ["graph", "density", "MACs", "parameters", "size"], rows))
+    columns = ["path", "accuracy of", "measured by", "images", "attack", "clean accuracy", "robust accuracy"]
+    rows = [
+        [one.path, one.what, one.by, one.where, one.under, _figure(one.clean_accuracy), _figure(one.robust_accuracy)]
+        for one in measured
+    ]
+    if manifest.baseline is not None:
+        rows.append([manifest.baseline.name, "not trained", "", "", "", "", ""])
+    print_wide(table("", columns, rows, text_columns=5))
 
 
 def _signature(bundle: Bundle, trust: Path | None) -> str:
@@ -241,9 +250,8 @@ def _graph_json(graph: GraphInfo) -> dict[str, Any]:
     }
 
 
-def _metric(graph: GraphInfo, name: str) -> str:
-    value = None if graph.metrics is None else graph.metrics.get(name)
-    return f"{value:.3f}" if isinstance(value, int | float) else ""
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -172,6 +172,11 @@ def document(measured: Sequence[Measured]) -> dict[str, Any]:
     }
 
 
+def _ran(one: Measured) -> str:
+    """Return a model with what computed its figures."""
+    return f"{one.model} ({f'{one.precision} graphs, {one.engine}' if one.kind == 'bundle' else 'fp32 masked paths'})"
+
+
 def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
     """Return title, columns and rows for people; a model has no figure under an attack that was not made on it.
 
@@ -183,7 +188,7 @@ def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]
     radii = {f"{one.eps:.4g}" for one in measured}
     counts = {str(one.examples) for one in measured}
     title = (
-        f"{f'{len(measured)} models' if several else first.model}: {', '.join(sorted(counts))} test images, "
+        f"{f'{len(measured)} models' if several else _ran(first)}: {', '.join(sorted(counts))} test images, "
         f"{', '.join(names[1:]) or 'no attack'}, eps {', '.join(sorted(radii))}, seed {first.seed}, 95% intervals"
     )
     worst = ["worst of all"] if len(names) > 2 else []
@@ -193,9 +198,7 @@ def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]
         for path in one.right:
             figures = [str(one.accuracy(path, name)) if name in one.names else "" for name in names]
             marked = f"{path} (!)" if path in one.warnings else path
-            rows.append(
-                [*([str(one.model)] if several else []), marked, *figures, *[str(one.worst(path))] * len(worst)]
-            )
+            rows.append([*([_ran(one)] if several else []), marked, *figures, *[str(one.worst(path))] * len(worst)])
     return title, columns, rows
 
 
