@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,7 @@ def build_bundle(
     default_path: str | None = None,
     judge: Evidence | None = None,
     calibrate: Evidence | None = None,
+    dense_control: Mapping[str, Mapping[str, Any]] | None = None,
     max_drop: float = MAX_DROP,
     undecided: str = "warn",
     random_images: int = RANDOM_IMAGES,
@@ -103,6 +104,8 @@ def build_bundle(
             without ``calibrate`` one half of them.
         calibrate: those that int8 graphs are calibrated on; by default the checkpoint's samples, without ``judge`` the
             other half of them. No other precision uses them.
+        dense_control: what a dense network, trained likewise, measured (`smart_export.control.control_metrics`), for
+            the baseline's accuracies.
         max_drop: what any accuracy of a path may lose against its masked path, as a fraction in [0, 1].
         undecided: what happens where the images are too few to tell whether it lost more: ``warn`` writes the bundle
             with a warning if the drop that was measured is allowed, ``refuse`` does not.
@@ -174,7 +177,13 @@ def build_bundle(
         dense, paths = graphs.pop(DENSE, None), graphs
         with stopwatch.phase("manifest and checksums"):
             manifest = manifest_record(
-                export, paths=paths, baseline=dense, plans=plans, densities=kept, default_path=default_path
+                export,
+                paths=paths,
+                baseline=dense,
+                dense_control=dense_control,
+                plans=plans,
+                densities=kept,
+                default_path=default_path,
             )
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_checksums(staging)

@@ -27,6 +27,7 @@ def manifest_record(
     *,
     paths: Mapping[str, ExportedGraph],
     baseline: ExportedGraph | None,
+    dense_control: Mapping[str, Mapping[str, Any]] | None,
     plans: Sequence[Plan],
     densities: Densities,
     default_path: str,
@@ -65,7 +66,12 @@ def manifest_record(
         },
         "baseline": None
         if baseline is None
-        else {"name": baseline.name, **graph_record(baseline), "layers": layer_records(baseline)},
+        else {
+            "name": baseline.name,
+            **graph_record(baseline),
+            "layers": layer_records(baseline),
+            **({} if dense_control is None else {"metrics": dense_control}),
+        },
         "plans": [plan.record for plan in plans],
         "training": checkpoint.training,
     }

@@ -59,6 +59,13 @@ def main() -> None:
     help="Add the unmasked network for smart-bench.",
 )
 @click.option(
+    "--dense-control",
+    type=_FILE,
+    metavar="CKPT",
+    help="Give the baseline the accuracies of this dense network (smart-train --dense-control).  [default: "
+    "CHECKPOINT.dense.pt beside it, where there is one]",
+)
+@click.option(
     "--precision",
     default=FP32,
     show_default=True,
@@ -121,6 +128,7 @@ def build(
     jetpack: str | None,
     output: Path | None,
     baseline: str,
+    dense_control: Path | None,
     precision: str,
     max_drop: float,
     undecided: str,
@@ -146,6 +154,7 @@ def build(
     """
     from smart_export import report as show  # noqa: PLC0415  # these load torch and onnx, for which --help need not wait
     from smart_export.build import build_bundle  # noqa: PLC0415  # as above
+    from smart_export.control import find_control  # noqa: PLC0415  # as above
     from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # as above
     from smart_export.publish import check_output  # noqa: PLC0415  # as above
     from smart_export.rtx import parse_capabilities, target_note, together  # noqa: PLC0415  # as above
@@ -171,6 +180,7 @@ def build(
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = own.load(checkpoint)
+    control = find_control(dense_control, loaded, file=checkpoint, load=own.load, note=house.note)
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
@@ -191,6 +201,7 @@ def build(
             default_path=default_path,
             judge=judge,
             calibrate=calibrate,
+            dense_control=control,
             max_drop=max_drop / 100,
             undecided=undecided,
             rtx=capabilities,
@@ -202,6 +213,7 @@ def build(
         )
     found = {
         **show.summary(result),
+        "dense_control": control,
         "checkpoint_digest": digest_of_file(checkpoint),  # other commands' results tell by these two which checkpoint
         "bundle_digest": Bundle.open(output).digest,  # became which bundle
         "timings": stopwatch.seconds,
@@ -218,8 +230,8 @@ def build(
     gc.freeze()
     if as_json:
         house.print_json(found)
-        return
-    _print_result(result, found)
+    else:
+        _print_result(result, found)
 
 
 def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
@@ -355,6 +367,7 @@ def keygen(*, key: Path, as_json: bool) -> None:
 @house.json_option
 def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     """Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`."""
+    from smart_export import report as show  # noqa: PLC0415  # loads torch
     from smart_train.checkpoint.format import describe  # noqa: PLC0415  # loads torch
 
     if checkpoint.is_dir():
@@ -366,26 +379,7 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     if as_json:
         house.print_json({"checkpoint": str(checkpoint), **found, "warnings": list(warnings)})
         return
-    structure, training = found["structure"], found["training"]
-    arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
-    shape, classes = " x ".join(map(str, found["input_shape"])), len(found["class_names"])
-    metrics = next(iter(found["paths"].values()))
-    lines = [
-        f"{found['architecture']} ({arguments}), images {shape}, {classes} classes",
-        f"structure {structure['name']}, density {structure['density']:g}, align {structure['align']}, "
-        f"scope {structure['scope']}, stores {found['union_density']:.1%} of the unmasked network's parameters",
-    ]
-    if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
-        lines.append(
-            f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
-            f"seed {training['seed']}"
-        )
-    if {"attack", "eps", "split", "examples"} <= metrics.keys():
-        lines.append(
-            f"figures of the masked fp32 paths, by smart-train: {metrics['examples']} images of the {metrics['split']} "
-            f"split, {metrics['attack']} at eps {metrics['eps']:.4g}"
-        )
-    _print_lines(lines)
+    _print_lines(show.checkpoint_lines(found))
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [
         [path, *(f"{row[key]:.3f}" if isinstance(row.get(key), float) else "" for key in keys)]

@@ -126,6 +126,30 @@ def gate_lines(result: BuildResult) -> Iterator[str]:
     )
 
 
+def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return what `smart_train.checkpoint.format.describe` says of a checkpoint, without its paths' figures."""
+    structure, training = found["structure"], found["training"]
+    arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
+    shape, classes = " x ".join(map(str, found["input_shape"])), len(found["class_names"])
+    metrics = next(iter(found["paths"].values()))
+    lines = [
+        f"{found['architecture']} ({arguments}), images {shape}, {classes} classes",
+        f"structure {structure['name']}, density {structure['density']:g}, align {structure['align']}, "
+        f"scope {structure['scope']}, stores {found['union_density']:.1%} of the unmasked network's parameters",
+    ]
+    if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
+        lines.append(
+            f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
+            f"seed {training['seed']}"
+        )
+    if {"attack", "eps", "split", "examples"} <= metrics.keys():
+        lines.append(
+            f"figures of the masked fp32 paths, by smart-train: {metrics['examples']} images of the {metrics['split']} "
+            f"split, {metrics['attack']} at eps {metrics['eps']:.4g}"
+        )
+    return lines
+
+
 def check_report_file(file: Path, *, bundle: Path) -> None:
     """Raise ExportError if a report cannot be written to ``file``, or would change the bundle that it is about."""
     if not file.parent.is_dir():

@@ -223,7 +223,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         [one.path, one.what, one.by, one.where, one.under, _figure(one.clean_accuracy), _figure(one.robust_accuracy)]
         for one in measured
     ]
-    if manifest.baseline is not None:
+    if manifest.baseline is not None and all(one.path != manifest.baseline.name for one in measured):
         rows.append([manifest.baseline.name, "not trained", "", "", "", "", ""])
     print_wide(table("", columns, rows, text_columns=5))
 

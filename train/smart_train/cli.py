@@ -174,6 +174,12 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     metavar="DIR",
     help="Write TensorBoard events to this folder.",
 )
+@click.option(
+    "--dense-control",
+    is_flag=True,
+    help="First train the same network unmasked by the same recipe too, into ckpt.dense.pt, to compare with: "
+    "smart-export shows its accuracies. Takes longer than the training itself.",
+)
 @click.option("--resume", is_flag=True, help="Continue an interrupted training with the same options and -o.")
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint and its state.")
 @house.json_option

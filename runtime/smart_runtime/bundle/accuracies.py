@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smart_common.errors import shortened
-from smart_runtime.bundle.manifest import GraphInfo, Manifest
+from smart_runtime.bundle.manifest import DENSE, GraphInfo, Manifest
 
 MASKED_PATH = "masked path"
 """The network with its masks, as it was trained: what a graph was made from."""
@@ -20,8 +20,8 @@ class Accuracies:
     """A path's accuracies on clean images and under attack, as fractions; None where the manifest has none.
 
     Attributes:
-        path: the path's name.
-        of: ``masked path`` or ``graph``.
+        path: the path's name, or the baseline's.
+        of: ``masked path``, ``graph``, or which path of the dense control (smart-train --dense-control).
         precision, engine: what computed it and in what; None where nobody recorded it.
         images: on how many images.
         data: which images these were.
@@ -68,10 +68,13 @@ class Accuracies:
 def accuracies(manifest: Manifest) -> tuple[Accuracies, ...]:
     """Return what the manifest says of each path: its training's figures, then the graph's own by the export's gate.
 
-    The first are those of the masked path, also where the graph is int8. What a stranger's manifest has under wrong
-    types is left out.
+    The first are those of the masked path, also where the graph is int8. Last come the dense control's, if it was
+    trained. What a stranger's manifest has under wrong types is left out.
     """
-    return tuple(found for path in manifest.paths.values() for found in _of_path(path, manifest))
+    paths = [found for path in manifest.paths.values() for found in _of_path(path, manifest)]
+    control = (manifest.baseline and manifest.baseline.metrics) or {}
+    dense = [_trained(DENSE, f"dense control, {name} path", _object(control, name)) for name in manifest.paths]
+    return (*paths, *(found for found in dense if found is not None))
 
 
 def deployed(manifest: Manifest, path: str) -> Accuracies | None:
@@ -85,22 +88,9 @@ def deployed(manifest: Manifest, path: str) -> Accuracies | None:
 
 
 def _of_path(path: GraphInfo, manifest: Manifest) -> Iterator[Accuracies]:
-    metrics = path.metrics or {}
-    if {"clean_accuracy", "robust_accuracy"} & metrics.keys():
-        split = _text(metrics, "split")
-        yield Accuracies(
-            path=path.name,
-            of=MASKED_PATH,
-            precision="fp32",
-            engine="torch",
-            images=_count(metrics, "examples"),
-            data=None if split is None else f"the {split} split",
-            attack=_text(metrics, "attack"),
-            eps=_fraction(metrics, "eps"),
-            by="smart-train",
-            clean_accuracy=_fraction(metrics, "clean_accuracy"),
-            robust_accuracy=_fraction(metrics, "robust_accuracy"),
-        )
+    trained = _trained(path.name, MASKED_PATH, path.metrics or {})
+    if trained is not None:
+        yield trained
     clean, robust = (_object(path.gate, key) for key in ("clean_accuracy", "robust_accuracy"))
     if clean or robust:
         judged = manifest.gate or {}
@@ -118,6 +108,25 @@ def _of_path(path: GraphInfo, manifest: Manifest) -> Iterator[Accuracies]:
             clean_accuracy=_fraction(clean, "after"),
             robust_accuracy=_fraction(robust, "after"),
         )
+
+
+def _trained(path: str, of: str, metrics: Mapping[str, Any]) -> Accuracies | None:
+    if not {"clean_accuracy", "robust_accuracy"} & metrics.keys():
+        return None
+    split = _text(metrics, "split")
+    return Accuracies(
+        path=path,
+        of=of,
+        precision="fp32",
+        engine="torch",
+        images=_count(metrics, "examples"),
+        data=None if split is None else f"the {split} split",
+        attack=_text(metrics, "attack"),
+        eps=_fraction(metrics, "eps"),
+        by="smart-train",
+        clean_accuracy=_fraction(metrics, "clean_accuracy"),
+        robust_accuracy=_fraction(metrics, "robust_accuracy"),
+    )
 
 
 def _object(record: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:

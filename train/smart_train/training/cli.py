@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import click
+import torch
 from click.core import ParameterSource
 
 from smart_common.console import cli as house
@@ -17,12 +18,13 @@ from smart_common.robustness import warnings_of_metrics
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_train.architectures.build import ARCHITECTURES
-from smart_train.architectures.custom import import_factory
+from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import describe, load_checkpoint
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces
+from smart_train.data.images import ImageSet
 from smart_train.errors import ConfigError
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
@@ -30,6 +32,7 @@ from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
 from smart_train.options import parse_arguments, parse_fraction
 from smart_train.training.config import TrainConfig
+from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
@@ -115,12 +118,27 @@ def _say_density(net: SmartNetwork) -> None:
 def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
+    if summary["dense_control"] is not None:
+        control = summary["dense_control"]["paths"]
+        rows += [[f"dense control: {path}", *(f"{row[key]:.3f}" for key in keys)] for path, row in control.items()]
     columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
     house.note(
         f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of "
         f"{config.epochs}, stores {summary['union_density']:.1%} of the unmasked network's parameters"
     )
+
+
+def _train_control(
+    config: TrainConfig, data: ImageSet, *, output: Path, factory: Factory | None, **started: Any
+) -> dict[str, Any]:
+    """Train the dense control and return its part of the summary; the training's random numbers stay as they are."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        trainer = Trainer(control_config(config), data, output=output, factory=factory, **started)
+        with house.progress("training the dense control", total=trainer.steps_left) as advance:
+            result = trainer.run(on_step=advance)
+    found = describe(load_checkpoint(result.checkpoint, factory=factory))
+    return {"checkpoint": str(result.checkpoint), "seconds": result.seconds, "paths": found["paths"]}
 
 
 def _say_epoch(report: EpochReport, *, attack: str) -> None:
@@ -197,7 +215,8 @@ def train(
         check_plot(curves)  # before the hours of training, not after
     if resume and force:
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
-    existing = [p for p in (output, state_path(output)) if p.exists()]
+    outputs = [output, *([control_path(output)] if options["dense_control"] else [])]
+    existing = [p for one in outputs for p in (one, state_path(one)) if p.exists()]
     if existing and not resume and not force:
         raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
     check_history(history_path(output))
@@ -218,20 +237,22 @@ def train(
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
+    images = places.load(data)
+    started: dict[str, Any] = {"resume": resume, "factory": factory, "initial": init}
     trainer = Trainer(
         config,
-        places.load(data),
+        images,
         output=output,
-        resume=resume,
-        factory=factory,
-        initial=init,
         tensorboard=tensorboard,
+        **started,
     )
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
     _say_density(trainer.net)
     _say_weights(trainer)
+    # Before the training, whose history.csv is to be the folder's latest.
+    control = _train_control(config, images, output=outputs[-1], **started) if len(outputs) > 1 else None
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
@@ -246,6 +267,7 @@ def train(
         "best_epoch": result.best_epoch,
         "union_density": found["union_density"],
         "paths": found["paths"],
+        "dense_control": control,
         "warnings": list(warnings),
     }
     if as_json:
