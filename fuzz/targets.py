@@ -39,6 +39,7 @@ class Target:
 
 def _manifest(_: Path) -> Subject:
     from runtime.bundles import manifest_document  # noqa: PLC0415
+    from smart_common.names import is_printable  # noqa: PLC0415
     from smart_runtime.bundle.manifest import DENSE, PATH_NAME, is_inside, parse_manifest  # noqa: PLC0415
     from smart_runtime.errors import BundleError  # noqa: PLC0415
 
@@ -46,7 +47,7 @@ def _manifest(_: Path) -> Subject:
         manifest = parse_manifest(data)
         assert manifest.default_path in manifest.paths
         assert len(manifest.class_names) == manifest.output.classes >= 1
-        assert all(name.isprintable() for name in manifest.class_names)
+        assert all(map(is_printable, manifest.class_names))
         assert all(1 <= side < 2**63 for side in manifest.input.shape)
         for name, graph in manifest.paths.items():
             assert graph.name == name

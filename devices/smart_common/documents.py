@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 from smart_common.errors import SmartError
+from smart_common.names import is_printable
 
 JsonObject: TypeAlias = Mapping[str, Any]
 Damaged: TypeAlias = Callable[[str], Exception]
@@ -227,7 +228,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_printable(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and value.isprintable() and len(value) <= MAX_TEXT
+    return isinstance(value, str) and is_printable(value) and len(value) <= MAX_TEXT
 
 
 def _check_depth(text: str) -> None:

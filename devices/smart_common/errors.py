@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from smart_common.names import is_printable
+
 _MAX_QUOTED = 600  # characters
+_LISTED = 10  # names
 
 
 class SmartError(Exception):
@@ -22,5 +27,11 @@ class OutputError(SmartError):
 
 def shortened(text: str) -> str:
     """Return what a library says, or what stands in a stranger's file, as one short printable line for an error."""
-    line = "".join(character if character.isprintable() else "?" for character in " ".join(text[:100_000].split()))
+    line = "".join(character if is_printable(character) else "?" for character in " ".join(text[:100_000].split()))
     return line if len(line) <= _MAX_QUOTED else f"{line[:_MAX_QUOTED]}..."
+
+
+def few(names: Sequence[object]) -> str:
+    """Return up to ten of ``names``, each as `shortened` shows it, and how many more there are."""
+    listed = ", ".join(shortened(str(name)) for name in names[:_LISTED])
+    return listed if len(names) <= _LISTED else f"{listed} and {len(names) - _LISTED} more"

@@ -43,6 +43,7 @@ class BuildResult:
         max_drop: what it let an accuracy drop by, as a fraction.
         warnings: a sentence for each accuracy that the gate could not decide about, and each reason not to rely on a
             path under attack.
+        dense_control: what the dense control measured, by path; None without one.
         quantisation: how graphs became int8, None for other precisions.
         paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
@@ -57,6 +58,7 @@ class BuildResult:
     judged: dict[str, Any]
     max_drop: float
     warnings: tuple[str, ...]
+    dense_control: Mapping[str, Mapping[str, Any]] | None
     quantisation: dict[str, Any] | None
     paths: dict[str, ExportedGraph]
     baseline: ExportedGraph | None
@@ -204,6 +206,7 @@ def build_bundle(
             *(sentence for graph in paths.values() for sentence in graph.warnings),
             *warnings_of_metrics({name: checkpoint.role(name) for name in names}, checkpoint.metrics),
         ),
+        dense_control=dense_control,
         quantisation=quantisation(export),
         paths=paths,
         baseline=dense,

@@ -35,11 +35,13 @@ _FILE = click.Path(path_type=Path)
 
 @click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")
 @click.version_option(version(), prog_name="smart-export")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn a checkpoint into a bundle: one small ONNX graph a path, verified against the network it came from.
 
     `smart-export CKPT ...` means `smart-export build CKPT ...`.
     """
+    context.with_resource(house.warnings_as_notes("smart_export", "smart_train"))
 
 
 @main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
@@ -161,6 +163,7 @@ def build(
     from smart_export.signing import load_private_key  # noqa: PLC0415  # as above
     from smart_export.verify import check_max_drop  # noqa: PLC0415  # as above
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
+    from smart_train.data.load import wanted_size  # noqa: PLC0415  # as above
 
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
     device = resolve_target(target, jetpack=jetpack)
@@ -180,14 +183,22 @@ def build(
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = own.load(checkpoint)
-    control = find_control(dense_control, loaded, file=checkpoint, load=own.load, note=house.note)
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
-            judge = judging_evidence(places.load(data), loaded, images=data_images, progress=house.progress)
+            judge = judging_evidence(
+                places.load(data, image_size=wanted_size(data, input_shape=loaded.input_shape)),
+                loaded,
+                images=data_images,
+                progress=house.progress,
+            )
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
-            calibrate = calibrating_evidence(places.load(calibration), loaded, progress=house.progress)
+            calibrate = calibrating_evidence(
+                places.load(calibration, image_size=wanted_size(calibration, input_shape=loaded.input_shape)),
+                loaded,
+                progress=house.progress,
+            )
     with_dense = baseline == DENSE
     steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
     # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.
@@ -201,7 +212,7 @@ def build(
             default_path=default_path,
             judge=judge,
             calibrate=calibrate,
-            dense_control=control,
+            dense_control=find_control(dense_control, loaded, file=checkpoint, load=own.load, note=house.note),
             max_drop=max_drop / 100,
             undecided=undecided,
             rtx=capabilities,
@@ -213,7 +224,6 @@ def build(
         )
     found = {
         **show.summary(result),
-        "dense_control": control,
         "checkpoint_digest": digest_of_file(checkpoint),  # other commands' results tell by these two which checkpoint
         "bundle_digest": Bundle.open(output).digest,  # became which bundle
         "timings": stopwatch.seconds,
@@ -223,8 +233,7 @@ def build(
         with replacing(report) as file:
             file.write((json.dumps(show.summary(result, layers=True), indent=1, allow_nan=False) + "\n").encode())
     if verbose:
-        _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
-        house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
+        _print_total(stopwatch, peak=found["peak_bytes"])
     house.warn(result.warnings)
     # Leaving Python looks through every object for garbage: 1.6 s after a conversion, and the process ends anyway.
     gc.freeze()
@@ -261,6 +270,11 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 def _print_phase(name: str, seconds: float) -> None:
     house.note(f"{name}: {seconds:.2f} s")
+
+
+def _print_total(stopwatch: Stopwatch, *, peak: int) -> None:
+    _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
+    house.note(f"peak memory: {si(peak, 'B')}")
 
 
 @main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt, or smart-export check model.onnx")

@@ -49,6 +49,7 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
         "gate": {name: graph.judged for name, graph in result.paths.items() if graph.judged is not None},
         "judged_by": result.judged,
         "warnings": list(result.warnings),
+        "dense_control": result.dense_control,
         "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,

@@ -297,7 +297,7 @@ WEIGHT_MASK_LIES: dict[str, tuple[Callable[[Raw], object], str]] = {
     "another pattern": (lambda raw: raw["structure"].update(name="channel+1:4"), "keeps what channel.1:4 says"),
     "another structure": (
         lambda raw: raw["structure"].update(name="block"),
-        "unknown structure 'block'; there are channel",
+        "unknown structure 'block'; there are ",
     ),
     "reasons that clear a terminal": (lambda raw: raw.update(dense_layers={"fc": "\x1b[2J"}), "dense_layers"),
     "reasons as numbers": (lambda raw: raw.update(dense_layers={"fc": 1}), "'fc'"),

@@ -147,7 +147,7 @@ def main(
     from smart_eval.report import document  # noqa: PLC0415
 
     page.spare([*models, source, trust, output])
-    with house.warnings_as_notes("smart_eval"):
+    with house.warnings_as_notes("smart_eval", "smart_train"):
         found = evaluate_all(
             models,
             data=data,

@@ -36,7 +36,7 @@ from smart_train.attacks import Attack
 from smart_train.checkpoint.format import Checkpoint, load_checkpoint
 from smart_train.chunks import enough_memory, usual_chunk
 from smart_train.data.images import ImageSet, Split
-from smart_train.data.load import NAMED, data_spec, load_data
+from smart_train.data.load import NAMED, data_spec, load_data, wanted_size
 from smart_train.data.source import Advance, Progress, no_progress
 from smart_train.errors import ConfigError, DataError
 from smart_train.training.config import DEVICES
@@ -311,7 +311,7 @@ def evaluate_all(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     read_checkpoint: Callable[[Path], Checkpoint] = load_checkpoint,
-    read_data: Callable[[str], ImageSet] = load_data,
+    read_data: Callable[..., ImageSet] = load_data,
     progress: Progress = no_progress,
     after: Callable[[Subject, torch.device], None] = lambda _, __: None,
 ) -> Evaluation:
@@ -327,7 +327,7 @@ def evaluate_all(
         output: a file that gets each result as it comes; None keeps nothing.
         resume: take what ``output`` holds.
         read_checkpoint: reads a checkpoint's file.
-        read_data: reads a data set by its name.
+        read_data: reads a data set by its name, and a folder's pictures at an ``image_size`` of (height, width).
         progress: a context for a bar of ``total`` images, which gives what moves it on.
         after: called with each model when it is measured and still on the device, by the first process only.
 
@@ -369,7 +369,7 @@ def evaluate_all(
 
 
 def _images(
-    model: OpenModel, data: str | os.PathLike[str] | ImageSet | None, *, read: Callable[[str], ImageSet]
+    model: OpenModel, data: str | os.PathLike[str] | ImageSet | None, *, read: Callable[..., ImageSet]
 ) -> ImageSet:
     """Return what to measure ``model`` on; warn if it is not what it was trained on."""
     record = model.training.get("data")
@@ -377,7 +377,11 @@ def _images(
     trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything
     if data is None and trained_on not in NAMED:
         raise ConfigError(f"{model.model} was trained on {trained_on}, which no name tells; give the same as --data")
-    images = data if isinstance(data, ImageSet) else read(data_spec(data or trained_on))
+    if isinstance(data, ImageSet):
+        images = data
+    else:
+        spec = data_spec(data or trained_on)
+        images = read(spec, image_size=wanted_size(spec, input_shape=model.input_shape))
     if images.shape != model.input_shape or len(images.class_names) != len(model.class_names):
         raise DataError(
             f"expected images {model.input_shape} of {len(model.class_names)} classes as the network was "

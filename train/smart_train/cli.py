@@ -23,7 +23,7 @@ from smart_train.choices import (
     SCORES,
     STRUCTURES,
 )
-from smart_train.data.cli import data_options
+from smart_train.data.cli import ImageSize, data_options
 from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
 from smart_train.training.recipe import Value, read_recipe
@@ -98,10 +98,23 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--data", default="digits", help=f"{DATA_SPECS}.")
 @data_options
+@click.option(
+    "--image-size",
+    type=ImageSize(),
+    metavar="N",
+    help="Pictures of a folder: scale the shorter side to N pixels and cut out the middle (HxW for other shapes than "
+    "squares); adds --resized-crop unless told otherwise.",
+)
 @click.option("--train-images", type=int, metavar="N", help="Train on N images, classes in proportion.  [default: all]")
 @click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
 @click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
 @click.option("--flip/--no-flip", help="Mirror half of the training images left to right.")
+@click.option(
+    "--resized-crop/--no-resized-crop",
+    default=None,
+    show_default=False,
+    help="Train on a random part of each image, 35% of it or more, scaled to its size.  [default: with --image-size]",
+)
 @click.option(
     "--model",
     default="resnet8",
@@ -194,7 +207,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     """
     from smart_train.training.cli import train  # noqa: PLC0415  # torch, and all that trains
 
-    train(ctx, **options)
+    with house.warnings_as_notes("smart_train"):
+        train(ctx, **options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -41,10 +42,10 @@ def _politely() -> Iterator[None]:
     try:
         yield
     except SmartError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {error}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
         where = f" ({error.filename})" if error.filename else ""
-        click.echo(f"error: the system refused: {error.strerror or error}{where}", err=True)
+        click.echo(f"error: the system refused: {error.strerror or error}{where}", file=sys.stderr)
     else:
         return
     raise click.exceptions.Exit(1)
@@ -52,6 +53,12 @@ def _politely() -> Iterator[None]:
 
 class _Polite:
     """Mixin for click commands whose expected failures are one line, while options are read and after."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks must not end an hour's work
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)  # type: ignore[misc]  # it sits before a click class
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_TYPED] = tuple(args)
@@ -157,14 +164,16 @@ def only_results_on_stdout() -> Iterator[None]:
 
 
 @contextmanager
-def warnings_as_notes(package: str) -> Iterator[None]:
-    """Show what the logger ``package`` warns of as lines for people, each once, not in the logging module's own way."""
-    logger, handler = logging.getLogger(package), _NoteHandler()
-    logger.addHandler(handler)
+def warnings_as_notes(*packages: str) -> Iterator[None]:
+    """Show what the loggers ``packages`` warn of as lines for people, each once, not in logging's own way."""
+    handler = _NoteHandler()
+    for package in packages:
+        logging.getLogger(package).addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for package in packages:
+            logging.getLogger(package).removeHandler(handler)
 
 
 class _NoteHandler(logging.Handler):

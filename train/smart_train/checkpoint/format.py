@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_common.errors import shortened
+from smart_common.names import is_name
 from smart_common.roles import Role, default_role
 from smart_runtime.bundle.manifest import Manifest
 from smart_train.architectures.build import ARCHITECTURES, build_network
@@ -101,7 +102,14 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write ``checkpoint`` to ``path``: beside it first, then renamed."""
+    """Write ``checkpoint`` to ``path``: beside it first, then renamed.
+
+    Raises:
+        CheckpointError: if a class has a name that `load_checkpoint` would refuse.
+    """
+    refused = [name for name in checkpoint.class_names if not is_name(name)]
+    if refused:
+        raise CheckpointError(f"the class name {refused[0]!a:.100} is not printable or too long; rename the class")
     net = checkpoint.net
     weight_masks = {path: {n: m.cpu() for n, m in net.weight_masks(path).items()} for path in net.path_names}
     save_atomically(

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from smart_common.files import replacing
+from smart_common.names import MAX_NAME, is_name, is_printable
 from smart_train.choices import Argument
 from smart_train.errors import CheckpointError
 
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
 _MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask for 60, and a microsecond, when read
 _MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
-_MAX_NAME = 1024  # characters of one name
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record
 
@@ -193,8 +193,8 @@ class Reader:
     def text(self, source: Any, key: str) -> str:
         """Return a name, printable because it may reach a terminal."""
         value = self.get(source, key, str)
-        if not 1 <= len(value) <= _MAX_NAME or not value.isprintable():
-            raise self.fail(f"printable text of up to {_MAX_NAME} characters '{key}'")
+        if not is_name(value):
+            raise self.fail(f"printable text of up to {MAX_NAME} characters '{key}'")
         return str(value)
 
     def texts(self, source: Any, key: str, *, least: int, most: int) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ class Reader:
         elif (
             value is None
             or type(value) is bool
-            or (type(value) is str and value.isprintable())  # it may reach a terminal
+            or (type(value) is str and is_printable(value))  # it may reach a terminal
             or (type(value) is int and abs(value) < 2**63)
             or (type(value) is float and math.isfinite(value))
         ):

@@ -1,7 +1,8 @@
-"""Random crops and flips of whole batches, on whatever device the images are."""
+"""Random parts, crops and flips of whole batches, on whatever device the images are."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,17 @@ from torch.nn import functional
 
 from smart_train.errors import ConfigError
 
+_LEAST_AREA = 0.35  # torchvision's default, 0.08, is meant for ImageNet's million pictures
+_WIDEST = 4 / 3
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images, each on its own: a random crop after zero padding, and a random flip.
+    """What is done to training images, each on its own: a random part of it, a crop after zero padding, and a flip.
 
     Attributes:
+        resized_crop: take a random part, scaled to the size of the image (torchvision's RandomResizedCrop): 35% to 100%
+            of its area, its sides as 3 to 4 up to 4 to 3.
         crop_pad: pixels of zeros on each side before a crop of the old size; 0 for none.
         flip: mirror left and right with probability 1/2.
 
@@ -28,6 +34,7 @@ class Augmentation:
 
     crop_pad: int = 0
     flip: bool = False
+    resized_crop: bool = False
 
     def __post_init__(self) -> None:
         if self.crop_pad < 0:
@@ -51,6 +58,8 @@ class Augmentation:
         Raises:
             ConfigError: if the padding is larger than a side.
         """
+        if self.resized_crop:
+            images = _random_parts(images, generator=generator)
         if not self.crop_pad and not self.flip:
             return images
         count, height, width, channels = images.shape
@@ -71,3 +80,26 @@ class Augmentation:
         first = torch.arange(count, device=device)[:, None, None] * padded_height
         pixels = (first + rows[:, :, None]) * padded_width + columns[:, None, :]
         return images.reshape(-1, channels).index_select(0, pixels.reshape(-1)).reshape(count, height, width, channels)
+
+
+def _random_parts(images: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return a random part of each image, uint8 (N, H, W, C), scaled to its size.
+
+    As torchvision's RandomResizedCrop draws it (Szegedy et al. 2015, arXiv 1409.4842): the area is uniform, the aspect
+    ratio's logarithm too. A side that is then longer than the image is cut to it, where torchvision draws anew.
+    """
+    count, height, width, _ = images.shape
+    random = torch.rand(4, count, generator=generator, device=images.device)
+    area = _LEAST_AREA + random[0] * (1 - _LEAST_AREA)
+    ratio = torch.exp((2 * random[1] - 1) * math.log(_WIDEST))  # of the part's width to its height, in pixels
+    across = (area * ratio * height / width).sqrt().clamp(max=1)  # fractions of the image's sides
+    down = (area / ratio * width / height).sqrt().clamp(max=1)
+    # In the coordinates of grid_sample, where an image reaches from -1 to 1.
+    zero = torch.zeros_like(across)
+    right, below = (1 - across) * (2 * random[2] - 1), (1 - down) * (2 * random[3] - 1)
+    theta = torch.stack([across, zero, right, zero, down, below], dim=1).reshape(count, 2, 3)
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32)
+    with torch.autocast(images.device.type, enabled=False):  # half precision cannot tell where a pixel is
+        grid = functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+        parts = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return parts.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,9 +1,9 @@
 """Keep what was read once: a data set's arrays in memory-mapped files.
 
-``CACHE/data/KIND-KEY/FINGERPRINT/`` holds the four arrays as .npy and ``set.json`` with the class names and a checksum.
-The key is the source's absolute path. The fingerprint covers the name, size and time of every source file, so that a
-changed source is read anew. An entry is written beside its place, flushed and renamed; it counts only where it
-still is what was stored. A cache that cannot be used costs time, never an error.
+``CACHE/data/KIND-KEY/FINGERPRINT/`` holds the four arrays as .npy and ``set.json`` with all else and a checksum; scaled
+pictures are in ``KIND-KEY-SIZE``. The key is the source's absolute path. The fingerprint covers the name, size and time
+of every source file, so that a changed source is read anew. An entry is written beside its place, flushed and renamed;
+it counts only where it still is what was stored. A cache that cannot be used costs time, never an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from smart_train.data.images import ImageSet
 from smart_train.data.source import ARRAYS, Arrays, Source
 from smart_train.errors import DataError
 
-_VERSION = 1  # one more whenever a reader makes other arrays of the same files
+_VERSION = 2  # one more whenever a reader makes other arrays of the same files
 _ABOUT = "set.json"
 
 
@@ -43,12 +43,14 @@ def through_cache(
         DataError: as ``read`` and ``build`` do on the source; never for the cache.
     """
     key = hashlib.sha256(os.fsencode(source.root.resolve())).hexdigest()[:32]
-    shelf = cache_dir / "data" / f"{source.kind}-{key}"
+    plain = f"{source.kind}-{key}"
     before = _fingerprint(source)
-    entry = shelf / before
-    images = _stored(entry, build)
-    if images is not None:
-        return images
+    # Pictures that have the wanted size already are the same in both ways of reading them.
+    for shelf in dict.fromkeys((plain, f"{plain}-{source.variant}" if source.variant else plain)):
+        entry = cache_dir / "data" / shelf / before
+        images = _stored(entry, build)
+        if images is not None:
+            return images
     arrays = read()
     images = build(arrays)
     if _fingerprint(source) == before:  # else somebody changed the files while they were read
@@ -72,7 +74,8 @@ def _fingerprint(source: Source) -> str:
 
 def _checksum(images: ImageSet) -> str:
     """Return a hash over every byte that an entry holds, so that a flipped bit on the disk is found, hexadecimal."""
-    return hashlib.sha256(json.dumps([images.digest, images.class_names]).encode()).hexdigest()
+    about = [images.digest, images.class_names, images.notes]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _stored(entry: Path, build: Callable[[Arrays], ImageSet]) -> ImageSet | None:
@@ -83,6 +86,8 @@ def _stored(entry: Path, build: Callable[[Arrays], ImageSet]) -> ImageSet | None
         arrays = Arrays(
             **{name: np.asarray(open_memmap(entry / f"{name}.npy", mode="c")) for name in ARRAYS},
             class_names=None if names is None else tuple(names),
+            left_out=about["left_out"],
+            notes=tuple(about["notes"]),
         )
         images = build(arrays)
         return images if _checksum(images) == about["checksum"] else None
@@ -105,7 +110,8 @@ def _store(entry: Path, arrays: Arrays, *, checksum: str) -> None:
                 with replacing(beside / f"{name}.npy") as file:
                     np.save(file, getattr(arrays, name), allow_pickle=False)
             with replacing(beside / _ABOUT) as file:
-                file.write(json.dumps({"class_names": arrays.class_names, "checksum": checksum}).encode())
+                about = {name: getattr(arrays, name) for name in ("class_names", "left_out", "notes")}
+                file.write(json.dumps(about | {"checksum": checksum}).encode())
             beside.rename(entry)
         finally:
             shutil.rmtree(beside, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +64,8 @@ class Arrays:
         test_images: uint8 (M, H, W, C).
         test_labels: integers (M,).
         class_names: one a class in the order of the labels; None for the numbers themselves.
+        left_out: broken pictures that are not in them.
+        notes: as in `smart_train.data.images.ImageSet`.
     """
 
     train_images: Array
@@ -71,9 +73,11 @@ class Arrays:
     test_images: Array
     test_labels: Array
     class_names: tuple[str, ...] | None = None
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
 
 
-ARRAYS = tuple(field.name for field in fields(Arrays) if field.name != "class_names")
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,8 @@ class Source:
         root: the folder or archive that holds it.
         files: every file that the arrays come from.
         decoder: what else the arrays depend on, such as a library's version.
+        variant: which of several ways of reading the files ``read`` goes, such as ``224x224``; "" for the plain one.
+        ignored: what lies among the files and is not read, in a sentence; "" for nothing.
         read: read them all; raises DataError.
     """
 
@@ -95,3 +101,5 @@ class Source:
     files: tuple[Path, ...]
     read: Callable[[Progress], Arrays]
     decoder: str = ""
+    variant: str = ""
+    ignored: str = ""

@@ -165,6 +165,7 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
         return None if typed and source(option) is ParameterSource.DEFAULT_MAP else options[option]
 
     structure, attack, method = options["structure"], options["attack"], options["method"]
+    resized_crop = options["resized_crop"]
     steps = unless_overruled("steps", by=["attack"])
     step_size = unless_overruled("step_size", by=["attack", "eps"])
     own = parse_structure(structure).own_density is not None
@@ -188,7 +189,11 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
             steps=steps if steps is not None else 1 if attack_kind(attack).one_step else Attack.steps,
             step_size=None if step_size is None else parse_fraction(step_size),
         ),
-        augmentation=Augmentation(crop_pad=options["crop_pad"], flip=options["flip"]),
+        augmentation=Augmentation(
+            crop_pad=options["crop_pad"],
+            flip=options["flip"],
+            resized_crop=options["image_size"] is not None if resized_crop is None else resized_crop,
+        ),
         learning_rate=options["lr"],
         **{name: options[name] for name in _AS_THEY_ARE},
     )
@@ -237,7 +242,7 @@ def train(
         house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
-    images = places.load(data)
+    images = places.load(data, image_size=options["image_size"])
     started: dict[str, Any] = {"resume": resume, "factory": factory, "initial": init}
     trainer = Trainer(
         config,

@@ -101,6 +101,8 @@ class TrainConfig:
         """Return the configuration in plain values, the options of the method complete."""
         options = asdict(load_method(self.method).read_options(self.method_options))
         record = asdict(replace(self, method_options=options))
+        if not self.augmentation.resized_crop:  # nor did it stand in the files of the time when there was none
+            del record["augmentation"]["resized_crop"]
         if not options:  # nor did it stand in the files of the time when methods had none
             del record["method_options"]
         return record

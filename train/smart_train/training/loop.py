@@ -343,6 +343,7 @@ class Trainer:
                 "train": len(data.train),
                 "validation": len(data.validation),
                 "test": len(data.test),
+                **({"notes": list(data.notes)} if data.notes else {}),
             },
             **({"permutation": {name: asdict(gain) for name, gain in self._gains.items()}} if self._gains else {}),
             "best_epoch": self._progress.best_epoch,
