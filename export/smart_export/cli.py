@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smart_common.console import cli as house
-from smart_common.files import digest_of_file, replacing
+from smart_common.files import digest_of_file
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_common.version import version
@@ -87,8 +86,7 @@ def main(context: click.Context) -> None:
     default="warn",
     show_default=True,
     type=click.Choice(["warn", "refuse"]),
-    help="Where the judging images are too few to say whether a drop is above --max-drop: write the bundle with a "
-    "warning, if the drop they measure is not, or refuse it in any case.",
+    help="If the images are too few to say whether a drop is above --max-drop, but the measured one is not.",
 )
 @click.option(
     "--data",
@@ -151,8 +149,7 @@ def build(
     """Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle.
 
     The accuracies of each graph, clean and on adversarial images, are compared with those of its masked path on the
-    same images; a bundle that loses more than --max-drop is not written. What so few images cannot decide is said,
-    with the number that would.
+    same images; a bundle that loses more than --max-drop is not written.
     """
     from smart_export import report as show  # noqa: PLC0415  # these load torch and onnx, for which --help need not wait
     from smart_export.build import build_bundle  # noqa: PLC0415  # as above
@@ -230,8 +227,7 @@ def build(
         "peak_bytes": peak_bytes(),
     }
     if report is not None:
-        with replacing(report) as file:
-            file.write((json.dumps(show.summary(result, layers=True), indent=1, allow_nan=False) + "\n").encode())
+        show.write_report(report, result)
     if verbose:
         _print_total(stopwatch, peak=found["peak_bytes"])
     house.warn(result.warnings)
@@ -246,11 +242,8 @@ def build(
 def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
     from smart_export import report as show  # noqa: PLC0415  # as above
 
-    precision, target = result.precision, result.target
-    held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
-    if any(graph.warnings for graph in result.paths.values()):
-        held = "the accuracy gate could not decide"
-    title = f"{result.bundle}: {precision} for {target.name}, {held}"
+    target = result.target
+    title = f"{result.bundle}: {result.precision} for {target.name}, {show.verdict(result)}"
     house.console().print(house.table(title, *show.graph_table(found)))
     _print_lines(show.gate_lines(result))
     estimates = show.expectations(result)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from smart_common.files import replacing
 from smart_common.units import si
 from smart_devices import Target
 from smart_devices.roofline import Estimate, NoEstimate, estimate, peaks_of
@@ -15,7 +17,7 @@ from smart_export.bundle_manifest import graph_record, layer_records
 from smart_export.dla import DlaReport, has_dla
 from smart_export.errors import ExportError
 from smart_export.layers import LayerCost, NetworkCost
-from smart_export.precision import Precision
+from smart_export.precision import INT8, Precision
 from smart_export.rtx import Plan
 from smart_export.sparsity import FileSparsity, LayerSparsity
 from smart_export.stages import ExportedGraph
@@ -109,6 +111,14 @@ def expected_lines(estimates: Mapping[str, Expected]) -> Iterator[str]:
     )
 
 
+def verdict(result: BuildResult) -> str:
+    """Return what the export proved, in a few words for a title."""
+    if any(graph.warnings for graph in result.paths.values()):
+        return "the accuracy gate could not decide"
+    held = "path passed the accuracy gate" if result.precision == INT8 else "graph agrees with its masked path"
+    return f"each {held}"
+
+
 def gate_lines(result: BuildResult) -> Iterator[str]:
     """Yield a line for each path on what its accuracies lost, then what was compared, by whom and on what."""
     for name, graph in result.paths.items():
@@ -161,6 +171,12 @@ def check_report_file(file: Path, *, bundle: Path) -> None:
         raise ExportError(
             f"the report {file} cannot be inside of the bundle, which has its own files only; name another place"
         )
+
+
+def write_report(file: Path, result: BuildResult) -> None:
+    """Write the :func:`summary` with its layers into ``file``, whole or not at all; raises OSError."""
+    with replacing(file) as opened:
+        opened.write((json.dumps(summary(result, layers=True), indent=1, allow_nan=False) + "\n").encode())
 
 
 def attention(name: str, graph: ExportedGraph) -> Iterator[str]:
