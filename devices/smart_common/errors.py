@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from smart_common.names import is_printable
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as shells say."""
 
 _MAX_QUOTED = 600  # characters
 _LISTED = 10  # names
@@ -23,6 +26,15 @@ class MissingExtraError(SmartError):
 
 class OutputError(SmartError):
     """A file or folder that cannot be written where it was asked for."""
+
+
+def alternatives(name: str, known: Iterable[str]) -> str:
+    """Return ``name``, which is none of the ``known``, with the one that may be meant, else with all that there are."""
+    from difflib import get_close_matches  # noqa: PLC0415  # every command's `--help` reads this module
+
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    return f"{shortened(name)!a:.102}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
 
 
 def shortened(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from smart_common.errors import alternatives
 from smart_devices.errors import UnknownEngineError
 
 AUTO = "auto"
@@ -106,12 +107,4 @@ def engine_info(name: str) -> EngineInfo:
     for info in ENGINES:
         if info.name == name:
             return info
-    raise UnknownEngineError(unknown_engine(name, [info.name for info in ENGINES]))
-
-
-def unknown_engine(name: str, known: list[str]) -> str:
-    """Return what to tell a user who named an engine that is not among ``known``."""
-    from difflib import get_close_matches  # noqa: PLC0415  # every command's `--help` reads this table
-
-    near = get_close_matches(name, known, n=1)
-    return f"unknown engine {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
+    raise UnknownEngineError(f"unknown engine {alternatives(name, [info.name for info in ENGINES])}")

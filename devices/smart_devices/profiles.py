@@ -15,11 +15,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
 from smart_common.documents import Reader, parse_document, read_limited
+from smart_common.errors import alternatives
 from smart_devices.device_profile import (
     PRECISIONS,
     DenseSparse,
@@ -74,9 +74,7 @@ def resolve_target(name: str | os.PathLike[str] | Profile | Target, *, jetpack: 
     else:
         known = _profiles_by_name()
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise UnknownTargetError(f"unknown target {str(name)!a:.100}; {remedy}")
+            raise UnknownTargetError(f"unknown target {alternatives(str(name), sorted(known))}")
         profile = known[str(name)]
     if jetpack is not None and not any(jetpack in row.versions for row in profile.jetpack):
         releases = ", ".join(version for row in profile.jetpack for version in row.versions)

@@ -14,7 +14,6 @@ from smart_common.console import cli as house
 from smart_common.files import digest_of_file
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
-from smart_common.version import version
 from smart_devices import PRECISIONS, resolve_target
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_export.errors import ExportError
@@ -33,7 +32,7 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")
-@click.version_option(version(), prog_name="smart-export")
+@house.version_option("smart-export")
 @click.pass_context
 def main(context: click.Context) -> None:
     """Turn a checkpoint into a bundle: one small ONNX graph a path, verified against the network it came from.
@@ -56,7 +55,7 @@ def main(context: click.Context) -> None:
     "--baseline",
     default=DENSE,
     show_default=True,
-    type=click.Choice([DENSE, "none"]),
+    type=house.Choice([DENSE, "none"]),
     help="Add the unmasked network for smart-bench.",
 )
 @click.option(
@@ -70,7 +69,7 @@ def main(context: click.Context) -> None:
     "--precision",
     default=FP32,
     show_default=True,
-    type=click.Choice(PRECISIONS),
+    type=house.Choice(PRECISIONS),
     help="Of weights and arithmetic; images and scores are fp32 in each.",
 )
 @click.option(
@@ -119,7 +118,6 @@ def main(context: click.Context) -> None:
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @click.option("--sign", type=_FILE, metavar="KEY", help="Sign the bundle with this private key (smart-export keygen).")
 @click.option("--report", type=_FILE, metavar="FILE", help="Write what became of each layer into this JSON file too.")
-@click.option("--verbose", is_flag=True, help="Say on standard error what each phase took.")
 @house.json_option
 def build(
     *,
@@ -143,7 +141,6 @@ def build(
     force: bool,
     sign: Path | None,
     report: Path | None,
-    verbose: bool,
     as_json: bool,
 ) -> None:
     """Fold every path of CHECKPOINT, convert it to ONNX, verify it, and write the bundle.
@@ -176,7 +173,7 @@ def build(
     for note in (target_note(device, capabilities) if capabilities else None, device.profile.export_only):
         if note is not None:
             house.note(f"note: {note}")
-    stopwatch = Stopwatch(on_phase=_print_phase) if verbose else Stopwatch()
+    stopwatch = Stopwatch(on_phase=_print_phase) if house.is_verbose() else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = own.load(checkpoint)
@@ -228,7 +225,7 @@ def build(
     }
     if report is not None:
         show.write_report(report, result)
-    if verbose:
+    if house.is_verbose():
         _print_total(stopwatch, peak=found["peak_bytes"])
     house.warn(result.warnings)
     # Leaving Python looks through every object for garbage: 1.6 s after a conversion, and the process ends anyway.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias, cast
 
+from smart_common.errors import alternatives
 from smart_devices import PRECISIONS
 from smart_export.errors import ExportError
 
@@ -38,5 +39,5 @@ BIAS_BYTES: Mapping[Precision, int] = MappingProxyType({FP32: 4, FP16: 2, INT8: 
 def check_precision(precision: str) -> Precision:
     """Return ``precision``; raises ExportError unless it is one of `smart_devices.PRECISIONS`."""
     if precision not in PRECISIONS:
-        raise ExportError(f"unknown precision {precision!r}; choose out of {', '.join(PRECISIONS)}")
+        raise ExportError(f"unknown precision {alternatives(str(precision), PRECISIONS)}")
     return cast("Precision", precision)

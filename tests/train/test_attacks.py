@@ -171,7 +171,7 @@ def test_more_steps_than_an_attack_of_one_has_are_refused() -> None:
 
 
 def test_an_unknown_attack_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^unknown attack 'cw'; choose out of pgd, fgsm-rs$"):
+    with pytest.raises(ConfigError, match=r"^unknown attack 'cw'; there are pgd, fgsm-rs$"):
         Attack(name="cw")
 
 

@@ -34,7 +34,7 @@ def test_the_pictures_and_an_npz_of_them_give_the_same_history_to_the_bit(tmp_pa
         few = ["--test-images", "50", "--crop-pad", "4", "--steps", "1"]
         done = CliRunner().invoke(smart_train, ["--data", spec, *options, *few, "-o", str(place / "ckpt.pt")])
         assert done.exit_code == 0, done.output
-        histories.append((place / "history.csv").read_bytes())
+        histories.append((place / "ckpt.history.csv").read_bytes())
     assert histories[0] == histories[1]
 
 

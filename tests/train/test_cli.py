@@ -63,7 +63,9 @@ Trained = tuple[Path, subprocess.CompletedProcess[str]]
 def test_smart_train_prints_its_result_as_json_and_nothing_else(checkpoint: Trained) -> None:
     output, done = checkpoint
     assert done.returncode == 0
-    assert [line.split("  ")[0] for line in done.stderr.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    said = [line.split("  ")[0] for line in done.stderr.splitlines()]
+    assert said[:4] == ["epoch 1/2", "epoch 1/2", "epoch 2/2", "epoch 2/2"]  # where each begins, and how it went
+    assert [line.split(":")[0] for line in said[4:]] == ["report", "report"]
     answer = json.loads(done.stdout)
     assert {"checkpoint", "history", "seconds", "images_per_second", "paths", "union_density"} <= set(answer)
     assert answer["checkpoint"] == str(output)
@@ -82,13 +84,15 @@ def test_an_epoch_is_one_line_for_people(checkpoint: Trained) -> None:
         rf"epoch 2/2  loss: clean {row['clean_loss']:.3f}, robust {row['robust_loss']:.3f}  "
         rf"validation: clean path {row['clean_path_clean_accuracy']:.3f}, "
         rf"robust path {row['robust_path_clean_accuracy']:.3f}, pgd10x1 {row['robust_path_robust_accuracy']:.3f}  "
-        r"\d+ images/s  0 s left(  best so far)?",
-        done.stderr.splitlines()[-1],
+        r"\d+ images/s  \d+ s left(  best so far)?",
+        done.stderr.splitlines()[-3],
     )
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [(["--plot"], "history.png"), (["--plot", "PLACE/curves.svg"], "curves.svg")], ids=["", "file"]
+    ("options", "name"),
+    [(["--plot"], "ckpt.history.png"), (["--plot", "PLACE/curves.svg"], "curves.svg")],
+    ids=["", "file"],
 )
 def test_plot_draws_the_curves(data: str, tmp_path: Path, options: list[str], name: str) -> None:
     options = [option.replace("PLACE", str(tmp_path)) for option in options]
@@ -100,12 +104,12 @@ def test_plot_draws_the_curves(data: str, tmp_path: Path, options: list[str], na
 
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
 def test_a_foreign_history_is_never_written_over(data: str, tmp_path: Path, force: list[str]) -> None:
-    (tmp_path / "history.csv").write_text("mine")
+    (tmp_path / "ckpt.history.csv").write_text("mine")
     (tmp_path / "ckpt.pt").write_text("old")
     done = invoke("--data", data, *SMALL, "-o", str(tmp_path / "ckpt.pt"), *(force or ["--resume"]))
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "is not the history of a training" in done.stderr
-    assert (tmp_path / "history.csv").read_text() == "mine"
+    assert (tmp_path / "ckpt.history.csv").read_text() == "mine"
     assert (tmp_path / "ckpt.pt").read_text() == "old"
 
 
@@ -167,7 +171,7 @@ def test_a_folder_and_an_npz_of_the_same_pictures_give_the_same_history_to_the_b
             augmented = ["--flip", "--crop-pad", "1", "--train-images", "64"]
             done = invoke("--data", data, *SMALL, *augmented, "-o", str(place / "ckpt.pt"))
             assert done.exit_code == 0, done.output
-            histories.append((place / "history.csv").read_bytes())
+            histories.append((place / "ckpt.history.csv").read_bytes())
     assert len(set(histories)) == 1
     assert len(histories[0].splitlines()) == 3
 
@@ -213,7 +217,7 @@ def test_an_existing_checkpoint_is_kept_unless_told_otherwise(data: str, tmp_pat
     before = output.read_bytes()
     refused = invoke(*options)
     assert refused.exit_code == 1
-    assert "--resume to continue it or --force to replace it" in refused.stderr
+    assert "to continue it or --force to replace it" in refused.stderr
     both = invoke(*options, "--resume", "--force")
     assert (both.exit_code, both.stderr.count("\n")) == (1, 1)
     other = invoke(*options, "--seed", "1", "--resume")

@@ -49,7 +49,7 @@ ls -A "$disk"
 cp "$disk/ckpt.pt" "$disk/../full.pt"
 mount -o remount,size=4m "$disk"
 "$@" -o "$disk/ckpt.pt" --resume >/dev/null || exit
-echo "epochs $(grep -c '^[0-9]' "$disk/history.csv")"
+echo "epochs $(grep -c '^[0-9]' "$disk/ckpt.history.csv")"
 """
 
 
@@ -60,7 +60,7 @@ def test_a_training_goes_on_once_a_full_disk_has_room_again(tmp_path: Path) -> N
     options = ["--align", "2", "--train-images", "300", "--test-images", "50", "--epochs", "3", "--steps", "1"]
     done = run_on_small_disk(FULL_DISK, str(disk), *command, *options, disk=disk, kilobytes=600)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["status", "1", "ckpt.last.pt", "ckpt.pt", "history.csv", "epochs", "3"]
+    assert done.stdout.split() == ["status", "1", "ckpt.history.csv", "ckpt.last.pt", "ckpt.pt", "epochs", "3"]
     refusals = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert len(refusals) == 1, done.stderr
     assert refusals[0].startswith(f"error: the system refused: No space left on device ({disk}/ckpt.")

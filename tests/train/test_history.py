@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from smart_common.errors import OutputError
+from smart_common.roles import Role
 from smart_train import load_checkpoint
 from smart_train.accuracy import Accuracy, accuracy
 from smart_train.data.images import Split
@@ -20,7 +21,7 @@ from smart_train.masking.network import PathNetwork
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, write_history
 from smart_train.training.loop import EpochReport, Trainer
-from smart_train.training.selection import SELECTION_IMAGES
+from smart_train.training.selection import SELECTION_IMAGES, Measurement
 from train.networks import image_set, tiny_config
 
 COLUMNS = [
@@ -78,7 +79,18 @@ def test_every_epoch_is_reported_with_its_row(tmp_path: Path) -> None:
     best = [report.row["epoch"] for report in reports if report.best]
     assert best[-1] == load_checkpoint(tmp_path / "ckpt.pt").training["best_epoch"]
     assert all(report.images_per_second > 0 for report in reports)
-    assert reports[-1].seconds_left == 0 < reports[0].seconds_left
+    assert all(report.seconds_left > 0 for report in reports), "the report is still to come after the last"
+
+
+def test_the_time_left_counts_the_report_by_its_passes() -> None:
+    whole = image_set()
+    validation, test = Split(whole.train.images[:3], whole.train.labels[:3]), whole.test
+    share = Measurement(eps=0.1, seed=0, device=torch.device("cpu")).report_share(
+        {"clean": Role.CLEAN, "robust": Role.ATTACKED}, validation=validation, test=test
+    )
+    validated = 3 + 3 + 3 * (1 + 3 * 10)  # both paths on clean images, one under PGD-10
+    one_path = len(test) + (len(test) + 3) * (1 + 3 * 20)  # clean, PGD-20, and that on the samples
+    assert share == 2 * one_path / validated
 
 
 def test_a_resumed_training_writes_the_whole_history(tmp_path: Path, trained: Path) -> None:

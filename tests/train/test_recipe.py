@@ -93,7 +93,7 @@ def test_what_is_typed_of_attack_and_augmentation_outweighs_what_the_recipe_says
     found = config(tmp_path / "ckpt.pt")
     assert found["attack"] == {"name": "fgsm-rs", "eps": 0.1, "steps": 1, "restarts": 1, "step_size": None}
     assert found["augmentation"] == {"crop_pad": 0, "flip": False}
-    assert (tmp_path / "history.png").exists()
+    assert (tmp_path / "ckpt.history.png").exists()
     done = invoke("--recipe", str(path), "--eps", "0.3", "-o", str(tmp_path / "wide.pt"))
     assert done.exit_code == 0, done.output
     attack = config(tmp_path / "wide.pt")["attack"]
@@ -156,7 +156,7 @@ def test_every_recipe_of_ours_trains(path: Path, tmp_path: Path) -> None:
         ("recipe.toml", "epochs = true", "text or a number is wanted"),
         ("recipe.toml", 'epochs = "many"', "'many' is not a valid integer"),
         ("recipe.toml", f"epochs = 0x{'f' * 5000}", "--epochs does not take"),
-        ("recipe.toml", 'model = "vgg"', "'vgg' is not one of"),
+        ("recipe.toml", 'model = "vgg"', "unknown 'vgg'; there are resnet8, "),
         ("recipe.toml", 'flip = "yes"', "true or false is wanted"),
         ("recipe.toml", "model_arg = 32", "a table is wanted"),
         ("recipe.toml", "[epochs]\na = 1", "text or a number is wanted"),

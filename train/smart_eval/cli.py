@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smart_common.console import cli as house
-from smart_common.version import version
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_eval.attacks.table import ATTACKS, CLEAN
 from smart_runtime.cli import engine_option, trust_option
@@ -27,9 +26,22 @@ SUSPECT = 3
 """The exit status after a whole result whose accuracies under attack may be too high."""
 
 
+_GROUPS = {
+    "Attacks and checks": (
+        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "seed", "chunk"),
+    ),
+    "Models and data": (
+        *("source", "trust", "engine", "model", "model_arg", "data", "data_dir", "cache_dir", "no_cache"),
+        *("max_broken", "examples", "device"),
+    ),
+    "Output": ("output", "resume", "report", "include", "as_json"),
+}
+
+
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
+    option_groups=_GROUPS,
     epilog="""Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 300
 
 Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
@@ -105,9 +117,9 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     type=click.Path(path_type=Path),
     help="Show this saved result of smart-export --json or smart-bench --json on the page too; may be repeated.",
 )
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
-@click.version_option(version(), prog_name="smart-eval")
+@house.version_option("smart-eval")
 def main(
     *,
     models: tuple[Path, ...],
@@ -146,6 +158,13 @@ def main(
     from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415
     from smart_eval.report import document  # noqa: PLC0415
 
+    house.if_interrupted(
+        lambda: (
+            "nothing is kept; -o FILE keeps results as they come"
+            if output is None
+            else f"what was measured is kept in {output}; the same command with --resume goes on"
+        )
+    )
     page.spare([*models, source, trust, output])
     with house.warnings_as_notes("smart_eval", "smart_train"):
         found = evaluate_all(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smart_common.errors import shortened
+from smart_common.errors import alternatives, shortened
 from smart_common.version import version
 from smart_devices.python_environment import version_of
 from smart_eval.attacks.base import NamedAttack
@@ -136,7 +136,7 @@ class EvalOptions:
                 f"expected attacks in one text with commas, as in 'clean,pgd50x5', got {self.attack!r:.60}"
             )
         if self.device not in DEVICES:
-            raise ConfigError(f"unknown device {self.device!r:.60}; there are {', '.join(DEVICES)}")
+            raise ConfigError(f"unknown device {alternatives(str(self.device), DEVICES)}")
         for name, least in (("chunk", 1), ("seed", 0)):  # the others are checked where they meet images and attacks
             value = getattr(self, name)
             if value is not None and not least <= value < 2**32:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor
 
+from smart_common.errors import alternatives
 from smart_common.lazy import load
 from smart_train.choices import ATTACKS
 from smart_train.errors import ConfigError
@@ -91,7 +92,7 @@ def attack_kind(name: str) -> AttackKind:
         ConfigError: if there is no such attack.
     """
     if name not in ATTACKS:
-        raise ConfigError(f"unknown attack {name!a:.60}; choose out of {', '.join(ATTACKS)}")
+        raise ConfigError(f"unknown attack {alternatives(str(name), ATTACKS)}")
     kind: AttackKind = load(ATTACKS[name])
     return kind
 

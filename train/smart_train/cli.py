@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from smart_common.console import cli as house
-from smart_common.version import version
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures.cli import NetworkName
 from smart_train.choices import (
@@ -30,21 +31,93 @@ from smart_train.training.recipe import Value, read_recipe
 
 # Of one call, or of one machine, and not of a training.
 NOT_IN_RECIPES = {
-    "recipe", "help_method", "resume", "force", "as_json", "version", "help", "data_dir", "cache_dir", "no_cache",
-    "init",
+    "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
+    "cache_dir", "no_cache", "init",
 }  # fmt: skip
+_OUTPUTS = {"output", "plot", "tensorboard"}  # for a recipe to say, and for a resumed training to be told again
+_PLACES = {"data_dir", "init"}  # for a resumed training to remember, which goes on where it was
+
+_GROUPS = {
+    "Data": (
+        *("data", "data_dir", "cache_dir", "no_cache", "max_broken", "train_images", "test_images", "image_size"),
+        *("resized_crop", "crop_pad", "flip"),
+    ),
+    "Network and masks": (
+        *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
+        *("masks", "score"),
+    ),
+    "Method and attack": ("method", "method_options", "help_method", "attack", "eps", "steps", "step_size"),
+    "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
+    "Output": ("output", "dense_control", "plot", "tensorboard", "resume", "force", "as_json"),
+}
 
 
 def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make what the recipe says the default of every option, checked as on the command line."""
-    if path is None:
-        return
-    options = {
-        o.name: o for o in ctx.command.params if isinstance(o, click.Option) and o.name and o.name not in NOT_IN_RECIPES
-    }
+    if path is not None:
+        _set_defaults(ctx, read_recipe(path), path, names=_names(ctx) - NOT_IN_RECIPES)
+
+
+def _apply_resume(ctx: click.Context, _: click.Parameter, checkpoint: str | None) -> str | None:
+    """Make the options of the training that wrote ``checkpoint`` the default of every option."""
+    if checkpoint:
+        from smart_train.training.state import read_options  # noqa: PLC0415  # torch
+
+        _set_defaults(ctx, read_options(Path(checkpoint)), Path(checkpoint), names=_kept(ctx))
+    return checkpoint
+
+
+def _options_to_keep(ctx: click.Context) -> dict[str, Value]:
+    """Return in the form of a recipe the options of ``ctx`` that differ from the defaults, places as absolute paths."""
+    kept: dict[str, Value] = {}
+    for name in sorted(_kept(ctx)):
+        value = ctx.params[name]
+        if value is None or ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        if name == "image_size":
+            kept[name] = "x".join(map(str, value))
+        elif isinstance(value, tuple):
+            kept[name] = dict(pair.split("=", 1) for pair in value)
+        elif isinstance(value, Path):
+            kept[name] = str(value.absolute())
+        elif name == "data" and ":" in value:
+            kind, _, place = value.partition(":")
+            kept[name] = f"{kind}:{Path(place).expanduser().absolute()}"
+        else:
+            kept[name] = value
+    return kept
+
+
+def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
+    """Raise ConfigError if an option is typed that is not what the resumed training has."""
+    kept = ctx.default_map or {}
+    for option in ctx.command.params:
+        name = option.name or ""
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in _kept(ctx) | {"output"}:
+            continue
+        theirs = kept[name] if name in kept else option.get_default(ctx)
+        if option.type_cast_value(ctx, theirs) != ctx.params[name]:
+            raise ConfigError(
+                f"{option.opts[-1]} is not what the training of {checkpoint} was started with; leave it out to go on, "
+                "or start another one with -o"
+            )
+
+
+def _names(ctx: click.Context) -> set[str]:
+    return {option.name for option in ctx.command.params if isinstance(option, click.Option) and option.name}
+
+
+def _kept(ctx: click.Context) -> set[str]:
+    return _names(ctx) - NOT_IN_RECIPES - _OUTPUTS | _PLACES
+
+
+def _set_defaults(ctx: click.Context, values: Mapping[str, Value], path: Path, *, names: set[str]) -> None:
+    if ctx.default_map:
+        raise ConfigError("--recipe and --resume CKPT cannot be combined: the training has its options already")
+    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
     found: dict[str, Any] = {}
-    for name, value in read_recipe(path).items():
-        if name not in options:
+    for name, value in values.items():
+        if name not in names:
             raise ConfigError(
                 f"{name!a:.100} in {path} is no option for a recipe; see smart-train --help for their names"
             )
@@ -85,6 +158,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.command(
     cls=house.Command,
     context_settings={"show_default": True},
+    option_groups=_GROUPS,
     epilog="Example: smart-train --data digits --model resnet8 --density 0.5 --epochs 15 --eps 0.3 -o ckpt.pt",
 )
 @click.option(
@@ -137,7 +211,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     "[default: 0.5, 1 for methods with one path; N/M for N:M]",
 )
 @click.option(
-    "--scope", default="block", type=click.Choice(SCOPES), help="Mask block interiors, or residual streams too."
+    "--scope", default="block", type=house.Choice(SCOPES), help="Mask block interiors, or residual streams too."
 )
 @click.option("--align", type=int, help=f"Round kept channels up to a multiple of this.  [default: {DEFAULT_ALIGN}]")
 @click.option(
@@ -148,19 +222,19 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--permute", is_flag=True, help="First order channels so that N:M keeps more; pays with --init.")
 @click.option("--target", metavar="NAME", help="Take the alignment of this device (smart-devices list, or FILE.json).")
-@click.option("--masks", default="gradual", type=click.Choice(MASK_MODES), help="How masks are found.")
-@click.option("--score", default="magnitude", type=click.Choice(SCORES), help="By what they choose.")
-@click.option("--method", default="smart", type=click.Choice(list(METHODS)), help="The training method.")
+@click.option("--masks", default="gradual", type=house.Choice(MASK_MODES), help="How masks are found.")
+@click.option("--score", default="magnitude", type=house.Choice(SCORES), help="By what they choose.")
+@click.option("--method", default="smart", type=house.Choice(list(METHODS)), help="The training method.")
 @click.option("--set", "method_options", multiple=True, metavar="NAME=VALUE", help="An option of the method: beta=6.")
 @click.option(
     "--help-method",
-    type=click.Choice(list(METHODS)),
+    type=house.Choice(list(METHODS)),
     is_eager=True,
     expose_value=False,
     callback=_say_method,
     help="Describe a method and its options, and exit.",
 )
-@click.option("--attack", default="pgd", type=click.Choice(list(ATTACKS)), help="The attack trained against.")
+@click.option("--attack", default="pgd", type=house.Choice(list(ATTACKS)), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
 @click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
 @click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
@@ -169,8 +243,8 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--lr", default=0.1, help="Peak learning rate.")
 @click.option("--weight-decay", default=5e-4)
 @click.option("--seed", default=0)
-@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--precision", default="32-true", type=click.Choice(PRECISIONS))
+@click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
+@click.option("--precision", default="32-true", type=house.Choice(PRECISIONS))
 @click.option(
     "-o", "--output", default="ckpt.pt", type=click.Path(path_type=Path, dir_okay=False), help="The checkpoint."
 )
@@ -179,7 +253,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     is_flag=False,
     flag_value="",
     metavar="FILE",
-    help="Draw the training's curves: .png, .svg or .pdf; alone, history.png beside the checkpoint.",
+    help="Draw the training's curves: .png, .svg or .pdf; alone, ckpt.history.png beside ckpt.pt.",
 )
 @click.option(
     "--tensorboard",
@@ -190,25 +264,35 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option(
     "--dense-control",
     is_flag=True,
-    help="First train the same network unmasked by the same recipe too, into ckpt.dense.pt, to compare with: "
+    help="Train the same network unmasked by the same recipe afterwards, into ckpt.dense.pt, to compare with: "
     "smart-export shows its accuracies. Takes longer than the training itself.",
 )
-@click.option("--resume", is_flag=True, help="Continue an interrupted training with the same options and -o.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="CKPT",
+    is_eager=True,  # before the options whose defaults it sets
+    callback=_apply_resume,
+    help="Continue the interrupted training of this checkpoint; alone, that of -o with the same options typed again.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing checkpoint and its state.")
 @house.json_option
-@click.version_option(version(), prog_name="smart-train")
+@house.version_option("smart-train")
 @click.pass_context
 def main(ctx: click.Context, /, **options: Any) -> None:
     """Train one network; by default with a clean and a robust path that share weights (SMART, arXiv 2302.03523).
 
-    The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch (history.csv, of
-    the folder's latest training; every checkpoint keeps its own lines). Figures are from the test split, robust ones
-    under PGD-20.
+    The best epoch goes to OUTPUT, beside it what --resume needs (ckpt.last.pt) and one line an epoch
+    (ckpt.history.csv). Figures are from the test split, robust ones under PGD-20.
     """
     from smart_train.training.cli import train  # noqa: PLC0415  # torch, and all that trains
 
+    if options["resume"]:
+        options["output"] = Path(options["resume"])
+        _refuse_other_options(ctx, options["output"])
     with house.warnings_as_notes("smart_train"):
-        train(ctx, **options)
+        train(ctx, keep=_options_to_keep(ctx), **options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The manners every smart-edge command has: errors in one sentence, ``--json``, tables and progress bars."""
+"""The manners every smart-edge command has: errors in one sentence, ``--json``, tables and progress bars.
+
+Every command has ``-h``, ``-q`` and ``-v``; Ctrl-C ends it with status 130 and a line that says what is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from smart_common.errors import SmartError
+from smart_common.errors import INTERRUPTED, SmartError, alternatives
 from smart_common.version import version
 
 if TYPE_CHECKING:
@@ -22,7 +26,13 @@ if TYPE_CHECKING:
 
 _bar_console: Console | None = None  # of the progress bar that is shown: only it knows how to print above it
 
+_quiet = False  # -q: neither notes nor bars
+_verbose = False  # -v: what the packages log, and the traceback behind an error
+
+_PACKAGES = ("smart_common", "smart_devices", "smart_runtime", "smart_train", "smart_eval", "smart_export")
+
 _TYPED = f"{__name__}.typed"
+_KEPT = f"{__name__}.kept"
 
 _WIDE = 200  # columns of a table in a file: as many as any of ours takes
 
@@ -37,22 +47,83 @@ class Advance(Protocol):
 
 
 @contextmanager
-def _politely() -> Iterator[None]:
-    """Turn an expected failure into one line on standard error and exit status 1."""
+def _politely(ctx: click.Context) -> Iterator[None]:
+    """Turn an expected failure into one line on standard error and exit status 1, Ctrl-C into one and status 130."""
     try:
         yield
     except SmartError as error:
-        click.echo(f"error: {error}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
+        _say_error(str(error))
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
         where = f" ({error.filename})" if error.filename else ""
-        click.echo(f"error: the system refused: {error.strerror or error}{where}", file=sys.stderr)
+        _say_error(f"the system refused: {error.strerror or error}{where}")
+    except (KeyboardInterrupt, click.Abort):
+        kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
+        click.echo(f"interrupted: {kept()}", file=sys.stderr)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     else:
         return
     raise click.exceptions.Exit(1)
 
 
+def _say_error(message: str) -> None:
+    if _verbose:
+        traceback.print_exc()
+    click.echo(f"error: {message}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
+
+
+def is_verbose() -> bool:
+    """Whether the user asked to be told more."""
+    return _verbose
+
+
+def if_interrupted(kept: Callable[[], str]) -> None:
+    """Let ``kept`` say, should Ctrl-C end the running command, what of its work is kept and how to go on."""
+    click.get_current_context().meta[_KEPT] = kept
+
+
+def _set_quiet(_: click.Context, __: click.Parameter, wanted: bool) -> None:
+    global _quiet  # noqa: PLW0603  # of the process, as the streams are that it silences
+    _quiet = _quiet or wanted
+
+
+def _set_verbose(_: click.Context, __: click.Parameter, wanted: bool) -> None:
+    global _verbose  # noqa: PLW0603  # as above
+    if wanted and not _verbose:
+        _verbose = True
+        handler = _NoteHandler()
+        handler.setLevel(logging.DEBUG)
+        handler.addFilter(lambda record: record.levelno < logging.WARNING)  # warnings are shown anyway
+        for package in _PACKAGES:
+            logger = logging.getLogger(package)
+            logger.setLevel(logging.DEBUG)
+            logger.addHandler(handler)
+
+
 class _Polite:
-    """Mixin for click commands whose expected failures are one line, while options are read and after."""
+    """Mixin for click commands: what every one has, and expected failures in one line, while options are read too.
+
+    ``option_groups`` are headings of the help page and the names of the options below each; all others are below
+    ``Options``, at the end.
+    """
+
+    def __init__(self, *args: Any, option_groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], **(kwargs.pop("context_settings", None) or {})}
+        super().__init__(*args, context_settings=settings, **kwargs)  # type: ignore[call-arg]  # before a click class
+        self.option_groups = option_groups or {}
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        *own, asking = super().get_params(ctx)  # type: ignore[misc]
+        return [*own, *_of_every_command(), asking]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        parameters = {one.name: one for one in self.get_params(ctx) if isinstance(one, click.Option)}
+        sections = [[parameters.pop(name) for name in names] for names in self.option_groups.values()]
+        for heading, section in zip([*self.option_groups, "Options"], [*sections, parameters.values()], strict=True):
+            lines = [line for line in (parameter.get_help_record(ctx) for parameter in section) if line is not None]
+            with formatter.section(heading):
+                formatter.write_dl(lines)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks must not end an hour's work
@@ -62,20 +133,39 @@ class _Polite:
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_TYPED] = tuple(args)
-        with _politely():
-            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]  # it sits before a click class
+        with _politely(ctx):
+            return super().parse_args(ctx, args)  # type: ignore[misc,no-any-return]
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _politely():
+        with _politely(ctx):
             return super().invoke(ctx)  # type: ignore[misc]
 
 
+def _of_every_command() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_quiet,
+            help="Say results and errors only.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_verbose,
+            help="Say more: what is done, and where in the code an error arose.",
+        ),
+    ]
+
+
 class Command(_Polite, click.Command):
-    """A click command with the house's error handling."""
+    """A click command with the house's manners."""
 
 
 class Group(_Polite, click.Group):
-    """A click group with the house's error handling; ``default`` names the command meant when none is given."""
+    """A click group with the house's manners; ``default`` names the command meant when none is given."""
 
     command_class = Command
 
@@ -89,6 +179,24 @@ class Group(_Polite, click.Group):
         if self.default and args and args[0] not in own and self.get_command(ctx, args[0]) is None:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command as click does; of one that is not there say which are, and which may be meant."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"No such command {alternatives(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+class Choice(click.Choice[str]):
+    """One of several words; of a word that is none of them it says which may be meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word as it is, if it is one of them."""
+        if value not in self.choices:
+            self.fail(f"unknown {alternatives(str(value), self.choices)}", param, ctx)
+        return str(value)
 
 
 def typed() -> tuple[str, ...]:
@@ -133,7 +241,9 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def note(message: str) -> None:
-    """Print a line for people on standard error, above a progress bar if there is one."""
+    """Print a line for people on standard error, above a progress bar if there is one; nothing after ``--quiet``."""
+    if _quiet:
+        return
     (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
 
 
@@ -235,7 +345,7 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
     )
     screen = console(stderr=True)
     global _bar_console  # noqa: PLW0603  # standard error is one for the process, and so is the bar on it
-    with bars.Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+    with bars.Progress(*columns, console=screen, disable=_quiet or not screen.is_terminal) as bar:
         task = bar.add_task(description, total=total, status="")
 
         def advance(status: str = "", count: int = 1) -> None:

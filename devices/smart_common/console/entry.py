@@ -1,7 +1,8 @@
-"""Entry points of the commands whose packages need an extra: without it they say so in one sentence.
+"""Entry points of the commands, each imported when it is called.
 
 They live here because this package is always there: `pip install 'smart-edge[cpu]'` on a device puts smart-train on the
-path too, and importing its package would end in a traceback for want of torch.
+path too, and importing its package would end in a traceback for want of torch. Without the extra it says so in one
+sentence.
 """
 
 from __future__ import annotations
@@ -9,17 +10,35 @@ from __future__ import annotations
 import sys
 from functools import partial
 from importlib import import_module
+from typing import Any
+
+from smart_common.errors import INTERRUPTED
+
+COMMANDS = {  # name under smart-edge: its module, the extra it needs, what it does
+    "train": ("smart_train.cli", "train", "Train one network with a clean and a robust path."),
+    "eval": ("smart_eval.cli", "train", "Measure the paths of checkpoints and bundles, clean and under attack."),
+    "export": ("smart_export.cli", "train,export,cpu", "Fold a checkpoint into a bundle, check bundles, sign them."),
+    "run": ("smart_runtime.cli", "cpu,image", "Classify pictures with a bundle."),
+    "bench": ("smart_runtime.bench.cli", "cpu", "Compare the latency of paths and of dense networks."),
+    "devices": ("smart_devices.cli", "cpu", "Say what devices can do, and what this one runs."),
+}
 
 
-def _run(module: str, *, extra: str) -> None:
+def command(name: str) -> Any:
+    """Return the click command ``name`` of the table, or end with a sentence on what is not installed."""
+    module, extra, _ = COMMANDS[name]
     try:
-        import_module(module).main()
+        return import_module(module).main
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("smart_"):
             raise  # a fault of ours, not something to install
         sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
-smart_train = partial(_run, "smart_train.cli", extra="train")
-smart_eval = partial(_run, "smart_eval.cli", extra="train")
-smart_export = partial(_run, "smart_export.cli", extra="train,export,cpu")
+def _run(name: str) -> None:
+    command(name).main()
+
+
+smart_train, smart_eval, smart_export = partial(_run, "train"), partial(_run, "eval"), partial(_run, "export")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smart_common.errors import MissingExtraError
+from smart_common.errors import MissingExtraError, alternatives
 from smart_common.lazy import load
 from smart_devices import engine_rows
-from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engine_names, unknown_engine
+from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engine_names
 from smart_devices.engines import engine_status
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
@@ -40,7 +40,7 @@ def resolve_engine(name: str) -> str:
             raise EngineError(f"smart-edge cannot drive {name} yet; choose among {', '.join((AUTO, *driven))}")
         if any(info.name == name for info in engine_rows.ENGINES):
             raise EngineError(f"{name} builds engines and runs none; choose among {', '.join((AUTO, *driven))}")
-        raise EngineError(unknown_engine(name, [AUTO, *driven]))
+        raise EngineError(f"unknown engine {alternatives(name, [AUTO, *driven])}")
     refused = []
     for candidate in driven if name == AUTO else [name]:
         status = engine_status(candidate)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smart_common.errors import MissingExtraError
+from smart_common.errors import MissingExtraError, alternatives
 from smart_eval.attacks.base import NamedAttack
 from smart_train.attacks import Attack, Model
 from smart_train.errors import ConfigError
@@ -47,7 +47,7 @@ class AutoAttackParts(NamedAttack):
 
     def __post_init__(self) -> None:
         if self.name not in _PARTS:
-            raise ConfigError(f"unknown part of AutoAttack {self.name!a:.60}; choose out of {', '.join(_PARTS)}")
+            raise ConfigError(f"unknown part of AutoAttack {alternatives(str(self.name), _PARTS)}")
         Attack(eps=self.eps)  # checks the range
 
     @property

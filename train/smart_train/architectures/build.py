@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from smart_common.errors import alternatives
 from smart_train.architectures.custom import Factory, call_factory
 from smart_train.architectures.resnet import Bottleneck, ResNet, WideResNet
 from smart_train.choices import CUSTOM, FACTORY_FORM, Argument
@@ -75,7 +76,7 @@ def build_network(
     if factory is not None:
         raise ConfigError(f"the network {name!a:.100} is one of ours and takes no factory; leave --model out")
     if name not in ARCHITECTURES:
-        raise ConfigError(f"unknown model {name!a:.100}; choose out of {', '.join(ARCHITECTURES)}")
+        raise ConfigError(f"unknown model {alternatives(str(name), ARCHITECTURES)}")
     unknown = sorted(set(arguments) - {"width"})
     if unknown:
         raise ConfigError(f"{name} has no argument {', '.join(unknown)}, only width; write --model-arg width=32")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from smart_common.errors import alternatives
 from smart_train.choices import ARCHITECTURES, FACTORY_FORM, Argument, is_factory_name
 from smart_train.errors import ConfigError
 from smart_train.options import parse_arguments
@@ -30,8 +31,7 @@ class NetworkName(click.ParamType[str]):
         """Return the name as it is, if it is one."""
         text = str(value)
         if text not in ARCHITECTURES and not is_factory_name(text):
-            known = ", ".join(map(repr, ARCHITECTURES))
-            self.fail(f"{text!r} is not one of {known}, and no {FACTORY_FORM} either.", param, ctx)
+            self.fail(f"unknown {alternatives(text, [*ARCHITECTURES, FACTORY_FORM])}", param, ctx)
         return text
 
 

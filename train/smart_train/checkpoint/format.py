@@ -96,6 +96,10 @@ class Checkpoint:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.input_shape))
+        return f"Checkpoint({self.architecture}, {size}, {len(self.class_names)} classes, {self.net!r})"
+
     def role(self, path: str) -> Role:
         """Return what ``path`` is for."""
         return self.roles.get(path) or default_role(path)

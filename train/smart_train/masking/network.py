@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from smart_common.errors import alternatives
 from smart_train.choices import Scope
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.finding import find_groups
@@ -122,6 +123,11 @@ class SmartNetwork(nn.Module):
             for layer in self.weight_layers:
                 self.set_weight_mask(name, layer, torch.ones(weight_at(tree, layer).shape, dtype=torch.bool))
 
+    def __repr__(self) -> str:
+        network = type(self.path(self.path_names[0]).network).__name__
+        masks = f"{self.structure.name} at density {self.structure.density:g}"
+        return f"SmartNetwork({network}, paths {', '.join(self.path_names)}, {masks}, {len(self.groups)} groups)"
+
     @property
     def path_names(self) -> tuple[str, ...]:
         """The paths in order."""
@@ -134,7 +140,7 @@ class SmartNetwork(nn.Module):
             ConfigError: if there is no such path.
         """
         if _KEY + name not in self._paths:
-            raise ConfigError(f"unknown path {name!r}; there are {', '.join(self.path_names)}")
+            raise ConfigError(f"unknown path {alternatives(name, self.path_names)}")
         path = self._paths[_KEY + name]
         assert isinstance(path, PathNetwork)
         return path

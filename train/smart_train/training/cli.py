@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import click
-import torch
 from click.core import ParameterSource
 
 from smart_common.console import cli as house
@@ -129,14 +128,27 @@ def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: Trai
     )
 
 
+def _say_phase(phase: str, advance: house.Advance) -> None:
+    """Tell what is being done: in the bar, or without one a line when an epoch or the report begins."""
+    advance(phase, count=0)
+    if not house.console(stderr=True).is_terminal and ": validation" not in phase:
+        house.note(phase)
+
+
+def _what_is_kept(trainer: Trainer) -> str:
+    done, epochs = len(trainer.history), trainer.config.epochs
+    if not done:
+        return f"no epoch had ended, and nothing is kept in {trainer.output}"
+    return f"{done} of {epochs} epochs are kept; `smart-train --resume {trainer.output}` goes on"
+
+
 def _train_control(
     config: TrainConfig, data: ImageSet, *, output: Path, factory: Factory | None, **started: Any
 ) -> dict[str, Any]:
-    """Train the dense control and return its part of the summary; the training's random numbers stay as they are."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        trainer = Trainer(control_config(config), data, output=output, factory=factory, **started)
-        with house.progress("training the dense control", total=trainer.steps_left) as advance:
-            result = trainer.run(on_step=advance)
+    """Train the dense control and return its part of the summary."""
+    trainer = Trainer(control_config(config), data, output=output, factory=factory, **started)
+    with house.progress("training the dense control", total=trainer.steps_left) as advance:
+        result = trainer.run(on_step=advance, on_phase=lambda phase: _say_phase(f"dense control: {phase}", advance))
     found = describe(load_checkpoint(result.checkpoint, factory=factory))
     return {"checkpoint": str(result.checkpoint), "seconds": result.seconds, "paths": found["paths"]}
 
@@ -199,68 +211,82 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
     )
 
 
+def _start_anew(output: Path, *, factory: Factory | None) -> None:
+    """Say that there is nothing to resume yet; raise ConfigError if that is so because the training has ended."""
+    state = state_path(output).name
+    if output.exists() and any(load_checkpoint(output, factory=factory).metrics.values()):
+        raise ConfigError(
+            f"no {state} beside {output} to resume from, since this training has ended; use --force to replace it"
+        )
+    house.note(f"no {state} to resume from yet: starting from the beginning")
+
+
 def train(
     ctx: click.Context,
     *,
+    keep: Mapping[str, Any],
     data: str,
     places: DataPlaces,
     init: Path | None,
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
-    resume: bool,
+    resume: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed and which are a recipe's."""
+    """Do what ``smart-train`` is asked for; ``ctx`` tells which ``options`` were typed, ``keep`` is for resuming."""
+    goes_on = resume is not None
     check_output(output)
-    curves = None if plot is None else Path(plot) if plot else output.with_name("history.png")
+    curves = None if plot is None else Path(plot) if plot else history_path(output).with_suffix(".png")
     if curves is not None:
         check_plot(curves)  # before the hours of training, not after
-    if resume and force:
+    if goes_on and force:
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
     outputs = [output, *([control_path(output)] if options["dense_control"] else [])]
     existing = [p for one in outputs for p in (one, state_path(one)) if p.exists()]
-    if existing and not resume and not force:
-        raise ConfigError(f"{existing[0]} exists already; use --resume to continue it or --force to replace it")
+    if existing and not goes_on and not force:
+        raise ConfigError(
+            f"{existing[0]} exists already; use --resume {output} to continue it or --force to replace it"
+        )
     check_history(history_path(output))
     model = options["model"]
     if model not in ARCHITECTURES and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
-            f"--model {model} is in a recipe alone, which may be anybody's; type it on the command line too to have "
-            f"that code imported"
+            f"--model {model} is in a file alone, which may be anybody's; type it on the command line too to have that "
+            f"code imported"
         )
     factory = None if model in ARCHITECTURES else import_factory(model)
     config = _config(ctx, model if factory is None else CUSTOM, options)
-    if resume and not state_path(output).exists():
-        if output.exists() and any(load_checkpoint(output, factory=factory).metrics.values()):
-            raise ConfigError(
-                f"no {state_path(output).name} beside {output} to resume from, since this training has ended; use "
-                f"--force to replace it"
-            )
-        house.note(f"no {state_path(output).name} to resume from yet: starting from the beginning")
+    if goes_on and not state_path(output).exists():
+        _start_anew(output, factory=factory)
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": resume, "factory": factory, "initial": init}
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
     trainer = Trainer(
         config,
         images,
         output=output,
         tensorboard=tensorboard,
+        options=keep,
         **started,
     )
+    house.if_interrupted(lambda: _what_is_kept(trainer))
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
     _say_density(trainer.net)
     _say_weights(trainer)
-    # Before the training, whose history.csv is to be the folder's latest.
-    control = _train_control(config, images, output=outputs[-1], **started) if len(outputs) > 1 else None
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
-        result = trainer.run(on_step=advance, on_epoch=lambda report: _say_epoch(report, attack=judged))
+        result = trainer.run(
+            on_step=advance,
+            on_epoch=lambda report: _say_epoch(report, attack=judged),
+            on_phase=lambda phase: _say_phase(phase, advance),
+        )
+    control = _train_control(config, images, output=outputs[-1], **started) if len(outputs) > 1 else None
     best = load_checkpoint(result.checkpoint, factory=factory)
     found = describe(best)
     warnings = warnings_of_metrics({path: best.role(path) for path in best.net.path_names}, best.metrics)

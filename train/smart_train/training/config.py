@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from smart_common.errors import alternatives
 from smart_train.attacks import Attack
 from smart_train.choices import PRECISIONS, Argument, Precision
 from smart_train.data.augment import Augmentation
@@ -70,7 +71,7 @@ class TrainConfig:
             if not isinstance(value := getattr(self, name), kind):
                 raise ConfigError(f"expected {name} as {kind.__name__}(...), got {value!r:.60}")
         if self.device not in DEVICES:
-            raise ConfigError(f"unknown device {self.device!r:.60}; there are {', '.join(DEVICES)}")
+            raise ConfigError(f"unknown device {alternatives(str(self.device), DEVICES)}")
         if self.epochs < 1:
             raise ConfigError(f"expected 1 or more epochs, got {self.epochs}")
         if self.batch_size < 4:
@@ -83,10 +84,10 @@ class TrainConfig:
                 f"{self.weight_decay}; 0.1 and 5e-4 are usual"
             )
         if self.method not in METHODS:
-            raise ConfigError(f"unknown method {self.method!a:.60}; choose out of {', '.join(METHODS)}")
+            raise ConfigError(f"unknown method {alternatives(str(self.method), METHODS)}")
         load_method(self.method).read_options(self.method_options)
         if self.precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {self.precision!a:.60}; choose out of {', '.join(PRECISIONS)}")
+            raise ConfigError(f"unknown precision {alternatives(str(self.precision), PRECISIONS)}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"expected a seed from 0 to {2**32 - 1}, got {self.seed}")
 

@@ -1,4 +1,4 @@
-"""``history.csv``: one line an epoch, the same on every run of the same training; and TensorBoard's event files.
+"""``ckpt.history.csv``: one line an epoch, the same on every run of the same training; and TensorBoard's event files.
 
 Nothing that depends on the machine (speeds, times) is in the first, so two histories can be compared to the last digit.
 It lies beside the checkpoint, which holds the same rows under ``training``.
@@ -36,7 +36,7 @@ def path_accuracies(row: Row) -> dict[str, tuple[float, float | None]]:
 
 def history_path(checkpoint: Path) -> Path:
     """Return where the history of the training that writes ``checkpoint`` lies."""
-    return checkpoint.with_name("history.csv")
+    return checkpoint.with_name(f"{checkpoint.stem}.history.csv")
 
 
 def write_history(rows: Sequence[Row], path: Path) -> None:
@@ -45,14 +45,14 @@ def write_history(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path, shared=True) as file:  # by every training into this folder
+    with replacing(path, shared=True) as file:  # by two processes that train the same, by mistake
         file.write(text.getvalue().encode())
 
 
 def check_history(path: Path) -> None:
     """Raise ConfigError if ``path`` is there and is no history: it would be written over, whoever's it is.
 
-    The history of another training may be: its checkpoint has the same rows.
+    The history of an earlier training with this checkpoint may be: its checkpoint has the same rows.
     """
     if not path.exists():
         return

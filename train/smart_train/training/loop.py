@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class EpochReport:
         epochs: of the whole training.
         best: whether it is the best so far, and the checkpoint now holds it.
         images_per_second: training images, validation not counted.
-        seconds_left: an estimate, from the epochs of this process.
+        seconds_left: an estimate, from the epochs of this process, for those to come and the report.
     """
 
     row: Row
@@ -80,12 +80,13 @@ class Trainer:
     Args:
         config: what to do.
         data: what to learn from, or its name as `load_data` takes it.
-        output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``history.csv`` are kept beside it.
+        output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``ckpt.history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
         factory: what makes a ``CUSTOM`` network.
         initial: a plain state dict of the network to start from; ``regrow`` and ``static`` masks start from its
             magnitudes too.
         tensorboard: a folder for TensorBoard's event files; None writes none.
+        options: of the command line, which ``ckpt.last.pt`` keeps for ``smart-train --resume ckpt.pt``.
 
     Raises:
         ConfigError: if ``output`` cannot be written, the options do not fit the data, it has fewer images than asked
@@ -105,6 +106,7 @@ class Trainer:
         factory: Factory | None = None,
         initial: str | os.PathLike[str] | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         data = data if isinstance(data, ImageSet) else load_data(data)
         output = Path(output)
@@ -127,12 +129,14 @@ class Trainer:
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self._factory = factory
+        self._command = dict(options or {})
         self._initial = None if initial is None else read_initial_weights(Path(initial))
         self._progress = Progress()
+        self._report_seconds = 0.0
         self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
         self._normalisation = data.mean_std()
-        last = state_path(output)
+        self._last = last = state_path(output)
         state = read_state(last, identity=self._identity()) if resume and last.exists() else None
         if state is not None:
             torch.set_num_threads(state["threads"])  # results are equal to the bit only at the same thread count
@@ -211,19 +215,24 @@ class Trainer:
         *,
         on_step: Callable[[str], None] = lambda _: None,
         on_epoch: Callable[[EpochReport], None] = lambda _: None,
+        on_phase: Callable[[str], None] = lambda _: None,
     ) -> TrainResult:
         """Train to the last epoch, then measure the best epoch on the test split.
 
         Args:
             on_step: called after every optimiser step with a few words on how things stand.
             on_epoch: called after every epoch.
+            on_phase: called with the name of each stretch of work when it begins: an epoch, its validation, the report.
         """
         progress, config = self._progress, self.config
         first = progress.epoch
         spent = 0.0
         while progress.epoch < config.epochs:
             started = time.perf_counter()
+            number = f"epoch {progress.epoch + 1}/{config.epochs}"
+            on_phase(number)
             losses = self._epoch(on_step)
+            on_phase(f"{number}: validation")
             train_seconds = time.perf_counter() - started
             progress.train_seconds += train_seconds
             progress.epoch += 1
@@ -234,12 +243,13 @@ class Trainer:
             self._fabric.log_dict({**row, "images_per_second": images_per_second}, step=progress.epoch)
             seconds = time.perf_counter() - started
             progress.seconds += seconds
-            save_state(self._parts, progress, identity=self._identity(), path=state_path(self.output))
+            save_state(self._parts, progress, identity=self._identity(), options=self._command, path=self._last)
             spent += seconds
-            seconds_left = spent / (progress.epoch - first) * (config.epochs - progress.epoch)
+            seconds_left = spent / (progress.epoch - first) * (config.epochs - progress.epoch) + self._report_seconds
             on_epoch(EpochReport(row, config.epochs, best, images_per_second, seconds_left))
         write_history(progress.history, history_path(self.output))  # a resumed training may have had no epoch left
-        return self._report()
+        on_phase(f"report: every path on {len(self.data.test)} test images, clean and attacked")
+        return self._report(on_phase)
 
     def _epoch(self, on_step: Callable[[str], None]) -> dict[str, float]:
         config = self.config
@@ -301,7 +311,11 @@ class Trainer:
         """
         progress, net, validation = self._progress, self.net, self.data.validation
         done = progress.epoch * self.steps_per_epoch
+        started = time.perf_counter()
         columns, score = self._measurement.validate(net, validation, roles=self._method.roles)
+        # What comes after the last epoch is more of the same.
+        share = self._measurement.report_share(self._method.roles, validation=validation, test=self.data.test)
+        self._report_seconds = share * (time.perf_counter() - started)
         row: Row = {
             "epoch": progress.epoch,
             "learning_rate": self._learning_rate(done),
@@ -351,12 +365,13 @@ class Trainer:
             "versions": {"torch": str(torch.__version__)},
         }
 
-    def _report(self) -> TrainResult:
+    def _report(self, on_phase: Callable[[str], None]) -> TrainResult:
         """Measure the best epoch on the test split; its checkpoint gets the figures and samples of full strength."""
         best = load_checkpoint(self.output, factory=self._factory)
         self._best = best.net.to(self._fabric.device)
         attack = report_attack(self.config.attack.eps)
         found = self._measurement.report(best.net, self.data.test)
+        on_phase("report: attacked images for the checkpoint")
         final = replace(
             best,
             training={**best.training, "history": self.history},

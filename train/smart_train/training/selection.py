@@ -87,6 +87,17 @@ class Measurement:
             device=self.device,
         )
 
+    def report_share(self, roles: Mapping[str, Role], *, validation: Split, test: Split) -> float:
+        """Return how many times as long as `validate` the measurements at the end take, by the network's passes."""
+        attacked = min(len(validation), SELECTION_IMAGES)
+        validated = sum(
+            _passes(len(validation), steps=0) + role.sees_attacks * _passes(attacked, steps=SELECTION_STEPS)
+            for role in roles.values()
+        )
+        samples = min(len(validation), VALIDATION_SAMPLES)
+        one_path = _passes(len(test), steps=0) + _passes(len(test) + samples, steps=REPORT_STEPS)
+        return len(roles) * one_path / validated
+
     def report(self, net: SmartNetwork, split: Split) -> dict[str, PathAccuracy]:
         """Measure every path on the test split, clean and under the attack of reports."""
         return {
@@ -99,6 +110,11 @@ class Measurement:
             )
             for path in net.path_names
         }
+
+
+def _passes(images: int, *, steps: int) -> int:
+    """Forward passes' worth of work: a step has one and its gradient, which costs about two; one more judges."""
+    return images * (1 + 3 * steps)
 
 
 def figures(found: PathAccuracy, attack: Attack, *, split: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,12 @@ def check_output(checkpoint: Path) -> None:
     """Raise ConfigError if a training could not write ``checkpoint``, which it would find out after an epoch."""
     if not checkpoint.parent.is_dir():
         raise ConfigError(f"no folder {checkpoint.parent} for {checkpoint.name}; create it first")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ConfigError(
+            f"{processes} processes would each train all of the network and write the same {checkpoint.name}; start "
+            "smart-train without torchrun"
+        )
     if checkpoint.is_dir():
         raise ConfigError(f"{checkpoint} is a folder; name a file in it, as in {checkpoint / 'ckpt.pt'}")
 
@@ -73,8 +81,13 @@ class Parts:
     augment: torch.Generator
 
 
-def save_state(parts: Parts, progress: Progress, *, identity: dict[str, Any], path: Path) -> None:
-    """Write the state to ``path``, whole; ``identity`` is what a resumed training must have in common with this."""
+def save_state(
+    parts: Parts, progress: Progress, *, identity: dict[str, Any], options: Mapping[str, Any], path: Path
+) -> None:
+    """Write the state to ``path``, whole.
+
+    ``identity`` is what a resumed training must have in common with this; ``options`` are for `read_options`.
+    """
     net = parts.training.deployable()
     extra = parts.training.extra_state()
     save_atomically(
@@ -82,6 +95,7 @@ def save_state(parts: Parts, progress: Progress, *, identity: dict[str, Any], pa
             "format": STATE_FORMAT,
             "format_version": STATE_VERSION,
             "config": identity,
+            "options": dict(options),
             "progress": asdict(progress),
             "network": network_state(net),
             "masks": {name: [m.cpu() for m in net.masks(name)] for name in net.path_names},
@@ -123,6 +137,22 @@ def read_state(path: Path, *, identity: dict[str, Any]) -> dict[str, Any]:
             f"--force to start anew"
         )
     return found
+
+
+def read_options(checkpoint: Path) -> dict[str, Any]:
+    """Return the options in the state of the training that writes ``checkpoint``, in the form of a recipe.
+
+    Raises:
+        CheckpointError: if there is no state, or it holds something else.
+    """
+    path = state_path(checkpoint)
+    if not path.exists():
+        ended = "this training has ended" if checkpoint.exists() else "there is none yet"
+        raise CheckpointError(f"no {path.name} beside {checkpoint} to resume from: {ended}; check the name")
+    state = read_plain(path)
+    if not isinstance(state, dict) or "options" not in state:
+        raise CheckpointError(f"{path} does not say its options; type them again, with --resume and -o {checkpoint}")
+    return Reader(path).record(state, "options")
 
 
 def _load_momentum_(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor | None]]) -> None:
