@@ -44,7 +44,7 @@ def test_the_control_is_dense_and_by_the_same_recipe(trained: tuple[Path, dict[s
     found = json.loads(invoke(smart_train, *SMALL, "--json", "-o", str(alone)).stdout)
     assert found["dense_control"] is None
     assert found["paths"] == summary["paths"], "the training itself is the same with a control and without"
-    assert output.with_name("ckpt.history.csv").read_bytes() == alone.with_name("history.csv").read_bytes()
+    assert output.with_name("ckpt.history.csv").read_bytes() == alone.with_name("ckpt.history.csv").read_bytes()
     for ours, theirs in zip(
         network.net.state_dict().items(), load_checkpoint(alone).net.state_dict().items(), strict=True
     ):
