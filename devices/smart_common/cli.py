@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from smart_common.console.cli import Group, version_option
-from smart_common.console.entry import COMMANDS, command
+from smart_common.console.entry import COMMANDS, command, naming_the_extra
 
 
 class _Umbrella(Group):
@@ -16,8 +16,13 @@ class _Umbrella(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        return command(cmd_name) if cmd_name in COMMANDS else None
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        # Held until the command has ended: some libraries are imported when it runs.
+        ctx.with_resource(naming_the_extra(cmd_name))
+        found: click.Command = command(cmd_name)
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

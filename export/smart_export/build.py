@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smart_common.robustness import warnings_of_metrics
 from smart_devices import Profile, Target, resolve_target
-from smart_export.bundle_manifest import check_structure, manifest_record, quantisation
+from smart_export.bundle_manifest import check_structure, gate_terms, manifest_record, quantisation
 from smart_export.errors import ExportError
 from smart_export.evidence import Evidence, divide
 from smart_export.graph import Converter
@@ -21,7 +22,7 @@ from smart_export.rtx import Plan, build_plans
 from smart_export.signing import public_half, sign_bundle_
 from smart_export.stages import Export, ExportedGraph, export_graph, fold_baseline, fold_path
 from smart_export.timings import Stopwatch
-from smart_export.verify import RANDOM_IMAGES, check_max_drop
+from smart_export.verify import RANDOM_IMAGES, check_max_drop, check_undecided
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
 from smart_train import Checkpoint, load_checkpoint
@@ -38,8 +39,11 @@ class BuildResult:
     Attributes:
         bundle: its directory.
         target, precision: the device, and the precision of every graph.
-        judged: which images the accuracy gate judged by.
+        judged: which images the accuracy gate judged by, what was allowed, and what happens where they are too few.
         max_drop: what it let an accuracy drop by, as a fraction.
+        warnings: a sentence for each accuracy that the gate could not decide about, and each reason not to rely on a
+            path under attack.
+        dense_control: what the dense control measured, by path; None without one.
         quantisation: how graphs became int8, None for other precisions.
         paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
@@ -53,6 +57,8 @@ class BuildResult:
     precision: Precision
     judged: dict[str, Any]
     max_drop: float
+    warnings: tuple[str, ...]
+    dense_control: Mapping[str, Mapping[str, Any]] | None
     quantisation: dict[str, Any] | None
     paths: dict[str, ExportedGraph]
     baseline: ExportedGraph | None
@@ -72,7 +78,9 @@ def build_bundle(
     default_path: str | None = None,
     judge: Evidence | None = None,
     calibrate: Evidence | None = None,
+    dense_control: Mapping[str, Mapping[str, Any]] | None = None,
     max_drop: float = MAX_DROP,
+    undecided: str = "warn",
     random_images: int = RANDOM_IMAGES,
     rtx: Sequence[str] = (),
     allow_slow_structure: bool = False,
@@ -98,7 +106,11 @@ def build_bundle(
             without ``calibrate`` one half of them.
         calibrate: those that int8 graphs are calibrated on; by default the checkpoint's samples, without ``judge`` the
             other half of them. No other precision uses them.
+        dense_control: what a dense network, trained likewise, measured (`smart_export.control.control_metrics`), for
+            the baseline's accuracies.
         max_drop: what any accuracy of a path may lose against its masked path, as a fraction in [0, 1].
+        undecided: what happens where the images are too few to tell whether it lost more: ``warn`` writes the bundle
+            with a warning if the drop that was measured is allowed, ``refuse`` does not.
         random_images: how many images of noise to verify on beside those that judge.
         rtx: add engine plans for GPUs of these compute capabilities, from `smart_export.rtx.parse_capabilities`.
         allow_slow_structure: export zeros in a pattern that the target gains nothing from.
@@ -119,6 +131,7 @@ def build_bundle(
     target = resolve_target(target)
     known = check_precision(precision)
     check_max_drop(max_drop)
+    answer = check_undecided(undecided)
     check_output(Path(output), force=force)
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     names = checkpoint.net.path_names
@@ -134,6 +147,7 @@ def build_bundle(
         judging=judging,
         calibrating=calibrating,
         max_drop=max_drop,
+        undecided=answer,
         random_images=random_images,
         stopwatch=stopwatch,
     )
@@ -165,7 +179,13 @@ def build_bundle(
         dense, paths = graphs.pop(DENSE, None), graphs
         with stopwatch.phase("manifest and checksums"):
             manifest = manifest_record(
-                export, paths=paths, baseline=dense, plans=plans, densities=kept, default_path=default_path
+                export,
+                paths=paths,
+                baseline=dense,
+                dense_control=dense_control,
+                plans=plans,
+                densities=kept,
+                default_path=default_path,
             )
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_checksums(staging)
@@ -180,8 +200,13 @@ def build_bundle(
         bundle=Path(output),
         target=target,
         precision=known,
-        judged=judging.record(),
+        judged=gate_terms(export),
         max_drop=max_drop,
+        warnings=(
+            *(sentence for graph in paths.values() for sentence in graph.warnings),
+            *warnings_of_metrics({name: checkpoint.role(name) for name in names}, checkpoint.metrics),
+        ),
+        dense_control=dense_control,
         quantisation=quantisation(export),
         paths=paths,
         baseline=dense,

@@ -14,6 +14,7 @@ from smart_export.quantise import CALIBRATION_METHOD, recipe_for
 from smart_export.rtx import Plan
 from smart_export.stages import Export, ExportedGraph
 from smart_runtime.bundle.manifest import FORMAT_VERSION
+from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.onnxruntime import import_onnxruntime
 from smart_train.masking.accounting import Densities
 from smart_train.masking.structure import Structure
@@ -26,6 +27,7 @@ def manifest_record(
     *,
     paths: Mapping[str, ExportedGraph],
     baseline: ExportedGraph | None,
+    dense_control: Mapping[str, Mapping[str, Any]] | None,
     plans: Sequence[Plan],
     densities: Densities,
     default_path: str,
@@ -39,7 +41,7 @@ def manifest_record(
         "target": target_record(export.target),
         "precision": export.precision,
         "quantization": quantisation(export),
-        "gate": {**export.judging.record(), "max_drop": export.max_drop},
+        "gate": gate_terms(export),
         "default_path": default_path,
         "input": {**read_as, **asdict(export.input_spec), "range": [0.0, 1.0]},
         "output": asdict(export.output_spec),
@@ -58,13 +60,18 @@ def manifest_record(
                 **graph_record(graph),
                 "layers": layer_records(graph),
                 "metrics": checkpoint.metrics[name],
-                "gate": None if graph.gate is None else asdict(graph.gate),
+                "gate": graph.judged,
             }
             for name, graph in paths.items()
         },
         "baseline": None
         if baseline is None
-        else {"name": baseline.name, **graph_record(baseline), "layers": layer_records(baseline)},
+        else {
+            "name": baseline.name,
+            **graph_record(baseline),
+            "layers": layer_records(baseline),
+            **({} if dense_control is None else {"metrics": dense_control}),
+        },
         "plans": [plan.record for plan in plans],
         "training": checkpoint.training,
     }
@@ -75,6 +82,16 @@ def manifest_record(
         "package_version": version(),
         "components": {name: {"variants": {"cpu": {**variant, "variant_directory": name}}} for name in paths},
         "additional_metadata": {"smart_edge": ours},
+    }
+
+
+def gate_terms(export: Export) -> dict[str, Any]:
+    """Return which images the accuracy gate judged by, what ran the graphs, and what they had to hold."""
+    return {
+        **export.judging.record(),
+        "engine": f"{REFERENCE_ENGINE} {import_onnxruntime().__version__}",
+        "max_drop": export.max_drop,
+        "undecided": export.undecided,
     }
 
 

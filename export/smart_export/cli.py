@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smart_common.console import cli as house
-from smart_common.files import digest_of_file, replacing
+from smart_common.files import digest_of_file
+from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices import PRECISIONS, resolve_target
 from smart_devices.engine_rows import REFERENCE_ENGINE
@@ -59,6 +59,13 @@ def main(context: click.Context) -> None:
     help="Add the unmasked network for smart-bench.",
 )
 @click.option(
+    "--dense-control",
+    type=_FILE,
+    metavar="CKPT",
+    help="Give the baseline the accuracies of this dense network (smart-train --dense-control).  [default: "
+    "CHECKPOINT.dense.pt beside it, where there is one]",
+)
+@click.option(
     "--precision",
     default=FP32,
     show_default=True,
@@ -74,13 +81,20 @@ def main(context: click.Context) -> None:
     help="Fail if an accuracy of a path, clean or under attack, drops by more points (hundredths) than this.",
 )
 @click.option(
+    "--undecided",
+    default="warn",
+    show_default=True,
+    type=click.Choice(["warn", "refuse"]),
+    help="If the images are too few to say whether a drop is above --max-drop, but the measured one is not.",
+)
+@click.option(
     "--data",
     metavar="SPEC",
     help=f"Judge by test images of {DATA_SPECS}, attacked with PGD on each path, instead of the checkpoint's samples.",
 )
 @click.option(
     "--data-images",
-    default=512,
+    default=1024,
     show_default=True,
     metavar="N",
     type=click.IntRange(min=1),
@@ -112,8 +126,10 @@ def build(
     jetpack: str | None,
     output: Path | None,
     baseline: str,
+    dense_control: Path | None,
     precision: str,
     max_drop: float,
+    undecided: str,
     data: str | None,
     data_images: int,
     calibration: str | None,
@@ -134,6 +150,7 @@ def build(
     """
     from smart_export import report as show  # noqa: PLC0415  # these load torch and onnx, for which --help need not wait
     from smart_export.build import build_bundle  # noqa: PLC0415  # as above
+    from smart_export.control import find_control  # noqa: PLC0415  # as above
     from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # as above
     from smart_export.publish import check_output  # noqa: PLC0415  # as above
     from smart_export.rtx import parse_capabilities, target_note, together  # noqa: PLC0415  # as above
@@ -189,7 +206,9 @@ def build(
             default_path=default_path,
             judge=judge,
             calibrate=calibrate,
+            dense_control=find_control(dense_control, loaded, file=checkpoint, load=own.load, note=house.note),
             max_drop=max_drop / 100,
+            undecided=undecided,
             rtx=capabilities,
             allow_slow_structure=allow_slow_structure,
             force=force,
@@ -205,25 +224,23 @@ def build(
         "peak_bytes": peak_bytes(),
     }
     if report is not None:
-        with replacing(report) as file:
-            file.write((json.dumps(show.summary(result, layers=True), indent=1, allow_nan=False) + "\n").encode())
+        show.write_report(report, result)
     if house.is_verbose():
-        _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
-        house.note(f"peak memory: {si(found['peak_bytes'], 'B')}")
+        _print_total(stopwatch, peak=found["peak_bytes"])
+    house.warn(result.warnings)
     # Leaving Python looks through every object for garbage: 1.6 s after a conversion, and the process ends anyway.
     gc.freeze()
     if as_json:
         house.print_json(found)
-        return
-    _print_result(result, found)
+    else:
+        _print_result(result, found)
 
 
 def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
     from smart_export import report as show  # noqa: PLC0415  # as above
 
-    precision, target = result.precision, result.target
-    held = "each path passed the accuracy gate" if precision == INT8 else "each graph agrees with its masked path"
-    title = f"{result.bundle}: {precision} for {target.name}, {held}"
+    target = result.target
+    title = f"{result.bundle}: {result.precision} for {target.name}, {show.verdict(result)}"
     house.console().print(house.table(title, *show.graph_table(found)))
     _print_lines(show.gate_lines(result))
     estimates = show.expectations(result)
@@ -243,6 +260,11 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 def _print_phase(name: str, seconds: float) -> None:
     house.note(f"{name}: {seconds:.2f} s")
+
+
+def _print_total(stopwatch: Stopwatch, *, peak: int) -> None:
+    _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
+    house.note(f"peak memory: {si(peak, 'B')}")
 
 
 @main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt, or smart-export check model.onnx")
@@ -349,31 +371,19 @@ def keygen(*, key: Path, as_json: bool) -> None:
 @house.json_option
 def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     """Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`."""
+    from smart_export import report as show  # noqa: PLC0415  # loads torch
     from smart_train.checkpoint.format import describe  # noqa: PLC0415  # loads torch
 
     if checkpoint.is_dir():
         raise ExportError(f"{checkpoint} is a folder, not a checkpoint; smart-run info describes a bundle")
-    found = describe(own.load(checkpoint))
+    loaded = own.load(checkpoint)
+    found = describe(loaded)
+    warnings = warnings_of_metrics({path: loaded.role(path) for path in loaded.net.path_names}, loaded.metrics)
+    house.warn(warnings)
     if as_json:
-        house.print_json({"checkpoint": str(checkpoint), **found})
+        house.print_json({"checkpoint": str(checkpoint), **found, "warnings": list(warnings)})
         return
-    structure, training = found["structure"], found["training"]
-    arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
-    shape, classes = " x ".join(map(str, found["input_shape"])), len(found["class_names"])
-    metrics = next(iter(found["paths"].values()))
-    lines = [
-        f"{found['architecture']} ({arguments}), images {shape}, {classes} classes",
-        f"structure {structure['name']}, density {structure['density']:g}, align {structure['align']}, "
-        f"scope {structure['scope']}, stores {found['union_density']:.1%} of the unmasked network's parameters",
-    ]
-    if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
-        lines.append(
-            f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
-            f"seed {training['seed']}"
-        )
-    if {"attack", "eps", "split"} <= metrics.keys():
-        lines.append(f"figures: {metrics['split']} split, {metrics['attack']} at eps {metrics['eps']:.4g}")
-    _print_lines(lines)
+    _print_lines(show.checkpoint_lines(found))
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [
         [path, *(f"{row[key]:.3f}" if isinstance(row.get(key), float) else "" for key in keys)]

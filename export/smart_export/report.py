@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from smart_common.files import replacing
 from smart_common.units import si
 from smart_devices import Target
 from smart_devices.roofline import Estimate, NoEstimate, estimate, peaks_of
@@ -15,7 +17,7 @@ from smart_export.bundle_manifest import graph_record, layer_records
 from smart_export.dla import DlaReport, has_dla
 from smart_export.errors import ExportError
 from smart_export.layers import LayerCost, NetworkCost
-from smart_export.precision import Precision
+from smart_export.precision import INT8, Precision
 from smart_export.rtx import Plan
 from smart_export.sparsity import FileSparsity, LayerSparsity
 from smart_export.stages import ExportedGraph
@@ -46,8 +48,10 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
         "profile": result.target.profile.name,
         "precision": result.precision,
         "quantization": result.quantisation,
-        "gate": {name: asdict(graph.gate) for name, graph in result.paths.items() if graph.gate is not None},
-        "judged_by": {**result.judged, "max_drop": result.max_drop},
+        "gate": {name: graph.judged for name, graph in result.paths.items() if graph.judged is not None},
+        "judged_by": result.judged,
+        "warnings": list(result.warnings),
+        "dense_control": result.dense_control,
         "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,
@@ -107,21 +111,54 @@ def expected_lines(estimates: Mapping[str, Expected]) -> Iterator[str]:
     )
 
 
+def verdict(result: BuildResult) -> str:
+    """Return what the export proved, in a few words for a title."""
+    if any(graph.warnings for graph in result.paths.values()):
+        return "the accuracy gate could not decide"
+    held = "path passed the accuracy gate" if result.precision == INT8 else "graph agrees with its masked path"
+    return f"each {held}"
+
+
 def gate_lines(result: BuildResult) -> Iterator[str]:
-    """Yield a line for each path on what its accuracies lost, and by which images."""
+    """Yield a line for each path on what its accuracies lost, then what was compared, by whom and on what."""
     for name, graph in result.paths.items():
-        if graph.gate is not None:
+        if graph.gate is not None and graph.judged is not None:
             drops = (
                 f"{what} {found.before:.3f} -> {found.after:.3f} "
-                f"(drop {100 * found.low:.1f} to {100 * found.high:.1f} points)"
-                for what, found in graph.gate.drops.items()
+                f"(drop {100 * found.low:.1f} to {100 * found.high:.1f} points: {judged['verdict']})"
+                for (what, found), judged in zip(graph.gate.drops.items(), graph.judged.values(), strict=True)
             )
             yield f"{name}: {', '.join(drops)}"
     judged = result.judged
     yield (
-        f"judged by {judged['images']} images of {judged['source']}, {judged['attack']} at eps {judged['eps']:.4g}; "
-        f"95% intervals; at most {100 * result.max_drop:g} points may be lost"
+        f"from the masked path (fp32, torch) to the {result.precision} graph ({judged['engine']}), judged by "
+        f"{judged['images']} images of {judged['source']}, {judged['attack']} at eps {judged['eps']:.4g} made on the "
+        f"masked path; 95% intervals; at most {100 * result.max_drop:g} points may be lost"
     )
+
+
+def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return what `smart_train.checkpoint.format.describe` says of a checkpoint, without its paths' figures."""
+    structure, training = found["structure"], found["training"]
+    arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
+    shape, classes = " x ".join(map(str, found["input_shape"])), len(found["class_names"])
+    metrics = next(iter(found["paths"].values()))
+    lines = [
+        f"{found['architecture']} ({arguments}), images {shape}, {classes} classes",
+        f"structure {structure['name']}, density {structure['density']:g}, align {structure['align']}, "
+        f"scope {structure['scope']}, stores {found['union_density']:.1%} of the unmasked network's parameters",
+    ]
+    if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
+        lines.append(
+            f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
+            f"seed {training['seed']}"
+        )
+    if {"attack", "eps", "split", "examples"} <= metrics.keys():
+        lines.append(
+            f"figures of the masked fp32 paths, by smart-train: {metrics['examples']} images of the {metrics['split']} "
+            f"split, {metrics['attack']} at eps {metrics['eps']:.4g}"
+        )
+    return lines
 
 
 def check_report_file(file: Path, *, bundle: Path) -> None:
@@ -134,6 +171,12 @@ def check_report_file(file: Path, *, bundle: Path) -> None:
         raise ExportError(
             f"the report {file} cannot be inside of the bundle, which has its own files only; name another place"
         )
+
+
+def write_report(file: Path, result: BuildResult) -> None:
+    """Write the :func:`summary` with its layers into ``file``, whole or not at all; raises OSError."""
+    with replacing(file) as opened:
+        opened.write((json.dumps(summary(result, layers=True), indent=1, allow_nan=False) + "\n").encode())
 
 
 def attention(name: str, graph: ExportedGraph) -> Iterator[str]:

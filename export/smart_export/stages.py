@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +18,7 @@ from smart_export.evidence import SAMPLES, Evidence
 from smart_export.folding import affines_to_convolutions_, fold, fold_dense, padded_masks, to_half_, unmasked
 from smart_export.graph import GRAPH, INPUT, OUTPUT, WEIGHTS, Converter, save_graph
 from smart_export.layers import NetworkCost, network_cost
-from smart_export.precision import FP16, FP32, Precision, tolerance_for
+from smart_export.precision import FP16, FP32, TOLERANCES, Precision, tolerance_for
 from smart_export.proof import prove, require_batch_independence
 from smart_export.quantise import quantised, recipe_for
 from smart_export.timings import Stopwatch
@@ -25,6 +26,7 @@ from smart_export.verify import (
     DENSE_IMAGES,
     Agreement,
     PathGate,
+    Undecided,
     agreement,
     engine_scores,
     path_gate,
@@ -44,8 +46,9 @@ from smart_train.masking.accounting import LayerStructure, structure_report
 class Export:
     """What all graphs of one bundle have in common.
 
-    The accuracy gate judges by ``judging``, by whose images an accuracy may drop by the fraction ``max_drop``; int8
-    graphs, and no others, are calibrated on ``calibrating``; ``random_images`` of noise are verified on too.
+    The accuracy gate judges by ``judging``, by whose images an accuracy may drop by the fraction ``max_drop``, and
+    ``undecided`` says what happens where they are too few; int8 graphs, and no others, are calibrated on
+    ``calibrating``; ``random_images`` of noise are verified on too.
     """
 
     checkpoint: Checkpoint
@@ -54,8 +57,14 @@ class Export:
     judging: Evidence
     calibrating: Evidence | None
     max_drop: float
+    undecided: Undecided
     random_images: int
     stopwatch: Stopwatch
+
+    @property
+    def verified(self) -> bool:
+        """Whether every score of a graph is held against its path's; of int8 the accuracies alone are."""
+        return TOLERANCES[self.precision] is not None
 
     @property
     def input_spec(self) -> InputSpec:
@@ -92,7 +101,8 @@ class FoldedGraph:
 class ExportedGraph:
     """One graph as it stands in the bundle; file names are relative to it, ``bytes`` counts both files.
 
-    ``gate`` is what its path's accuracies lost; the baseline, which is no classifier, has none.
+    ``gate`` is what its path's accuracies lost, ``judged`` the same with the verdicts as plain values, ``warnings`` a
+    sentence for each that was not decided; the baseline, which is no classifier, has none.
     """
 
     name: str
@@ -103,6 +113,8 @@ class ExportedGraph:
     agreement: Agreement
     gate: PathGate | None
     dla: DlaReport
+    judged: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def fold_path(export: Export, name: str) -> FoldedGraph:
@@ -164,7 +176,7 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
 
     Raises:
         VerificationError: the scores differ by more than the precision allows.
-        GateError: an accuracy of the path drops by more than ``export.max_drop``.
+        GateError: an accuracy of the path drops by more than ``export.max_drop``, or may and that is refused.
     """
     net, module, name, phase = export.checkpoint.net, folded.module, folded.name, export.stopwatch.phase
     with phase(f"{name}: count MACs"):
@@ -196,6 +208,12 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
     weights = (directory / WEIGHTS).read_bytes() if (directory / WEIGHTS).exists() else None
     written = GraphBytes(model=model_bytes, weights=weights, weights_name=None if weights is None else WEIGHTS)
     found, gate = _verified(export, folded, written)
+    judged: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    if gate is not None:
+        allowed, verified = export.max_drop, export.verified
+        warnings = require_gate(gate, name=name, max_drop=allowed, undecided=export.undecided, verified=verified)
+        judged = gate.record(max_drop=allowed, verified=verified)
     return ExportedGraph(
         name=name,
         file=f"{name}/{GRAPH}",
@@ -205,6 +223,8 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
         agreement=found,
         gate=gate,
         dla=dla,
+        judged=judged,
+        warnings=warnings,
     )
 
 
@@ -244,5 +264,4 @@ def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple
         clean=(expected[:count], got[:count]),
         adversarial=(expected[count : 2 * count], got[count : 2 * count]),
     )
-    require_gate(gate, name=name, max_drop=export.max_drop)
     return found, gate

@@ -35,6 +35,7 @@ def export_on_trial(checkpoint: Checkpoint) -> None:
         judging=judging,
         calibrating=None,
         max_drop=1.0,
+        undecided="warn",
         random_images=2,
         stopwatch=Stopwatch(),
     )

@@ -14,12 +14,15 @@ from smart_common.console.cli import (
     json_option,
     note,
     print_json,
+    print_wide,
     progress,
     table,
     version_option,
+    warn,
     warnings_as_notes,
 )
 from smart_common.errors import shortened
+from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
 
@@ -154,7 +157,8 @@ def _infer_json(file: Path, found: Sequence[Prediction], latency_ms: float) -> d
 @json_option
 def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool) -> None:
     """Say what a bundle holds, and check every byte of it; needs no engine."""
-    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # `--help` does without
+    from smart_runtime.bundle.accuracies import accuracies  # noqa: PLC0415  # `--help` does without
+    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
     from smart_runtime.engines import resolve_engine  # noqa: PLC0415  # as above, and without its NumPy
     from smart_runtime.notes import notes_here, notes_on  # noqa: PLC0415  # as above
 
@@ -163,8 +167,14 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     manifest = opened.manifest
     spec = manifest.input
     notes = notes_here(manifest) if engine is None else notes_on(manifest, engine_name=resolve_engine(engine))
+    warnings = warnings_of_metrics(
+        {name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
+        {name: graph.metrics for name, graph in manifest.paths.items()},
+    )
     for sentence in notes:
         note(sentence)
+    warn(warnings)
+    measured = accuracies(manifest)
     if as_json:
         print_json(
             {
@@ -180,9 +190,11 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
                 "quantization": None if manifest.quantization is None else dict(manifest.quantization),
                 "gate": None if manifest.gate is None else dict(manifest.gate),
                 "notes": list(notes),
+                "warnings": list(warnings),
                 "default_path": manifest.default_path,
                 "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
                 "class_names": list(manifest.class_names),
+                "accuracies": [one.record() for one in measured],
                 "graphs": [_graph_json(graph) for graph in manifest.graphs],
             }
         )
@@ -202,13 +214,18 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
             si(graph.macs),
             si(graph.parameters),
             si(graph.bytes, "B"),
-            _metric(graph, "clean_accuracy"),
-            _metric(graph, "robust_accuracy"),
         ]
         for graph in manifest.graphs
     ]
-    columns = ["graph", "density", "MACs", "parameters", "size", "clean accuracy", "robust accuracy"]
-    console().print(table("", columns, rows))
+    console().print(table("", ["graph", "density", "MACs", "parameters", "size"], rows))
+    columns = ["path", "accuracy of", "measured by", "images", "attack", "clean accuracy", "robust accuracy"]
+    rows = [
+        [one.path, one.what, one.by, one.where, one.under, _figure(one.clean_accuracy), _figure(one.robust_accuracy)]
+        for one in measured
+    ]
+    if manifest.baseline is not None and all(one.path != manifest.baseline.name for one in measured):
+        rows.append([manifest.baseline.name, "not trained", "", "", "", "", ""])
+    print_wide(table("", columns, rows, text_columns=5))
 
 
 def _signature(bundle: Bundle, trust: Path | None) -> str:
@@ -233,9 +250,8 @@ def _graph_json(graph: GraphInfo) -> dict[str, Any]:
     }
 
 
-def _metric(graph: GraphInfo, name: str) -> str:
-    value = None if graph.metrics is None else graph.metrics.get(name)
-    return f"{value:.3f}" if isinstance(value, int | float) else ""
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

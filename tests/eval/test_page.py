@@ -208,7 +208,7 @@ def test_on_the_device_a_graph_has_the_accuracies_of_its_own_bundle(tmp_path: Pa
         words = words[words.index("On the device") :]
         assert "cleanfp3270.0%40.0%33 µs33.3 µs2.50x (2.40 to 2.60)÷ 4.004 kB1.25 mJ3.5 W" in words
         assert "robustfp3270.0%40.0%34 µs (!)34.3 µs2.40x (2.30 to 2.50)÷ 4.004 kB-3.5 W" in words
-        assert "densefp32--82.5 µs83.3 µs1.00x÷ 1.004 kB1.25 mJ3.5 W" in words
+        assert "densefp32not trainednot trained82.5 µs83.3 µs1.00x÷ 1.004 kB1.25 mJ3.5 W" in words
     assert "(!): alone in a fresh process it took another time" in words
     assert "one.pt: Latencies and sizes are those" in Parsed(render(report(*models, included=included))).text
     assert "Switching paths took 0.8 µs; the first result of the new path came after 40 µs, against 4 ms" in words

@@ -294,8 +294,12 @@ def test_the_command_has_them_by_default_and_leaves_them_out(
     attack = ["--attack", "pgd3x2,pgd2x1", "--eps", "0.15", "--chunk", "8"]
     given_ = answer(*attack)
     (model,) = given_["models"]
-    threats = model.pop("threats")
-    assert given_ == answer(*attack, "--no-threats"), "the other keys are as before"
+    threats, warnings = model.pop("threats"), model.pop("warnings")
+    without = answer(*attack, "--no-threats")
+    fewer = without["models"][0].pop("warnings")  # of the attacks alone, so of higher figures
+    assert given_ == without, "the other keys are as before"
+    assert len(fewer) <= len(warnings)
+    assert all("under all that was tried" in sentence for sentence in (*warnings, *fewer))
     assert "threats" not in answer("--attack", "clean")["models"][0]
     assert all(total == counted for total, counted in bars)
 

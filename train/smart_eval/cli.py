@@ -205,6 +205,8 @@ def _say(measured: Sequence[Measured], result: object) -> None:
     else:
         house.print_json(result)
     for one in measured:
+        for sentence in (sentence for sentences in one.warnings.values() for sentence in sentences):
+            house.note(f"{one.model}: warning: {sentence}")
         for line in summary(one.checks, model=str(one.model)):
             house.note(line)
 

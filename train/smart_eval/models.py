@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from smart_common.files import digest_of_file
+from smart_common.roles import Role
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
 from smart_runtime.bundle.bundle import Bundle
@@ -59,6 +60,7 @@ class Facts:
         engine: what computes it.
         notes: what to know about a bundle on the engine that measures it, a sentence each.
         replay: what a bundle makes of the samples of its source, by path; None without one.
+        roles: what each path is for; one that has none here has its name's (`smart_common.roles`).
     """
 
     model: Path
@@ -70,6 +72,7 @@ class Facts:
     engine: str = "torch"
     notes: tuple[str, ...] = ()
     replay: Mapping[str, Replay] | None = None
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -169,6 +172,7 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
         class_names=checkpoint.class_names,
         training=checkpoint.training,
         recorded_eps=checkpoint.samples.eps,
+        roles={path: checkpoint.role(path) for path in net.path_names},
     )
 
 
@@ -212,6 +216,7 @@ def open_bundle(
         engine=net.engine,
         notes=notes_on(manifest, engine_name=net.engine),
         replay=None if checkpoint is None else replay(net, manifest, checkpoint),
+        roles={name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
     )
 
 

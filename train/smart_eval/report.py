@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smart_common.robustness import UnderAttack, robustness_warnings
+from smart_common.roles import default_role
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.pgd import as_pgd
 from smart_eval.attacks.table import CLEAN
@@ -74,6 +76,19 @@ class Measured(Facts):
         """Return the accuracy of a path where each image meets the worst of all attacks for it."""
         return Accuracy.of(self._withstands(path))
 
+    @property
+    def warnings(self) -> dict[str, tuple[str, ...]]:
+        """Why not to rely on a path under attack, by path; nothing without attacks."""
+        if not self.attacks:
+            return {}
+        found = {}
+        for path in self.right:
+            lowest = self.worst(path) if self.threats is None else Accuracy.of(self.threats.worst(path))
+            role = self.roles.get(path) or default_role(path)
+            found[path] = UnderAttack(role, lowest.value, lowest.interval)
+        alone = len(self.attacks) == 1 and self.threats is None
+        return robustness_warnings(found, attack=self.attacks[0].name if alone else "all that was tried")
+
     def _withstands(self, path: str) -> Right:
         found: Right = np.logical_and.reduce([*self.right[path].values()])
         return found
@@ -97,6 +112,7 @@ class Measured(Facts):
             "split": "test",
             "classes": [self._class(int(label)) for label in np.unique(self.labels)],
             "paths": {path: self._path(path) for path in self.right},
+            "warnings": [sentence for sentences in self.warnings.values() for sentence in sentences],
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
             **({} if self.corruptions is None else {"corruptions": [one.record() for one in self.corruptions]}),
@@ -156,15 +172,23 @@ def document(measured: Sequence[Measured]) -> dict[str, Any]:
     }
 
 
+def _ran(one: Measured) -> str:
+    """Return a model with what computed its figures."""
+    return f"{one.model} ({f'{one.precision} graphs, {one.engine}' if one.kind == 'bundle' else 'fp32 masked paths'})"
+
+
 def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
-    """Return title, columns and rows for people; a model has no figure under an attack that was not made on it."""
+    """Return title, columns and rows for people; a model has no figure under an attack that was not made on it.
+
+    A path with ``(!)`` is not to be relied on under attack; `Measured.warnings` says why.
+    """
     first = measured[0]
     names = list(dict.fromkeys(name for one in measured for name in one.names))
     several = len(measured) > 1
     radii = {f"{one.eps:.4g}" for one in measured}
     counts = {str(one.examples) for one in measured}
     title = (
-        f"{f'{len(measured)} models' if several else first.model}: {', '.join(sorted(counts))} test images, "
+        f"{f'{len(measured)} models' if several else _ran(first)}: {', '.join(sorted(counts))} test images, "
         f"{', '.join(names[1:]) or 'no attack'}, eps {', '.join(sorted(radii))}, seed {first.seed}, 95% intervals"
     )
     worst = ["worst of all"] if len(names) > 2 else []
@@ -173,7 +197,8 @@ def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]
     for one in measured:
         for path in one.right:
             figures = [str(one.accuracy(path, name)) if name in one.names else "" for name in names]
-            rows.append([*([str(one.model)] if several else []), path, *figures, *[str(one.worst(path))] * len(worst)])
+            marked = f"{path} (!)" if path in one.warnings else path
+            rows.append([*([_ran(one)] if several else []), marked, *figures, *[str(one.worst(path))] * len(worst)])
     return title, columns, rows
 
 

@@ -50,7 +50,7 @@ _GROUPS = {
     ),
     "Method and attack": ("method", "method_options", "help_method", "attack", "eps", "steps", "step_size"),
     "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
-    "Output": ("output", "plot", "tensorboard", "resume", "force", "as_json"),
+    "Output": ("output", "dense_control", "plot", "tensorboard", "resume", "force", "as_json"),
 }
 
 
@@ -269,6 +269,12 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Write TensorBoard events to this folder.",
+)
+@click.option(
+    "--dense-control",
+    is_flag=True,
+    help="Train the same network unmasked by the same recipe afterwards, into ckpt.dense.pt, to compare with: "
+    "smart-export shows its accuracies. Takes longer than the training itself.",
 )
 @click.option(
     "--resume",

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -245,6 +245,12 @@ def note(message: str) -> None:
     if _quiet:
         return
     (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Print each sentence for people on standard error, as what must not be overlooked."""
+    for sentence in sentences:
+        note(f"warning: {sentence}")
 
 
 @contextmanager

@@ -8,6 +8,8 @@ sentence.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -25,20 +27,27 @@ COMMANDS = {  # name under smart-edge: its module, the extra it needs, what it d
 
 
 def command(name: str) -> Any:
-    """Return the click command ``name`` of the table, or end with a sentence on what is not installed."""
-    module, extra, _ = COMMANDS[name]
+    """Return the click command ``name`` of the table; raises ModuleNotFoundError if what it needs is not installed."""
+    return import_module(COMMANDS[name][0]).main
+
+
+@contextmanager
+def naming_the_extra(name: str) -> Iterator[None]:
+    """End the process with one sentence where the command ``name`` misses a library, or Ctrl-C ends its imports."""
     try:
-        return import_module(module).main
+        yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("smart_"):
             raise  # a fault of ours, not something to install
+        extra = COMMANDS[name][1]
         sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
 def _run(name: str) -> None:
-    command(name).main()
+    with naming_the_extra(name):
+        command(name).main()
 
 
 smart_train, smart_eval, smart_export = partial(_run, "train"), partial(_run, "eval"), partial(_run, "export")

@@ -13,6 +13,7 @@ import numpy as np
 
 from smart_common.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure, style_panel
 from smart_runtime.bench.report import Report
+from smart_runtime.bundle.accuracies import Accuracies, deployed
 from smart_runtime.bundle.manifest import DENSE
 
 if TYPE_CHECKING:
@@ -159,11 +160,12 @@ def _draw_speed_up(axis: Axes, report: Report) -> None:
 def _draw_accuracy(axis: Axes, report: Report) -> None:
     lines = _accuracies(report) or {}
     labels, colours = _labels(report), _colours(report)
-    for row, pair in lines.items():
+    pairs = {row: pair for row, (_, pair) in lines.items()}
+    for row, pair in pairs.items():
         axis.plot([0, 1], pair, color=colours[row], linewidth=2.4, marker="o", markersize=7)
     # On the left the values alone, each once; on the right every path's name too.
-    left = {f"{pair[0]:.1%}": (pair[0], colours[row]) for row, pair in lines.items()}
-    right = {f"{labels[row]}  {pair[1]:.1%}": (pair[1], colours[row]) for row, pair in lines.items()}
+    left = {f"{pair[0]:.1%}": (pair[0], colours[row]) for row, pair in pairs.items()}
+    right = {f"{labels[row]}  {pair[1]:.1%}": (pair[1], colours[row]) for row, pair in pairs.items()}
     line = _LINE_INCHES / _height_inches(report)
     highest = 1.0
     for x, side, align, texts in ((0, -9, "right", left), (1, 9, "left", right)):
@@ -171,14 +173,14 @@ def _draw_accuracy(axis: Axes, report: Report) -> None:
         highest = max(highest, *heights)
         for height, (text, (_, colour)) in zip(heights, texts.items(), strict=True):
             _label(axis, text, (x, height), colour=colour, offset=(side, 0), ha=align, va="center")
-    first = next(iter(report.first.manifest.paths.values())).metrics or {}
-    attack, eps = first.get("attack"), first.get("eps")
-    under = (
-        f"under {_plain(attack)}, eps {eps:.3g}"
-        if isinstance(attack, str) and isinstance(eps, int | float)
-        else "attacked"
-    )
+    shown = [found for found, _ in lines.values()]
+    first = shown[0]
+    known = first.attack is not None and first.eps is not None
+    under = f"under {_plain(first.attack or '')}, eps {first.eps:.3g}" if known else "attacked"
     axis.set_xticks([0, 1], ["clean images", under])
+    # One bundle may be fp32 and another int8: each kind of figure is named.
+    kinds = dict.fromkeys(f"{one.what}; by {one.by} on {one.where}" for one in shown)
+    axis.set_xlabel(_plain("\n".join(f"of the {kind}" for kind in kinds)), color=FAINT, fontsize=8)
     beside = _LETTER_INCHES * (_letters(report) + len("  100.0%"))  # names and figures, right of the second picture
     axis.set_xlim(-0.34, 1 + 1.34 * beside / (_panel_inches(report) - beside))
     axis.set_ylim(-0.04, highest + 0.1)
@@ -194,15 +196,14 @@ def _apart(values: Sequence[float], line: float) -> list[float]:
     return result
 
 
-def _accuracies(report: Report) -> dict[int, tuple[float, float]] | None:
-    """Return each path's accuracy on clean and on attacked images by its row; None unless all paths have both."""
+def _accuracies(report: Report) -> dict[int, tuple[Accuracies, tuple[float, float]]] | None:
+    """Return what stands for each path's graph, with both accuracies, by its row; None unless all paths have both."""
     result = {}
     for i, row in enumerate(report.rows):
         if row.bundle is None or row.name == DENSE:
             continue
-        metrics = report.bundles[row.bundle].manifest.paths[row.name].metrics or {}
-        clean, robust = metrics.get("clean_accuracy"), metrics.get("robust_accuracy")
-        if not isinstance(clean, int | float) or not isinstance(robust, int | float):
+        found = deployed(report.bundles[row.bundle].manifest, row.name)
+        if found is None or found.clean_accuracy is None or found.robust_accuracy is None:
             return None
-        result[i] = (float(clean), float(robust))
+        result[i] = (found, (found.clean_accuracy, found.robust_accuracy))
     return result

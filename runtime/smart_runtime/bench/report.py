@@ -14,6 +14,7 @@ from smart_runtime.bench.energy import Sensing
 from smart_runtime.bench.environment import Environment
 from smart_runtime.bench.measure import Block, agrees
 from smart_runtime.bench.switching import SwitchTimes
+from smart_runtime.bundle.accuracies import accuracies
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.notes import notes_on
 
@@ -133,6 +134,9 @@ class Report:
                 for path, bundle in self.bundles.items()
             ],
             "baseline": None if self.baseline is None else asdict(self.baseline),
+            "accuracies": {
+                path: [one.record() for one in accuracies(bundle.manifest)] for path, bundle in self.bundles.items()
+            },
             "reference": None if reference is None else {"bundle": reference.bundle, "name": reference.name},
             "engine": self.engine,
             "batch": self.batch,

@@ -81,7 +81,7 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A result of smart-export; digests are None in those of older versions."""
+    """A result of smart-export; digests, and by what its accuracies were ``judged``, are None in older versions'."""
 
     file: str
     bundle: str
@@ -89,6 +89,7 @@ class Export:
     profile: str
     precision: str
     graphs: Sequence[Graph]
+    judged: str | None
     checkpoint_digest: str | None
     bundle_digest: str | None
 
@@ -199,9 +200,20 @@ def _export(root: Reader, name: str) -> Export:
         file=name,
         **{key: root.string(key) for key in ("bundle", "target", "profile", "precision")},
         graphs=tuple(graphs),
+        judged=_judged(root),
         checkpoint_digest=root.optional_string("checkpoint_digest"),
         bundle_digest=root.optional_string("bundle_digest"),
     )
+
+
+def _judged(root: Reader) -> str | None:
+    """Return which images the gate judged by, under which attack, and on which engine."""
+    if root.optional_object("judged_by") is None:
+        return None
+    by = root.object("judged_by")
+    count, source, attack = by.integer("images", low=1), by.string("source"), by.string("attack")
+    engine = by.optional_string("engine")
+    return f"{count} images of {source}, {attack} made on the masked path" + ("" if engine is None else f", {engine}")
 
 
 def _graph(name: str, entry: Reader, gate: Reader | None) -> Graph:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from smart_eval.page.figures import radius
-from smart_eval.page.included import Included, Speed
+from smart_eval.page.included import Bench, Included, Speed
 from smart_eval.page.pictures import Pictures
 
 Model = Mapping[str, Any]
@@ -158,6 +158,17 @@ class Report:
             if all(other.parts[-parts:] != short for other in others):
                 return str(PurePath(*short))
         return str(own)
+
+    def measured_beside(self, bench: Bench) -> list[Model]:
+        """Return the models whose accuracies stand beside the latencies of ``bench``, each once."""
+        owners = [self.owners[row][0] for row in bench.rows if row in self.owners]
+        return [model for model in self.models if any(model is owner for owner in owners)]
+
+    def ran(self, model: Model) -> str:
+        """Return what computed a model's figures, in words."""
+        if model["kind"] == "bundle":
+            return f"{model['precision']} graphs ({model['engine']})"
+        return "fp32 masked paths (torch)"
 
     def told(self, sentence: Callable[[Model], str]) -> list[tuple[str | None, str]]:
         """Return what ``sentence`` says of the models, each thing once, with the names where it is not of all."""

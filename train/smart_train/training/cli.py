@@ -15,6 +15,7 @@ from smart_common.console import cli as house
 from smart_common.errors import SmartError
 from smart_common.figures import check_plot
 from smart_common.lazy import load
+from smart_common.robustness import warnings_of_metrics
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_train.architectures.build import ARCHITECTURES
@@ -24,6 +25,7 @@ from smart_train.checkpoint.format import Checkpoint, describe, load_checkpoint
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN, is_library_name
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces
+from smart_train.data.images import ImageSet
 from smart_train.errors import ConfigError
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
@@ -31,6 +33,7 @@ from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
 from smart_train.options import parse_arguments, parse_fraction
 from smart_train.training.config import TrainConfig
+from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
@@ -132,6 +135,9 @@ def _say_density(net: SmartNetwork) -> None:
 def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
+    if summary["dense_control"] is not None:
+        control = summary["dense_control"]["paths"]
+        rows += [[f"dense control: {path}", *(f"{row[key]:.3f}" for key in keys)] for path, row in control.items()]
     columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
     house.note(
@@ -152,6 +158,17 @@ def _what_is_kept(trainer: Trainer) -> str:
     if not done:
         return f"no epoch had ended, and nothing is kept in {trainer.output}"
     return f"{done} of {epochs} epochs are kept; `smart-train --resume {trainer.output}` goes on"
+
+
+def _train_control(
+    config: TrainConfig, data: ImageSet, *, output: Path, factory: Factory | None, **started: Any
+) -> dict[str, Any]:
+    """Train the dense control and return its part of the summary."""
+    trainer = Trainer(control_config(config), data, output=output, factory=factory, **started)
+    with house.progress("training the dense control", total=trainer.steps_left) as advance:
+        result = trainer.run(on_step=advance, on_phase=lambda phase: _say_phase(f"dense control: {phase}", advance))
+    found = describe(load_checkpoint(result.checkpoint, factory=factory))
+    return {"checkpoint": str(result.checkpoint), "seconds": result.seconds, "paths": found["paths"]}
 
 
 def _say_epoch(report: EpochReport, *, attack: str) -> None:
@@ -260,7 +277,8 @@ def train(
         check_plot(curves)  # before the hours of training, not after
     if goes_on and force:
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
-    existing = [p for p in (output, state_path(output)) if p.exists()]
+    outputs = [output, *([control_path(output)] if options["dense_control"] else [])]
+    existing = [p for one in outputs for p in (one, state_path(one)) if p.exists()]
     if existing and not goes_on and not force:
         raise ConfigError(
             f"{existing[0]} exists already; use --resume {output} to continue it or --force to replace it"
@@ -279,15 +297,15 @@ def train(
         _start_anew(output, factory=factory)
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
+    images = places.load(data, image_size=options["image_size"])
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
     trainer = Trainer(
         config,
-        places.load(data, image_size=options["image_size"]),
+        images,
         output=output,
-        resume=goes_on,
-        factory=factory,
-        initial=init,
         tensorboard=tensorboard,
         options=keep,
+        **started,
     )
     house.if_interrupted(lambda: _what_is_kept(trainer))
     _try_out(trainer, factory=None if no_trial else factory)
@@ -303,7 +321,10 @@ def train(
             on_epoch=lambda report: _say_epoch(report, attack=judged),
             on_phase=lambda phase: _say_phase(phase, advance),
         )
-    found = describe(load_checkpoint(result.checkpoint, factory=factory))
+    control = _train_control(config, images, output=outputs[-1], **started) if len(outputs) > 1 else None
+    best = load_checkpoint(result.checkpoint, factory=factory)
+    found = describe(best)
+    warnings = warnings_of_metrics({path: best.role(path) for path in best.net.path_names}, best.metrics)
     summary = {
         "checkpoint": str(result.checkpoint),
         "history": str(history_path(result.checkpoint)),
@@ -312,11 +333,14 @@ def train(
         "best_epoch": result.best_epoch,
         "union_density": found["union_density"],
         "paths": found["paths"],
+        "dense_control": control,
+        "warnings": list(warnings),
     }
     if as_json:
         house.print_json(summary)
     else:
         _print_summary(summary, result, config=config)
+    house.warn(warnings)
     # Last: a plot that cannot be written takes nothing else with it.
     if curves is not None:
         draw_history(trainer.history, curves, attack=judged)
