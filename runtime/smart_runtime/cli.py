@@ -16,6 +16,7 @@ from smart_common.console.cli import (
     print_json,
     print_wide,
     progress,
+    say_error,
     table,
     version_option,
     warn,
@@ -116,7 +117,7 @@ def infer(
             advance()
         used, signer, notes = model.path, model.bundle.signer, model.notes
     for failure in failures:
-        note(f"error: {failure['error']}")
+        say_error(failure["error"])
     if not results:
         raise SystemExit(1)
     if as_json:

@@ -52,10 +52,10 @@ def _politely(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except SmartError as error:
-        _say_error(str(error))
+        say_error(str(error))
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
         where = f" ({error.filename})" if error.filename else ""
-        _say_error(f"the system refused: {error.strerror or error}{where}")
+        say_error(f"the system refused: {error.strerror or error}{where}")
     except (KeyboardInterrupt, click.Abort):
         kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
         click.echo(f"interrupted: {kept()}", file=sys.stderr)
@@ -65,8 +65,9 @@ def _politely(ctx: click.Context) -> Iterator[None]:
     raise click.exceptions.Exit(1)
 
 
-def _say_error(message: str) -> None:
-    if _verbose:
+def say_error(message: str) -> None:
+    """Print an error for people on standard error, after ``--quiet`` too."""
+    if _verbose and sys.exc_info()[0] is not None:
         traceback.print_exc()
     click.echo(f"error: {message}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
 
