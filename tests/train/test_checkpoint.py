@@ -184,7 +184,7 @@ def changed(raw: Raw, where: str, value: object) -> Raw:
     ("where", "value", "words"),
     [
         ("format_version", 2, "update smart-edge"),
-        ("architecture/name", "resnet1001", "out of resnet8"),
+        ("architecture/name", "resnet1001", "unknown model 'resnet1001'; did you mean resnet"),
         ("architecture/arguments", {"depth": 3}, "has no argument depth, only width"),
         ("architecture/arguments", {"width": 10**9}, "width from 1"),
         ("architecture/arguments", {"width": 8}, "tensor"),

@@ -134,7 +134,7 @@ def test_results_of_other_code_are_not_taken(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("own_nets.tiny", "no PACKAGE.MODULE:FACTORY"),
+        ("own_nets.tiny", "PACKAGE.MODULE:FACTORY, FILE.py:FACTORY"),
         ("own_nets.none:build", "No module named 'own_nets.none'"),
         ("own_nets.broken:build", "no_such_module_anywhere"),
         ("own_nets.tiny:nothing", "has no attribute 'nothing'"),
@@ -311,11 +311,11 @@ def test_the_record_says_what_was_started_from_by_its_digest(tmp_path: Path) -> 
 
 
 BAD: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
-    "missing": (lambda s: {n: t for n, t in s.items() if n != "fc.weight"}, "fc.weight of shape"),
-    "extra": (lambda s: s | {"fc2.weight": torch.ones(2)}, "'fc2.weight' too"),
-    "shape": (lambda s: s | {"fc.weight": torch.ones(2, 2)}, r"fc.weight of shape .*\(2, 2\)"),
-    "type": (lambda s: s | {"fc.weight": s["fc.weight"].long()}, "got torch.int64"),
-    "nan": (lambda s: s | {"fc.bias": s["fc.bias"] * float("nan")}, "finite values in fc.bias"),
+    "missing": (lambda s: {n: t for n, t in s.items() if n != "fc.weight"}, "has: no fc.weight; "),
+    "extra": (lambda s: s | {"fc2.weight": torch.ones(2)}, "has: fc2.weight is not in the network; "),
+    "shape": (lambda s: s | {"fc.weight": torch.ones(2, 2)}, r"fc.weight has shape \(2, 2\) instead of "),
+    "type": (lambda s: s | {"fc.weight": s["fc.weight"].long()}, "fc.weight is torch.int64"),
+    "nan": (lambda s: s | {"fc.bias": s["fc.bias"] * float("nan")}, "fc.bias has values that are not finite"),
     "a list": (lambda _: [1, 2], "tensors by name"),
     "empty": (lambda _: {}, "tensors by name"),
     "code": (lambda s: {"state_dict": s, "args": Path("x")}, "not run or loaded"),

@@ -79,7 +79,7 @@ def _options_to_keep(ctx: click.Context) -> dict[str, Value]:
         if name == "image_size":
             kept[name] = "x".join(map(str, value))
         elif isinstance(value, tuple):
-            kept[name] = dict(pair.split("=", 1) for pair in value)
+            kept[name] = dict(pair.partition("=")[::2] for pair in value)  # checked where they are read
         elif isinstance(value, Path):
             kept[name] = str(value.absolute())
         elif name == "data" and ":" in value:
