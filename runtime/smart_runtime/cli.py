@@ -118,8 +118,6 @@ def infer(
         used, signer, notes = model.path, model.bundle.signer, model.notes
     for failure in failures:
         say_error(failure["error"])
-    if not results:
-        raise SystemExit(1)
     if as_json:
         print_json(
             {
@@ -131,7 +129,7 @@ def infer(
                 "failed": failures,
             }
         )
-    else:
+    elif results:
         rows = []
         for file, found, latency_ms in results:
             # A name may hold anything; shown as it is, it could redraw the terminal, or not be text at all.

@@ -69,7 +69,7 @@ def _one(image: Picture, manifest: Manifest, channel_order: ChannelOrder) -> npt
     if isinstance(image, str | os.PathLike) or hasattr(image, "read"):
         return read_picture(cast("str | BinaryIO", image), height=spec.height, width=spec.width, colour=colour)
     if isinstance(image, np.ndarray):
-        frame = _frame(image, channel_order)
+        frame = _frame(image, channel_order, channels=spec.channels)
         if frame.shape == (spec.height, spec.width, spec.channels):
             return frame
     if colour is None:
@@ -84,17 +84,29 @@ def _one(image: Picture, manifest: Manifest, channel_order: ChannelOrder) -> npt
             "scaling pictures needs Pillow, which is not installed; pip install 'smart-edge[image]'"
         ) from error
     if isinstance(image, np.ndarray):
+        if frame.shape[2] not in {1, 3, 4}:
+            raise InputError(
+                f"a frame of {frame.shape[2]} channels is no picture and cannot be scaled; got {_said(image)}"
+            )
         image = Image.fromarray(frame.squeeze(2) if frame.shape[2] == 1 else frame)
     if not isinstance(image, Image.Image):
         raise InputError(f"expected a frame (H, W, 3) of uint8, a Pillow image or a file's name, got {_said(image)}")
-    return fitted(image, height=spec.height, width=spec.width, colour=colour, name="the picture given")
+    if 0 in image.size:
+        raise InputError(f"expected a picture with pixels, got one of {image.width}x{image.height}")
+    try:
+        return fitted(image, height=spec.height, width=spec.width, colour=colour, name="the picture given")
+    except (OSError, SyntaxError, ValueError) as error:  # of one that was opened and not decoded yet
+        raise InputError("the picture given cannot be decoded; check that its file is whole") from error
 
 
-def _frame(array: npt.NDArray[np.uint8], channel_order: ChannelOrder) -> npt.NDArray[np.uint8]:
+def _frame(array: npt.NDArray[np.uint8], channel_order: ChannelOrder, *, channels: int) -> npt.NDArray[np.uint8]:
     """Return an array as uint8 (H, W, channels) in RGB order."""
     frame = array[..., None] if array.ndim == 2 else array
     if array.dtype != np.uint8 or frame.ndim != 3 or 0 in frame.shape:
         raise InputError(f"expected a frame (H, W, 3) or (H, W) of uint8, got {_said(array)}; convert it first")
+    if frame.shape[2] not in {1, 3, 4, channels}:
+        first = ", whose channels come first; transpose it to (H, W, 3)" if frame.shape[0] in {1, 3} else ""
+        raise InputError(f"expected a frame (H, W, 3), (H, W, 4) or (H, W), got {_said(array)}{first}")
     if channel_order == "BGR" and frame.shape[2] >= 3:
         frame = np.concatenate([frame[..., 2::-1], frame[..., 3:]], axis=2)
     return frame

@@ -116,7 +116,9 @@ def test_bad_arguments_are_one_sentence(bundle: Path, picture: str, arguments: l
 
 def test_a_bad_input_in_a_real_process(bundle: Path) -> None:
     done = smart_run("infer", str(bundle), "nowhere.png", "--json", code=1)
-    assert done.stdout == ""
+    answer = json.loads(done.stdout)
+    assert answer["results"] == []
+    assert [failed["picture"] for failed in answer["failed"]] == ["nowhere.png"]
     assert done.stderr.startswith("error: no picture at")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +77,26 @@ def _options_to_keep(ctx: click.Context) -> dict[str, Value]:
         value = ctx.params[name]
         if value is None or ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
             continue
-        if name == "image_size":
-            kept[name] = "x".join(map(str, value))
-        elif isinstance(value, tuple):
-            kept[name] = dict(pair.partition("=")[::2] for pair in value)  # checked where they are read
-        elif isinstance(value, Path):
-            kept[name] = str(value.absolute())
-        elif name == "data" and ":" in value:
-            kind, _, place = value.partition(":")
-            kept[name] = f"{kind}:{Path(place).expanduser().absolute()}"
-        else:
-            kept[name] = value
+        kept[name] = _in_recipe(name, value)
     return kept
+
+
+def _in_recipe(name: str, value: Any) -> Value:
+    """Return an option's value as a recipe has it, places on this machine as absolute paths."""
+    if name == "image_size":
+        return "x".join(map(str, value))
+    if isinstance(value, tuple | list):
+        return dict(pair.partition("=")[::2] for pair in value)
+    if isinstance(value, Path) or (name == "target" and value.endswith(".json")):
+        return str(Path(value).absolute())
+    if name == "data" and ":" in value:
+        kind, _, place = value.partition(":")
+        return f"{kind}:{Path(place).expanduser().absolute()}"
+    if name == "model" and ".py:" in value:
+        file, _, factory = value.rpartition(":")
+        return f"{Path(file).absolute()}:{factory}"
+    found: Value = value
+    return found
 
 
 def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
@@ -97,8 +106,8 @@ def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
         name = option.name or ""
         if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in _kept(ctx) | {"output"}:
             continue
-        theirs = kept[name] if name in kept else option.get_default(ctx)
-        if option.type_cast_value(ctx, theirs) != ctx.params[name]:
+        theirs, ours = option.type_cast_value(ctx, kept.get(name, option.get_default(ctx))), ctx.params[name]
+        if theirs is None or _in_recipe(name, theirs) != _in_recipe(name, ours):
             raise ConfigError(
                 f"{option.opts[-1]} is not what the training of {checkpoint} was started with; leave it out to go on, "
                 "or start another one with -o"
@@ -306,7 +315,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
         options["output"] = Path(options["resume"])
         _refuse_other_options(ctx, options["output"])
     with house.warnings_as_notes("smart_train"):
-        train(ctx, keep=_options_to_keep(ctx), **options)
+        train(ctx, keep=partial(_options_to_keep, ctx), **options)
 
 
 if __name__ == "__main__":

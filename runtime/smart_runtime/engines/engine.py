@@ -47,9 +47,13 @@ class EngineOptions:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
+            try:
+                number = operator.index(value)  # NumPy's integers are welcome
+            except TypeError:
+                number = None
+            if number is None or isinstance(value, bool):
                 raise EngineError(f"expected {name} as a whole number, got {value!r:.40}")
-            object.__setattr__(self, name, operator.index(value))  # NumPy's integers are welcome
+            object.__setattr__(self, name, number)
         if self.threads is not None and not 1 <= self.threads <= cores:
             raise EngineError(
                 f"expected 1 to {cores} threads, as many as there are cores for this process, got {self.threads}; "

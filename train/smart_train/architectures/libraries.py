@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from smart_common.errors import MissingExtraError, alternatives
+from smart_common.errors import MissingExtraError, alternatives, shortened
 from smart_train.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -16,6 +16,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of ImageNet's training images in [0, 1], for R, G and B: what the weights of all of torchvision's classifiers, and of
 most of timm's, expect (the inference transforms in https://docs.pytorch.org/vision/stable/models.html).
 """
+
+
+_LOADING = ("checkpoint", "pretrained", "weights", "cache", "progress")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class LibraryNetwork:
     def __call__(self, *, num_classes: int, in_channels: int, **arguments: Any) -> nn.Module:
         """Return the network with weights drawn anew; raises ConfigError for channels that it cannot take."""
         library, _, name = self.reference.partition(":")
+        for argument, value in arguments.items():
+            # The arguments may be a stranger's, from a checkpoint, and some name files and weights to load.
+            if not isinstance(value, bool | int | float) or argument.startswith(_LOADING):
+                raise ConfigError(
+                    f"{self.reference} takes numbers, true and false as arguments, and none that loads weights, got "
+                    f"{shortened(argument)}; start from weights with --init"
+                )
         network: nn.Module
         if library == "timm":
             network = import_module("timm").create_model(

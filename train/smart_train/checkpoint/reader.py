@@ -24,6 +24,7 @@ _MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask f
 _MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record
+_ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 
 # All that torch.save writes for tensors. torch reads more without running code, but not without harm: a bytearray of
@@ -82,7 +83,9 @@ def read_plain(
             f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size} in {path}; it is not one of ours"
         )
     try:
-        if parameters and not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            is_archive = file.read(4) == _ZIP  # as torch tells, and not by the end of the file as zipfile does
+        if parameters and not is_archive:
             _check_legacy(path)
         else:
             _check_archive(path, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
@@ -101,7 +104,7 @@ def _check_archive(path: Path, *, names: Set[str]) -> None:
     torch checks no sums itself, and reads what is no zip in older ways of its own.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
+        if file.read(4) != _ZIP:
             raise ValueError("not a file of torch.save")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

@@ -25,7 +25,6 @@ from smart_train.checkpoint.format import Checkpoint, describe, load_checkpoint
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN, is_library_name
 from smart_train.data.augment import Augmentation
 from smart_train.data.cli import DataPlaces
-from smart_train.data.images import ImageSet
 from smart_train.errors import ConfigError
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
@@ -153,18 +152,16 @@ def _say_phase(phase: str, advance: house.Advance) -> None:
         house.note(phase)
 
 
-def _what_is_kept(trainer: Trainer) -> str:
+def _what_is_kept(trainer: Trainer, *, again: str) -> str:
+    """Say what an interrupt leaves; ``again`` is what has to be typed once more."""
     done, epochs = len(trainer.history), trainer.config.epochs
     if not done:
         return f"no epoch had ended, and nothing is kept in {trainer.output}"
-    return f"{done} of {epochs} epochs are kept; `smart-train --resume {trainer.output}` goes on"
+    return f"{done} of {epochs} epochs are kept; `smart-train --resume {trainer.output}{again}` goes on"
 
 
-def _train_control(
-    config: TrainConfig, data: ImageSet, *, output: Path, factory: Factory | None, **started: Any
-) -> dict[str, Any]:
+def _train_control(trainer: Trainer, *, factory: Factory | None) -> dict[str, Any]:
     """Train the dense control and return its part of the summary."""
-    trainer = Trainer(control_config(config), data, output=output, factory=factory, **started)
     with house.progress("training the dense control", total=trainer.steps_left) as advance:
         result = trainer.run(on_step=advance, on_phase=lambda phase: _say_phase(f"dense control: {phase}", advance))
     found = describe(load_checkpoint(result.checkpoint, factory=factory))
@@ -192,7 +189,9 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
         """Return None if it is the recipe's while one of ``by``, which it belongs to or contradicts, is typed."""
         source = ctx.get_parameter_source
         typed = any(source(name) is ParameterSource.COMMANDLINE for name in by)
-        return None if typed and source(option) is ParameterSource.DEFAULT_MAP else options[option]
+        if typed and source(option) is ParameterSource.DEFAULT_MAP:
+            options[option] = ctx.params[option] = None  # nor is it kept for resuming
+        return options[option]
 
     structure, attack, method = options["structure"], options["attack"], options["method"]
     resized_crop = options["resized_crop"]
@@ -256,7 +255,7 @@ def _start_anew(output: Path, *, factory: Factory | None) -> None:
 def train(
     ctx: click.Context,
     *,
-    keep: Mapping[str, Any],
+    keep: Callable[[], Mapping[str, Any]],
     data: str,
     places: DataPlaces,
     init: Path | None,
@@ -304,10 +303,14 @@ def train(
         images,
         output=output,
         tensorboard=tensorboard,
-        options=keep,
+        options=keep(),
         **started,
     )
-    house.if_interrupted(lambda: _what_is_kept(trainer))
+    control = None
+    if options["dense_control"]:  # made before the hours of training, should there be something against it
+        control = Trainer(control_config(config), images, output=outputs[-1], **started)
+    again = "" if known else f" --model {model}"
+    house.if_interrupted(lambda: _what_is_kept(trainer, again=again))
     _try_out(trainer, factory=None if no_trial else factory)
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
@@ -321,7 +324,7 @@ def train(
             on_epoch=lambda report: _say_epoch(report, attack=judged),
             on_phase=lambda phase: _say_phase(phase, advance),
         )
-    control = _train_control(config, images, output=outputs[-1], **started) if len(outputs) > 1 else None
+    controlled = None if control is None else _train_control(control, factory=factory)
     best = load_checkpoint(result.checkpoint, factory=factory)
     found = describe(best)
     warnings = warnings_of_metrics({path: best.role(path) for path in best.net.path_names}, best.metrics)
@@ -333,7 +336,7 @@ def train(
         "best_epoch": result.best_epoch,
         "union_density": found["union_density"],
         "paths": found["paths"],
-        "dense_control": control,
+        "dense_control": controlled,
         "warnings": list(warnings),
     }
     if as_json:

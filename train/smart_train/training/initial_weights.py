@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _INSIDE = ("state_dict", "model")  # under which training scripts put it, beside optimisers and epochs
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel and compiled wrappers, and of training frameworks
 _COUNTER = "num_batches_tracked"  # of batch norms; older files have none, and nothing follows from it
+_MOST_SHARED = 4  # how often tensors may share the numbers in a file
 _LISTED = 5  # names that a refusal gives
 
 
@@ -63,6 +64,8 @@ def read_initial_weights(path: Path) -> InitialWeights:
             f"no tensors by name in {path}, neither alone nor under {' or '.join(_INSIDE)}; save network.state_dict()"
         )
     tensors = {name: tensor.detach() for name, tensor in found.items()}
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MOST_SHARED * path.stat().st_size:
+        raise CheckpointError(f"the tensors in {path} claim more numbers than the file holds; copy it again")
     return InitialWeights(tensors, digest_of_file(path), shortened(path.name))
 
 
@@ -99,6 +102,7 @@ def load_initial_weights_(network: nn.Module, weights: InitialWeights, *, num_cl
     wanted = network.state_dict()
     given = max(_unwrapped(weights.tensors), key=lambda tensors: len(wanted.keys() & tensors.keys()))
     fitting: dict[str, Tensor] = {}
+    head = next(reversed(wanted)).rpartition(".")[0]  # the module that comes last
     new_head, misfits = [], []
     for name, tensor in wanted.items():
         found = given.get(name)
@@ -110,14 +114,17 @@ def load_initial_weights_(network: nn.Module, weights: InitialWeights, *, num_cl
         if not plain or found.is_floating_point() != tensor.is_floating_point():
             misfits.append(f"{name} is {found.dtype}")
             continue
-        found = _for_channels(found, tensor.shape, channels=in_channels)
+        found = _for_channels(found, tensor.shape, channels=in_channels)  # of a size that was checked
         if found.shape == tensor.shape:
             fitting[name] = found
-        elif tensor.shape[:1] == (num_classes,) and found.shape[1:] == tensor.shape[1:]:
+        elif name.rpartition(".")[0] == head and (tensor.shape[0], *found.shape[1:]) == (
+            num_classes,
+            *tensor.shape[1:],
+        ):
             new_head.append(name)
         else:
             misfits.append(f"{name} has shape {tuple(found.shape)} instead of {tuple(tensor.shape)}")
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+        if name in fitting and found.is_floating_point() and not bool(torch.isfinite(found).all()):
             misfits.append(f"{name} has values that are not finite")
     misfits += [f"{shortened(name)} is not in the network" for name in given if name not in wanted and _counts(name)]
     if misfits:
