@@ -84,10 +84,6 @@ def _one(image: Picture, manifest: Manifest, channel_order: ChannelOrder) -> npt
             "scaling pictures needs Pillow, which is not installed; pip install 'smart-edge[image]'"
         ) from error
     if isinstance(image, np.ndarray):
-        if frame.shape[2] not in {1, 3, 4}:
-            raise InputError(
-                f"a frame of {frame.shape[2]} channels is no picture and cannot be scaled; got {_said(image)}"
-            )
         image = Image.fromarray(frame.squeeze(2) if frame.shape[2] == 1 else frame)
     if not isinstance(image, Image.Image):
         raise InputError(f"expected a frame (H, W, 3) of uint8, a Pillow image or a file's name, got {_said(image)}")

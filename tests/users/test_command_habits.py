@@ -159,3 +159,15 @@ def test_networks_and_checkpoints_print_one_useful_line(tmp_path: Path) -> None:
         "Checkpoint(resnet8, 1x8x8, 10 classes, SmartNetwork(ResNet, paths clean, robust, "
     )
     assert "\n" not in repr(checkpoint)
+
+
+def test_resuming_takes_what_was_resolved_and_the_same_words_again(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('steps = 3\ntarget = "cpu"\n')
+    overruled = ("--recipe", tmp_path / "r.toml", "--attack", "fgsm-rs", "--align", "1")
+    options = [*SMALL[:10], "--eps", "0.1", "--epochs", "1", *overruled]
+    run(TRAIN, *options, "-o", tmp_path / "a.pt")
+    run(TRAIN, "--resume", tmp_path / "a.pt", "--attack", "fgsm-rs", "--model-arg", "width=4")
+    _, errors = run(TRAIN, "--resume", tmp_path / "a.pt", "--attack", "pgd", code=1)
+    assert errors.startswith("error: --attack is not what")
+    _, errors = run(TRAIN, *SMALL, "--model-arg", "width", "-o", tmp_path / "b.pt", code=1)
+    assert "NAME=VALUE" in errors

@@ -248,3 +248,32 @@ def test_a_checkpoint_of_torchvision_s_network_needs_no_model_option(tmp_path: P
     assert found.mean == (0.485, 0.456, 0.406)
     save_checkpoint(found, tmp_path / "b.pt")
     assert load_checkpoint(tmp_path / "b.pt").architecture == "custom"
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("arguments", [{"checkpoint_path": "w.pth"}, {"weights": 1}, {"pretrained": True}])
+def test_a_stranger_s_checkpoint_loads_no_files_through_a_library(arguments: dict[str, object]) -> None:
+    factory = import_factory("torchvision:resnet18")
+    with pytest.raises(ConfigError, match="takes numbers, true and false as arguments, and none that loads weights"):
+        factory(num_classes=5, in_channels=3, **arguments)
+
+
+def test_tensors_that_claim_more_than_the_file_has_take_no_memory(tmp_path: Path) -> None:
+    torch.save({"0.weight": torch.zeros(1).expand(2**31)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="claim more numbers than the file holds"):
+        read_initial_weights(tmp_path / "w.pth")
+
+
+def test_a_file_that_is_a_zip_to_torch_alone_is_checked_as_one(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[:-10])  # zipfile.is_zipfile says no, torch looks at the first bytes
+    with pytest.raises(CheckpointError, match="is damaged or no "):
+        read_initial_weights(tmp_path / "cut.pth")
+
+
+def test_only_the_last_module_is_a_head(tmp_path: Path) -> None:
+    source, target = net(5), nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5 * 36, 5))
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"0\.weight has shape \(8, 3, 3, 3\)"):
+        load(target, tmp_path / "w.pth")

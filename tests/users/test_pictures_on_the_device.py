@@ -219,3 +219,16 @@ def test_a_result_pickles_and_a_model_says_why_not(bundle: Path) -> None:
 @pytest.mark.parametrize("package", ["smart_devices", "smart_runtime", "smart_train", "smart_eval", "smart_export"])
 def test_every_package_has_a_version(package: str) -> None:
     assert importlib.import_module(package).__version__ == importlib.metadata.version("smart-edge")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((3, 20, 20), np.uint8), r"whose channels come first; transpose it to \(H, W, 3\)"),
+        (np.zeros((20, 20, 5), np.uint8), r"got uint8 of shape \(20, 20, 5\)"),
+        (Image.new("RGB", (0, 5)), "expected a picture with pixels, got one of 0x5"),
+    ],
+)
+def test_frames_of_another_form_are_refused_in_a_sentence(bundle: Path, image: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        preprocess(image, Bundle.open(bundle))

@@ -17,7 +17,6 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 _LEAST_SIDE = 8  # pixels; arrays whose last two axes are as long are pictures with their channels first
-_MOST_CHANNELS = 16  # of arrays that are no pictures, as they are usual
 MAX_SIDE = 4096  # pixels; no edge classifier takes more, and a checkpoint that claims more is refused
 VALIDATION_SAMPLES = 256  # a checkpoint carries this many validation images
 VALIDATION_SEED = 20230203  # fixed, so that a split never depends on a training's seed
@@ -106,7 +105,7 @@ def _check(images: Array, labels: Array, *, part: str, where: str) -> Split:
         images.ndim == 4
         and images.shape[1] in {1, 3}
         and min(images.shape[2:]) >= _LEAST_SIDE
-        and (images.shape[2] == images.shape[3] or images.shape[3] > _MOST_CHANNELS)  # else low arrays of many channels
+        and max(images.shape[2:]) <= 2 * min(images.shape[2:])  # else low arrays of many channels
     )
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or planes_first:
         raise DataError(

@@ -242,6 +242,18 @@ def _try_out(trainer: Trainer, *, factory: Factory | None) -> None:
         try_out(trainer, factory=factory, export=export)
 
 
+def _factory(ctx: click.Context, model: str) -> Factory | None:
+    """Return what makes ``model``, None for one of ours; raise ConfigError if only a file asks for code of a user's."""
+    if model in ARCHITECTURES:
+        return None
+    if not is_library_name(model) and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            f"--model {model} is in a file alone, which may be anybody's; type it on the command line too to have that "
+            f"code imported"
+        )
+    return import_factory(model)
+
+
 def _start_anew(output: Path, *, factory: Factory | None) -> None:
     """Say that there is nothing to resume yet; raise ConfigError if that is so because the training has ended."""
     state = state_path(output).name
@@ -284,13 +296,7 @@ def train(
         )
     check_history(history_path(output))
     model = options["model"]
-    known = model in ARCHITECTURES or is_library_name(model)
-    if not known and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
-        raise ConfigError(
-            f"--model {model} is in a file alone, which may be anybody's; type it on the command line too to have that "
-            f"code imported"
-        )
-    factory = None if model in ARCHITECTURES else import_factory(model)
+    factory = _factory(ctx, model)
     config = _config(ctx, model if factory is None else CUSTOM, options)
     if goes_on and not state_path(output).exists():
         _start_anew(output, factory=factory)
@@ -309,7 +315,7 @@ def train(
     control = None
     if options["dense_control"]:  # made before the hours of training, should there be something against it
         control = Trainer(control_config(config), images, output=outputs[-1], **started)
-    again = "" if known else f" --model {model}"
+    again = "" if model in ARCHITECTURES or is_library_name(model) else f" --model {model}"
     house.if_interrupted(lambda: _what_is_kept(trainer, again=again))
     _try_out(trainer, factory=None if no_trial else factory)
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it

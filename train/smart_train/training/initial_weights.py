@@ -117,10 +117,7 @@ def load_initial_weights_(network: nn.Module, weights: InitialWeights, *, num_cl
         found = _for_channels(found, tensor.shape, channels=in_channels)  # of a size that was checked
         if found.shape == tensor.shape:
             fitting[name] = found
-        elif name.rpartition(".")[0] == head and (tensor.shape[0], *found.shape[1:]) == (
-            num_classes,
-            *tensor.shape[1:],
-        ):
+        elif name.startswith(f"{head}.") and (num_classes, *found.shape[1:]) == tensor.shape:
             new_head.append(name)
         else:
             misfits.append(f"{name} has shape {tuple(found.shape)} instead of {tuple(tensor.shape)}")
