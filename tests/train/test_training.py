@@ -299,5 +299,5 @@ def test_permuted_channels_are_recorded_with_their_gain(tmp_path: Path) -> None:
     gains = found.training["permutation"]
     assert list(gains) == list(found.net.weight_layers)
     assert sum(gain["after"] - gain["before"] for gain in gains.values()) > 0
-    with pytest.raises(ConfigError, match="^channels cannot be permuted for channel: "):
+    with pytest.raises(ConfigError, match=r"^channels cannot be permuted for channel: "):
         train(tmp_path / "other.pt", tiny_config(permute=True))
