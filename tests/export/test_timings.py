@@ -7,12 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
 
-GRAPH_PHASES = ("fold", "count MACs", "convert to ONNX", "write", "verify, reference", "verify, engine")
+GRAPH_PHASES = (
+    "fold",
+    "prove the fold",
+    "count MACs",
+    "convert to ONNX",
+    "write",
+    "verify, reference",
+    "verify, engine",
+)
 PHASES = [
     "start",
     "load checkpoint",
@@ -23,15 +32,17 @@ PHASES = [
 ]
 
 
-def test_a_stopwatch_adds_up_phases_of_one_name_in_the_order_they_began() -> None:
+def test_a_stopwatch_adds_up_phases_of_one_name_in_the_order_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 24.0])  # where each phase begins and ends
+    monkeypatch.setattr("smart_export.timings.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     told: list[str] = []
     watch = Stopwatch(on_phase=lambda name, _: told.append(name))
     for name in ("b", "a", "b"):
         with watch.phase(name):
-            time.sleep(0.01)
+            pass
     assert list(watch.seconds) == ["b", "a"]
     assert told == ["b", "a", "b"]
-    assert watch.seconds["b"] >= 0.02 > watch.seconds["a"] >= 0.01
+    assert watch.seconds == {"b": 5.0, "a": 2.0}
 
 
 def test_a_phase_that_fails_is_not_told() -> None:
@@ -77,10 +88,11 @@ def test_verbose_tells_each_phase_and_json_holds_them_always(checkpoint_file: Pa
     assert all(seconds >= 0 for seconds in found["timings"].values())
     assert 0.5 * wall <= sum(found["timings"].values()) <= wall + 0.02
     assert 50 * 2**20 < found["peak_bytes"] < 2 * 2**30
-    lines = loud.stderr.strip().splitlines()
+    warned = "warning: the path 'robust' is not clearly more robust than 'clean'"  # nor is it, after this training
+    lines = [line for line in loud.stderr.strip().splitlines() if not line.startswith(warned)]
     assert [line.rpartition(":")[0] for line in lines] == [*PHASES, "total", "peak memory"]
     quiet = subprocess.run(
         [*command, "-o", str(tmp_path / "b")], capture_output=True, text=True, check=True, timeout=300
     )
-    assert quiet.stderr == ""
+    assert [line.startswith(warned) for line in quiet.stderr.splitlines()] == [True]
     assert list(json.loads(quiet.stdout)["timings"]) == PHASES
