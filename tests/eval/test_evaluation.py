@@ -358,6 +358,7 @@ def test_the_document_has_every_model_attack_and_path(trained: Path, data: str, 
     assert [one["paths"] for one in two["models"]] == [model["paths"]] * 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, data: str, tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
     options = [str(trained), "--data", data, "--attack", "pgd50x2", "--no-threats", "--chunk", "7", "--json"]

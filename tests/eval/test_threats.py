@@ -269,6 +269,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 _PARTS = ("images", "labels")
 
 
+@pytest.mark.slow
 def test_the_command_has_them_by_default_and_leaves_them_out(
     trained: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ def test_an_engine_takes_it(name: str, engine: str, tmp_path: Path) -> None:
     builds(graph, tmp_path, capabilities=[CARDS[number % 3]], sparse=number % 4 > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["channel+2:4", "2:4", "unstructured"])
 def test_masked_and_onnx_runtime_agree_on_single_weights_too(structure: str) -> None:
     runs("inverted residual", structure, "block")

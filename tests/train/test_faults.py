@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from disks import run_on_small_disk
@@ -53,6 +54,7 @@ echo "epochs $(grep -c '^[0-9]' "$disk/ckpt.history.csv")"
 """
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_once_a_full_disk_has_room_again(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
