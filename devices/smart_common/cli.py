@@ -16,13 +16,20 @@ class _Umbrella(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        # Held until the command has ended: some libraries are imported when it runs.
-        ctx.with_resource(naming_the_extra(cmd_name))
-        found: click.Command = command(cmd_name)
+        with naming_the_extra(cmd_name):
+            found: click.Command = command(cmd_name)
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; some of its libraries are imported only then."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError:
+            with naming_the_extra(str(ctx.invoked_subcommand)):
+                raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -36,3 +43,7 @@ def main(**_: Any) -> None:
 
     Each command is also there by itself, as smart-train, smart-run and so on.
     """
+
+
+if __name__ == "__main__":
+    main()

@@ -84,7 +84,7 @@ def main(context: click.Context) -> None:
     "--undecided",
     default="warn",
     show_default=True,
-    type=click.Choice(["warn", "refuse"]),
+    type=house.Choice(["warn", "refuse"]),
     help="If the images are too few to say whether a drop is above --max-drop, but the measured one is not.",
 )
 @click.option(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeAlias, Union,
 import numpy as np
 import numpy.typing as npt
 
-from smart_common.errors import MissingExtraError
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.errors import InputError
-from smart_runtime.pictures import fitted, read_picture
+from smart_runtime.pictures import check_pillow, fitted, read_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,12 +76,9 @@ def _one(image: Picture, manifest: Manifest, channel_order: ChannelOrder) -> npt
             f"expected arrays uint8 ({spec.height}, {spec.width}, {spec.channels}) for a network that takes no "
             f"pictures, got {_said(image)}"
         )
-    try:
-        from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
-    except ImportError as error:
-        raise MissingExtraError(
-            "scaling pictures needs Pillow, which is not installed; pip install 'smart-edge[image]'"
-        ) from error
+    check_pillow()
+    from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
+
     if isinstance(image, np.ndarray):
         image = Image.fromarray(frame.squeeze(2) if frame.shape[2] == 1 else frame)
     if not isinstance(image, Image.Image):

@@ -29,6 +29,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".ppm", ".
 """What files of these formats are called: in a folder, only files with one of these suffixes are pictures."""
 
 
+def check_pillow() -> None:
+    """Raise MissingExtraError unless Pillow is installed."""
+    try:
+        import PIL  # noqa: F401, PLC0415  # an optional library is imported where it is used
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading pictures needs Pillow, which is not installed; pip install 'smart-edge[image]'"
+        ) from error
+
+
 def read_picture(
     source: str | os.PathLike[str] | BinaryIO, *, height: int, width: int, colour: Colour | None
 ) -> npt.NDArray[np.uint8]:
@@ -50,12 +60,9 @@ def read_picture(
             channel, or ``colour`` is None.
         MissingExtraError: Pillow is not installed.
     """
-    try:
-        from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading pictures needs Pillow, which is not installed; pip install 'smart-edge[image]'"
-        ) from error
+    check_pillow()
+    from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
+
     if colour is None:
         raise InputError(
             "expected a network for pictures (1 or 3 channels), got one for other arrays; pass it arrays from Python"

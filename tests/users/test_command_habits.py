@@ -39,26 +39,26 @@ def run(module: str, *arguments: object, code: int = 0, **environment: str) -> t
 
 def test_ctrl_c_says_what_is_kept_and_the_checkpoint_alone_is_enough_to_go_on(tmp_path: Path) -> None:
     output = tmp_path / "a.pt"
-    training = start(TRAIN, *SMALL, "--epochs", "4", "--seed", "3", "-o", output)
+    training = start(TRAIN, *SMALL, "--epochs", "20", "--seed", "3", "-o", output)
     assert training.stderr is not None
     for line in training.stderr:
-        if line.startswith("epoch 2/4  loss"):
+        if line.startswith("epoch 2/20  loss"):
             training.send_signal(signal.SIGINT)
             break
     _, errors = training.communicate(timeout=300)
     assert training.returncode == 130, errors
     last = errors.splitlines()[-1]
     assert last.startswith("interrupted: ")
-    assert last.endswith(f" of 4 epochs are kept; `smart-train --resume {output}` goes on")
+    assert last.endswith(f" of 20 epochs are kept; `smart-train --resume {output}` goes on")
     assert "Traceback" not in errors
 
     _, errors = run(TRAIN, "--resume", output, "--seed", "4", code=1)
     assert errors.startswith(f"error: --seed is not what the training of {output} was started with")
-    _, errors = run(TRAIN, "--resume", output, "--epochs", "4")  # the same is no change
-    assert "epoch 1/4" not in errors
+    _, errors = run(TRAIN, "--resume", output, "--epochs", "20")  # the same is no change
+    assert "epoch 1/20" not in errors
 
     whole = tmp_path / "whole.pt"
-    run(TRAIN, *SMALL, "--epochs", "4", "--seed", "3", "-o", whole)
+    run(TRAIN, *SMALL, "--epochs", "20", "--seed", "3", "-o", whole)
     assert (tmp_path / "a.history.csv").read_bytes() == (tmp_path / "whole.history.csv").read_bytes()
     assert load_checkpoint(output).metrics == load_checkpoint(whole).metrics
 
@@ -171,3 +171,14 @@ def test_resuming_takes_what_was_resolved_and_the_same_words_again(tmp_path: Pat
     assert errors.startswith("error: --attack is not what")
     _, errors = run(TRAIN, *SMALL, "--model-arg", "width", "-o", tmp_path / "b.pt", code=1)
     assert "NAME=VALUE" in errors
+
+
+@pytest.mark.parametrize("arguments", [["train", "-o", "a.pt"], ["export", "a.pt", "--target", "cpu"]])
+def test_a_command_of_smart_edge_names_the_extra_that_it_misses(arguments: list[str], tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from smart_common.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the Python module torch is not installed; pip install 'smart-edge[train")
+    assert len(done.stderr.splitlines()) == 1

@@ -68,6 +68,7 @@ def test_a_checkpoint_remembers_what_the_factory_was_called_and_no_folder(folder
 
 @pytest.mark.parametrize("command", ["export", "eval", "info"])
 def test_commands_say_which_model_to_give(folder: Path, command: str) -> None:
+    sys.modules.pop("own_blocks", None)  # of another test
     file = str(folder / "ckpt.pt")
     done = {
         "export": lambda: invoke(smart_export, "build", file, "--target", "cpu"),

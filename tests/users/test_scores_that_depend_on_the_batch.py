@@ -27,6 +27,13 @@ from users.own_networks import SHAPE, Small, checkpoint_of
 EXAMPLE = torch.zeros(2, *SHAPE)
 
 
+def with_zero_head() -> nn.Module:
+    """As many recipes start: until the first step, all scores are 0 whatever the batch does before the head."""
+    network = Small(norm=nn.BatchNorm2d(16, track_running_stats=False))
+    nn.init.zeros_(network.head.weight)
+    return network
+
+
 class Attention(nn.Module):
     """Mixes the images of a batch instead of the positions of an image."""
 
@@ -38,6 +45,7 @@ MIXERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "statistics of the batch": (
         lambda: Small(norm=nn.BatchNorm2d(16, track_running_stats=False)), r"first in norm \(BatchNorm2d\)"
     ),
+    "statistics of the batch before a head of zeros": (with_zero_head, r"first in norm \(BatchNorm2d\)"),
     "mean of the batch": (lambda: Small(after=lambda y: y - y.mean(0)), "first in the forward of Small"),
     "softmax over the batch": (lambda: Small(after=lambda y: y.softmax(0)), "first in the forward of Small"),
     "squeeze at the end": (

@@ -101,10 +101,10 @@ def _in_recipe(name: str, value: Any) -> Value:
 
 def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
     """Raise ConfigError if an option is typed that is not what the resumed training has."""
-    kept = ctx.default_map or {}
+    kept, names = ctx.default_map or {}, _kept(ctx) | {"output"}
     for option in ctx.command.params:
         name = option.name or ""
-        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in _kept(ctx) | {"output"}:
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in names:
             continue
         theirs, ours = option.type_cast_value(ctx, kept.get(name, option.get_default(ctx))), ctx.params[name]
         if theirs is None or _in_recipe(name, theirs) != _in_recipe(name, ours):

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import click
 
@@ -23,6 +23,10 @@ from smart_common.version import version
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    StrChoice: TypeAlias = click.Choice[str]
+else:
+    StrChoice = click.Choice  # before click 8.2 it takes no type
 
 _bar_console: Console | None = None  # of the progress bar that is shown: only it knows how to print above it
 
@@ -144,20 +148,11 @@ class _Polite:
 
 def _of_every_command() -> list[click.Parameter]:
     return [
-        click.Option(
-            ["-q", "--quiet"],
-            is_flag=True,
-            expose_value=False,
-            callback=_set_quiet,
-            help="Say results and errors only.",
-        ),
-        click.Option(
-            ["-v", "--verbose"],
-            is_flag=True,
-            expose_value=False,
-            callback=_set_verbose,
-            help="Say more: what is done, and where in the code an error arose.",
-        ),
+        click.Option(names, is_flag=True, expose_value=False, callback=callback, help=text)
+        for names, callback, text in (
+            (["-q", "--quiet"], _set_quiet, "Say results and errors only."),
+            (["-v", "--verbose"], _set_verbose, "Say more: what is done, and where in the code an error arose."),
+        )
     ]
 
 
@@ -185,12 +180,12 @@ class Group(_Polite, click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command as click does; of one that is not there say which are, and which may be meant."""
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
             ctx.fail(f"No such command {alternatives(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
 
-class Choice(click.Choice[str]):
+class Choice(StrChoice):
     """One of several words; of a word that is none of them it says which may be meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:

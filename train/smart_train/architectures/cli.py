@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from smart_train.architectures.custom import Factory
     from smart_train.checkpoint.format import Checkpoint
 
+    _ParamType: TypeAlias = click.ParamType[str]
+else:
+    _ParamType = click.ParamType  # before click 8.4 it takes no type
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class NetworkName(click.ParamType[str]):
+class NetworkName(_ParamType):
     """A network of ours, or a factory of the user's own as PACKAGE.MODULE:FACTORY or FILE.py:FACTORY."""
 
     name = "network"

@@ -14,7 +14,7 @@ from smart_train.errors import ConfigError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Of ImageNet's training images in [0, 1], for R, G and B: what the weights of all of torchvision's classifiers, and of
-most of timm's, expect (the inference transforms in https://docs.pytorch.org/vision/stable/models.html).
+most of timm's, expect (torchvision's documentation, Models and pre-trained weights, the inference transforms).
 """
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
@@ -17,10 +17,14 @@ from smart_train.errors import ConfigError
 if TYPE_CHECKING:
     from smart_train.data.images import ImageSet
 
+    _ParamType: TypeAlias = click.ParamType[tuple[int, int]]
+else:
+    _ParamType = click.ParamType  # before click 8.4 it takes no type
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class ImageSize(click.ParamType[tuple[int, int]]):
+class ImageSize(_ParamType):
     """``224`` or ``HEIGHTxWIDTH``, as (height, width)."""
 
     name = "size"

@@ -87,11 +87,18 @@ class WeightPattern(ABC):
         Raises:
             ConfigError: it does not depend on which channels share a block.
         """
-        raise ConfigError(f"channels in another order gain nothing for {self.name}; leave --permute out")
+        raise self._order_gains_nothing()
 
-    def kept_magnitude(self, columns: Tensor) -> Tensor:
-        """Return how much of each of ``columns`` (blocks, block, rows), 0 or more, the best mask keeps: (blocks,)."""
-        raise NotImplementedError  # `kept_share` has refused
+    def kept_magnitude(self, columns: Tensor) -> Tensor:  # noqa: ARG002  # as above
+        """Return how much of each of ``columns`` (blocks, block, rows), 0 or more, the best mask keeps: (blocks,).
+
+        Raises:
+            ConfigError: as `kept_share` does.
+        """
+        raise self._order_gains_nothing()
+
+    def _order_gains_nothing(self) -> ConfigError:
+        return ConfigError(f"channels in another order gain nothing for {self.name}; leave --permute out")
 
     def why_refused(self, target: Target) -> str | None:  # noqa: ARG002  # as above
         """Return why an export for ``target`` should be refused; None where zeros cost it nothing that was promised."""
