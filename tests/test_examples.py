@@ -28,6 +28,7 @@ from smart_runtime import Bundle, SmartModel
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
+@pytest.mark.slow
 def test_the_demo_goes_from_training_to_the_table(tmp_path: Path) -> None:
     out = tmp_path / "out"
     less = ["--epochs", "1", "--blocks", "4", "--examples", "40"]
@@ -39,7 +40,7 @@ def test_the_demo_goes_from_training_to_the_table(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    table = done.stdout[done.stdout.index("path       clean") :].splitlines()
+    table = done.stdout[done.stdout.index("path            clean") :].splitlines()
     assert [line.split()[0] for line in table[1:4]] == ["dense", "clean", "robust"]
     bench = json.loads((out / "smart-bench.json").read_text())
     assert [row["name"] for row in bench["rows"]] == ["dense", "clean", "robust"]
@@ -48,6 +49,7 @@ def test_the_demo_goes_from_training_to_the_table(tmp_path: Path) -> None:
         assert model.paths == ("clean", "robust")
 
 
+@pytest.mark.slow
 def test_the_python_api_trains_evaluates_exports_and_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / "05_python_api.py"), str(tmp_path / "out")],

@@ -70,12 +70,14 @@ def test_an_engine_is_listed_runs_is_measured_and_checked(follow: Follow, clone:
     assert "one-thread" in run("smart-run infer --help", clone)
 
 
+@pytest.mark.slow
 def test_a_method_with_an_option_is_trained_evaluated_exported_and_run(follow: Follow) -> None:
     _, (described, *_, info) = follow("A training method")
     assert "--set share=0.5" in described
     assert "robust" in info
 
 
+@pytest.mark.slow
 def test_an_attack_is_measured_resumed_and_shown(follow: Follow, clone: Path) -> None:
     _, (first, _, on_bundle) = follow("An attack")
     (model,) = json.loads(first)["models"]
@@ -86,6 +88,7 @@ def test_an_attack_is_measured_resumed_and_shown(follow: Follow, clone: Path) ->
     assert "corners" in on_bundle
 
 
+@pytest.mark.slow
 def test_a_mask_pattern_is_trained_exported_and_run(follow: Follow, clone: Path) -> None:
     _, (help_page, *_, info) = follow("A mask pattern")
     assert "block4" in help_page

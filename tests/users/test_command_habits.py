@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from smart_train import load_checkpoint
+from smart_train.cli import main as smart_train
 
 SMALL = (
     *("--data", "digits", "--train-images", "160", "--test-images", "40", "--batch-size", "32"),
@@ -37,34 +39,41 @@ def run(module: str, *arguments: object, code: int = 0, **environment: str) -> t
     return output, errors
 
 
+def train(*arguments: object, code: int = 0, **environment: str) -> tuple[str, str]:
+    """Train within this process, which has torch already."""
+    done = CliRunner(env=environment).invoke(smart_train, [*map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done.stdout, done.stderr
+
+
 def test_ctrl_c_says_what_is_kept_and_the_checkpoint_alone_is_enough_to_go_on(tmp_path: Path) -> None:
     output = tmp_path / "a.pt"
-    training = start(TRAIN, *SMALL, "--epochs", "20", "--seed", "3", "-o", output)
+    training = start(TRAIN, *SMALL, "--epochs", "8", "--seed", "3", "-o", output)
     assert training.stderr is not None
     for line in training.stderr:
-        if line.startswith("epoch 2/20  loss"):
+        if line.startswith("epoch 1/8  loss"):
             training.send_signal(signal.SIGINT)
             break
     _, errors = training.communicate(timeout=300)
     assert training.returncode == 130, errors
     last = errors.splitlines()[-1]
     assert last.startswith("interrupted: ")
-    assert last.endswith(f" of 20 epochs are kept; `smart-train --resume {output}` goes on")
+    assert last.endswith(f" of 8 epochs are kept; `smart-train --resume {output}` goes on")
     assert "Traceback" not in errors
 
-    _, errors = run(TRAIN, "--resume", output, "--seed", "4", code=1)
+    _, errors = train("--resume", output, "--seed", "4", code=1)
     assert errors.startswith(f"error: --seed is not what the training of {output} was started with")
-    _, errors = run(TRAIN, "--resume", output, "--epochs", "20")  # the same is no change
-    assert "epoch 1/20" not in errors
+    _, errors = run(TRAIN, "--resume", output, "--epochs", "8")  # the same is no change
+    assert "epoch 1/8" not in errors
 
     whole = tmp_path / "whole.pt"
-    run(TRAIN, *SMALL, "--epochs", "20", "--seed", "3", "-o", whole)
+    train(*SMALL, "--epochs", "8", "--seed", "3", "-o", whole)
     assert (tmp_path / "a.history.csv").read_bytes() == (tmp_path / "whole.history.csv").read_bytes()
     assert load_checkpoint(output).metrics == load_checkpoint(whole).metrics
 
 
 def test_a_log_tells_from_the_start_what_is_being_done(tmp_path: Path) -> None:
-    _, errors = run(TRAIN, *SMALL, "--epochs", "1", "-o", tmp_path / "a.pt")
+    _, errors = train(*SMALL, "--epochs", "1", "-o", tmp_path / "a.pt")
     lines = errors.splitlines()
     begins = lines.index("epoch 1/1")
     assert lines[begins + 1].startswith("epoch 1/1  loss: ")
@@ -74,13 +83,13 @@ def test_a_log_tells_from_the_start_what_is_being_done(tmp_path: Path) -> None:
 
 def test_two_trainings_in_one_folder_keep_their_own_histories(tmp_path: Path) -> None:
     for name, epochs in (("a", 1), ("b", 2)):
-        run(TRAIN, *SMALL, "--epochs", epochs, "-o", tmp_path / f"{name}.pt")
+        train(*SMALL, "--epochs", epochs, "-o", tmp_path / f"{name}.pt")
     lines = {name: (tmp_path / f"{name}.history.csv").read_text().splitlines() for name in "ab"}
     assert {name: len(found) - 1 for name, found in lines.items()} == {"a": 1, "b": 2}
 
 
 def test_torchrun_does_not_train_the_same_network_twice(tmp_path: Path) -> None:
-    _, errors = run(TRAIN, *SMALL, "-o", tmp_path / "a.pt", code=1, WORLD_SIZE="2", RANK="0")
+    _, errors = train(*SMALL, "-o", tmp_path / "a.pt", code=1, WORLD_SIZE="2", RANK="0")
     assert errors.startswith("error: 2 processes would each train all of the network and write the same a.pt; start ")
     assert list(tmp_path.iterdir()) == []
 
@@ -144,7 +153,7 @@ def test_help_of_many_options_has_headings() -> None:
 
 
 def test_quiet_leaves_results_and_verbose_adds_where_an_error_arose(tmp_path: Path) -> None:
-    output, errors = run(TRAIN, *SMALL, "--epochs", "1", "-q", "--json", "-o", tmp_path / "a.pt")
+    output, errors = train(*SMALL, "--epochs", "1", "-q", "--json", "-o", tmp_path / "a.pt")
     assert errors == ""
     assert output.startswith("{")
     _, errors = run(RUN, "-v", "info", tmp_path, code=1)
@@ -153,7 +162,7 @@ def test_quiet_leaves_results_and_verbose_adds_where_an_error_arose(tmp_path: Pa
 
 
 def test_networks_and_checkpoints_print_one_useful_line(tmp_path: Path) -> None:
-    run(TRAIN, *SMALL, "--epochs", "1", "-q", "-o", tmp_path / "a.pt")
+    train(*SMALL, "--epochs", "1", "-q", "-o", tmp_path / "a.pt")
     checkpoint = load_checkpoint(tmp_path / "a.pt")
     assert repr(checkpoint).startswith(
         "Checkpoint(resnet8, 1x8x8, 10 classes, SmartNetwork(ResNet, paths clean, robust, "
@@ -165,11 +174,11 @@ def test_resuming_takes_what_was_resolved_and_the_same_words_again(tmp_path: Pat
     (tmp_path / "r.toml").write_text('steps = 3\ntarget = "cpu"\n')
     overruled = ("--recipe", tmp_path / "r.toml", "--attack", "fgsm-rs", "--align", "1")
     options = [*SMALL[:10], "--eps", "0.1", "--epochs", "1", *overruled]
-    run(TRAIN, *options, "-o", tmp_path / "a.pt")
-    run(TRAIN, "--resume", tmp_path / "a.pt", "--attack", "fgsm-rs", "--model-arg", "width=4")
-    _, errors = run(TRAIN, "--resume", tmp_path / "a.pt", "--attack", "pgd", code=1)
+    train(*options, "-o", tmp_path / "a.pt")
+    train("--resume", tmp_path / "a.pt", "--attack", "fgsm-rs", "--model-arg", "width=4")
+    _, errors = train("--resume", tmp_path / "a.pt", "--attack", "pgd", code=1)
     assert errors.startswith("error: --attack is not what")
-    _, errors = run(TRAIN, *SMALL, "--model-arg", "width", "-o", tmp_path / "b.pt", code=1)
+    _, errors = train(*SMALL, "--model-arg", "width", "-o", tmp_path / "b.pt", code=1)
     assert "NAME=VALUE" in errors
 
 
