@@ -77,9 +77,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in GRAPHS:
-        accuracies = (
-            ["", ""] if name == "dense" else [accuracy(name, key) for key in ("clean_accuracy", "robust_accuracy")]
-        )
+        keys = ("clean_accuracy", "robust_accuracy")
+        accuracies = ["not trained"] * 2 if name == "dense" else [accuracy(name, key) for key in keys]
         latency = f"{mean(name, 'median_ms') * 1000:.0f} us"
         speed_up, size = f"{mean(name, 'speedup'):.2f}x", f"{mean(name, 'bytes') / 1e6:.2f} MB"
         lines.append(f"| {name} | {' | '.join([*accuracies, latency, speed_up, size])} |")

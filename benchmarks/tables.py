@@ -22,6 +22,7 @@ import bench_attacks
 import bench_cifar
 import bench_demo
 import bench_export
+import bench_networks
 import bench_paths
 import bench_precision
 import bench_quantised
@@ -36,6 +37,7 @@ RESULTS = ROOT / "benchmarks/results"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs/benchmarks.md",
+    ROOT / "docs/networks.md",
     ROOT / "docs/precision.md",
     ROOT / "docs/sparsity.md",
 )
@@ -88,7 +90,7 @@ def short_paths() -> str:
 def goals() -> str:
     """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
-    others = ("attacks", "paths", "sparsity", "precision", "runtime", "switch", "train", "export", "cifar")
+    others = ("attacks", "paths", "sparsity", "precision", "runtime", "switch", "train", "export", "cifar", "networks")
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
         *((name, load(name)["goals"]) for name in others),
@@ -175,6 +177,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "precision": with_source("precision", lambda record: bench_precision.table(record["rows"])),
     "quantisers": lambda: bench_precision.methods_table(load("precision")["methods"]),
     "quantised": with_source("quantised", quantised),
+    "networks": with_source("networks", lambda record: bench_networks.table(record["rows"])),
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
 }
 

@@ -88,14 +88,16 @@ def main() -> None:
         f"\nresnet8 on digits, seed {options.seed}, trained in {train['seconds']:.0f} s; "
         f"{accuracy['examples']} test images, PGD-20 at eps 0.3;\nlatency on this machine's CPU, one thread, batch 1"
     )
-    print(f"\n{'path':8}{'clean':>8}{'PGD-20':>8}{'latency':>12}{'speed-up':>10}{'bytes':>12}")
+    print(f"\n{'path':8}{'clean':>13}{'PGD-20':>8}{'latency':>12}{'speed-up':>10}{'bytes':>12}")
     for name in ("dense", "clean", "robust"):
         figures = accuracy["paths"].get(name)
-        accuracies = [f"{figures[f'{kind}_accuracy']:.3f}" for kind in ("clean", "robust")] if figures else ["-", "-"]
+        accuracies = ["not trained", ""]
+        if figures:
+            accuracies = [f"{figures[f'{kind}_accuracy']:.3f}" for kind in ("clean", "robust")]
         size = (export["paths"].get(name) or export["baseline"])["bytes"]
         row = rows[name]
         print(
-            f"{name:8}{accuracies[0]:>8}{accuracies[1]:>8}{row['median_ms'] * 1000:>9.1f} us"
+            f"{name:8}{accuracies[0]:>13}{accuracies[1]:>8}{row['median_ms'] * 1000:>9.1f} us"
             f"{row['speedup']:>9.2f}x{size:>12,}"
         )
     switch = bench["switch"]
