@@ -30,11 +30,20 @@ class OutputError(SmartError):
 
 def alternatives(name: str, known: Iterable[str]) -> str:
     """Return ``name``, which is none of the ``known``, with the one that may be meant, else with all that there are."""
+    known = list(known)
+    near = _nearest(name, known)
+    return f"{shortened(name)!a:.102}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
+
+
+def is_nearly(name: str, known: Iterable[str]) -> bool:
+    """Whether ``name`` is one of the ``known`` but for a slip: `alternatives` would say which may be meant."""
+    return bool(_nearest(name, known))
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
     from difflib import get_close_matches  # noqa: PLC0415  # every command's `--help` reads this module
 
-    known = list(known)
-    near = get_close_matches(name, known, n=1)
-    return f"{shortened(name)!a:.102}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
+    return get_close_matches(name, known, n=1)
 
 
 def shortened(text: str) -> str:

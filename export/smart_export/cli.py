@@ -30,6 +30,27 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path)
 
+_BUILD_GROUPS = {
+    "Device and graphs": (
+        *("target", "jetpack", "precision", "baseline", "dense_control", "default_path", "rtx", "allow_slow_structure"),
+    ),
+    "Accuracy": ("max_drop", "undecided"),
+    "Model and data": (
+        *(
+            "data",
+            "data_images",
+            "calibration",
+            "data_dir",
+            "cache_dir",
+            "no_cache",
+            "max_broken",
+            "model",
+            "model_arg",
+        ),
+    ),
+    "Output": ("output", "force", "sign", "report", "as_json"),
+}
+
 
 @click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")
 @house.version_option("smart-export")
@@ -42,7 +63,7 @@ def main(context: click.Context) -> None:
     context.with_resource(house.warnings_as_notes("smart_export", "smart_train"))
 
 
-@main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
+@main.command(option_groups=_BUILD_GROUPS, epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
 @click.argument("checkpoint", type=_FILE)
 @click.option("--target", required=True, metavar="NAME", help="The device (smart-devices list), or its FILE.json.")
 @click.option(

@@ -80,13 +80,18 @@ def test_a_network_for_batches_of_one_size_is_refused() -> None:
 
 def test_a_network_whose_image_alone_has_nan_scores_is_refused() -> None:
     network = Small(after=lambda y: (y - y.mean(0)) / (y - y.mean(0)).norm(dim=0))  # over one image that is 0 / 0
-    words = "^an image's scores depend on the batch it comes in: in a batch of 1 they are NaN beside those in a batch of 8"
+    words = (
+        "^an image's scores depend on the batch it comes in: in a batch of 1 they are NaN beside those in a batch of 8"
+    )
     with pytest.raises(NetworkError, match=words):
         convert(network, example_input=EXAMPLE, align=1)
 
 
 UNTRAINED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "a logarithm": (lambda: Small(after=lambda y: y.log()), "NaN scores for images in .0, 1., first in the forward of "),
+    "a logarithm": (
+        lambda: Small(after=lambda y: y.log()),
+        "NaN scores for images in .0, 1., first in the forward of ",
+    ),
     "a layer": (lambda: Small(norm=nn.Threshold(9.0, math.inf)), r"first in norm \(Threshold\)"),
     "an overflow": (lambda: Small(after=lambda y: y * 1e30 * 1e30), "infinite scores .* first in the forward of Small"),
 }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import click
 
-from smart_common.errors import INTERRUPTED, SmartError, alternatives
+from smart_common.errors import INTERRUPTED, SmartError, alternatives, is_nearly
 from smart_common.version import version
 
 if TYPE_CHECKING:
@@ -161,7 +161,10 @@ class Command(_Polite, click.Command):
 
 
 class Group(_Polite, click.Group):
-    """A click group with the house's manners; ``default`` names the command meant when none is given."""
+    """A click group with the house's manners; ``default`` names the command meant when none is given.
+
+    What is nearly a command's name, and not that of a file, is no argument of the default but a slip.
+    """
 
     command_class = Command
 
@@ -173,7 +176,8 @@ class Group(_Polite, click.Group):
         """Let ``prog FILE`` and ``prog --option FILE`` mean ``prog DEFAULT ...``."""
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if self.default and args and args[0] not in own and self.get_command(ctx, args[0]) is None:
-            args = [self.default, *args]
+            slip = args[0].isalpha() and is_nearly(args[0], self.list_commands(ctx)) and not os.path.lexists(args[0])
+            args = args if slip else [self.default, *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(
