@@ -29,9 +29,10 @@ def folder(where: str, *, size: tuple[int, int] | None = None, max_broken: int =
 
     Classes are in alphabetical order. As in torchvision's ImageFolder, a class has all pictures below its folder; what
     is hidden (``.ipynb_checkpoints``, ``._0.png``, ``__MACOSX``) is left out. Where there is no ``test``, or none with
-    folders of classes (Kaggle's, without labels), ``val`` is the test part. Tiny-ImageNet is read as it is published: ``train/CLASS/images/picture``, and as test part
-    ``val/images`` with the classes of ``val/val_annotations.txt``, since pictures in its own ``test`` have no labels.
-    Where classes lie directly in the folder, a fifth of the pictures is the test part, every class in its proportion.
+    folders of classes (in contests its pictures have no labels), ``val`` is the test part. Tiny-ImageNet is read as it
+    is published: ``train/CLASS/images/picture``, and as test part ``val/images`` with the classes of
+    ``val/val_annotations.txt``, since pictures in its own ``test`` have no labels. Where classes lie directly in the
+    folder, a fifth of the pictures is the test part, every class in its proportion.
 
     Pictures are read as grey where every one of them is grey, else as RGB.
 
