@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from smart_common.names import is_printable
+from smart_common.names import printable
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells say."""
@@ -48,7 +48,7 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
 
 def shortened(text: str) -> str:
     """Return what a library says, or what stands in a stranger's file, as one short printable line for an error."""
-    line = "".join(character if is_printable(character) else "?" for character in " ".join(text[:100_000].split()))
+    line = printable(" ".join(text[:100_000].split()))
     return line if len(line) <= _MAX_QUOTED else f"{line[:_MAX_QUOTED]}..."
 
 

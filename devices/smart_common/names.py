@@ -22,6 +22,11 @@ def is_printable(text: str) -> bool:
     )
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with a question mark for each character that `is_printable` refuses, line breaks among them."""
+    return text if text.isprintable() else "".join(one if is_printable(one) else "?" for one in text)
+
+
 def is_name(name: str) -> bool:
     """Whether ``name`` can name a class in data, checkpoints and bundles: printable, of 1 to `MAX_NAME` characters."""
     return 1 <= len(name) <= MAX_NAME and is_printable(name)

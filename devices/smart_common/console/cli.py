@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import click
 
 from smart_common.errors import INTERRUPTED, SmartError, alternatives, is_nearly
+from smart_common.names import printable
 from smart_common.version import version
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
         say_error(f"the system refused: {error.strerror or error}{where}")
     except (KeyboardInterrupt, click.Abort):
         kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
-        click.echo(f"interrupted: {kept()}", file=sys.stderr)
+        click.echo(f"interrupted: {printable(kept())}", file=sys.stderr)
         raise click.exceptions.Exit(INTERRUPTED) from None
     else:
         return
@@ -70,10 +71,10 @@ def _politely(ctx: click.Context) -> Iterator[None]:
 
 
 def say_error(message: str) -> None:
-    """Print an error for people on standard error, after ``--quiet`` too."""
+    """Print an error for people on standard error, in one line whatever names are in it; after ``--quiet`` too."""
     if _verbose and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    click.echo(f"error: {message}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
+    click.echo(f"error: {printable(message)}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
 
 
 def is_verbose() -> bool:
@@ -241,10 +242,13 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def note(message: str) -> None:
-    """Print a line for people on standard error, above a progress bar if there is one; nothing after ``--quiet``."""
+    """Print a line for people on standard error, above a progress bar if there is one; nothing after ``--quiet``.
+
+    It stays one line, and steers no terminal, whatever names are in it.
+    """
     if _quiet:
         return
-    (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+    (_bar_console or console(stderr=True)).print(printable(message), markup=False, soft_wrap=True)
 
 
 def warn(sentences: Iterable[str]) -> None:

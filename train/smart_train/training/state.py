@@ -156,7 +156,7 @@ def read_options(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} is the dense control of {whole}; smart-train --resume {whole} goes on with both"
         )
     if not path.exists():
-        ended = "this training has ended" if checkpoint.exists() else "there is none yet"
+        ended = "this training has ended, or it is none" if checkpoint.exists() else "there is none yet"
         raise CheckpointError(f"no {path.name} beside {checkpoint} to resume from: {ended}; check the name")
     state = read_plain(path)
     if not isinstance(state, dict) or "options" not in state:
