@@ -25,6 +25,10 @@ from smart_common.names import is_printable
 
 FIRST = Path(__file__).parent.parent / "formats" / "first"
 
+_EVAL = ("good.pt", "--data", "npz:good.npz", "--attack", "clean")
+_EVAL_BUNDLE = ("channel-bundle", *_EVAL[1:])
+_BUILD = ("good.pt", "--target", "cpu", "-o", "new")
+
 # What a command is given beside the argument that is tried: files that are as they should be, by their names in the
 # folder of the tests. An argument or option by itself stands for the one that is tried.
 GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
@@ -58,13 +62,22 @@ GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "export keygen": ({"key": "new"}, ()),
     "export info": ({"checkpoint": "good.pt"}, ()),
 }
-NEEDED = {  # by an option, or nothing looks at it
-    ("eval", "include"): ("--report", "new.html"),
-    ("eval", "resume"): ("-o", "new.jsonl"),
-    ("export build", "calibration"): ("--precision", "int8"),
+# What it is given for an option that nothing would look at otherwise.
+FOR_AN_OPTION = {
+    ("bench", "saved"): (),
+    ("eval", "include"): (*_EVAL, "--report", "new.html"),
+    ("eval", "resume"): (*_EVAL, "-o", "new.jsonl"),
+    ("eval", "source"): _EVAL_BUNDLE,
+    ("eval", "trust"): _EVAL_BUNDLE,
+    ("eval", "engine"): _EVAL_BUNDLE,
+    ("export build", "calibration"): (*_BUILD, "--precision", "int8"),
+    ("export build", "jetpack"): ("good.pt", "--target", "jetson-orin", "-o", "new"),
+    ("export build", "rtx"): ("good.pt", "--target", "desktop-gpu", "-o", "new"),
+    ("export check", "target"): ("bundle/clean/model.onnx",),
+    ("export check", "pattern"): ("bundle/clean/model.onnx",),
 }
 FORMS = {"data": ("npz:{}", "folder:{}"), "calibration": ("npz:{}", "folder:{}"), "model": ("{}:build",)}
-"""How texts name a file beside by its name alone."""
+"""How texts name a file that do not so by its name alone."""
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -111,6 +124,7 @@ def hostile(folder: Path, suffix: str) -> dict[str, Path]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     write_bundle(folder / "bundle")
+    (folder / "channel-bundle").symlink_to(FIRST / "channel-bundle")
     shutil.copy(FIRST / "channel.pt", folder / "good.pt")
     Image.new("RGB", (4, 6)).save(folder / "good.png")
     labels = np.arange(40) % 10
@@ -130,9 +144,9 @@ def work_starts(*_: Any, **__: Any) -> NoReturn:
 def line(name: str, tried: click.Parameter, value: str) -> list[str]:
     """Return the arguments of a command in which ``tried`` has the ``value``."""
     arguments, options = GIVEN[name]
-    values = [value] * (tried.nargs if tried.nargs > 1 else 1)
     if isinstance(tried, click.Option):
-        return [*arguments.values(), *options, *NEEDED.get((name, str(tried.name)), ()), tried.opts[-1], *values]
+        given = FOR_AN_OPTION.get((name, str(tried.name)), (*arguments.values(), *options))
+        return [*given, tried.opts[-1], *[value] * tried.nargs]
     return [*(value if key == tried.name else text for key, text in arguments.items()), *options]
 
 
@@ -157,10 +171,13 @@ def folder(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.mark.usefixtures("until_work_starts", "folder")
-@pytest.mark.parametrize("name", GIVEN)
-def test_what_is_given_beside_is_as_it_should_be(name: str) -> None:
-    arguments, options = GIVEN[name]
-    result = CliRunner().invoke(dict(commands())[name], [*arguments.values(), *options])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [*((name, (*given.values(), *more)) for name, (given, more) in GIVEN.items())]
+    + [(name, given) for (name, _), given in FOR_AN_OPTION.items() if given],
+)
+def test_what_is_given_beside_is_as_it_should_be(name: str, given: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(dict(commands())[name], given)
     assert result.exit_code == 0 or WORK in result.stderr, result.output
 
 
@@ -175,7 +192,7 @@ def test_what_is_no_such_file_is_one_sentence(
     wrong = []
     for number, suffix in enumerate(suffixes(tried)):
         for kind, place in hostile(folder / f"hostile{number}", suffix).items():
-            for form in ("{}", *FORMS.get(str(tried.name), ())):
+            for form in FORMS.get(str(tried.name), ("{}",)):
                 said = what_is_wrong(command, line(name, tried, form.format(place)))
                 if said:
                     wrong.append(f"{kind}{suffix} as {form}: {said}")
