@@ -76,6 +76,7 @@ FOR_AN_OPTION = {
     ("export check", "target"): ("bundle/clean/model.onnx",),
     ("export check", "pattern"): ("bundle/clean/model.onnx",),
 }
+ACCEPTED = ("directory", "device", "newline", "missing")  # by some: as an output, or since nothing looks at it
 FORMS = {"data": ("npz:{}", "folder:{}"), "calibration": ("npz:{}", "folder:{}"), "model": ("{}:build",)}
 """How texts name a file that do not so by its name alone."""
 
@@ -129,7 +130,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (4, 6)).save(folder / "good.png")
     labels = np.arange(40) % 10
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
-    arrays = {"train_images": images, "train_labels": labels, "test_images": images[:10], "test_labels": labels[:10]}
+    arrays: dict[str, Any] = {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images[:10],
+        "test_labels": labels[:10],
+    }
     np.savez(folder / "good.npz", **arrays)
     return folder
 
@@ -192,6 +198,8 @@ def test_what_is_no_such_file_is_one_sentence(
     wrong = []
     for number, suffix in enumerate(suffixes(tried)):
         for kind, place in hostile(folder / f"hostile{number}", suffix).items():
+            if whole and kind not in ACCEPTED:
+                continue
             for form in FORMS.get(str(tried.name), ("{}",)):
                 said = what_is_wrong(command, line(name, tried, form.format(place)))
                 if said:
