@@ -16,8 +16,13 @@ _LISTED = 10  # names
 class SmartError(Exception):
     """Something the user can mend: one sentence that says what is wrong, then the remedy.
 
-    Command lines print it after ``error:`` and exit with status 1; it never shows a traceback.
+    Command lines print it after ``error:`` and exit with status 1; it never shows a traceback. Names of files and what
+    stands in them reach terminals and logs in it, so its text is printable, whatever they are.
     """
+
+    def __str__(self) -> str:
+        """Return the sentence, in one line."""
+        return printable(super().__str__())
 
 
 class MissingExtraError(SmartError):

@@ -23,8 +23,10 @@ def is_printable(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with a question mark for each character that `is_printable` refuses, line breaks among them."""
-    return text if text.isprintable() else "".join(one if is_printable(one) else "?" for one in text)
+    """Return ``text`` in one line, with a question mark for each character that a terminal or log must not get."""
+    if text.isprintable():
+        return text
+    return "".join(character if is_printable(character) else "?" for character in text)
 
 
 def is_name(name: str) -> bool:
