@@ -56,9 +56,6 @@ def _politely(ctx: click.Context) -> Iterator[None]:
     """Turn an expected failure into one line on standard error and exit status 1, Ctrl-C into one and status 130."""
     try:
         yield
-    except click.ClickException as error:  # click shows what was typed as it is, and a shell types names of files
-        error.message = printable(error.message)
-        raise
     except SmartError as error:
         say_error(str(error))
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
