@@ -100,9 +100,9 @@ ALL = [(name, one) for name, command in commands() for one in command.params if 
 
 
 def suffixes(parameter: click.Parameter) -> list[str]:
-    """None, and those that its help page speaks of."""
+    """None, and two of those that its help page speaks of."""
     told = f"{parameter.metavar} {getattr(parameter, 'help', '')}"
-    return ["", *sorted(set(re.findall(r"(?<=[A-Z ])\.[a-z]{2,11}\b(?!\.)", told)))]
+    return ["", *sorted(set(re.findall(r"(?<=[A-Z ])\.[a-z]{2,11}\b(?!\.)", told)))[:2]]
 
 
 def hostile(folder: Path, suffix: str) -> dict[str, Path]:
