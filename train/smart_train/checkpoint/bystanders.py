@@ -18,11 +18,10 @@ class Bystander:
 
 _ENCODE = "_codecs encode"
 
-# Best scores as scalars of NumPy 1 or 2, whose bytes are a text in latin1; arrays of such; paths among the options.
+# Best scores as scalars of NumPy 1 or 2, whose bytes are a text in latin1; arrays of such.
 _STOOD_IN_FOR = (
     *(f"numpy.{core}.multiarray {name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy dtype", "numpy ndarray"),
-    *(f"{module} {kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
 )
 
 BYSTANDERS = frozenset((*_STOOD_IN_FOR, _ENCODE))
