@@ -99,6 +99,8 @@ def detect_machine(root: Path, *, as_json: bool) -> None:
 
     A Jetson is known by its module's part number, a card by its name and memory; what is not known is not guessed.
     """
+    if not root.is_dir():  # click lets devices and pipes pass
+        raise click.BadParameter(f"Directory {click.format_filename(root)!r} is a file.", param_hint="'--root'")
     from smart_devices.detection import detect  # noqa: PLC0415
 
     machine = detect(root)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +16,7 @@ from smart_devices import PRECISIONS, resolve_target
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_export.errors import ExportError
 from smart_export.precision import FP32, INT8, MAX_DROP
+from smart_export.printing.cli import print_lines, print_phase, print_result, print_total
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.cli import engine_option, trust_option
@@ -25,10 +24,28 @@ from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options
 
-if TYPE_CHECKING:
-    from smart_export.build import BuildResult
-
 _FILE = click.Path(path_type=Path)
+
+_BUILD_GROUPS = {
+    "Device and graphs": (
+        *("target", "jetpack", "precision", "baseline", "dense_control", "default_path", "rtx", "allow_slow_structure"),
+    ),
+    "Accuracy": ("max_drop", "undecided"),
+    "Model and data": (
+        *(
+            "data",
+            "data_images",
+            "calibration",
+            "data_dir",
+            "cache_dir",
+            "no_cache",
+            "max_broken",
+            "model",
+            "model_arg",
+        ),
+    ),
+    "Output": ("output", "force", "sign", "report", "as_json"),
+}
 
 
 @click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")
@@ -42,7 +59,7 @@ def main(context: click.Context) -> None:
     context.with_resource(house.warnings_as_notes("smart_export", "smart_train"))
 
 
-@main.command(epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
+@main.command(option_groups=_BUILD_GROUPS, epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
 @click.argument("checkpoint", type=_FILE)
 @click.option("--target", required=True, metavar="NAME", help="The device (smart-devices list), or its FILE.json.")
 @click.option(
@@ -173,7 +190,7 @@ def build(
     for note in (target_note(device, capabilities) if capabilities else None, device.profile.export_only):
         if note is not None:
             house.note(f"note: {note}")
-    stopwatch = Stopwatch(on_phase=_print_phase) if house.is_verbose() else Stopwatch()
+    stopwatch = Stopwatch(on_phase=print_phase) if house.is_verbose() else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
         loaded = own.load(checkpoint)
@@ -226,45 +243,14 @@ def build(
     if report is not None:
         show.write_report(report, result)
     if house.is_verbose():
-        _print_total(stopwatch, peak=found["peak_bytes"])
+        print_total(stopwatch, peak=found["peak_bytes"])
     house.warn(result.warnings)
     # Leaving Python looks through every object for garbage: 1.6 s after a conversion, and the process ends anyway.
     gc.freeze()
     if as_json:
         house.print_json(found)
     else:
-        _print_result(result, found)
-
-
-def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
-    from smart_export import report as show  # noqa: PLC0415  # as above
-
-    target = result.target
-    title = f"{result.bundle}: {result.precision} for {target.name}, {show.verdict(result)}"
-    house.console().print(house.table(title, *show.graph_table(found)))
-    _print_lines(show.gate_lines(result))
-    estimates = show.expectations(result)
-    _print_lines(show.expected_lines(estimates))
-    for names, layers, reasons in show.build_tables(result.paths, estimates):
-        house.print_wide(house.table(names, show.build_columns(target), layers, text_columns=2))
-        _print_lines(reasons)
-    for graph in result.paths.values():
-        _print_lines(show.attention(graph.name, graph))
-    _print_lines(show.plan_lines(result.plans))
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        house.console().print(line, markup=False, soft_wrap=True)
-
-
-def _print_phase(name: str, seconds: float) -> None:
-    house.note(f"{name}: {seconds:.2f} s")
-
-
-def _print_total(stopwatch: Stopwatch, *, peak: int) -> None:
-    _print_phase("total", seconds_since_start() or sum(stopwatch.seconds.values()))
-    house.note(f"peak memory: {si(peak, 'B')}")
+        print_result(result, found)
 
 
 @main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt, or smart-export check model.onnx")
@@ -321,7 +307,7 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
     macs = "unknown" if found.macs is None else si(found.macs)
     title = f"{file}: {macs} MACs an image, {found.parameters:,} parameters in {len(found.layers)} layers"
     house.print_wide(house.table(title, *show.file_table(found, device), text_columns=4))
-    _print_lines(show.file_reasons(found, device))
+    print_lines(show.file_reasons(found, device))
 
 
 def _check_bundle(
@@ -362,7 +348,7 @@ def keygen(*, key: Path, as_json: bool) -> None:
         return
     private = f"private key {pair.private}: keep it secret, sign with smart-export build --sign {pair.private}"
     public = f"public key {pair.public}: give it to the devices, which check with --trust {pair.public.name}"
-    _print_lines([private, public, f"fingerprint {pair.fingerprint}"])
+    print_lines([private, public, f"fingerprint {pair.fingerprint}"])
 
 
 @main.command(epilog="Example: smart-export info ckpt.pt")
@@ -383,7 +369,7 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     if as_json:
         house.print_json({"checkpoint": str(checkpoint), **found, "warnings": list(warnings)})
         return
-    _print_lines(show.checkpoint_lines(found))
+    print_lines(show.checkpoint_lines(found))
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [
         [path, *(f"{row[key]:.3f}" if isinstance(row.get(key), float) else "" for key in keys)]

@@ -87,8 +87,8 @@ def infer(
     """Classify pictures: files, all that lie in a folder, or a pattern such as 'frames/*.png'.
 
     Each goes through the preprocessing that the bundle asks for and is one call of batch 1; the latency is that of the
-    call, without reading the file. A picture that cannot be read is reported and makes the exit status 1, after the
-    answers for the others.
+    call, without reading the file. A picture that cannot be read, and a folder or pattern without any, is reported
+    and makes the exit status 1, after the answers for the others.
     """
     from smart_runtime.classify import best_classes  # noqa: PLC0415  # its NumPy takes long, and `--help` needs none
     from smart_runtime.errors import InputError  # noqa: PLC0415  # as above
@@ -97,8 +97,8 @@ def infer(
     from smart_runtime.model import SmartModel  # noqa: PLC0415  # as above
     from smart_runtime.pictures import list_pictures  # noqa: PLC0415  # as above
 
-    files = list_pictures(pictures)
-    results, failures = [], []
+    files, nothing = list_pictures(pictures)
+    results, failures = [], [{"picture": str(name), "error": error} for name, error in nothing.items()]
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
     with (
         SmartModel.load(
@@ -116,8 +116,6 @@ def infer(
                 results.append((file, found, result.latency_ms))
             advance()
         used, signer, notes = model.path, model.bundle.signer, model.notes
-    for failure in failures:
-        say_error(failure["error"])
     if as_json:
         print_json(
             {
@@ -138,6 +136,8 @@ def infer(
                 rows.append([picture, one.name, f"{one.probability:.1%}", f"{one.score:.3f}", latency])
                 picture = latency = ""  # in the first row only
         console().print(table(f"path {used}", ["picture", "class", "probability", "score", "latency ms"], rows))
+    for failure in failures:
+        say_error(failure["error"])
     if failures:
         raise SystemExit(1)
 

@@ -88,30 +88,31 @@ def read_picture(
         ) from error
 
 
-def list_pictures(names: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def list_pictures(names: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], dict[Path, str]]:
     """Return the files that ``names`` stand for: a file itself, a folder's pictures, or what a pattern matches.
 
     Folders are looked through to the bottom, hidden ones and hidden files left out, and their pictures told by their
     suffix; files that are named need none.
 
-    Raises:
-        InputError: A folder has no pictures, or a pattern matches nothing.
+    Returns:
+        The files, and of each folder without pictures and pattern without matches a sentence that says so.
     """
     found: list[Path] = []
+    nothing: dict[Path, str] = {}
     for name in map(Path, names):
         if name.is_dir():
             here = sorted(path for path in name.rglob("*") if is_picture(path, within=name))
             if not here:
-                raise InputError(f"no pictures in {str(name)!r}; {', '.join(SUFFIXES)} are read")
+                nothing[name] = f"no pictures in {str(name)!r}; {', '.join(SUFFIXES)} are read"
         elif glob.has_magic(str(name)) and not name.exists():
             matches = glob.glob(str(name), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
             here = sorted(path for path in map(Path, matches) if not path.is_dir())
             if not here:
-                raise InputError(f"nothing matches {str(name)!r}; check the pattern")
+                nothing[name] = f"nothing matches {str(name)!r}; check the pattern"
         else:
             here = [name]
         found += here
-    return found
+    return found, nothing
 
 
 def is_picture(path: Path, *, within: Path) -> bool:

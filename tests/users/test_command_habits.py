@@ -146,10 +146,36 @@ def test_smart_edge_lists_its_commands_without_loading_them() -> None:
     assert listed[: len(COMMANDS)] == ["train", "eval", "export", "run", "bench", "devices"]
 
 
-def test_help_of_many_options_has_headings() -> None:
-    page, _ = run(TRAIN, "--help")
-    headings = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Data:", "Network and masks:", "Method and attack:", "Optimisation:", "Output:", "Options:"]
+@pytest.mark.parametrize(
+    ("command", "headings"),
+    [
+        ([TRAIN], ["Data", "Network and masks", "Method and attack", "Optimisation", "Output"]),
+        (["smart_export.cli", "build"], ["Device and graphs", "Accuracy", "Model and data", "Output"]),
+        (["smart_runtime.bench.cli"], ["What is measured", "How it is measured", "Output"]),
+    ],
+)
+def test_help_of_many_options_has_headings(command: list[str], headings: list[str]) -> None:
+    page, _ = run(*command, "--help")
+    found = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert found == [f"{heading}:" for heading in (*headings, "Options")]
+    below = page.partition("\nOptions:\n")[2].partition("\n\n")[0]
+    assert {line.split()[0] for line in below.splitlines() if line.startswith("  -")} <= {
+        *("-q,", "-v,", "-h,", "--version", "--recipe"),
+    }, "all others belong to a heading"
+
+
+def test_a_misspelt_command_of_smart_export_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    export = "smart_export.cli"
+    for slip, meant in (("keygn", "keygen"), ("biuld", "build"), ("chek", "check")):
+        output, errors = run(export, slip, "x", "--target", "cpu", code=2)
+        assert output == ""
+        assert errors.splitlines()[-1] == f"Error: No such command '{slip}'; did you mean {meant}?"
+    Path("keygn").write_text("some file")
+    _, errors = run(export, "keygn", "--target", "cpu", code=1)
+    assert errors.startswith("error: keygn is damaged or no smart-edge checkpoint")
+    _, errors = run(export, "check.pt", "--target", "cpu", code=1)
+    assert errors.startswith("error: no checkpoint at check.pt")
 
 
 def test_quiet_leaves_results_and_verbose_adds_where_an_error_arose(tmp_path: Path) -> None:

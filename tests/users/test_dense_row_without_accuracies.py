@@ -60,6 +60,30 @@ def test_it_is_never_overwritten_unasked_and_resumes(trained: tuple[Path, dict[s
     assert again["dense_control"]["paths"] == summary["dense_control"]["paths"]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ckpt.dense.pt", "ckpt.dense.pt is the dense control of {0}; smart-train --resume {0} goes on with both"),
+        ("ckpt.dense.last.pt", "ckpt.dense.pt is the dense control of {0}; smart-train --resume {0} goes on with both"),
+        ("ckpt.last.pt", "ckpt.last.pt is the state of a training; smart-train --resume {0} goes on with it"),
+    ],
+)
+def test_what_lies_beside_a_checkpoint_is_resumed_with_it(
+    trained: tuple[Path, dict[str, Any]], name: str, said: str
+) -> None:
+    output, _ = trained
+    refused = invoke(smart_train, "--resume", str(output.with_name(name)), code=1)
+    assert refused.stderr == f"error: {output.parent}/{said.format(output)}\n"
+
+
+def test_a_checkpoint_that_is_called_dense_is_resumed_as_any(tmp_path: Path) -> None:
+    plain, dense = tmp_path / "ckpt.pt", tmp_path / "ckpt.dense.pt"
+    found = {}
+    for output in (plain, dense):
+        found[output] = json.loads(invoke(smart_train, *SMALL, "--json", "-o", str(output)).stdout)["paths"]
+    assert json.loads(invoke(smart_train, "--resume", str(dense), "--json").stdout)["paths"] == found[dense]
+
+
 def test_the_bundle_has_its_accuracies(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     output, summary = trained
     bundle = str(tmp_path / "bundle")

@@ -134,6 +134,60 @@ def test_many_broken_pictures_are_listed_up_to_ten(pictures: Path) -> None:
         load_data(pictures, max_broken=1000)
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("test/*/*.png", "^all test pictures in "),
+        ("train/dog/*.png", "^all training pictures of dog in "),
+        (
+            "*/*/*.png",
+            r"^cannot read .* as a picture \(of no format that is read\), nor 29 more: .*; remove or replace it$",
+        ),
+    ],
+)
+def test_leaving_out_broken_pictures_says_so_if_nothing_is_left(
+    pictures: Path, tmp_path: Path, broken: str, words: str
+) -> None:
+    for path in pictures.glob(broken):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(DataError, match=words):
+            load_data(pictures, max_broken=30, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_val_is_the_test_part_beside_pictures_for_test_without_classes(pictures: Path, labelled: bool) -> None:
+    before = load_data(pictures)
+    (pictures / "test").rename(pictures / "val")
+    for i in range(3):
+        put(pictures / "test" / f"{i}.png")
+    if labelled:
+        put(pictures / "test" / "cat" / "0.png")
+    found = load_data(pictures)
+    if labelled:
+        assert (numbers(found), found.notes) == ((24, 1), ())
+    else:
+        assert differences(before, found) == []
+        assert found.notes == ("pictures in test are in no folders of classes, so val is the test part",)
+
+
+def test_pictures_for_test_without_classes_are_no_test_part(pictures: Path) -> None:
+    shutil.rmtree(pictures / "test")
+    put(pictures / "test" / "0.png")
+    with pytest.raises(DataError, match=r"^no folders of classes in test of .*; sort .*, or give folder:.*/train to "):
+        load_data(pictures)
+
+
+def test_a_folder_that_is_called_as_a_picture_is_a_folder(pictures: Path) -> None:
+    for i in range(6):
+        put(pictures / "train" / "dog" / "scan.png" / f"{i}.png")
+    assert numbers(load_data(pictures)) == (30, 6)
+    (pictures / "train" / "dog" / "empty.png").mkdir()
+    with pytest.raises(DataError, match=r"^cannot read .*/empty\.png as a picture \(Is a directory\); remove or "):
+        load_data(pictures)
+    assert numbers(load_data(pictures, max_broken=1)) == (30, 6)
+
+
 @pytest.fixture
 def unsplit(tmp_path: Path) -> Path:
     """Classes of 20, 10, 3, 2 and 1 pictures, in a folder without parts."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import logging
+import pickle
+import pickletools
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from smart_train import TrainConfig, Trainer, load_checkpoint
 from smart_train.architectures.custom import import_factory
+from smart_train.checkpoint.bystanders import EncodedTexts
 from smart_train.checkpoint.format import save_checkpoint
 from smart_train.data.images import Split
 from smart_train.errors import CheckpointError, ConfigError
@@ -277,3 +283,70 @@ def test_only_the_last_module_is_a_head(tmp_path: Path) -> None:
     torch.save(source.state_dict(), tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"0\.weight has shape \(8, 3, 3, 3\)"):
         load(target, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_running_average_of_a_network_is_read(tmp_path: Path, parallel: bool) -> None:
+    source, target = net(5), net(5)
+    averaged = AveragedModel(nn.DataParallel(source) if parallel else source)
+    averaged.update_parameters(averaged.module)
+    torch.save(averaged.state_dict(), tmp_path / "ema.pth")
+    assert "n_averaged" in averaged.state_dict()
+    load(target, tmp_path / "ema.pth")
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def beside_the_weights() -> dict[str, Any]:
+    """What training scripts keep of how far they are and how well it goes."""
+    return {
+        "epoch": np.int64(3),
+        "best": np.float64(76.5),
+        "last": np.float32(0.1),
+        "curve": np.arange(300.0),
+        "each": [np.float64(0.5) + i for i in range(300)],
+        "args": argparse.Namespace(data="/data/imagenet", lr=np.float32(0.1)),
+    }
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_figures_of_numpy_beside_the_weights_are_read_past(tmp_path: Path, new: bool) -> None:
+    source, target = net(5), net(5)
+    torch.save(
+        {"state_dict": source.state_dict(), **beside_the_weights()},
+        tmp_path / "best.pth",
+        _use_new_zipfile_serialization=new,
+    )
+    load(target, tmp_path / "best.pth")
+    assert equal(source.state_dict(), target.state_dict())
+
+
+class Encoded:
+    """Bytes as NumPy's figures have them, in a codec of one's choice."""
+
+    def __init__(self, codec: str) -> None:
+        self.codec = codec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return codecs.encode, ("\u00e9" * 3, self.codec)
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("codec", ["punycode", "idna", "utf-8", "unicode_escape"])
+def test_no_other_codec_runs_than_that_of_numpy_s_bytes(tmp_path: Path, codec: str, new: bool) -> None:
+    path = tmp_path / "best.pth"
+    torch.save({"state_dict": net(5).state_dict(), "best": Encoded(codec)}, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match="was not run or loaded"):
+        read_initial_weights(path)
+
+
+def test_the_encoding_function_is_followed_through_the_memo() -> None:
+    def seen(pickled: bytes) -> None:
+        texts = EncodedTexts()
+        for opcode, argument, _ in pickletools.genops(pickled):
+            texts.step(opcode, argument)
+
+    plain = pickle.dumps([Encoded("latin1"), Encoded("latin1")], protocol=2)
+    seen(plain)
+    assert plain.count(b"encode") == 1  # the second time it comes from the memo
+    with pytest.raises(ValueError, match="another way than NumPy's"):
+        seen(pickle.dumps([Encoded("latin1"), Encoded("punycode")], protocol=2))

@@ -113,6 +113,22 @@ def test_one_bad_picture_does_not_throw_away_the_other_answers(bundle: Path, fol
         assert "no picture at 'nowhere.png'" in errors
 
 
+def test_a_folder_or_pattern_without_pictures_does_not_throw_away_the_other_answers(
+    bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    asked = (tmp_path / "empty", folder / "a.png", f"{tmp_path}/no*.jpg", folder / "b.png")
+    done = smart_run("infer", bundle, *asked, "--json", code=1)
+    answer = json.loads(done.stdout)
+    assert [Path(result["picture"]).name for result in answer["results"]] == ["a.png", "b.png"]
+    assert [Path(failed["picture"]).name for failed in answer["failed"]] == ["empty", "no*.jpg"]
+    table = smart_run("infer", bundle, *asked, code=1)
+    assert "a.png" in table.stdout
+    listed = table.stderr.splitlines()[-2:]
+    assert listed[0].startswith("error: no pictures in ")
+    assert listed[1].startswith("error: nothing matches ")
+
+
 def test_a_folder_is_not_called_a_missing_file(folder: Path, tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(InputError, match="is a folder; name the pictures in it"):
         read_picture(folder, height=6, width=4, colour="RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,33 @@ def test_a_network_that_mixes_the_images_of_a_batch_is_refused_with_the_layer(na
 def test_a_network_for_batches_of_one_size_is_refused() -> None:
     with pytest.raises(NetworkError, match=r"^Small takes no batch of 8: it stopped with RuntimeError"):
         convert(Small(after=lambda y: y.view(2, 5)), example_input=EXAMPLE, align=1)
+
+
+def test_a_network_whose_image_alone_has_nan_scores_is_refused() -> None:
+    network = Small(after=lambda y: (y - y.mean(0)) / (y - y.mean(0)).norm(dim=0))  # over one image that is 0 / 0
+    words = (
+        "^an image's scores depend on the batch it comes in: in a batch of 1 they are NaN beside those in a batch of 8"
+    )
+    with pytest.raises(NetworkError, match=words):
+        convert(network, example_input=EXAMPLE, align=1)
+
+
+UNTRAINED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a logarithm": (
+        lambda: Small(after=lambda y: y.log()),
+        "NaN scores for images in .0, 1., first in the forward of ",
+    ),
+    "a layer": (lambda: Small(norm=nn.Threshold(9.0, math.inf)), r"first in norm \(Threshold\)"),
+    "an overflow": (lambda: Small(after=lambda y: y * 1e30 * 1e30), "infinite scores .* first in the forward of Small"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_an_untrained_network_with_scores_that_are_not_finite_is_refused(name: str) -> None:
+    torch.manual_seed(0)
+    build, words = UNTRAINED[name]
+    with pytest.raises(NetworkError, match=f"^the untrained network gives .*{words}"):
+        convert(build(), example_input=EXAMPLE, align=1)
 
 
 def test_a_network_that_throws_dice_is_told_from_one_that_mixes_images() -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import click
 
-from smart_common.errors import INTERRUPTED, SmartError, alternatives
+from smart_common.errors import INTERRUPTED, SmartError, alternatives, is_nearly
+from smart_common.names import printable
 from smart_common.version import version
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
         say_error(f"the system refused: {error.strerror or error}{where}")
     except (KeyboardInterrupt, click.Abort):
         kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
-        click.echo(f"interrupted: {kept()}", file=sys.stderr)
+        click.echo(printable(f"interrupted: {kept()}"), file=sys.stderr)
         raise click.exceptions.Exit(INTERRUPTED) from None
     else:
         return
@@ -73,7 +74,7 @@ def say_error(message: str) -> None:
     """Print an error for people on standard error, after ``--quiet`` too."""
     if _verbose and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    click.echo(f"error: {message}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
+    click.echo(printable(f"error: {message}"), file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
 
 
 def is_verbose() -> bool:
@@ -161,7 +162,10 @@ class Command(_Polite, click.Command):
 
 
 class Group(_Polite, click.Group):
-    """A click group with the house's manners; ``default`` names the command meant when none is given."""
+    """A click group with the house's manners; ``default`` names the command meant when none is given.
+
+    What is nearly a command's name, and not that of a file, is no argument of the default but a slip.
+    """
 
     command_class = Command
 
@@ -173,7 +177,8 @@ class Group(_Polite, click.Group):
         """Let ``prog FILE`` and ``prog --option FILE`` mean ``prog DEFAULT ...``."""
         own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
         if self.default and args and args[0] not in own and self.get_command(ctx, args[0]) is None:
-            args = [self.default, *args]
+            slip = args[0].isalpha() and is_nearly(args[0], self.list_commands(ctx)) and not os.path.lexists(args[0])
+            args = args if slip else [self.default, *args]
         return super().parse_args(ctx, args)
 
     def resolve_command(
@@ -240,7 +245,12 @@ def note(message: str) -> None:
     """Print a line for people on standard error, above a progress bar if there is one; nothing after ``--quiet``."""
     if _quiet:
         return
-    (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+    (_bar_console or console(stderr=True)).print(printable(message), markup=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Print a line of the result on standard output, of whatever length; names in it cannot steer a terminal."""
+    click.echo(printable(line))
 
 
 def warn(sentences: Iterable[str]) -> None:
@@ -307,11 +317,11 @@ def table(
     from rich.text import Text  # noqa: PLC0415
 
     look = box.HEAVY_HEAD if lines else box.SIMPLE_HEAD
-    result = Table(title=Text(title) if title else None, title_justify="left", box=look, pad_edge=lines)
+    result = Table(title=Text(printable(title)) if title else None, title_justify="left", box=look, pad_edge=lines)
     for i, column in enumerate(columns):
         result.add_column(column, justify="left" if i < text_columns else "right", no_wrap=i == 0)
     for row in rows:
-        result.add_row(*map(Text, row))
+        result.add_row(*(Text(printable(cell)) for cell in row))
     return result
 
 

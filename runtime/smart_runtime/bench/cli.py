@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from smart_runtime.bench.saved import SavedRow
 
 _MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "engine", "plot")
+_GROUPS = {
+    "What is measured": ("baseline", "saved", "trust", "engine"),
+    "How it is measured": ("batch", "threads", "blocks", "seed"),
+    "Output": ("plot", "as_json"),
+}
 _EXAMPLES = """Example: smart-bench bundle/ --batch 1 --threads 1 --plot bench.png
 
 Another: smart-bench fp32/ int8/ --baseline other.onnx --json > new.json
@@ -40,7 +45,7 @@ Another: smart-bench fp32/ int8/ --baseline other.onnx --json > new.json
 Another: smart-bench --compare old.json new.json"""
 
 
-@click.command(cls=Command, epilog=_EXAMPLES)
+@click.command(cls=Command, option_groups=_GROUPS, epilog=_EXAMPLES)
 @click.argument("bundle", nargs=-1)  # as text: rows name a bundle as the user wrote it, and Path drops a "/" at the end
 @click.option("--baseline", metavar="FILE.onnx", type=click.Path(path_type=Path), help="Compare with this ONNX model.")
 @trust_option

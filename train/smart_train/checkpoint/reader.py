@@ -16,12 +16,14 @@ from torch import Tensor
 
 from smart_common.files import replacing
 from smart_common.names import MAX_NAME, is_name, is_printable
+from smart_train.checkpoint.bystanders import BYSTANDERS, STAND_INS, EncodedTexts
 from smart_train.choices import Argument
 from smart_train.errors import CheckpointError
 
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
 _MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask for 60, and a microsecond, when read
 _MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
+_MAX_SCALARS = 4096  # tuples of NumPy's beside the tensors of others: two a figure
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record
 _ZIP = b"PK\x03\x04"
@@ -37,8 +39,8 @@ _PICKLE_NAMES = {
     "torch FloatStorage",
     "torch LongStorage",
 }
-# What training scripts of others leave beside the tensors: the options of timm's, which are a plain namespace.
-_PARAMETER_NAMES = {
+# What files of others have too: parameters, all kinds of numbers, and the options of timm's script.
+_PARAMETER_NAMES = BYSTANDERS | {
     "argparse Namespace",
     "torch._utils _rebuild_parameter",
     "torch._utils _rebuild_tensor",
@@ -89,7 +91,7 @@ def read_plain(
             _check_legacy(path)
         else:
             _check_archive(path, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
-        with torch.serialization.safe_globals([argparse.Namespace] if parameters else []):
+        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS] if parameters else []):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a foreign file makes the readers of zip and pickle trip over has no bounds
         raise CheckpointError(
@@ -149,8 +151,10 @@ def _check_pickle(data: bytes | io.BytesIO, *, names: Set[str], entries: int, mo
     A dictionary of many keys with one hash takes minutes to fill. Long numbers and tuples can be made so; ours has none
     of the first, and of the second five for each tensor, which is an entry of the file.
     """
-    tuples_left = 8 * entries + 64
+    tuples_left = 8 * entries + (_MAX_SCALARS if names >= BYSTANDERS else 64)
+    texts = EncodedTexts()
     for opcode, argument, _ in pickletools.genops(data):
+        texts.step(opcode, argument)
         tuples_left -= "TUPLE" in opcode.name
         if tuples_left < 0:
             raise ValueError("more tuples than tensors need")

@@ -28,10 +28,11 @@ def folder(where: str, *, size: tuple[int, int] | None = None, max_broken: int =
     """Find the pictures of an image folder: ``train/CLASS/picture`` and ``test/CLASS/picture``.
 
     Classes are in alphabetical order. As in torchvision's ImageFolder, a class has all pictures below its folder; what
-    is hidden (``.ipynb_checkpoints``, ``._0.png``, ``__MACOSX``) is left out. Where there is no ``test``, ``val`` is
-    the test part. Tiny-ImageNet is read as it is published: ``train/CLASS/images/picture``, and as test part
-    ``val/images`` with the classes of ``val/val_annotations.txt``, since pictures in its own ``test`` have no labels.
-    Where classes lie directly in the folder, a fifth of the pictures is the test part, every class in its proportion.
+    is hidden (``.ipynb_checkpoints``, ``._0.png``, ``__MACOSX``) is left out. Where there is no ``test``, or none with
+    folders of classes (in contests its pictures have no labels), ``val`` is the test part. Tiny-ImageNet is read as it
+    is published: ``train/CLASS/images/picture``, and as test part ``val/images`` with the classes of
+    ``val/val_annotations.txt``, since pictures in its own ``test`` have no labels. Where classes lie directly in the
+    folder, a fifth of the pictures is the test part, every class in its proportion.
 
     Pictures are read as grey where every one of them is grey, else as RGB.
 
@@ -41,7 +42,8 @@ def folder(where: str, *, size: tuple[int, int] | None = None, max_broken: int =
         max_broken: how many pictures that cannot be read are left out.
 
     Raises:
-        DataError: if a part or the training pictures of a class are missing; on reading, as `read_pictures` does.
+        DataError: if a part or the training pictures of a class are missing; on reading, as `read_pictures` does, and
+            if ``max_broken`` leaves none of a part or class.
         MissingExtraError: if Pillow is not installed.
     """
     try:
@@ -66,6 +68,13 @@ def folder(where: str, *, size: tuple[int, int] | None = None, max_broken: int =
         test = _annotated(annotations, classes)
         ignored.clear()  # the boxes of Tiny-ImageNet's objects
     elif test_part is not None:
+        if test_part.name == "val" and (root / "test").is_dir():
+            notes = ("pictures in test are in no folders of classes, so val is the test part",)
+        if not _folders(test_part):
+            raise DataError(
+                f"no folders of classes in {test_part.name} of {shortened(where)}; sort its pictures by class, or give "
+                f"folder:{shortened(where)}/train to have a fifth of those held out for test"
+            )
         test = _by_class(test_part, classes, ignored)
         empty = [*([] if test else [test_part.name]), *empty]
         strangers = sorted(set(_folders(test_part)) - set(classes))
@@ -90,6 +99,12 @@ def folder(where: str, *, size: tuple[int, int] | None = None, max_broken: int =
         images, kept = read_pictures(paths, progress=progress, size=size, max_broken=max_broken)
         labels = np.array([label for _, label in train + test], dtype=np.int64)[kept]
         cut, left_out = sum(i < len(train) for i in kept), len(paths) - len(kept)
+        gone = [f"training pictures of {classes[label]}" for label in np.setdiff1d(range(len(classes)), labels[:cut])]
+        gone += ["test pictures"] if cut == len(kept) else []
+        if gone:
+            raise DataError(
+                f"all {few(gone)} in {shortened(where)} are broken, and none is left without them; replace some"
+            )
         said = (f"broken pictures left out: {left_out}",) if left_out else ()
         return Arrays(
             *(images[:cut], labels[:cut], images[cut:], labels[cut:]),
@@ -112,7 +127,8 @@ def folder(where: str, *, size: tuple[int, int] | None = None, max_broken: int =
 
 def _parts(root: Path, where: str) -> tuple[Path, Path | None]:
     """Return the folders of training and test pictures; ``root`` and None where it has the classes themselves."""
-    test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+    parts = [root / part for part in ("test", "val") if (root / part).is_dir()]
+    test = next((part for part in parts if _folders(part)), parts[0] if parts else None)
     if (root / "train").is_dir() and test is not None:
         return root / "train", test
     if test is not None or _folders(root / "train") or not _folders(root):  # one part alone, or nothing at all
@@ -134,8 +150,11 @@ def _is_hidden(name: str) -> bool:
 
 
 def _pictures(directory: Path, ignored: Counter[str]) -> list[Path]:
-    """List the files below ``directory`` that are called as pictures; count the others by suffix in ``ignored``."""
-    found = []
+    """List the files below ``directory`` that are called as pictures; count the others by suffix in ``ignored``.
+
+    A folder that is called so and has no pictures in it is listed too, as a picture that cannot be read.
+    """
+    found, odd = [], []
     seen = set()  # a link may lead back up
     for place, folders, files in os.walk(directory, followlinks=True):
         status = Path(place).stat()
@@ -143,7 +162,8 @@ def _pictures(directory: Path, ignored: Counter[str]) -> list[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        for name in files + [name for name in folders if Path(name).suffix.lower() in SUFFIXES]:
+        odd += [Path(place, name) for name in folders if Path(name).suffix.lower() in SUFFIXES and not _is_hidden(name)]
+        for name in files:
             suffix = Path(name).suffix.lower()
             if suffix in SUFFIXES and not _is_hidden(name):
                 found.append(Path(place, name))
@@ -152,6 +172,9 @@ def _pictures(directory: Path, ignored: Counter[str]) -> list[Path]:
             elif not _is_hidden(name):
                 ignored[shortened(suffix) or "without a suffix"] += 1
         folders[:] = [name for name in folders if not _is_hidden(name)]
+    if odd:
+        filled = {folder for path in found for folder in path.parents}
+        found += [path for path in odd if path not in filled]
     return sorted(found, key=lambda path: path.relative_to(directory).parts)
 
 

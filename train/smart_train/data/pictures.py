@@ -67,8 +67,7 @@ def read_pictures(
     broken: dict[int, _Broken] = {}
     with progress("checking pictures", total=len(paths)) as advance:
         found, colour = _size_and_colour(paths, advance, size=size, broken=broken)
-    max_broken = min(max_broken, len(paths) - 1)  # what is left of none is no data set
-    _refuse(broken, max_broken=max_broken)
+    _refuse(broken, max_broken=max_broken, of=len(paths))
     height, width = found
     kept = [i for i in range(len(paths)) if i not in broken]
     channels = 1 if colour == "L" else 3
@@ -95,7 +94,7 @@ def read_pictures(
     with progress("reading pictures", total=len(kept)) as advance:
         for count in _in_threads(decode, range(0, len(kept), _CHUNK)):
             advance(count=count)
-    _refuse(broken, max_broken=max_broken)
+    _refuse(broken, max_broken=max_broken, of=len(paths))
     if broken:
         _log.warning("warning: broken and left out: %s", few([broken[i].path for i in sorted(broken)]))
     whole = [place for place, i in enumerate(kept) if i not in broken]
@@ -105,15 +104,16 @@ def read_pictures(
     return images[: len(whole)], [kept[place] for place in whole]
 
 
-def _refuse(broken: Mapping[int, _Broken], *, max_broken: int) -> None:
-    """Raise DataError if there are too many: the first is described, and others are named."""
-    if len(broken) <= max_broken:
+def _refuse(broken: Mapping[int, _Broken], *, max_broken: int, of: int) -> None:
+    """Raise DataError if there are too many, or all ``of`` them: the first is described, and others are named."""
+    if len(broken) <= max_broken and len(broken) < of:
         return
     first, *others = (broken[i] for i in sorted(broken))
     what, _, remedy = first.why.rpartition("; ")
     more = f", nor {len(others)} more: {few([one.path for one in others[:9]])}" if others else ""
     more += ", ..." if len(others) > 9 else ""
-    raise DataError(f"{what}{more}; {remedy}, or leave them out with --max-broken {len(broken)}")
+    less = f", or leave them out with --max-broken {len(broken)}" if len(broken) < of else ""  # else nothing is left
+    raise DataError(f"{what}{more}; {remedy}{less}")
 
 
 def _in_threads(work: Callable[[int], _Result], starts: Sequence[int]) -> Iterator[_Result]:
@@ -172,6 +172,7 @@ def _header(path: Path) -> _Header | _Broken:
         pass
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over
         unknown = isinstance(error, UnidentifiedImageError)  # which repeats the name
-        reason = "of no format that is read" if unknown else shortened(str(error)).replace("; ", ", ")
+        told = str(getattr(error, "strerror", None) or error)  # the system's words without the name again
+        reason = "of no format that is read" if unknown else shortened(told).replace("; ", ", ")
         return _Broken(path, f"cannot read {name} as a picture ({reason}); remove or replace it")
     return _Broken(path, f"expected a picture of at most {MAX_PIXELS} pixels, got more in {name}; scale it down first")

@@ -30,6 +30,8 @@ def fixed_images(shape: Sequence[int]) -> Tensor:
 def batch_dependence(run: Run, images: Tensor, *, allowed: float) -> tuple[str, tuple[int, ...]] | None:
     """Return how scores depend on the batch, and the images that show it; None where they do not.
 
+    Where the scores of the full batch are not finite there is nothing to compare with, and None is returned too.
+
     Args:
         run: maps images (N, C, H, W), N from 1 to 8, to scores (N, classes).
         images: 8 different ones.
@@ -37,15 +39,18 @@ def batch_dependence(run: Run, images: Tensor, *, allowed: float) -> tuple[str, 
     """
     full = run(images)
     scale = float(full.abs().max())
+    if not math.isfinite(scale):
+        return None
     for chosen in GROUPINGS:
         got, expected = run(images[list(chosen)]), full[list(chosen)]
         if got.shape != expected.shape:
             size = f"a batch of {len(chosen)}"
             return f"{size} gives scores of shape {tuple(got.shape)} instead of {tuple(expected.shape)}", chosen
         difference = float((got - expected).abs().max())
-        if difference > allowed * scale:
+        if not difference <= allowed * scale:  # NaN, as of a deviation over one image, is a difference too
             order = "in another order" if len(chosen) == len(images) else f"in a batch of {len(chosen)}"
-            return f"{order} they differ by {difference / scale:.2g} of the largest from those in a batch of 8", chosen
+            apart = f"differ by {difference / scale:.2g} of the largest from" if difference >= 0 else "are NaN beside"
+            return f"{order} they {apart} those in a batch of 8", chosen
     return None
 
 
@@ -61,12 +66,14 @@ def check_batch_independence(network: nn.Module, shape: Sequence[int]) -> None:
         shape: channels, height, width.
 
     Raises:
-        NetworkError: if they are not; it names the layer that does it where one does. Or if it is no classifier.
+        NetworkError: if they are not, or not finite; it names the layer that does it where one does. Or if it is no
+            classifier.
     """
     images = fixed_images(shape)
     trial = trial_of(network, images, prepare=_fill_zero_weights_)
     images = images.to(trial.dtype)
     run_classifier(trial.network, images[:2])
+    _require_finite(network, images)
     run = _guarded(trial.network)
     allowed = trial.tolerance
     if trial.dtype == torch.float64:
@@ -89,6 +96,37 @@ def check_batch_independence(network: nn.Module, shape: Sequence[int]) -> None:
         f"an image's scores depend on the batch it comes in: {how}, first {where}; a device answers images one at "
         "a time, so let nothing there mix the images of a batch or drop its axis"
     )
+
+
+def _require_finite(network: nn.Module, images: Tensor) -> None:
+    """Raise NetworkError if the scores of ``images`` are not finite in float32, as it is and will be trained."""
+    network, images = copied(network).cpu().float().eval(), images.float()
+    scores = _guarded(network)(images)
+    if bool(torch.isfinite(scores).all()):
+        return
+    what = "NaN" if bool(scores.isnan().any()) else "infinite"
+    where = f"the forward of {type(network).__name__}"
+    for (name, _), (inputs, output) in _calls(network, images).items():
+        if _is_finite(output) or not all(map(_is_finite, inputs)):
+            continue
+        where = _named(network, name)
+        break
+    raise NetworkError(
+        f"the untrained network gives {what} scores for images in [0, 1], first in {where}; let it start from weights, "
+        "and compute with numbers, that stay finite in float32"
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
+
+
+def _named(network: nn.Module, name: str) -> str:
+    """Return what to call the module ``name`` of ``network``, or its forward if others are inside of it."""
+    module = network.get_submodule(name)
+    kind = type(module).__name__
+    named = f"{name} ({kind})" if name else kind
+    return f"the forward of {named}" if any(module.children()) else named
 
 
 def _fill_zero_weights_(network: nn.Module) -> None:
@@ -126,10 +164,7 @@ def _first_dependent(network: nn.Module, images: Tensor, chosen: Sequence[int], 
             continue
         others, other = part[key]
         if all(map(same, inputs, others)) and not same(output, other):
-            module = network.get_submodule(key[0])
-            kind = type(module).__name__
-            named = f"{key[0]} ({kind})" if key[0] else kind
-            return f"in the forward of {named}" if any(module.children()) else f"in {named}"
+            return f"in {_named(network, key[0])}"
     return f"in the forward of {type(network).__name__}"
 
 
@@ -146,8 +181,9 @@ def _same_images(whole: Tensor, some: Any, chosen: Sequence[int], *, of: int, al
         return False
     if not whole.is_floating_point():
         return torch.equal(whole, some)
-    scale = float(whole.abs().max()) if whole.numel() else 0.0
-    return not bool(((whole - some).abs() > allowed * scale).any())
+    finite = whole[whole.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(some, whole, rtol=0.0, atol=allowed * scale, equal_nan=True)
 
 
 def _calls(network: nn.Module, images: Tensor) -> dict[tuple[str, int], tuple[list[Any], Any]]:

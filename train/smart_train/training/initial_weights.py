@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _INSIDE = ("state_dict", "model")  # under which training scripts put it, beside optimisers and epochs
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel and compiled wrappers, and of training frameworks
+_AVERAGED = "n_averaged"
 _COUNTER = "num_batches_tracked"  # of batch norms; older files have none, and nothing follows from it
 _MOST_SHARED = 4  # how often tensors may share the numbers in a file
 _LISTED = 5  # names that a refusal gives
@@ -81,8 +82,12 @@ def _is_state(value: Mapping[Any, Any]) -> bool:
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors by their names, and by those without each prefix that all of them have."""
+    """Yield the tensors by their names, and by those without each prefix that all of them have.
+
+    A running average of a network (``torch.optim.swa_utils.AveragedModel``) counts beside them what it has averaged.
+    """
     yield tensors
+    tensors = {name: tensor for name, tensor in tensors.items() if name != _AVERAGED}
     for prefix in _PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             yield from _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})

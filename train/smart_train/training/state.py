@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.learner import MaskLearner
 from smart_train.methods.interface import Training
+from smart_train.training.control import control_path
 from smart_train.training.history import Row
 
 STATE_FORMAT = "smart-edge training state"
@@ -144,15 +145,29 @@ def read_options(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: if there is no state, or it holds something else.
+        ConfigError: if ``checkpoint`` is the state or the dense control of another one, which goes on with it.
     """
     path = state_path(checkpoint)
+    if (whole := _without(checkpoint, state_path)) is not None:
+        read_options(whole)  # it may be a dense control's
+        raise ConfigError(f"{checkpoint} is the state of a training; smart-train --resume {whole} goes on with it")
+    if (whole := _without(checkpoint, control_path)) is not None and read_options(whole).get("dense_control") is True:
+        raise ConfigError(
+            f"{checkpoint} is the dense control of {whole}; smart-train --resume {whole} goes on with both"
+        )
     if not path.exists():
-        ended = "this training has ended" if checkpoint.exists() else "there is none yet"
+        ended = "this training has ended, or it is none" if checkpoint.exists() else "there is none yet"
         raise CheckpointError(f"no {path.name} beside {checkpoint} to resume from: {ended}; check the name")
     state = read_plain(path)
     if not isinstance(state, dict) or "options" not in state:
         raise CheckpointError(f"{path} does not say its options; type them again, with --resume and -o {checkpoint}")
     return Reader(path).record(state, "options")
+
+
+def _without(file: Path, added: Callable[[Path], Path]) -> Path | None:
+    """Return the checkpoint whose training's state lies beside it and whose name ``added`` makes into ``file``."""
+    checkpoint = file.with_name(f"{Path(file.stem).stem}{file.suffix}")
+    return checkpoint if added(checkpoint) == file and state_path(checkpoint).exists() else None
 
 
 def _load_momentum_(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor | None]]) -> None:
