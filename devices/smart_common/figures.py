@@ -43,13 +43,16 @@ def check_plot(path: Path) -> None:
 def new_figure(*, width: float, height: float) -> Figure:
     """Return an empty figure in inches; raises MissingExtraError if matplotlib is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # optional, so imported at use
+        import matplotlib as mpl  # noqa: PLC0415  # optional, so imported at use
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
         from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError(
             "drawing a plot needs matplotlib, which is not installed; pip install 'smart-edge[plot]'"
         ) from error
+    if Path(mpl.matplotlib_fname()).resolve().parent == Path.cwd():
+        mpl.rcdefaults()  # a matplotlibrc beside a download would choose how text is set: by a run of TeX, for one
     # Figure and canvas directly: pyplot would pick a backend and keep the figure, for the whole process.
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03))
     FigureCanvasAgg(figure)

@@ -19,6 +19,7 @@ from smart_common.roles import Role
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
 from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
@@ -179,7 +180,7 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
 def open_bundle(
     folder: str | os.PathLike[str] | Bundle,
     *,
-    trust: str | os.PathLike[str] | None = None,
+    trust: str | os.PathLike[str] | PublicKey | None = None,
     source: Source | None = None,
     engine: str = REFERENCE_ENGINE,
 ) -> OpenModel:
