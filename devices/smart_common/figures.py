@@ -70,5 +70,5 @@ def style_panel(axis: Axes, title: str, *, grid: Literal["x", "y"]) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` into ``path``, replaced whole or not at all; raises as `check_plot`, and OSError."""
     check_plot(path)
-    with replacing(path, shared=True) as file:
+    with replacing(path) as file:
         figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=160, facecolor="white")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smart_common.console import cli as house
-from smart_common.files import digest_of_file
+from smart_common.files import digest_and_value
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices import PRECISIONS, resolve_target
@@ -176,7 +176,7 @@ def build(
     stopwatch = Stopwatch(on_phase=_print_phase) if house.is_verbose() else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
-        loaded = own.load(checkpoint)
+        checkpoint_digest, loaded = digest_and_value(checkpoint, own.load)
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
@@ -218,7 +218,7 @@ def build(
         )
     found = {
         **show.summary(result),
-        "checkpoint_digest": digest_of_file(checkpoint),  # other commands' results tell by these two which checkpoint
+        "checkpoint_digest": checkpoint_digest,  # other commands' results tell by these two which checkpoint
         "bundle_digest": Bundle.open(output).digest,  # became which bundle
         "timings": stopwatch.seconds,
         "peak_bytes": peak_bytes(),

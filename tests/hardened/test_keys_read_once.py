@@ -1,4 +1,4 @@
-"""The key to trust is what its file held when the model was loaded, wherever the process is and whatever the file is."""
+"""The key to trust is what its file held when the model was loaded, wherever the process is and whatever is there."""
 
 from __future__ import annotations
 

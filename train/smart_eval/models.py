@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from smart_common.files import digest_of_file
+from smart_common.files import digest_and_value
 from smart_common.roles import Role
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
@@ -150,8 +150,8 @@ def read_source(
     """Return a checkpoint, read by ``load`` if it is a file, with its digest; raises as `load_checkpoint` does."""
     if isinstance(checkpoint, Checkpoint):
         return Source(checkpoint, _parameters_digest(checkpoint.net))
-    file = Path(checkpoint)
-    return Source(load(file), digest_of_file(file))
+    digest, value = digest_and_value(Path(checkpoint), load)
+    return Source(value, digest)
 
 
 def open_checkpoint(source: Source, *, file: Path) -> OpenModel:

@@ -36,6 +36,7 @@ from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
+from smart_train.training.owner import owning_output
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 from smart_train.training.trial_run import try_out
@@ -289,6 +290,8 @@ def train(
     if goes_on and force:
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
     outputs = [output, *([control_path(output)] if options["dense_control"] else [])]
+    for one in outputs:
+        ctx.with_resource(owning_output(one))
     existing = [p for one in outputs for p in (one, state_path(one)) if p.exists()]
     if existing and not goes_on and not force:
         raise ConfigError(
