@@ -19,6 +19,8 @@ PATH_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK = "#222222"
 FAINT = "#666666"
 
+_CREATOR = "smart-edge, a plot"  # in the file, so that it is known again
+_MAX_BYTES = 2**24  # ours have some hundred kilobytes
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -38,6 +40,13 @@ def check_plot(path: Path) -> None:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"the plot may not be written into the directory {path.parent}; name another one")
     new_figure(width=1, height=1)
+
+
+def is_plot(path: Path) -> bool:
+    """Whether `save_figure` wrote the file ``path``; raises OSError if the system cannot read it."""
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES)
+    return content.startswith((b"\x89PNG", b"<?xml", b"%PDF")) and _CREATOR.encode() in content
 
 
 def new_figure(*, width: float, height: float) -> Figure:
@@ -71,4 +80,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` into ``path``, replaced whole or not at all; raises as `check_plot`, and OSError."""
     check_plot(path)
     with replacing(path) as file:
-        figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=160, facecolor="white")
+        kind = path.suffix.lower().removeprefix(".")
+        figure.savefig(file, format=kind, dpi=160, facecolor="white", metadata={"Creator": _CREATOR})

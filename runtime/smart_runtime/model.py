@@ -77,7 +77,7 @@ class SmartModel:
                 old one answers, then drops the old one. A number is a budget in bytes for the paths' graphs and
                 weights: resident if all fit, else on demand; and if not even two fit at a time, a switch drops the old
                 path first, calls wait until the new one is up, and the old one comes back if that fails.
-            trust: An Ed25519 public key, or its PEM file, which is read here only: no bundle is loaded, by `reload` too,
+            trust: An Ed25519 public key, or its PEM file, which is read here only: no bundle is loaded, or reloaded,
                 unless it is signed with the private half.
             policy: Looks at every call and may switch: see `Policy`. None leaves switching to you. On demand the call
                 after which it switches waits for the other path to be loaded.

@@ -21,7 +21,8 @@ from smart_common.console.cli import (
     version_option,
     warnings_as_notes,
 )
-from smart_common.figures import check_plot
+from smart_common.figures import check_plot, is_plot
+from smart_common.outputs import Output, check_outputs
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_info
 from smart_runtime.cli import engine_option, trust_option
@@ -88,6 +89,7 @@ def main(
         from smart_runtime.bench.change import compare_saved  # noqa: PLC0415  # here and below: `--help` needs no NumPy
         from smart_runtime.bench.saved import read_saved  # noqa: PLC0415
 
+        check_outputs(inputs=saved)
         change = compare_saved(read_saved(saved[0]), read_saved(saved[1]), seed=seed)
         if as_json:
             print_json(change.as_json())
@@ -98,6 +100,8 @@ def main(
         raise click.UsageError("Missing argument 'BUNDLE', or --compare A.json B.json.")
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after
+    outputs = [] if plot is None else [Output("--plot", plot, is_plot)]
+    check_outputs(outputs, inputs=[*map(Path, bundle), baseline, trust])
     from smart_devices.power import find_power  # noqa: PLC0415
     from smart_runtime.bench.compare import compare, steps  # noqa: PLC0415
     from smart_runtime.bench.contenders import open_bundles  # noqa: PLC0415

@@ -60,6 +60,12 @@ class DataPlaces:
         return load_data(spec, **vars(self), image_size=image_size, progress=house.progress)
 
 
+def data_place(spec: str | None) -> Path | None:
+    """Return the file or folder that ``folder:DIR`` or ``npz:FILE`` names; None for data with a name of its own."""
+    _, colon, place = (spec or "").partition(":")
+    return Path(place).expanduser() if colon and place else None
+
+
 def data_options(function: _F) -> _F:
     """Add ``--data-dir``, ``--cache-dir``, ``--no-cache`` and ``--max-broken``, passed as ``places: DataPlaces``."""
 
