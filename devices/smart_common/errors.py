@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from smart_common.names import is_printable
+from smart_common.names import printable
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells say."""
@@ -16,8 +16,13 @@ _LISTED = 10  # names
 class SmartError(Exception):
     """Something the user can mend: one sentence that says what is wrong, then the remedy.
 
-    Command lines print it after ``error:`` and exit with status 1; it never shows a traceback.
+    Command lines print it after ``error:`` and exit with status 1; it never shows a traceback. Names of files and what
+    stands in them reach terminals and logs in it, so its text is printable, whatever they are.
     """
+
+    def __str__(self) -> str:
+        """Return the sentence, in one line."""
+        return printable(super().__str__())
 
 
 class MissingExtraError(SmartError):
@@ -39,7 +44,7 @@ def alternatives(name: str, known: Iterable[str]) -> str:
 
 def shortened(text: str) -> str:
     """Return what a library says, or what stands in a stranger's file, as one short printable line for an error."""
-    line = "".join(character if is_printable(character) else "?" for character in " ".join(text[:100_000].split()))
+    line = printable(" ".join(text[:100_000].split()))
     return line if len(line) <= _MAX_QUOTED else f"{line[:_MAX_QUOTED]}..."
 
 

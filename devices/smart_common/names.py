@@ -22,6 +22,13 @@ def is_printable(text: str) -> bool:
     )
 
 
+def printable(text: str) -> str:
+    """Return ``text`` in one line, with a question mark for each character that a terminal or log must not get."""
+    if text.isprintable():
+        return text
+    return "".join(character if is_printable(character) else "?" for character in text)
+
+
 def is_name(name: str) -> bool:
     """Whether ``name`` can name a class in data, checkpoints and bundles: printable, of 1 to `MAX_NAME` characters."""
     return 1 <= len(name) <= MAX_NAME and is_printable(name)

@@ -256,7 +256,7 @@ def _print_result(result: BuildResult, found: dict[str, Any]) -> None:
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        house.console().print(line, markup=False, soft_wrap=True)
+        house.say(line)
 
 
 def _print_phase(name: str, seconds: float) -> None:

@@ -16,6 +16,7 @@ from smart_common.console.cli import (
     print_json,
     print_wide,
     progress,
+    say,
     say_error,
     table,
     version_option,
@@ -208,7 +209,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         f"digest {opened.digest}: every byte is as exported",
         _signature(opened, trust),
     ):
-        click.echo(line)
+        say(line)
     rows = [
         [
             graph.name,

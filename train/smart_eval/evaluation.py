@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from smart_common.errors import alternatives, shortened
+from smart_common.names import printable
 from smart_common.version import version
 from smart_devices.python_environment import version_of
 from smart_eval.attacks.base import NamedAttack
@@ -392,6 +393,6 @@ def _images(
     if images.digest != record.get("digest"):
         _log.warning(
             "warning: these are not the very images of the training of %s: test images may have been trained on",
-            model.model,
+            printable(str(model.model)),
         )
     return images

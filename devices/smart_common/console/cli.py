@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import click
 
 from smart_common.errors import INTERRUPTED, SmartError, alternatives
+from smart_common.names import printable
 from smart_common.version import version
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def _politely(ctx: click.Context) -> Iterator[None]:
     """Turn an expected failure into one line on standard error and exit status 1, Ctrl-C into one and status 130."""
     try:
         yield
+    except click.ClickException as error:  # click shows what was typed as it is, and a shell types names of files
+        error.message = printable(error.message)
+        raise
     except SmartError as error:
         say_error(str(error))
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
@@ -62,7 +66,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
         say_error(f"the system refused: {error.strerror or error}{where}")
     except (KeyboardInterrupt, click.Abort):
         kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
-        click.echo(f"interrupted: {kept()}", file=sys.stderr)
+        click.echo(printable(f"interrupted: {kept()}"), file=sys.stderr)
         raise click.exceptions.Exit(INTERRUPTED) from None
     else:
         return
@@ -73,7 +77,7 @@ def say_error(message: str) -> None:
     """Print an error for people on standard error, after ``--quiet`` too."""
     if _verbose and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    click.echo(f"error: {message}", file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
+    click.echo(printable(f"error: {message}"), file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
 
 
 def is_verbose() -> bool:
@@ -240,7 +244,12 @@ def note(message: str) -> None:
     """Print a line for people on standard error, above a progress bar if there is one; nothing after ``--quiet``."""
     if _quiet:
         return
-    (_bar_console or console(stderr=True)).print(message, markup=False, soft_wrap=True)
+    (_bar_console or console(stderr=True)).print(printable(message), markup=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Print a line of the result on standard output, of whatever length; names in it cannot steer a terminal."""
+    click.echo(printable(line))
 
 
 def warn(sentences: Iterable[str]) -> None:
@@ -307,11 +316,11 @@ def table(
     from rich.text import Text  # noqa: PLC0415
 
     look = box.HEAVY_HEAD if lines else box.SIMPLE_HEAD
-    result = Table(title=Text(title) if title else None, title_justify="left", box=look, pad_edge=lines)
+    result = Table(title=Text(printable(title)) if title else None, title_justify="left", box=look, pad_edge=lines)
     for i, column in enumerate(columns):
         result.add_column(column, justify="left" if i < text_columns else "right", no_wrap=i == 0)
     for row in rows:
-        result.add_row(*map(Text, row))
+        result.add_row(*(Text(printable(cell)) for cell in row))
     return result
 
 
