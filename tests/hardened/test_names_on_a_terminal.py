@@ -108,6 +108,17 @@ def test_errors_and_logs_of_the_library_are_clean_too(caplog: pytest.LogCaptureF
     assert printable("a\tb") == "a?b"
 
 
+def test_where_an_error_arose_is_told_cleanly() -> None:
+    code = (
+        "import click\nfrom smart_common.console import cli as house\nfrom smart_common.errors import SmartError\n"
+        "@click.command(cls=house.Command)\ndef main():\n"
+        f" try: raise ValueError({ESCAPE!r})\n except ValueError as e: raise SmartError('no') from e\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "-v"], capture_output=True, text=True, check=False)
+    assert "ValueError: a?[2Jb" in done.stderr
+    assert clean(done.stderr)
+
+
 def test_lines_and_cells_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
     for name in NAMES.values():
         house.say(name)

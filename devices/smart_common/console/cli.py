@@ -76,7 +76,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
 def say_error(message: str) -> None:
     """Print an error for people on standard error, after ``--quiet`` too."""
     if _verbose and sys.exc_info()[0] is not None:
-        traceback.print_exc()
+        click.echo("\n".join(map(printable, traceback.format_exc().splitlines())), file=sys.stderr)
     click.echo(printable(f"error: {message}"), file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
 
 
