@@ -167,8 +167,8 @@ def build(
     check_max_drop(max_drop / 100)
     if calibration is not None and precision != INT8:
         raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
-    places_read = [checkpoint, dense_control, sign, data_place(data), data_place(calibration), own.file, Path(target)]
-    show.check_places(bundle=output, report=report, inputs=places_read)
+    places_read = [checkpoint, dense_control, sign, data_place(data), data_place(calibration), own.file]
+    show.check_places(bundle=output, report=report, target=target, inputs=places_read)
     capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
     key = None if sign is None else load_private_key(sign)
     for note in (target_note(device, capabilities) if capabilities else None, device.profile.export_only):

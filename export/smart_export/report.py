@@ -12,6 +12,7 @@ from smart_common.files import replacing
 from smart_common.outputs import Output, check_outputs
 from smart_common.units import si
 from smart_devices import Target
+from smart_devices.profiles import profile_file
 from smart_devices.roofline import Estimate, NoEstimate, estimate, peaks_of
 from smart_export.build import BuildResult
 from smart_export.bundle_manifest import graph_record, layer_records
@@ -162,8 +163,10 @@ def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def check_places(*, bundle: Path, report: Path | None, inputs: Iterable[Path | None]) -> None:
+def check_places(*, bundle: Path, report: Path | None, target: str, inputs: Iterable[Path | None]) -> None:
     """Refuse a bundle or report in the place of ``inputs``, or a report that cannot be written, before the work.
+
+    The file of ``target`` is an input too, if it has one.
 
     Raises:
         ExportError: The report has no folder to go into, is one, or lies in the bundle that it is about.
@@ -180,7 +183,7 @@ def check_places(*, bundle: Path, report: Path | None, inputs: Iterable[Path | N
                 f"the report {report} cannot be inside of the bundle, which has its own files only; name another place"
             )
         outputs.append(Output("--report", report, is_report))
-    check_outputs(outputs, inputs=inputs)
+    check_outputs(outputs, inputs=[*inputs, profile_file(target)])
 
 
 def is_report(file: Path) -> bool:

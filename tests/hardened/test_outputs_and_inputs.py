@@ -121,6 +121,12 @@ def test_what_we_wrote_ourselves_is_replaced(folder: Path) -> None:
     assert not is_page(folder / "page.html")
 
 
+def test_a_device_is_no_file_of_its_name(folder: Path) -> None:
+    (folder / "cpu").mkdir()
+    done = CliRunner().invoke(smart_export, ["ckpt.pt", "--target", "cpu", "-o", "cpu", "--force"])
+    assert "ckpt.pt is damaged" in done.stderr
+
+
 def test_a_folder_of_data_may_hold_results_but_loses_no_picture(folder: Path) -> None:
     pictures = folder / "pictures"
     (pictures / "train" / "cat").mkdir(parents=True)

@@ -57,7 +57,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:  # click shows what was typed as it is, and a shell types names of files
-        error.message = printable(error.message)
+        vars(error)["message"] = printable(error.message)
         raise
     except SmartError as error:
         say_error(str(error))

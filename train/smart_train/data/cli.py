@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -63,7 +64,9 @@ class DataPlaces:
 def data_place(spec: str | None) -> Path | None:
     """Return the file or folder that ``folder:DIR`` or ``npz:FILE`` names; None for data with a name of its own."""
     _, colon, place = (spec or "").partition(":")
-    return Path(place).expanduser() if colon and place else None
+    with suppress(RuntimeError):  # a ~ of nobody's, which the reader refuses
+        return Path(place).expanduser() if colon and place else None
+    return None
 
 
 def data_options(function: _F) -> _F:

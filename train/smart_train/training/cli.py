@@ -19,6 +19,7 @@ from smart_common.outputs import Output, check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
+from smart_devices.profiles import profile_file
 from smart_train.architectures.build import ARCHITECTURES
 from smart_train.architectures.cli import network_file
 from smart_train.architectures.custom import Factory, import_factory
@@ -272,8 +273,7 @@ def _check_outputs(
     if tensorboard is not None:
         found.append(Output("--tensorboard", tensorboard / "events"))
     read = [data_place(ctx.params["data"]), ctx.params["init"], ctx.meta.get(RECIPE), network_file(ctx.params["model"])]
-    target = ctx.params["target"]
-    check_outputs(found, inputs=[*read, None if target is None else Path(target)], force=force)
+    check_outputs(found, inputs=[*read, profile_file(ctx.params["target"] or "")], force=force)
 
 
 def _start_anew(output: Path, *, factory: Factory | None) -> None:
