@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(descriptor)
             beside.replace(path)
     except OSError as error:
-        if error.filename is None or os.fspath(error.filename).endswith(".tmp"):
+        if error.filename is None or str(error.filename).endswith(".tmp"):
             error.filename = str(path)  # a full disk does not say for which file, and others name the one beside it
         raise
 
