@@ -46,7 +46,7 @@ def write_key_pair(path: Path) -> KeyPair:
     public = path.with_name(f"{path.name}.pub")
     if not path.parent.is_dir():
         raise ExportError(f"no folder {path.parent} for {path.name}; create it first")
-    for place in (path, public):
+    for place in (public, path):
         if os.path.lexists(place):
             raise _exists(place)
     check_outputs([Output("the key", path), Output("the key", public)], inputs=[])
