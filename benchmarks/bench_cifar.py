@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from smart_common.children import python_command
 from smart_devices import resolve_target
 from smart_export import build_bundle
 from smart_export.layers import network_cost
@@ -41,7 +42,7 @@ FOLDER_VARIABLE = "SMART_EDGE_CIFAR10_FOLDER"
 
 def run(module: str, *arguments: str, threads: int) -> dict[str, Any]:
     """Run one of our commands with --json; its notes go to standard error."""
-    command = [sys.executable, "-m", module, *arguments, "--json"]
+    command = python_command(module, *arguments, "--json")
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment)
     if done.returncode != 0:

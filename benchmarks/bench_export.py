@@ -26,6 +26,7 @@ from typing import Any
 from outcome import finish
 from synthetic import synthetic_checkpoint
 
+from smart_common.children import python_command
 from smart_runtime.bench.environment import read_environment
 from smart_train.checkpoint.format import save_checkpoint
 
@@ -37,17 +38,7 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 def export(checkpoint: Path, output: Path) -> dict[str, Any]:
     """Export once in a fresh process; return what it took and what it said of itself."""
-    command = [
-        sys.executable,
-        "-m",
-        "smart_export.cli",
-        str(checkpoint),
-        "--target",
-        "cpu",
-        "--json",
-        "-o",
-        str(output),
-    ]
+    command = python_command("smart_export.cli", str(checkpoint), "--target", "cpu", "--json", "-o", str(output))
     started = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from onnx import numpy_helper
 from outcome import finish
 from synthetic import synthetic_bundle
 
+from smart_common.children import python_command
 from smart_export.sparsity import FileSparsity, sparsity_of_onnx
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch, speed_up, summarise
@@ -156,7 +156,7 @@ def measure_check(folder: Path, *, quick: bool) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
     for _ in range(3):
         started = time.perf_counter()
-        command = [sys.executable, "-m", "smart_export.cli", "check", str(file), "--json"]
+        command = python_command("smart_export.cli", "check", str(file), "--json")
         subprocess.run(command, check=True, capture_output=True)
         commands.append(time.perf_counter() - started)
     return {

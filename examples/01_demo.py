@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from smart_common.children import python_command
 from smart_runtime import SmartModel
 from smart_train import load_checkpoint
 
@@ -30,9 +31,7 @@ MODULES = {
 def run(out: Path, command: str, *arguments: str) -> dict[str, Any]:
     """Run one of our commands with --json, keep its result in OUT and return it."""
     print(f"\n$ {' '.join([command, *arguments])}", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", MODULES[command], *arguments, "--json"], stdout=subprocess.PIPE, check=False
-    )
+    done = subprocess.run(python_command(MODULES[command], *arguments, "--json"), stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         sys.exit(done.returncode)  # the command has said why
     (out / f"{command}.json").write_bytes(done.stdout)

@@ -19,6 +19,8 @@ PATH_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK = "#222222"
 FAINT = "#666666"
 
+_CREATOR = "smart-edge, a plot"  # in the file, so that it is known again
+_MAX_BYTES = 2**24  # ours have some hundred kilobytes
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -40,16 +42,26 @@ def check_plot(path: Path) -> None:
     new_figure(width=1, height=1)
 
 
+def is_plot(path: Path) -> bool:
+    """Whether `save_figure` wrote the file ``path``; raises OSError if the system cannot read it."""
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES)
+    return content.startswith((b"\x89PNG", b"<?xml", b"%PDF")) and _CREATOR.encode() in content
+
+
 def new_figure(*, width: float, height: float) -> Figure:
     """Return an empty figure in inches; raises MissingExtraError if matplotlib is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # optional, so imported at use
+        import matplotlib as mpl  # noqa: PLC0415  # optional, so imported at use
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
         from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError(
             "drawing a plot needs matplotlib, which is not installed; pip install 'smart-edge[plot]'"
         ) from error
+    if Path(mpl.matplotlib_fname()).resolve().parent == Path.cwd():
+        mpl.rcdefaults()  # a matplotlibrc beside a download would choose how text is set: by a run of TeX, for one
     # Figure and canvas directly: pyplot would pick a backend and keep the figure, for the whole process.
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03))
     FigureCanvasAgg(figure)
@@ -67,5 +79,6 @@ def style_panel(axis: Axes, title: str, *, grid: Literal["x", "y"]) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` into ``path``, replaced whole or not at all; raises as `check_plot`, and OSError."""
     check_plot(path)
-    with replacing(path, shared=True) as file:
-        figure.savefig(file, format=path.suffix.lower().removeprefix("."), dpi=160, facecolor="white")
+    with replacing(path) as file:
+        kind = path.suffix.lower().removeprefix(".")
+        figure.savefig(file, format=kind, dpi=160, facecolor="white", metadata={"Creator": _CREATOR})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smart_common.console.cli import Command, Group, console, json_option, print_json, table, version_option
+from smart_common.console.cli import Command, Group, console, json_option, print_json, say, table, version_option
 from smart_devices.engine_rows import EngineStatus, engine_info
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def list_profiles(*, as_json: bool) -> None:
     ]
     columns = ["name", "alias", "compute", "2:4", "memory", "bandwidth"]
     console().print(table("Device profiles", columns, rows, text_columns=2, lines=False))
-    click.echo(f"export only: {', '.join(profile.name for profile in profiles if profile.export_only)}")
+    say(f"export only: {', '.join(profile.name for profile in profiles if profile.export_only)}")
 
 
 @main.command(cls=Command, epilog="Example: smart-devices show jetson-orin")
@@ -142,10 +142,10 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
             if status.reason is not None:
                 screen.print(Padding(Text(status.reason), (0, 0, 0, 2)))
             if status.install is not None:
-                click.echo(f"  {status.install}")  # in one piece, to be copied
+                say(f"  {status.install}")  # in one piece, to be copied
         for warning in diagnosis.warnings:
             screen.print()
-            click.echo(f"warning: {warning}")
+            say(f"warning: {warning}")
     context.exit(0 if diagnosis.can_run else 1)
 
 

@@ -53,6 +53,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _COMPUTE_CAPABILITY = re.compile(r"\d{1,2}\.\d")
 
 
+def profile_file(name: str | os.PathLike[str]) -> Path | None:
+    """Return the profile's file that ``name`` names, None for the name of a device."""
+    return Path(name) if str(name).endswith(".json") else None
+
+
 def resolve_target(name: str | os.PathLike[str] | Profile | Target, *, jetpack: str | None = None) -> Target:
     """Return the target that ``name`` stands for: a profile's name, an alias, or a profile of the user's own.
 
@@ -68,8 +73,8 @@ def resolve_target(name: str | os.PathLike[str] | Profile | Target, *, jetpack: 
         return name
     if isinstance(name, Profile):
         profile, name = name, name.name
-    elif str(name).endswith(".json"):
-        profile = _read_profile(Path(name))
+    elif (file := profile_file(name)) is not None:
+        profile = _read_profile(file)
         name = profile.name
     else:
         known = _profiles_by_name()

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from smart_common.console import cli as house
-from smart_common.files import digest_of_file
+from smart_common.files import digest_and_value
+from smart_common.outputs import check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices import PRECISIONS, resolve_target
@@ -22,7 +23,7 @@ from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.choices import DATA_SPECS
-from smart_train.data.cli import DataPlaces, data_options
+from smart_train.data.cli import DataPlaces, data_options, data_place
 
 _FILE = click.Path(path_type=Path)
 
@@ -183,8 +184,8 @@ def build(
     check_max_drop(max_drop / 100)
     if calibration is not None and precision != INT8:
         raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
-    if report is not None:
-        show.check_report_file(report, bundle=output)
+    places_read = [checkpoint, dense_control, sign, data_place(data), data_place(calibration), own.file]
+    show.check_places(bundle=output, report=report, target=target, inputs=places_read)
     capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
     key = None if sign is None else load_private_key(sign)
     for note in (target_note(device, capabilities) if capabilities else None, device.profile.export_only):
@@ -193,7 +194,7 @@ def build(
     stopwatch = Stopwatch(on_phase=print_phase) if house.is_verbose() else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
-        loaded = own.load(checkpoint)
+        checkpoint_digest, loaded = digest_and_value(checkpoint, own.load)
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
@@ -235,7 +236,7 @@ def build(
         )
     found = {
         **show.summary(result),
-        "checkpoint_digest": digest_of_file(checkpoint),  # other commands' results tell by these two which checkpoint
+        "checkpoint_digest": checkpoint_digest,  # other commands' results tell by these two which checkpoint
         "bundle_digest": Bundle.open(output).digest,  # became which bundle
         "timings": stopwatch.seconds,
         "peak_bytes": peak_bytes(),
@@ -299,6 +300,7 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
     from smart_export.sparsity import sparsity_of_onnx  # noqa: PLC0415  # as above
     from smart_train.masking.n_of_m import TWO_FOUR  # noqa: PLC0415  # as above
 
+    check_outputs(inputs=[file])
     device = None if target is None else resolve_target(target)
     found = sparsity_of_onnx(file, pattern=TWO_FOUR if pattern is None else parse_pattern(pattern), target=device)
     if as_json:
@@ -316,6 +318,7 @@ def _check_bundle(
     from smart_export.check import check_bundle  # noqa: PLC0415  # loads torch and onnx
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
 
+    check_outputs(inputs=[bundle, trust, source, own.file])
     opened = Bundle.open(bundle, trust=trust)
     origin = None if source is None else own.load(source)
     result = check_bundle(opened, source=origin, engine=engine or REFERENCE_ENGINE)
@@ -362,6 +365,7 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
 
     if checkpoint.is_dir():
         raise ExportError(f"{checkpoint} is a folder, not a checkpoint; smart-run info describes a bundle")
+    check_outputs(inputs=[checkpoint, own.file])
     loaded = own.load(checkpoint)
     found = describe(loaded)
     warnings = warnings_of_metrics({path: loaded.role(path) for path in loaded.net.path_names}, loaded.metrics)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from smart_common.files import new_folder_beside, owning
 from smart_export.errors import ExportError
 from smart_runtime.bundle.bundle import CHECKSUMS, MANIFEST, SIGNATURE, parse_checksums
 from smart_runtime.bundle.files import list_files
@@ -57,10 +56,12 @@ def staged(output: Path) -> Iterator[Path]:
     Raises:
         ExportError: if there is no room for what is written into it, or another export writes a bundle of this name.
     """
-    place = output.with_name(f".{output.name}.tmp")  # one name: what a killed export left goes with the next one
-    with _own(place):
+    with owning(output) as mine:
+        if not mine:
+            raise ExportError(f"another export to this name is running, {output}; wait for it")
         try:
-            yield place
+            with new_folder_beside(output) as place:
+                yield place
         except OSError as error:
             if error.errno not in _NO_ROOM and not _NUMPY_HAS_NO_ROOM.search(str(error)):
                 raise
@@ -68,36 +69,6 @@ def staged(output: Path) -> Iterator[Path]:
                 f"too little room for the bundle {output} ({error.strerror or error}); make some there and where "
                 "temporary files go (TMPDIR), or use another -o"
             ) from error
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _own(place: Path) -> Iterator[None]:
-    """Make the folder ``place`` anew and lock it: two exports into one folder would mix their files.
-
-    The lock goes with the process, so that what a killed export left is nobody's.
-    """
-    busy = ExportError(f"another export to this name is running in {place}; wait for it")
-    with suppress(FileNotFoundError):
-        left = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(place, ignore_errors=True)
-        except BlockingIOError as error:
-            raise busy from error
-        finally:
-            os.close(left)
-    try:
-        place.mkdir()
-    except FileExistsError as error:
-        raise busy from error
-    own = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(own)
 
 
 def publish(place: Path, output: Path, *, force: bool) -> None:
@@ -108,15 +79,17 @@ def publish(place: Path, output: Path, *, force: bool) -> None:
     between two can leave none, and the old one whole in ``.NAME.old`` until the next export.
 
     Raises:
+        ExportError: if other things than a bundle have come to stand at ``output`` since the export began.
         OSError: if the system refuses; what stood at ``output`` stands there still.
     """
+    check_output(output, force=force)
     for path in (*place.rglob("*"), place):
         _flush(path)
     old = output.with_name(f".{output.name}.old")
     replaces = force and output.exists()
     if not (replaces and _exchange(place, output)):
         if replaces:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove_old(old, output)
             output.rename(old)
         try:
             place.rename(output)
@@ -125,7 +98,14 @@ def publish(place: Path, output: Path, *, force: bool) -> None:
                 old.rename(output)
             raise
     _flush(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_old(old, output)
+
+
+def _remove_old(old: Path, output: Path) -> None:
+    """Remove a bundle that an export put aside; a folder of that name with other things is somebody's."""
+    if _is_replaceable(old):
+        with new_folder_beside(output) as waste:  # a half removed one is still told from somebody's
+            old.rename(waste / old.name)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from smart_common.files import replacing
+from smart_common.outputs import Output, check_outputs
 from smart_common.units import si
 from smart_devices import Target
+from smart_devices.profiles import profile_file
 from smart_devices.roofline import Estimate, NoEstimate, estimate, peaks_of
 from smart_export.build import BuildResult
 from smart_export.bundle_manifest import graph_record, layer_records
@@ -161,16 +163,34 @@ def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def check_report_file(file: Path, *, bundle: Path) -> None:
-    """Raise ExportError if a report cannot be written to ``file``, or would change the bundle that it is about."""
-    if not file.parent.is_dir():
-        raise ExportError(f"no folder for {file}; create {file.parent} first")
-    if file.is_dir():
-        raise ExportError(f"{file} is a folder; add a name, as in report.json")
-    if bundle.resolve() in file.resolve().parents:
-        raise ExportError(
-            f"the report {file} cannot be inside of the bundle, which has its own files only; name another place"
-        )
+def check_places(*, bundle: Path, report: Path | None, target: str, inputs: Iterable[Path | None]) -> None:
+    """Refuse a bundle or report in the place of ``inputs``, or a report that cannot be written, before the work.
+
+    The file of ``target`` is an input too, if it has one.
+
+    Raises:
+        ExportError: The report has no folder to go into, is one, or lies in the bundle that it is about.
+        OutputError: As `smart_common.outputs.check_outputs`.
+    """
+    outputs = [Output("-o", bundle)]
+    if report is not None:
+        if not report.parent.is_dir():
+            raise ExportError(f"no folder for {report}; create {report.parent} first")
+        if report.is_dir():
+            raise ExportError(f"{report} is a folder; add a name, as in report.json")
+        if bundle.resolve() in report.resolve().parents:
+            raise ExportError(
+                f"the report {report} cannot be inside of the bundle, which has its own files only; name another place"
+            )
+        outputs.append(Output("--report", report, is_report))
+    check_outputs(outputs, inputs=[*inputs, profile_file(target)])
+
+
+def is_report(file: Path) -> bool:
+    """Whether :func:`write_report` wrote ``file``; raises OSError if the system cannot read it."""
+    with file.open("rb") as opened:
+        head = opened.read(4096)
+    return head.startswith(b'{\n "bundle": ') and b'\n "target": ' in head and b'\n "precision": ' in head
 
 
 def write_report(file: Path, result: BuildResult) -> None:

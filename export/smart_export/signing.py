@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smart_common.outputs import Output, check_outputs
 from smart_export.errors import ExportError
 from smart_runtime.bundle.bundle import CHECKSUMS, MAX_CHECKSUMS_BYTES, SIGNATURE
 from smart_runtime.bundle.files import read_bounded
@@ -35,6 +36,7 @@ def write_key_pair(path: Path) -> KeyPair:
 
     Raises:
         ExportError: One of the two files exists, and is left as it is; or their folder does not exist.
+        OutputError: They would lie inside of a bundle.
         MissingExtraError: cryptography is not installed.
         OSError: The system cannot write them; then neither is left behind.
     """
@@ -44,8 +46,10 @@ def write_key_pair(path: Path) -> KeyPair:
     public = path.with_name(f"{path.name}.pub")
     if not path.parent.is_dir():
         raise ExportError(f"no folder {path.parent} for {path.name}; create it first")
-    if os.path.lexists(public):
-        raise _exists(public)
+    for place in (public, path):
+        if os.path.lexists(place):
+            raise _exists(place)
+    check_outputs([Output("the key", path), Output("the key", public)], inputs=[])
     key = Ed25519PrivateKey.generate()
     private_bytes = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
     public_bytes = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)

@@ -16,6 +16,7 @@ from smart_common.console.cli import (
     print_json,
     print_wide,
     progress,
+    say,
     say_error,
     table,
     version_option,
@@ -23,6 +24,7 @@ from smart_common.console.cli import (
     warnings_as_notes,
 )
 from smart_common.errors import shortened
+from smart_common.outputs import check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
@@ -98,6 +100,7 @@ def infer(
     from smart_runtime.pictures import list_pictures  # noqa: PLC0415  # as above
 
     files, nothing = list_pictures(pictures)
+    check_outputs(inputs=[bundle, trust, *files])
     results, failures = [], [{"picture": str(name), "error": error} for name, error in nothing.items()]
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
     with (
@@ -161,6 +164,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     from smart_runtime.engines import resolve_engine  # noqa: PLC0415  # as above, and without its NumPy
     from smart_runtime.notes import notes_here, notes_on  # noqa: PLC0415  # as above
 
+    check_outputs(inputs=[bundle, trust])
     opened = Bundle.open(bundle, trust=trust)
     opened.verify()
     manifest = opened.manifest
@@ -205,7 +209,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         f"digest {opened.digest}: every byte is as exported",
         _signature(opened, trust),
     ):
-        click.echo(line)
+        say(line)
     rows = [
         [
             graph.name,

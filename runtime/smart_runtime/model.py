@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
+from smart_runtime.bundle.signatures import PublicKey, public_key
 from smart_runtime.classify import Prediction, best_classes
 from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
 from smart_runtime.errors import ClosedError, EngineError, InputError
@@ -61,7 +62,7 @@ class SmartModel:
         threads: int | None = None,
         options: EngineOptions | None = None,
         memory: Mode | int = RESIDENT,
-        trust: str | os.PathLike[str] | None = None,
+        trust: str | os.PathLike[str] | PublicKey | None = None,
         policy: Policy | None = None,
     ) -> SmartModel:
         """Load the bundle in the directory ``bundle``, every byte checked, its paths warm.
@@ -76,7 +77,8 @@ class SmartModel:
                 old one answers, then drops the old one. A number is a budget in bytes for the paths' graphs and
                 weights: resident if all fit, else on demand; and if not even two fit at a time, a switch drops the old
                 path first, calls wait until the new one is up, and the old one comes back if that fails.
-            trust: A file with an Ed25519 public key (PEM): only a bundle signed with its private half is loaded.
+            trust: An Ed25519 public key, or its PEM file, which is read here only: no bundle is loaded, or reloaded,
+                unless it is signed with the private half.
             policy: Looks at every call and may switch: see `Policy`. None leaves switching to you. On demand the call
                 after which it switches waits for the other path to be loaded.
 
@@ -101,7 +103,7 @@ class SmartModel:
                 f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"
             )
         engine_name = resolve_engine(engine)
-        open_loader = partial(Loader, trust=trust, engine_name=engine_name, options=options)
+        open_loader = partial(Loader, trust=public_key(trust), engine_name=engine_name, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
         with ExitStack() as undo:
             undo.callback(state.close)

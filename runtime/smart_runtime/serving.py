@@ -13,6 +13,7 @@ import numpy as np
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import InputSpec
+from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import Engine, EngineOptions, Scores, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
@@ -106,7 +107,7 @@ class Loader:
         self,
         path: str | os.PathLike[str],
         *,
-        trust: str | os.PathLike[str] | None,
+        trust: PublicKey | None,
         engine_name: str,
         options: EngineOptions,
     ) -> None:

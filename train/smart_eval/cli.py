@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smart_common.console import cli as house
+from smart_common.outputs import Output, check_outputs
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_eval.attacks.table import ATTACKS, CLEAN
 from smart_runtime.cli import engine_option, trust_option
 from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.choices import DATA_SPECS
-from smart_train.data.cli import DataPlaces, data_options
+from smart_train.data.cli import DataPlaces, data_options, data_place
 from smart_train.options import parse_fraction
 
 if TYPE_CHECKING:
@@ -165,7 +166,9 @@ def main(
             else f"what was measured is kept in {output}; the same command with --resume goes on"
         )
     )
-    page.spare([*models, source, trust, output])
+    results = [] if output is None else [Output("-o", output)]
+    places_read = [*models, source, trust, *include, data_place(data), own.file]
+    check_outputs([*results, *page.outputs], inputs=places_read)
     with house.warnings_as_notes("smart_eval", "smart_train"):
         found = evaluate_all(
             models,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from smart_common.errors import alternatives, shortened
+from smart_common.names import printable
 from smart_common.version import version
 from smart_devices.python_environment import version_of
 from smart_eval.attacks.base import NamedAttack
@@ -30,6 +31,7 @@ from smart_eval.records import Records, Shards, join_shards
 from smart_eval.report import Measured
 from smart_eval.threats import measure_threats, sources, strongest_pgd
 from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.signatures import PublicKey, public_key
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_train.accuracy import some_indices
 from smart_train.attacks import Attack
@@ -306,7 +308,7 @@ def evaluate_all(
     data: str | os.PathLike[str] | ImageSet | None = None,
     options: EvalOptions,
     source: str | os.PathLike[str] | Checkpoint | None = None,
-    trust: str | os.PathLike[str] | None = None,
+    trust: str | os.PathLike[str] | PublicKey | None = None,
     engine: str = REFERENCE_ENGINE,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -322,7 +324,7 @@ def evaluate_all(
         data: see `evaluate`.
         options: what is wanted of each.
         source: see `evaluate`.
-        trust: a public key; only bundles signed by it are opened.
+        trust: a public key, or its file, which is read once; only bundles signed by it are opened.
         engine: what runs the graphs of bundles.
         output: a file that gets each result as it comes; None keeps nothing.
         resume: take what ``output`` holds.
@@ -342,6 +344,7 @@ def evaluate_all(
     accelerator = options.accelerator
     if options.corruptions:
         check_pillow()  # what is missing is missed now, not after an hour of attacks
+    key = public_key(trust)
     origin = None if source is None else read_source(source, load=read_checkpoint)
     read = cache(read_data)
     measured: list[Measured] = []
@@ -349,7 +352,7 @@ def evaluate_all(
         subjects = []
         for one in models:
             if isinstance(one, Bundle) or (not isinstance(one, Checkpoint) and Path(one).is_dir()):
-                model = stack.enter_context(open_bundle(one, trust=trust, source=origin, engine=engine))
+                model = stack.enter_context(open_bundle(one, trust=key, source=origin, engine=engine))
             else:
                 file = Path("checkpoint" if isinstance(one, Checkpoint) else one)
                 model = open_checkpoint(read_source(one, load=read_checkpoint), file=file)
@@ -390,6 +393,6 @@ def _images(
     if images.digest != record.get("digest"):
         _log.warning(
             "warning: these are not the very images of the training of %s: test images may have been trained on",
-            model.model,
+            printable(str(model.model)),
         )
     return images

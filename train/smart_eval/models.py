@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from smart_common.files import digest_of_file
+from smart_common.files import digest_and_value
 from smart_common.roles import Role
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
 from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
@@ -149,8 +150,8 @@ def read_source(
     """Return a checkpoint, read by ``load`` if it is a file, with its digest; raises as `load_checkpoint` does."""
     if isinstance(checkpoint, Checkpoint):
         return Source(checkpoint, _parameters_digest(checkpoint.net))
-    file = Path(checkpoint)
-    return Source(load(file), digest_of_file(file))
+    digest, value = digest_and_value(Path(checkpoint), load)
+    return Source(value, digest)
 
 
 def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
@@ -179,7 +180,7 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
 def open_bundle(
     folder: str | os.PathLike[str] | Bundle,
     *,
-    trust: str | os.PathLike[str] | None = None,
+    trust: str | os.PathLike[str] | PublicKey | None = None,
     source: Source | None = None,
     engine: str = REFERENCE_ENGINE,
 ) -> OpenModel:

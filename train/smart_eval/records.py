@@ -114,9 +114,7 @@ class Records(AbstractContextManager["Records"]):
             return
         file = Path(file)
         if shards.first:
-            if not resume and file.exists():
-                raise ConfigError(f"{file} exists already; go on with it by --resume, or name another")
-            self._output = _alone(file)
+            self._output = _alone(file, new=not resume)
         shards.wait()
         try:
             self._read(file)
@@ -180,9 +178,16 @@ class Records(AbstractContextManager["Records"]):
                 damaged.truncate(whole)
 
 
-def _alone(file: Path) -> BinaryIO:
-    """Open ``file`` to append; raise ConfigError if another run has it open."""
-    output = file.open("ab", buffering=0)
+def _alone(file: Path, *, new: bool) -> BinaryIO:
+    """Open ``file`` to append; raise ConfigError if another run has it open, or it is there and should be ``new``."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | (os.O_EXCL if new else 0), 0o666)  # nor is a link to nowhere followed
+
+    try:
+        output = open(file, "ab", buffering=0, opener=opener)  # noqa: SIM115  # the caller closes it
+    except FileExistsError:
+        raise ConfigError(f"{file} exists already; go on with it by --resume, or name another") from None
     try:
         fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed, also by a kill
     except BlockingIOError:

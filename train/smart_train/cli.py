@@ -30,7 +30,7 @@ from smart_train.data.cli import ImageSize, data_options
 from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
 from smart_train.options import NORMALISATIONS
-from smart_train.training.recipe import Value, read_recipe
+from smart_train.training.recipe import RECIPE, Value, read_recipe
 
 # Of one call, or of one machine, and not of a training.
 NOT_IN_RECIPES = {
@@ -58,6 +58,7 @@ _GROUPS = {
 def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make what the recipe says the default of every option, checked as on the command line."""
     if path is not None:
+        ctx.meta[RECIPE] = path
         _set_defaults(ctx, read_recipe(path), path, names=_names(ctx) - NOT_IN_RECIPES)
 
 

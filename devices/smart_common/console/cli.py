@@ -56,6 +56,9 @@ def _politely(ctx: click.Context) -> Iterator[None]:
     """Turn an expected failure into one line on standard error and exit status 1, Ctrl-C into one and status 130."""
     try:
         yield
+    except click.ClickException as error:  # click shows what was typed as it is, and a shell types names of files
+        vars(error)["message"] = printable(error.message)
+        raise
     except SmartError as error:
         say_error(str(error))
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
@@ -73,7 +76,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
 def say_error(message: str) -> None:
     """Print an error for people on standard error, after ``--quiet`` too."""
     if _verbose and sys.exc_info()[0] is not None:
-        traceback.print_exc()
+        click.echo("\n".join(map(printable, traceback.format_exc().splitlines())), file=sys.stderr)
     click.echo(printable(f"error: {message}"), file=sys.stderr)  # by itself click sends UTF-8 where ASCII is asked for
 
 

@@ -34,7 +34,7 @@ def print_result(result: BuildResult, found: dict[str, Any]) -> None:
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines of a result, however long."""
     for line in lines:
-        house.console().print(line, markup=False, soft_wrap=True)
+        house.say(line)
 
 
 def print_phase(name: str, seconds: float) -> None:

@@ -17,11 +17,13 @@ from smart_common.console.cli import (
     print_json,
     print_wide,
     progress,
+    say,
     table,
     version_option,
     warnings_as_notes,
 )
-from smart_common.figures import check_plot
+from smart_common.figures import check_plot, is_plot
+from smart_common.outputs import Output, check_outputs
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_info
 from smart_runtime.cli import engine_option, trust_option
@@ -93,6 +95,7 @@ def main(
         from smart_runtime.bench.change import compare_saved  # noqa: PLC0415  # here and below: `--help` needs no NumPy
         from smart_runtime.bench.saved import read_saved  # noqa: PLC0415
 
+        check_outputs(inputs=saved)
         change = compare_saved(read_saved(saved[0]), read_saved(saved[1]), seed=seed)
         if as_json:
             print_json(change.as_json())
@@ -103,6 +106,8 @@ def main(
         raise click.UsageError("Missing argument 'BUNDLE', or --compare A.json B.json.")
     if plot is not None:
         check_plot(plot)  # before the minutes of measuring, not after
+    outputs = [] if plot is None else [Output("--plot", plot, is_plot)]
+    check_outputs(outputs, inputs=[*map(Path, bundle), baseline, trust])
     from smart_devices.power import find_power  # noqa: PLC0415
     from smart_runtime.bench.compare import compare, steps  # noqa: PLC0415
     from smart_runtime.bench.contenders import open_bundles  # noqa: PLC0415
@@ -147,7 +152,7 @@ def _print_report(report: Report) -> None:
     several = len(report.bundles) > 1
     title = f"{report.engine}, batch {report.batch}, threads {report.threads}, on {environment.cpu}"
     state = f"governor {environment.governor or 'unknown'}, load {environment.load_average[0]:.2f} before"
-    click.echo(f"{title} ({environment.usable_cores} cores, {state})")
+    say(f"{title} ({environment.usable_cores} cores, {state})")
     scale, unit = (1000, "us") if max(row.p90_ms for row in report.rows) < 1 else (1, "ms")
     names = ["bundle", "graph", "precision"] if several else ["graph"]
     figures = (f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone"))
@@ -162,24 +167,24 @@ def _print_report(report: Report) -> None:
     print_wide(table("", names + size, cells, text_columns=len(names)))
     blocks, calls = len(report.rows[0].blocks), min(row.calls for row in report.rows)
     counted = f"{blocks} interleaved blocks and at least {calls} calls a graph"
-    click.echo(f"latency of {MEASURED}; {counted}; alone: in a fresh process")
+    say(f"latency of {MEASURED}; {counted}; alone: in a fresh process")
     for line in _conditions(report):
-        click.echo(line)
+        say(line)
     if report.reference is not None:
         against = report.label(report.rows[report.reference])
-        click.echo(
+        say(
             f"speed-ups are against {against}; the interval holds within this run; another process or another day may "
             "lie outside"
         )
     if report.switch is not None:
         switch, where = report.switch, f" in {next(iter(report.bundles))}" if several else ""
-        click.echo(
+        say(
             f"switch{where}: {switch.median_us:.2f} us (p99 {switch.p99_us:.2f} us); first result of the new path "
             f"after {switch.first_result_ms:.3g} ms, against {switch.cold_load_ms:.3g} ms for a cold load"
         )
     apart = [report.label(row) for row in report.rows if not row.solo_agrees]
     if apart:
-        click.echo(_warning(apart))
+        say(_warning(apart))
 
 
 def _name_cells(row: Row, *, several: bool) -> list[str]:
@@ -237,7 +242,7 @@ def _warning(apart: Sequence[str]) -> str:
 def _print_change(change: Change) -> None:
     from smart_runtime.bench.change import CAVEAT  # noqa: PLC0415
 
-    click.echo(f"A: {change.a.file}; B: {change.b.file}; speed-ups against {change.a.reference.name}")
+    say(f"A: {change.a.file}; B: {change.b.file}; speed-ups against {change.a.reference.name}")
     several = max(len(change.a.bundles), len(change.b.bundles)) > 1
     names = ["bundle", "graph"] if several else ["graph"]
     columns = [*names, "speed-up in A", "speed-up in B", "B / A (95% interval)", "verdict"]
@@ -246,19 +251,17 @@ def _print_change(change: Change) -> None:
     ]
     console().print(table("", columns, cells, text_columns=len(names)))
     for one, other in change.by_order:
-        click.echo(f"taken for each other by their order: {one} in A, {other} in B")
+        say(f"taken for each other by their order: {one} in A, {other} in B")
     for name, rows in (("A", change.only_a), ("B", change.only_b)):
         if rows:
-            click.echo(f"only in {name}: {', '.join(_saved_label(row) for row in rows)}")
+            say(f"only in {name}: {', '.join(_saved_label(row) for row in rows)}")
     if change.differences:
-        click.echo(
-            "the two were measured on different bundles or under different conditions, so a change may be theirs:"
-        )
+        say("the two were measured on different bundles or under different conditions, so a change may be theirs:")
         for found in change.differences:  # no table: beside a long path or name of a CPU it has no room for the rest
-            click.echo(f"  {found.what}: {found.a} in A, {found.b} in B")
+            say(f"  {found.what}: {found.a} in A, {found.b} in B")
     else:
-        click.echo("bundles, baseline, environment, batch, threads and engine are the same")
-    click.echo(f"B / A: of the medians of block medians; {CAVEAT}")
+        say("bundles, baseline, environment, batch, threads and engine are the same")
+    say(f"B / A: of the medians of block medians; {CAVEAT}")
 
 
 def _change_cells(row: ChangedRow) -> list[str]:

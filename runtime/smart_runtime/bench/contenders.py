@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE
-from smart_runtime.bundle.signatures import load_public_key
+from smart_runtime.bundle.signatures import public_key
 from smart_runtime.engines import Engine, EngineOptions, create_engine, open_engine
 from smart_runtime.engines.onnx_weights import external_locations
 from smart_runtime.errors import BundleError, EngineError, InputError
@@ -68,7 +68,7 @@ def open_bundles(paths: Sequence[str], *, trust: str | os.PathLike[str] | None =
         OSError: The system cannot read a file.
     """
     bundles: dict[str, Bundle] = {}
-    key = None if trust is None else load_public_key(trust)
+    key = public_key(trust)
     for path in paths:
         bundle = Bundle.open(path, trust=key)
         for other, opened in bundles.items():

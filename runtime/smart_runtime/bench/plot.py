@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smart_common.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure, style_panel
+from smart_common.names import printable
 from smart_runtime.bench.report import Report
 from smart_runtime.bundle.accuracies import Accuracies, deployed
 from smart_runtime.bundle.manifest import DENSE
@@ -57,8 +58,8 @@ def write_plot(report: Report, path: Path) -> None:
 
 
 def _plain(text: str) -> str:
-    """Keep matplotlib from reading a name as a formula, which fails if it is none."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading a name as a formula, which fails if it is none, or is no text at all."""
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
 def _panel_inches(report: Report) -> float:

@@ -1,4 +1,4 @@
-"""One graph alone in a fresh process: ``python -m smart_runtime.bench.worker``, a JSON request on standard input.
+"""One graph alone in a fresh process, which takes a JSON request on standard input.
 
 Other sessions in a process can slow a graph down (idle thread pools that spin, a shared allocator); if the median here
 differs from the interleaved one, the comparison is not to be trusted.
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from smart_common.errors import SmartError
+from smart_common.children import python_command
+from smart_common.errors import SmartError, shortened
 from smart_runtime.bench.contenders import Source, open_contender
 from smart_runtime.bench.measure import random_batch, summarise, time_block
 from smart_runtime.errors import EngineError
@@ -39,12 +40,18 @@ def solo_median_ms(request: SoloRequest) -> float:
     Raises:
         EngineError: The process failed.
     """
-    command = [sys.executable, "-m", "smart_runtime.bench.worker"]
-    done = subprocess.run(command, input=json.dumps(asdict(request)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        python_command("smart_runtime.bench.worker"),
+        input=json.dumps(asdict(request)),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",  # a library may print a file's name, which need not be UTF-8
+        check=False,
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         what = request.source.graph or request.source.place
-        raise EngineError(f"expected {what!r} to run in a process of its own, got {last!r}; report this")
+        raise EngineError(f"expected {what!r} to run in a process of its own, got {shortened(last)!r}; report this")
     return float(json.loads(done.stdout)["median_ms"])
 
 

@@ -22,7 +22,7 @@ from smart_runtime.bundle.files import (
     read_bounded,
 )
 from smart_runtime.bundle.manifest import MAX_BYTES, GraphInfo, Manifest, is_inside, parse_manifest
-from smart_runtime.bundle.signatures import SIGNATURE_BYTES, PublicKey, load_public_key
+from smart_runtime.bundle.signatures import SIGNATURE_BYTES, PublicKey, public_key
 from smart_runtime.errors import BundleError, ClosedError, SignatureError
 
 MANIFEST = "manifest.json"
@@ -171,7 +171,7 @@ class Bundle:
             MissingExtraError: The library that checks signatures is not installed.
             OSError: The system cannot read a file.
         """
-        key = load_public_key(trust) if isinstance(trust, str | os.PathLike) else trust
+        key = public_key(trust)
         root = Path(path)
         if not root.is_dir():
             raise BundleError(f"no bundle directory at {str(root)!r}; `smart-export` makes one")

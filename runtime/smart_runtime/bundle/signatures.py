@@ -86,6 +86,14 @@ def load_public_key(path: str | os.PathLike[str]) -> PublicKey:
     return PublicKey(raw=key.public_bytes_raw())
 
 
+def public_key(trust: str | os.PathLike[str] | PublicKey | None) -> PublicKey | None:
+    """Return the key itself where ``trust`` is its file; raises as `load_public_key`.
+
+    Who opens more than one bundle calls it once: a name can stand for another file by the next time.
+    """
+    return load_public_key(trust) if isinstance(trust, str | os.PathLike) else trust
+
+
 def read_key_file(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a file with a key.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from smart_common.files import replacing
+from smart_common.outputs import Output
 from smart_common.units import si
 from smart_common.version import version
 from smart_devices.cpu import cpu_model
@@ -28,6 +29,7 @@ from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
 from smart_eval.page.subject import Report, suspect, tried_more, under_attack
 from smart_train.errors import ConfigError
 
+_PAGE = b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "  # what the template begins with
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # no HTML text may hold these
 
 
@@ -84,17 +86,12 @@ class PageOutput:
             _check_place(file)
         self._file = file
         self._included = read_included(include) if file is not None else Included()
-        self.spare(include)
         self._pictures: list[Pictures | None] = []
 
-    def spare(self, places: Iterable[Path | None]) -> None:
-        """Raise ConfigError if the page would replace one of ``places``, or stand in a folder among them."""
-        if self._file is None:
-            return
-        own = self._file.resolve()
-        for place in places:
-            if place is not None and place.resolve() in (own, *own.parents):
-                raise ConfigError(f"--report {self._file} would replace or change {place}; name another file")
+    @property
+    def outputs(self) -> list[Output]:
+        """The page as a file to be written, none where there is none."""
+        return [] if self._file is None else [Output("--report", self._file, is_page)]
 
     def picture(self, subject: Subject, device: torch.device, *, seed: int) -> None:
         """Make the pictures of one model, none where nothing attacked it; models come in the order of the document."""
@@ -126,6 +123,12 @@ class PageOutput:
         with replacing(self._file) as file:
             file.write(render(found).encode("utf-8"))
         return self._file
+
+
+def is_page(file: Path) -> bool:
+    """Whether ``file`` is a page that `PageOutput` wrote; raises OSError if the system cannot read it."""
+    with file.open("rb") as opened:
+        return _PAGE in opened.read(4096)
 
 
 def _check_place(file: Path) -> None:

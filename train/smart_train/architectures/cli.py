@@ -39,12 +39,22 @@ class NetworkName(_ParamType):
         return text
 
 
+def network_file(model: str | None) -> Path | None:
+    """Return the file that ``FILE.py:FACTORY`` names, None for other networks."""
+    file = (model or "").rpartition(":")[0]
+    return Path(file) if file.endswith(".py") else None
+
+
 @dataclass(frozen=True)
 class OwnNetwork:
-    """What the command line says of the network in a checkpoint: nothing, unless it is one of the user's own."""
+    """What the command line says of the network in a checkpoint: nothing, unless it is one of the user's own.
+
+    ``file`` is the user's code, if it was named as a file.
+    """
 
     factory: Factory | None
     arguments: Mapping[str, Argument]
+    file: Path | None = None
 
     def load(self, path: Path) -> Checkpoint:
         """Read a checkpoint; raises as `load_checkpoint` does."""
@@ -75,6 +85,6 @@ def own_network_options(function: _F) -> _F:
             from smart_train.architectures.custom import import_factory  # noqa: PLC0415  # torch
 
             factory = import_factory(model)
-        return function(own=OwnNetwork(factory, parse_arguments(model_arg)), **others)
+        return function(own=OwnNetwork(factory, parse_arguments(model_arg), network_file(model)), **others)
 
     return command  # type: ignore[return-value]  # it takes two options where the function takes one

@@ -37,12 +37,15 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _looking_in(folder: str) -> Iterator[None]:
-    """Look for modules in ``folder`` too, as ``python -m`` does, but only for as long as the block runs."""
-    sys.path.insert(0, folder)
+    """Look for modules in ``folder`` too, for as long as the block runs.
+
+    It comes last: a folder may hold a download too, and a numpy.py of it must not stand for the installed one.
+    """
+    sys.path.append(folder)
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]  # not the one that was there before
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ def import_factory(name: str) -> ImportedFactory | LibraryNetwork:
 
     ``torchvision:NAME`` and ``timm:NAME`` are networks of these libraries.
 
-    The current folder, or the file's, counts as a place to find it and what it imports, until the network is made and
-    no longer.
+    After the installed packages, the current folder, or the file's, counts as a place to find it and what it imports,
+    until the network is made and no longer.
 
     Raises:
         ConfigError: if the form is another, the import fails, or it is nothing to call.
@@ -81,7 +84,7 @@ def import_factory(name: str) -> ImportedFactory | LibraryNetwork:
         return library_network(name)
     module, _, path = name.rpartition(":")
     file = Path(module) if module.endswith(".py") else None
-    folder = "" if file is None else str(file.resolve().parent)
+    folder = str(Path.cwd() if file is None else file.resolve().parent)
     if file is not None and not file.is_file():
         raise ConfigError(f"no file {module!a} to import a network from; check the path")
     try:

@@ -63,6 +63,12 @@ def save_atomically(value: Any, path: Path) -> None:
             raise
 
 
+def is_archive(path: Path) -> bool:
+    """Whether ``path`` is a file as `save_atomically` writes it; raises OSError if the system cannot read it."""
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
 def read_plain(
     path: Path, *, kind: str = "smart-edge checkpoint of tensors and plain values", parameters: bool = False
 ) -> Any:

@@ -8,21 +8,19 @@ it counts only where it still is what was stored. A cache that cannot be used co
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap  # unlike numpy.load it takes .npy only, and no pickles at all
 
 from smart_common.documents import parse_document
-from smart_common.files import replacing
+from smart_common.files import locked, new_folder_beside, replacing
 from smart_train.data.images import ImageSet
 from smart_train.data.source import ARRAYS, Arrays, Source
 from smart_train.errors import DataError
@@ -98,14 +96,13 @@ def _stored(entry: Path, build: Callable[[Arrays], ImageSet]) -> ImageSet | None
 def _store(entry: Path, arrays: Arrays, *, checksum: str) -> None:
     """Write an entry beside its place and rename it there; whatever else lies on its shelf is stale and goes."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(entry.parent) as alone:
+    with locked(entry.parent / ".lock") as alone:
         if not alone:
             return  # another process is storing the very same, or something newer
         for stale in entry.parent.iterdir():  # entries of changed sources, damaged ones, leavings of killed processes
             if stale.is_dir():
                 shutil.rmtree(stale)
-        beside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
-        try:
+        with new_folder_beside(entry) as beside:
             for name in ARRAYS:
                 with replacing(beside / f"{name}.npy") as file:
                     np.save(file, getattr(arrays, name), allow_pickle=False)
@@ -113,17 +110,3 @@ def _store(entry: Path, arrays: Arrays, *, checksum: str) -> None:
                 about = {name: getattr(arrays, name) for name in ("class_names", "left_out", "notes")}
                 file.write(json.dumps(about | {"checksum": checksum}).encode())
             beside.rename(entry)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def _alone(shelf: Path) -> Iterator[bool]:
-    """Yield whether this process is the only one that writes to a shelf, without waiting for another."""
-    with (shelf / ".lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True  # closing the file, or the end of the process, unlocks it

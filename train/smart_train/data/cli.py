@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -58,6 +59,14 @@ class DataPlaces:
         from smart_train.data.load import load_data  # noqa: PLC0415  # NumPy
 
         return load_data(spec, **vars(self), image_size=image_size, progress=house.progress)
+
+
+def data_place(spec: str | None) -> Path | None:
+    """Return the file or folder that ``folder:DIR`` or ``npz:FILE`` names; None for data with a name of its own."""
+    _, colon, place = (spec or "").partition(":")
+    with suppress(RuntimeError):  # a ~ of nobody's, which the reader refuses
+        return Path(place).expanduser() if colon and place else None
+    return None
 
 
 def data_options(function: _F) -> _F:

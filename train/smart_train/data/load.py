@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from smart_common.errors import MissingExtraError, shortened
+from smart_common.names import printable
 from smart_runtime.pictures import SUFFIXES
 from smart_train.choices import DATA_SPECS
 from smart_train.data.cache import through_cache
@@ -160,5 +161,5 @@ def load_data(
             "note: not read in %s: %s; %s are read", shortened(source.where), source.ignored, ", ".join(SUFFIXES)
         )
     for note in images.notes:
-        _log.warning("note: %s", note)
+        _log.warning("note: %s", printable(note))
     return images

@@ -13,18 +13,22 @@ from click.core import ParameterSource
 
 from smart_common.console import cli as house
 from smart_common.errors import SmartError
-from smart_common.figures import check_plot
+from smart_common.figures import check_plot, is_plot
 from smart_common.lazy import load
+from smart_common.outputs import Output, check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import duration
 from smart_devices import Target, resolve_target
+from smart_devices.profiles import profile_file
 from smart_train.architectures.build import ARCHITECTURES
+from smart_train.architectures.cli import network_file
 from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
 from smart_train.checkpoint.format import Checkpoint, describe, load_checkpoint
+from smart_train.checkpoint.reader import is_archive
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN, is_library_name
 from smart_train.data.augment import Augmentation
-from smart_train.data.cli import DataPlaces
+from smart_train.data.cli import DataPlaces, data_place
 from smart_train.errors import ConfigError
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
@@ -36,6 +40,8 @@ from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
 from smart_train.training.loop import EpochReport, Trainer, TrainResult
+from smart_train.training.owner import owning_output
+from smart_train.training.recipe import RECIPE
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 from smart_train.training.trial_run import try_out
@@ -254,6 +260,22 @@ def _factory(ctx: click.Context, model: str) -> Factory | None:
     return import_factory(model)
 
 
+def _check_outputs(
+    ctx: click.Context, checkpoints: Sequence[Path], *, curves: Path | None, tensorboard: Path | None, force: bool
+) -> None:
+    """Refuse outputs that are something that this training reads, a key or another kind of file."""
+    for one in checkpoints:
+        check_history(history_path(one))
+    found = [Output("-o", path, is_archive) for one in checkpoints for path in (one, state_path(one))]
+    found += [Output("-o", history_path(one)) for one in checkpoints]
+    if curves is not None:
+        found.append(Output("--plot", curves, is_plot))
+    if tensorboard is not None:
+        found.append(Output("--tensorboard", tensorboard / "events"))
+    read = [data_place(ctx.params["data"]), ctx.params["init"], ctx.meta.get(RECIPE), network_file(ctx.params["model"])]
+    check_outputs(found, inputs=[*read, profile_file(ctx.params["target"] or "")], force=force)
+
+
 def _start_anew(output: Path, *, factory: Factory | None) -> None:
     """Say that there is nothing to resume yet; raise ConfigError if that is so because the training has ended."""
     state = state_path(output).name
@@ -289,12 +311,14 @@ def train(
     if goes_on and force:
         raise ConfigError("--resume and --force cannot be combined: one continues a training, the other starts anew")
     outputs = [output, *([control_path(output)] if options["dense_control"] else [])]
+    for one in outputs:
+        ctx.with_resource(owning_output(one))
     existing = [p for one in outputs for p in (one, state_path(one)) if p.exists()]
     if existing and not goes_on and not force:
         raise ConfigError(
             f"{existing[0]} exists already; use --resume {output} to continue it or --force to replace it"
         )
-    check_history(history_path(output))
+    _check_outputs(ctx, outputs, curves=curves, tensorboard=tensorboard, force=force)
     model = options["model"]
     factory = _factory(ctx, model)
     config = _config(ctx, model if factory is None else CUSTOM, options)

@@ -45,7 +45,7 @@ def write_history(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path, shared=True) as file:  # by two processes that train the same, by mistake
+    with replacing(path) as file:
         file.write(text.getvalue().encode())
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from smart_common.errors import shortened
-from smart_common.files import digest_of_file
+from smart_common.files import digest_and_value
 from smart_train.architectures.custom import Factory
 from smart_train.architectures.libraries import IMAGENET_MEAN, IMAGENET_STD, LibraryNetwork
 from smart_train.checkpoint.format import FORMAT
@@ -48,7 +48,13 @@ def read_initial_weights(path: Path) -> InitialWeights:
 
     Raises:
         CheckpointError: if the file is missing or too large, or holds anything else.
+        SmartError: if it is changed meanwhile.
     """
+    digest, tensors = digest_and_value(path, _read_tensors)
+    return InitialWeights(tensors, digest, shortened(path.name))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     raw = _read_safetensors(path) if path.suffix == ".safetensors" else None
     if raw is None:
         raw = read_plain(path, kind="state dict of tensors", parameters=True)
@@ -67,7 +73,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
     tensors = {name: tensor.detach() for name, tensor in found.items()}
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MOST_SHARED * path.stat().st_size:
         raise CheckpointError(f"the tensors in {path} claim more numbers than the file holds; copy it again")
-    return InitialWeights(tensors, digest_of_file(path), shortened(path.name))
+    return tensors
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

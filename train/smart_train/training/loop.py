@@ -29,6 +29,7 @@ from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
 from smart_train.training.initial_weights import normalisation, read_initial_weights
+from smart_train.training.owner import owning_output
 from smart_train.training.plain_network import plain_network
 from smart_train.training.schedule import Stream, learning_rate, stream_generator
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
@@ -121,12 +122,9 @@ class Trainer:
                 f"expected a batch of at most the {len(data.train)} training images, got {config.batch_size}; "
                 f"use a smaller batch"
             )
-        _, height, width = data.shape
-        config.augmentation.check(height=height, width=width)
+        config.augmentation.check(height=data.shape[1], width=data.shape[2])
         config.check_device()
-        self.config = config
-        self.data = data
-        self.output = output
+        self.config, self.data, self.output = config, data, output
         self.steps_per_epoch = len(data.train) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self._factory = factory
@@ -224,32 +222,35 @@ class Trainer:
             on_step: called after every optimiser step with a few words on how things stand.
             on_epoch: called after every epoch.
             on_phase: called with the name of each stretch of work when it begins: an epoch, its validation, the report.
+
+        Raises ConfigError if another training is writing ``output``, or the loss is not finite.
         """
-        progress, config = self._progress, self.config
-        first, spent = progress.epoch, 0.0
-        while progress.epoch < config.epochs:
-            started = time.perf_counter()
-            number = f"epoch {progress.epoch + 1}/{config.epochs}"
-            on_phase(number)
-            losses = self._epoch(on_step)
-            on_phase(f"{number}: validation")
-            train_seconds = time.perf_counter() - started
-            progress.train_seconds += train_seconds
-            progress.epoch += 1
-            best = self._judge(losses)
-            images_per_second = self.steps_per_epoch * config.batch_size / max(train_seconds, 1e-9)
-            row = progress.history[-1]
-            # Before the state: an epoch that is not logged when the process is killed is trained, and logged, again.
-            self._fabric.log_dict({**row, "images_per_second": images_per_second}, step=progress.epoch)
-            seconds = time.perf_counter() - started
-            progress.seconds += seconds
-            save_state(self._parts, progress, identity=self._identity(), options=self._command, path=self._last)
-            spent += seconds
-            seconds_left = spent / (progress.epoch - first) * (config.epochs - progress.epoch) + self._report_seconds
-            on_epoch(EpochReport(row, config.epochs, best, images_per_second, seconds_left))
-        write_history(progress.history, history_path(self.output))  # a resumed training may have had no epoch left
-        on_phase(f"report: every path on {len(self.data.test)} test images, clean and attacked")
-        return self._report(on_phase)
+        with owning_output(self.output):
+            progress, config = self._progress, self.config
+            first, spent = progress.epoch, 0.0
+            while progress.epoch < config.epochs:
+                started = time.perf_counter()
+                number = f"epoch {progress.epoch + 1}/{config.epochs}"
+                on_phase(number)
+                losses = self._epoch(on_step)
+                on_phase(f"{number}: validation")
+                train_seconds = time.perf_counter() - started
+                progress.train_seconds += train_seconds
+                progress.epoch += 1
+                best = self._judge(losses)
+                images_per_second = self.steps_per_epoch * config.batch_size / max(train_seconds, 1e-9)
+                row = progress.history[-1]
+                # Before the state: an epoch that is not logged when the process is killed is trained and logged again.
+                self._fabric.log_dict({**row, "images_per_second": images_per_second}, step=progress.epoch)
+                seconds = time.perf_counter() - started
+                progress.seconds += seconds
+                save_state(self._parts, progress, identity=self._identity(), options=self._command, path=self._last)
+                spent += seconds
+                left = spent / (progress.epoch - first) * (config.epochs - progress.epoch) + self._report_seconds
+                on_epoch(EpochReport(row, config.epochs, best, images_per_second, left))
+            write_history(progress.history, history_path(self.output))  # a resumed training may have had no epoch left
+            on_phase(f"report: every path on {len(self.data.test)} test images, clean and attacked")
+            return self._report(on_phase)
 
     def _epoch(self, on_step: Callable[[str], None]) -> dict[str, float]:
         config = self.config
@@ -393,8 +394,7 @@ class Trainer:
 
     def _options(self) -> dict[str, Any]:
         """Return the configuration, and the digest of the weights that were started from unless that was chance."""
-        start = {} if self._initial is None else {"init_sha256": self._initial.sha256}
-        return {**self.config.record(), **start}
+        return {**self.config.record(), **({"init_sha256": self._initial.sha256} if self._initial else {})}
 
     def _identity(self) -> dict[str, Any]:
         return {**self._options(), "data_digest": self.data.digest}

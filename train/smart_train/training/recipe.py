@@ -17,6 +17,9 @@ else:
 
 Value: TypeAlias = "str | int | float | bool | Mapping[str, str | int | float | bool]"
 
+RECIPE = f"{__name__}.file"
+"""Where click's context keeps which file was read."""
+
 MAX_BYTES = 2**20  # of a file with some thirty options
 
 _EXAMPLE = 'a line like epochs = 15 or eps = "8/255" for each option'
