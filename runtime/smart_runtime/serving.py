@@ -8,10 +8,13 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle, HeldGraph
+from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines import Engine, EngineOptions, Scores, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
@@ -110,13 +113,13 @@ class Loader:
         engine_name: str,
         options: EngineOptions,
     ) -> None:
-        """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`."""
-        self.bundle = bundle = Bundle.open(path, trust=trust)
+        """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`.
+
+        Once this has returned, another bundle may take the directory's place.
+        """
         self._engine_name = engine_name
         self._options = options
-        with ExitStack() as undo:
-            self._held = {name: undo.enter_context(bundle.hold(name)) for name in bundle.manifest.paths}
-            self._files = undo.pop_all()
+        self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
 
     @property
     def costs(self) -> Mapping[str, int]:
@@ -124,9 +127,10 @@ class Loader:
         return {name: held.bytes for name, held in self._held.items()}
 
     def verify_all_but(self, paths: Collection[str]) -> None:
-        """Check every file of the bundle but those of ``paths``, which `load` checks as it reads them."""
-        graphs = self.bundle.manifest.paths
-        self.bundle.verify(skip={name for path in paths for name in graphs[path].files})
+        """Check the files of all paths but ``paths``, which `load` checks as it reads them."""
+        for name, held in self._held.items():
+            if name not in paths:
+                held.verify()
 
     def load(self, path: str) -> LoadedPath:
         """Return the path with its engine up, after a first run, which is when engines allocate.
@@ -182,3 +186,17 @@ class Loader:
     def close(self) -> None:
         """Give back the open files; may be called again."""
         self._files.close()
+
+
+def _opened(
+    path: str | os.PathLike[str], *, trust: str | os.PathLike[str] | None
+) -> tuple[Bundle, dict[str, HeldGraph], ExitStack]:
+    """Return a bundle, its paths' files held open, and what closes them; every other file of it has been checked."""
+    was = identity(Path(path))
+    bundle = Bundle.open(path, trust=trust)
+    graphs = bundle.manifest.paths
+    with ExitStack() as undo:
+        held = {name: undo.enter_context(bundle.hold(name)) for name in graphs}
+        bundle.verify(skip={name for graph in graphs.values() for name in graph.files})
+        check_not_exchanged(bundle.root, was)  # the paths' files are checked later, by then for good or ill
+        return bundle, held, undo.pop_all()

@@ -8,7 +8,9 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,13 @@ import pytest
 from hardened.striking import Stop, native_threads, places, struck
 from runtime.bundles import as_float, expected_scores, graph_files, random_images, write_bundle
 from runtime.fakes import TIMEOUT, Thread
-from smart_runtime import ClosedError, EngineError, OutOfMemoryError, SmartModel
+from smart_runtime import ClosedError, EngineError, SmartModel
 
 FLOATS = as_float(random_images(2))
 TIGHT = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "robust"))
 
 # A file that is struck between its opening and its owner is closed by its finalizer, which warns.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +81,15 @@ def assert_whole(model: SmartModel) -> None:
     Thread(use_it).outcome()
 
 
+EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+
+
 @pytest.mark.parametrize("memory", ["resident", "on-demand", TIGHT])
 @pytest.mark.parametrize("work", [use_robust, switch, reload])
-def test_an_interrupt_at_any_place(bundle: Path, work: Callable[[SmartModel, Path], None], memory: Any) -> None:
+@EVERY
+def test_an_interrupt_at_any_place(
+    bundle: Path, work: Callable[[SmartModel, Path], None], memory: Any, every: int
+) -> None:
     if memory == TIGHT and work is use_robust:
         pytest.skip("there is room for one path only")
     model = SmartModel.load(bundle, threads=2, memory=memory)  # two, so that an engine that stays has a thread
@@ -91,15 +97,16 @@ def test_an_interrupt_at_any_place(bundle: Path, work: Callable[[SmartModel, Pat
     numbers = places(lambda: work(model, bundle))
     model.switch("clean")
     kept = []
-    for at in numbers:
+    for at in numbers[::every]:
         kept.append(struck(lambda: work(model, bundle), at=at))
         assert_whole(model)
         assert threads_are(threads), at
-    assert sum(error is not None for error in kept) > 0.9 * len(numbers)
+    assert sum(error is not None for error in kept) > 0.8 * len(kept)
     model.close()
 
 
-def test_an_interrupt_at_any_place_of_load(bundle: Path) -> None:
+@EVERY
+def test_an_interrupt_at_any_place_of_load(bundle: Path, every: int) -> None:
     """Either there is a model, or nothing of it: no thread of an engine, as long as the exception is kept."""
 
     def load() -> None:
@@ -108,10 +115,10 @@ def test_an_interrupt_at_any_place_of_load(bundle: Path) -> None:
     load()
     threads = native_threads()
     kept = []
-    for at in places(load):
+    for at in places(load)[::every]:
         kept.append(struck(load, at=at))
         assert threads_are(threads), at
-    assert sum(error is not None for error in kept) > 0.9 * len(kept)
+    assert sum(error is not None for error in kept) > 0.8 * len(kept)
 
 
 def test_an_interrupt_at_any_place_of_close(bundle: Path) -> None:
@@ -129,33 +136,56 @@ def test_an_interrupt_at_any_place_of_close(bundle: Path) -> None:
     assert all(kept)
 
 
-def soak(model: SmartModel, bundle: Path, *, strikes: int) -> None:
-    """Threads that do all there is to do, struck at random moments; ``kept`` are the last exceptions."""
-    struck_count, kept = 0, []
-    stop, lock = False, threading.Lock()
-    struck_at: dict[int, int] = {}
+def strike(thread: threading.Thread) -> None:
+    """Throw `Stop` into a thread until it ends: Python ignores one that strikes inside of a finalizer."""
+    assert thread.ident is not None
+    end = time.monotonic() + TIMEOUT
+    while thread.is_alive():
+        assert time.monotonic() < end, "the thread waits for ever"
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Stop))
+        thread.join(timeout=1)
+
+
+@pytest.mark.parametrize("strikes", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("memory", ["resident", "on-demand", TIGHT])
+def test_strikes_at_random_moments_over_all_calls(bundle: Path, strikes: int, memory: Any) -> None:
+    """Three threads do all there is to do with one model; each is struck, and another takes its place."""
+    chance = random.Random(0)  # noqa: S311  # no secret
+    model = SmartModel.load(bundle, threads=1, memory=memory)
+    picture = random_images(1)[0]
     works: list[Callable[[], object]] = [
         lambda: model.run(FLOATS),
-        lambda: model(FLOATS),
-        lambda: model.classify(random_images(1)[0]),
+        lambda: model.classify(picture),
         lambda: use_robust(model, bundle),
-        lambda: model.switch(random.choice(["clean", "robust"]), reason="soak"),  # noqa: S311  # no secret
-        lambda: model.reload(bundle),
+        lambda: model.switch("clean"),
+        lambda: switch(model, bundle),
+        lambda: reload(model, bundle),
         lambda: SmartModel.load(bundle, threads=1, memory="on-demand").close(),
         lambda: (model.path, model.stats, model.memory(), model.notes, model.class_names, repr(model)),
     ]
 
-    def work_for_ever(first: int) -> None:
-        nonlocal struck_count
-        turn = first
-        while not stop:
-            try:
-                while not stop:
-                    turn += 1
-                    with contextlib.suppress(EngineError, OutOfMemoryError):  # of a tight budget: it says so
-                        works[turn % len(works)]()
-            except Stop as error:
-                kept[:] = [*kept[-20:], error]
-                struck_count += 1
+    def work_for_ever(turn: int) -> None:
+        while True:
+            with contextlib.suppress(EngineError):  # of a tight budget, which says what it has no room for
+                works[turn % len(works)]()
+            turn += 1
 
-    raise NotImplementedError
+    started = native_threads()
+    threads = [Thread(partial(work_for_ever, turn)) for turn in range(3)]
+    kept: deque[Thread] = deque(maxlen=100)  # each with its exception
+    for i in range(strikes):
+        time.sleep(chance.uniform(0, 0.003))
+        thread = chance.choice(threads)
+        strike(thread)
+        kept.append(thread)
+        threads[threads.index(thread)] = Thread(partial(work_for_ever, i))
+    for thread in threads:
+        strike(thread)
+    for thread in (*kept, *threads):
+        with pytest.raises(Stop):
+            thread.outcome()
+    assert_whole(model)
+    model.reload(bundle)
+    assert_whole(model)
+    model.close()
+    assert threads_are(started)

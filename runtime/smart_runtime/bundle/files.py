@@ -86,7 +86,7 @@ def open_plain(directory: Path, name: str) -> tuple[BinaryIO, int]:
     folder, _, last = name.rpartition("/")
     with _opened(directory, folder) as inside, _refusing_links(name):
         # The file owns its descriptor from the first: whoever closes that too may close another thread's file.
-        file = open(last, "rb", buffering=0, opener=lambda name, _: os.open(name, _FILE, dir_fd=inside))  # noqa: PTH123, SIM115
+        file = open(last, "rb", buffering=0, opener=lambda name, _: os.open(name, _FILE, dir_fd=inside))  # noqa: SIM115
     try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
