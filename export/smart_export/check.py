@@ -28,6 +28,7 @@ from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo
 from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine
+from smart_runtime.outputs import check_scores
 from smart_train import Checkpoint, load_checkpoint
 from smart_train.checkpoint.format import check_source
 
@@ -88,8 +89,8 @@ def check_bundle(
         try:
             if source is None:
                 images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
-                if not np.isfinite(opened.run(images)).all():
-                    raise ExportError(f"{graph.file} gives scores that are not finite; export it again")
+                scores = opened.run(images)
+                check_scores(scores, images=len(images), classes=manifest.output.classes, name=graph.name)
                 findings.append(Finding(f"{graph.name}: run", "finite scores"))
                 continue
             found = _agreement(opened, graph, source, precision=check_precision(manifest.precision))
@@ -128,4 +129,8 @@ def _agreement(engine: Engine, graph: GraphInfo, source: Checkpoint, *, precisio
         raise ExportError(f"no tolerance of the {precision} graph {graph.file} in the manifest; export it again")
     judging, _ = divide(source, precision=precision)  # part of what the export looked at, whatever judged there
     images = verification_images(judging.samples, path=name, most=DENSE_IMAGES if dense else None)
-    return agreement(reference_scores(reference, images), engine_scores(engine, images), tolerance=tolerance)
+    return agreement(
+        reference_scores(reference, images),
+        engine_scores(engine, images, classes=len(source.class_names), name=graph.name),
+        tolerance=tolerance,
+    )

@@ -124,7 +124,7 @@ class SmartModel:
 
         Raises:
             InputError: Another type, dtype, shape or range, or NaN.
-            EngineError: The engine failed.
+            EngineError: The engine failed, or gave what are no scores: another shape, NaN or infinity.
             ClosedError: The model was closed, or this process was forked from the one that loaded it.
         """
         return self.run(images).scores
@@ -137,7 +137,7 @@ class SmartModel:
             loaded = self._state.enter(call, self._scopes.path)
             try:
                 batch = prepare(images, loaded.spec)
-                scores = loaded.engine.run(batch)
+                scores = loaded.run(batch)
             except BaseException:  # whatever it was, it is counted and goes on to the caller
                 self._state.recorder.error(loaded.name)
                 raise

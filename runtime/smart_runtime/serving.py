@@ -16,9 +16,10 @@ import numpy as np
 from smart_runtime.bundle.bundle import Bundle, HeldGraph
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
-from smart_runtime.engines import Engine, EngineOptions, Scores, create_engine
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
+from smart_runtime.outputs import check_scores
 
 _POLL_SECONDS = 0.001
 # Of the largest score. Engines take other kernels, some of fewer bits, for other batches; int8 tolerances reach 0.5.
@@ -59,13 +60,22 @@ class LoadedPath:
     the set afterwards, whoever enters looks at ``retired`` afterwards, so that one of the two sees the other.
     """
 
-    def __init__(self, name: str, engine: Engine, *, spec: InputSpec, resident_bytes: int | None = None) -> None:
+    def __init__(
+        self, name: str, engine: Engine, *, spec: InputSpec, classes: int, resident_bytes: int | None = None
+    ) -> None:
         self.name = name
         self.engine = engine
         self.spec = spec
+        self.classes = classes
         self.resident_bytes = resident_bytes
         self.calls: set[Call] = set()
         self.retired = False
+
+    def run(self, batch: Batch) -> Scores:
+        """Return the scores of a batch as `Engine.run` does; EngineError, too, where its graph gives anything else."""
+        scores = self.engine.run(batch)
+        check_scores(scores, images=len(batch), classes=self.classes, name=self.name)
+        return scores
 
     def enter(self, call: Call) -> bool:
         """Let ``call`` in, which must leave again; False, and it is not in, if the path is retired."""
@@ -137,7 +147,8 @@ class Loader:
 
         Raises:
             BundleError: A byte of its files was changed, or an image's scores depend on the batch it comes in.
-            EngineError: The engine refuses the graph; OutOfMemoryError, there is no room for it.
+            EngineError: The engine refuses the graph, or the graph gives no scores; OutOfMemoryError, there is no room
+                for it.
         """
         manifest = self.bundle.manifest
         before = resident_bytes()
@@ -155,32 +166,30 @@ class Loader:
                 "free some, or load fewer paths with memory='on-demand'"
             ) from error
         try:
-            self._try(engine, path)
+            loaded = LoadedPath(path, engine, spec=manifest.input, classes=manifest.output.classes)
+            self._try(loaded)
+            give_back_freed()
+            after = resident_bytes()
+            loaded.resident_bytes = None if before is None or after is None else max(0, after - before)
         except BaseException:
             engine.close()
             raise
-        give_back_freed()
-        after = resident_bytes()
-        grown = None if before is None or after is None else max(0, after - before)
-        return LoadedPath(path, engine, spec=manifest.input, resident_bytes=grown)
+        return loaded
 
-    def _try(self, engine: Engine, path: str) -> None:
+    def _try(self, loaded: LoadedPath) -> None:
         """Run an image alone, and, unless batches are of one, beside another one: its scores must be the same."""
         manifest = self.bundle.manifest
         pair = np.zeros((2, *manifest.input.shape), dtype=np.float32)
         pair[1] = np.linspace(0, 1, pair[1].size, dtype=np.float32).reshape(pair[1].shape)
-        alone = engine.run(pair[:1])
+        alone = loaded.run(pair[:1])
         if self._options.max_batch == 1:
             return
-        both = engine.run(pair)
-        same = alone.shape == both[:1].shape and len(both) == len(pair)
-        if same and np.isfinite(both).all():
-            allowed = min(max(manifest.paths[path].tolerance or 0.0, _LEAST_TOLERANCE), _MOST_TOLERANCE)
-            same = bool(np.abs(both[:1] - alone).max() <= allowed * np.abs(both).max())
-        if not same:
+        both = loaded.run(pair)
+        allowed = min(max(manifest.paths[loaded.name].tolerance or 0.0, _LEAST_TOLERANCE), _MOST_TOLERANCE)
+        if np.abs(both[:1] - alone).max() > allowed * np.abs(both).max():
             raise BundleError(
-                f"in the path {path!r} an image's scores depend on the batch it comes in: alone they are others than "
-                f"beside a second image; export it again, which says what in the network does it"
+                f"in the path {loaded.name!r} an image's scores depend on the batch it comes in: alone they are others "
+                f"than beside a second image; export it again, which says what in the network does it"
             )
 
     def close(self) -> None:

@@ -115,7 +115,7 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
                 check_sum(held.name, _sha256(file, size=held.size), expected=held.sha256)
 
     @contextmanager
-    def _own_files(self) -> Iterator[list[tuple[_HeldFile, BinaryIO]]]:
+    def _own_files(self) -> Iterator[Sequence[tuple[_HeldFile, BinaryIO]]]:
         """Yield descriptors of this call's own, which a `close` on another thread leaves open."""
         with ExitStack() as own:
             with self._lock:
@@ -204,6 +204,7 @@ class Bundle:
             for name in graph.files:
                 if name not in sums:
                     raise BundleError(f"no {name!r} for {graph.name!r} in the bundle; copy or export the bundle again")
+        _check_apart(manifest, sums)
         return cls(
             root=root,
             manifest=manifest,
@@ -285,6 +286,18 @@ def _check_names(present: set[str], *, named: set[str]) -> None:
         raise BundleError(f"no {missing[0]!r}, which {CHECKSUMS} names; copy the bundle again")
     if extra := sorted(present - named):
         raise BundleError(f"expected only files that {CHECKSUMS} names, got {extra[0]!r} too; remove it")
+
+
+def _check_apart(manifest: Manifest, sums: Mapping[str, str]) -> None:
+    """Check that no graph stands under two roles, unless the manifest says so, by naming one file for both."""
+    known: dict[str, GraphInfo] = {}
+    for graph in manifest.paths.values():
+        first = known.setdefault("".join(sums[name] for name in graph.files), graph)
+        if first.role != graph.role and first.file != graph.file:
+            raise BundleError(
+                f"{graph.file!r} of the path {graph.name!r} is a copy of {first.file!r} of the path {first.name!r}, "
+                f"and nothing says that the two are one; export the bundle again"
+            )
 
 
 def max_bytes_of(graph: GraphInfo, name: str) -> int:
