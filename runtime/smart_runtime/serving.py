@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smart_runtime.bundle.bundle import Bundle, HeldGraph
+from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, create_engine
@@ -203,6 +203,7 @@ def _opened(
     """Return a bundle, its paths' files held open, and what closes them; every other file of it has been checked."""
     was = identity(Path(path))
     bundle = Bundle.open(path, trust=trust)
+    check_apart(bundle)
     graphs = bundle.manifest.paths
     with ExitStack() as undo:
         held = {name: undo.enter_context(bundle.hold(name)) for name in graphs}
