@@ -117,8 +117,11 @@ def _run_chunks(run: Callable[[Images], Scores], batches: Sequence[Images]) -> S
     chunks = [
         np.ascontiguousarray(batch[start : start + size]) for batch in batches for start in range(0, len(batch), size)
     ]
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+    try:
         return np.concatenate(list(pool.map(run, chunks)))
+    finally:  # after an error or Control-C nobody waits for the chunks that are left
+        pool.shutdown(cancel_futures=True)
 
 
 def agreement(expected: Scores, got: Scores, *, tolerance: float | None = TOLERANCE_FP32) -> Agreement:

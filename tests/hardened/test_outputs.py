@@ -26,10 +26,12 @@ from runtime.bundles import (
     write_bundle,
 )
 from smart_eval.bundles import BundlePaths
+from smart_export import build_bundle
 from smart_export.check import check_bundle
 from smart_runtime import Bundle, BundleError, EngineError, SmartModel
 from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.outputs import check_scores
+from smart_train import load_checkpoint
 
 FLOATS = as_float(random_images(4))
 GREY = np.full((3, CHANNELS, HEIGHT, WIDTH), 0.25, np.float32)
@@ -185,3 +187,17 @@ def test_one_graph_under_two_roles(tmp_path: Path, change: Callable[[Path], None
         return
     with SmartModel.load(place, path="robust", threads=1) as model:
         np.testing.assert_allclose(model(FLOATS), expected_scores("clean", FLOATS), atol=1e-6)
+
+
+def test_an_export_of_two_equal_paths_names_one_file(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(Path(__file__).parents[1] / "formats/first/channel.pt")
+    net = checkpoint.net
+    net.path("robust").load_state_dict(net.path("clean").state_dict())
+    built = build_bundle(checkpoint, output=tmp_path / "bundle", target="x86-cpu", max_drop=1.0, baseline=False)
+    paths = Bundle.open(built.bundle).manifest.paths
+    assert paths["robust"].files == paths["clean"].files == ("clean/model.onnx", "clean/weights.bin")
+    assert not (built.bundle / "robust").exists()
+    with SmartModel.load(built.bundle, threads=1) as model:
+        images = checkpoint.samples.images[:4].numpy()
+        np.testing.assert_array_equal(model(images), SmartModel.load(built.bundle, path="robust", threads=1)(images))
+    assert set(check_bundle(built.bundle, source=checkpoint).agreements) == {"clean", "robust"}
