@@ -48,9 +48,8 @@ class PathState:
     ``loaded`` holds the paths that are loaded, ``path`` is the name of the one that answers, and ``settled`` is False
     while calls wait because no path is loaded.
 
-    Interrupts strike anywhere between two calls of Python's, so: fields that belong together change in one call of C
-    (`_become`); locks are held by a ``with`` of their own, which is C too, and never by a function that yields; who is
-    in a block is a fact about its scope, not a count; and the next change drops what an interrupted one left loaded.
+    Interrupts strike between any two calls, so: fields that belong together change in one call of C (`_become`); locks
+    are held by a ``with`` of their own, which is C too; who is in a block is a fact about its scope, not a count.
     """
 
     def __init__(

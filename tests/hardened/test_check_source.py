@@ -98,8 +98,10 @@ def test_a_constant_graph_that_allows_itself_any_difference(bundle: Path, checkp
 
 
 def test_a_constant_graph_that_poses_as_int8(bundle: Path, checkpoint: Checkpoint) -> None:
-    weight = {"quantized": np.zeros((), np.int8), "scale": np.ones((), np.float32)}
-    put(bundle, _HEAD + _POSING, {**constants(checkpoint), **weight}, precision="int8")
+    arrays = constants(checkpoint)
+    arrays |= {"quantized": np.zeros((), np.int8)}
+    arrays |= {"scale": np.ones((), np.float32)}
+    put(bundle, _HEAD + _POSING, arrays, precision="int8")
     with pytest.raises(VerificationError, match="does not belong to this checkpoint"):
         check_bundle(bundle, source=checkpoint)
 
