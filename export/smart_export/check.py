@@ -29,7 +29,14 @@ from smart_export.verify import (
     require,
     verification_images,
 )
-from smart_export.weights import GraphWeights, require_weights, share_of_weights, weights_of
+from smart_export.weights import (
+    LEAST_SHARE,
+    GraphWeights,
+    require_weights,
+    share_as_converted,
+    share_of_weights,
+    weights_of,
+)
 from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo, Manifest
 from smart_runtime.bundle.signatures import short_fingerprint
@@ -109,6 +116,8 @@ def check_bundle(
             opened.close()
         require(found, name=graph.name)
         share = share_of_weights(_folds(graph, source), weights)
+        if share < LEAST_SHARE:
+            share = max(share, share_as_converted(_folds(graph, source), weights, shape=source.input_shape))
         require_weights(share, name=graph.name)
         agreements[graph.name] = found
         detail = f"{found.images} images, difference {found.max_rel_diff:.1e}, all classes equal"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from torch import fx
 
 from smart_export.errors import VerificationError
 from smart_export.folding import affines_to_convolutions_
+from smart_export.graph import OLDEST_WRITTEN, onnx_from_module
 from smart_export.precision import FP16, FP32, INT8, Precision
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.engines.onnx_weights import external_tensors
@@ -73,22 +74,38 @@ def share_of_weights(folds: Iterable[fx.GraphModule], graph: GraphWeights) -> fl
     """
     best = 0.0
     for folded in folds:
-        best = max(best, _share(folded, graph))
+        best = max(best, _share(_parameters(folded), graph))
         affines_to_convolutions_(folded)  # as for a CPU, whose graphs have other shapes of them
-        best = max(best, _share(folded, graph))
+        best = max(best, _share(_parameters(folded), graph))
         if best == 1.0:
             break
     return best
 
 
-def _share(folded: fx.GraphModule, graph: GraphWeights) -> float:
+def share_as_converted(folds: Iterable[fx.GraphModule], graph: GraphWeights, *, shape: tuple[int, int, int]) -> float:
+    """Return the same of what ``folds`` have in them once they are converted, which takes seconds each.
+
+    A network may compute its weights, as one that standardises them does, and a converter does that beforehand.
+    """
+    best = 0.0
+    for folded in folds:
+        model = onnx_from_module(folded, input_shape=shape, opset=OLDEST_WRITTEN)
+        tensors = [value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value]
+        best = max(best, _share([array for array in tensors if array.dtype == np.float32], graph))
+    return best
+
+
+def _parameters(folded: fx.GraphModule) -> list[_Array]:
+    return [parameter.detach().numpy() for parameter in folded.parameters()]
+
+
+def _share(tensors: Sequence[_Array], graph: GraphWeights) -> float:
     """Tensors are looked for by their values: names and order are the converter's, and so is a transposition."""
     left: dict[int, list[_Array]] = {}
     for array in graph.tensors.values():
         left.setdefault(array.size, []).append(array)
     total = found = 0
-    for parameter in folded.parameters():
-        wanted = parameter.detach().numpy()
+    for wanted in tensors:
         total += wanted.size
         allowed = max(_OFF[graph.precision] * float(np.abs(wanted).max(initial=0)), _TINY)
         for i, array in enumerate(left.get(wanted.size, [])):

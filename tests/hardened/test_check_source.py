@@ -19,7 +19,7 @@ from smart_export.check import check_bundle
 from smart_export.errors import VerificationError
 from smart_export.folding import fold
 from smart_export.verify import reference_scores, verification_images
-from smart_export.weights import share_of_weights, weights_of
+from smart_export.weights import share_as_converted, share_of_weights, weights_of
 from smart_runtime import Bundle
 from smart_runtime.bundle.bundle import write_checksums
 from smart_train import Checkpoint, load_checkpoint
@@ -130,6 +130,13 @@ def test_other_weights_are_found_whatever_the_scores_are(checkpoint: Checkpoint)
         assert share_of_weights([fold(checkpoint, path=other)], weights) < 0.1
         changed = {key: array * np.float32(1.001) for key, array in weights.tensors.items()}
         assert share_of_weights([fold(checkpoint, path=name)], type(weights)(changed, weights.precision)) < 0.1
+
+
+def test_weights_that_a_converter_computes_are_known_too(checkpoint: Checkpoint) -> None:
+    weights = weights_of(Bundle.open(FIRST / "channel-bundle").graph_bytes("clean"))
+    for path, low, high in (("clean", 0.99, 1.0), ("robust", 0.0, 0.1)):
+        share = share_as_converted([fold(checkpoint, path=path)], weights, shape=checkpoint.input_shape)
+        assert low <= share <= high
 
 
 def swap_roles(ours: dict[str, Any]) -> None:
