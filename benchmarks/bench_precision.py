@@ -181,7 +181,7 @@ def compare_methods(checkpoint: Checkpoint, *, modelopt: str | None) -> list[dic
                 )
                 row: dict[str, Any] = {"path": path, "quantiser": quantiser, "recipe": recipe}
                 for kind, batch in batches.items():
-                    want, got = expected[kind], engine_scores(engine, [batch])
+                    want, got = expected[kind], engine_scores(engine, [batch], classes=outputs.classes, name=path)
                     row[kind] = {
                         "error": float(np.sqrt(np.mean((want - got) ** 2)) / want.std()),
                         "changed": int((want.argmax(axis=1) != got.argmax(axis=1)).sum()),

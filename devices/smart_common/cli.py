@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from smart_common.console.cli import Group, version_option
-from smart_common.console.entry import COMMANDS, command, naming_the_extra
+from smart_common.console.entry import COMMANDS, NamingTheExtra, command
 
 
 class _Umbrella(Group):
@@ -19,7 +19,7 @@ class _Umbrella(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        with naming_the_extra(cmd_name):
+        with NamingTheExtra(cmd_name):
             found: click.Command = command(cmd_name)
         return found
 
@@ -28,7 +28,7 @@ class _Umbrella(Group):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError:
-            with naming_the_extra(str(ctx.invoked_subcommand)):
+            with NamingTheExtra(str(ctx.invoked_subcommand)):
                 raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

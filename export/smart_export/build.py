@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +164,7 @@ def build_bundle(
             folded = fold_baseline(export) if name == DENSE else fold_path(export, name)
             graphs[name] = export_graph(export, folded, to_onnx=to_onnx, bundle=staging)
             on_step(name)
+        _name_one_graph_once_(graphs, staging)
         plans = []
         if rtx:
             with stopwatch.phase("TensorRT-RTX"):
@@ -215,3 +218,14 @@ def build_bundle(
         signer=written.signer,
         seconds=time.perf_counter() - started,
     )
+
+
+def _name_one_graph_once_(graphs: dict[str, ExportedGraph], bundle: Path) -> None:
+    """Let paths that came out as the very same files name the first one's: a copy could be taken for another path."""
+    known: dict[tuple[bytes, ...], ExportedGraph] = {}
+    for name, graph in graphs.items():
+        files = [file for file in (graph.file, graph.weights) if file is not None]
+        first = known.setdefault(tuple(sha256((bundle / file).read_bytes()).digest() for file in files), graph)
+        if first is not graph and name != DENSE:
+            shutil.rmtree((bundle / graph.file).parent)
+            graphs[name] = replace(graph, file=first.file, weights=first.weights)

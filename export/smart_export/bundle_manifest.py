@@ -80,7 +80,10 @@ def manifest_record(
         "schema_version": "1.0",
         "package_name": f"{checkpoint.architecture}-{checkpoint.training.get('method', 'smart')}",
         "package_version": version(),
-        "components": {name: {"variants": {"cpu": {**variant, "variant_directory": name}}} for name in paths},
+        "components": {
+            name: {"variants": {"cpu": {**variant, "variant_directory": graph.file.rpartition("/")[0]}}}
+            for name, graph in paths.items()
+        },
         "additional_metadata": {"smart_edge": ours},
     }
 

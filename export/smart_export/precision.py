@@ -26,6 +26,10 @@ networks. int8: none, since it depends on how far an image is from those that we
 decides.
 """
 
+TOLERANCE_INT8 = 0.5
+"""What a check allows int8 scores to differ by, as a fraction of the largest: twice what was seen. It tells the
+graph of another network; the weights tell one that was made for the images."""
+
 ROUNDING_MARGIN, MAX_TOLERANCE = 16, 1e-2
 """What a deep network's own rounding allows: so many times its error in float32, never more than the second number,
 which a batch norm left out or a wrong channel exceeds."""

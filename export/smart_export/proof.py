@@ -76,6 +76,17 @@ def prove(folded: fx.GraphModule, reference: nn.Module, batches: Sequence[Images
     return Proof(difference, rounding)
 
 
+@torch.no_grad()
+def rounding_of(reference: nn.Module, batches: Sequence[Images]) -> float:
+    """Return what float32 costs a network (see :class:`Proof`), on a few images of each of ``batches``."""
+    images = torch.cat([torch.from_numpy(batch[:_PROVING_IMAGES]) for batch in batches])
+    trial = trial_of(reference, images)
+    if trial.dtype != torch.float64:
+        return 0.0
+    exact = _scores(trial.network, images.double())
+    return _apart(exact, torch.from_numpy(reference_scores(reference, [images.numpy()])))
+
+
 def _scores(network: nn.Module, images: Tensor) -> Tensor:
     scores: Tensor = network(images)
     return scores

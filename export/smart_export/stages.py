@@ -249,7 +249,7 @@ def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple
             outputs=export.output_spec,
             options=EngineOptions(threads=1),
         )
-        got = engine_scores(engine, images)
+        got = engine_scores(engine, images, classes=export.output_spec.classes, name=name)
         require_batch_independence(
             engine, export.checkpoint.input_shape, name=name, tolerance=tolerance, rounding=folded.rounding
         )

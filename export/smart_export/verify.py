@@ -19,6 +19,7 @@ from smart_export.errors import ExportError, GateError, RoundingError, Verificat
 from smart_export.precision import ROUNDING_MARGIN, TOLERANCE_FP32
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import Engine
+from smart_runtime.outputs import check_shape
 from smart_train.accuracy import Z_95, to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.masking.attack_mode import attack_mode
@@ -91,9 +92,19 @@ def reference_scores(reference: nn.Module, batches: Sequence[Images]) -> Scores:
             torch.set_num_threads(threads)
 
 
-def engine_scores(engine: Engine, batches: Sequence[Images]) -> Scores:
-    """Return the scores (N, classes) of a graph for all images of ``batches``; one thread a call is enough for it."""
-    return _run_chunks(engine.run, batches)
+def engine_scores(engine: Engine, batches: Sequence[Images], *, classes: int, name: str) -> Scores:
+    """Return the scores (N, classes) of the graph ``name`` for all images of ``batches``; one thread a call is enough.
+
+    Raises:
+        EngineError: if it fails, or gives scores of another shape.
+    """
+
+    def run(chunk: Images) -> Scores:
+        scores = engine.run(chunk)
+        check_shape(scores, images=len(chunk), classes=classes, name=name)
+        return scores
+
+    return _run_chunks(run, batches)
 
 
 def _run_chunks(run: Callable[[Images], Scores], batches: Sequence[Images]) -> Scores:
@@ -106,8 +117,11 @@ def _run_chunks(run: Callable[[Images], Scores], batches: Sequence[Images]) -> S
     chunks = [
         np.ascontiguousarray(batch[start : start + size]) for batch in batches for start in range(0, len(batch), size)
     ]
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    pool = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+    try:
         return np.concatenate(list(pool.map(run, chunks)))
+    finally:  # after an error or Control-C nobody waits for the chunks that are left
+        pool.shutdown(cancel_futures=True)
 
 
 def agreement(expected: Scores, got: Scores, *, tolerance: float | None = TOLERANCE_FP32) -> Agreement:

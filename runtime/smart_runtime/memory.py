@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from smart_runtime.errors import EngineError
 
@@ -25,6 +27,8 @@ LOAD_PEAK = 3
 """Loading a path takes, for a moment, up to this many times the size of its files (ONNX Runtime, measured: 2 to 3)."""
 
 _STATM = Path("/proc/self/statm")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,22 @@ class MemoryReport:
     budget_bytes: int | None
     paths: Mapping[str, PathMemory]
     process_bytes: int | None
+
+
+def memory_report(
+    mode: Mode, memory: Mode | int, *, costs: Mapping[str, int], resident: Mapping[str, int | None]
+) -> MemoryReport:
+    """Return what a model costs: bytes of files by path, and of those that are loaded what they took."""
+    paths = {
+        name: PathMemory(loaded=name in resident, file_bytes=cost, resident_bytes=resident.get(name))
+        for name, cost in costs.items()
+    }
+    return MemoryReport(
+        mode=mode,
+        budget_bytes=memory if isinstance(memory, int) else None,
+        paths=MappingProxyType(paths),
+        process_bytes=resident_bytes(),
+    )
 
 
 def choose_mode(memory: Mode | int, *, costs: Mapping[str, int]) -> Mode:
@@ -108,6 +128,20 @@ def release_frames(error: BaseException, *, outside: BaseException | None) -> No
     while following is not None and following is not outside:
         traceback.clear_frames(following.__traceback__)
         following = following.__cause__ or following.__context__
+
+
+def releasing(work: Callable[[], _T]) -> _T:
+    """Return ``work()``; what that raises keeps no engine, file or bytes alive, however long it is kept itself.
+
+    An interrupt may strike where an engine is in the hands of one function only, and an exception holds the locals of
+    all that it came through.
+    """
+    outside = sys.exc_info()[1]
+    try:
+        return work()
+    except BaseException as error:
+        release_frames(error, outside=outside)
+        raise
 
 
 def give_back_freed() -> None:

@@ -6,10 +6,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
@@ -23,7 +23,7 @@ from smart_runtime.memory import RESIDENT, MemoryReport, Mode
 from smart_runtime.notes import log_notes, notes_on
 from smart_runtime.path_state import PathState
 from smart_runtime.policies.policy import Policy
-from smart_runtime.scopes import Scopes
+from smart_runtime.scopes import Block, Scope, Scopes
 from smart_runtime.serving import Call, Loader, Result
 from smart_runtime.stats import Stats
 
@@ -105,13 +105,14 @@ class SmartModel:
         engine_name = resolve_engine(engine)
         open_loader = partial(Loader, trust=public_key(trust), engine_name=engine_name, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
-        with ExitStack() as undo:
-            undo.callback(state.close)
+        try:
             model = cls(state, engine_name=engine_name)
             if policy is not None:
                 policy.start(model)
             model._policy = policy
-            undo.pop_all()
+        except BaseException:
+            state.close()
+            raise
         return model
 
     def __call__(self, images: Images) -> Scores:
@@ -125,7 +126,7 @@ class SmartModel:
 
         Raises:
             InputError: Another type, dtype, shape or range, or NaN.
-            EngineError: The engine failed.
+            EngineError: The engine failed, or gave what are no scores: another shape, NaN or infinity.
             ClosedError: The model was closed, or this process was forked from the one that loaded it.
         """
         return self.run(images).scores
@@ -138,7 +139,7 @@ class SmartModel:
             loaded = self._state.enter(call, self._scopes.path)
             try:
                 batch = prepare(images, loaded.spec)
-                scores = loaded.engine.run(batch)
+                scores = loaded.run(batch)
             except BaseException:  # whatever it was, it is counted and goes on to the caller
                 self._state.recorder.error(loaded.name)
                 raise
@@ -239,8 +240,7 @@ class SmartModel:
         """
         self._state.switch(path, reason)
 
-    @contextmanager
-    def using(self, path: str) -> Iterator[SmartModel]:
+    def using(self, path: str) -> AbstractContextManager[SmartModel]:
         """Let ``path`` answer the calls of this thread or asyncio task until the block ends, whatever others switch to.
 
             with model.using("robust"):
@@ -254,12 +254,19 @@ class SmartModel:
             ClosedError: The model was closed, or this process was forked from the one that loaded it.
             BundleError, EngineError, OSError: On demand only: the path cannot be loaded, or not within the budget.
         """
-        name = self._state.pin(path)
+        return cast("AbstractContextManager[SmartModel]", Block(self._block(path)))
+
+    def _block(self, path: str) -> Generator[SmartModel, None, None]:
+        scope, token = Scope(path), None
         try:
-            with self._scopes.enter(name):
-                yield self
+            self._state.pin(scope)
+            token = self._scopes.enter(scope)
+            yield self
         finally:
-            self._state.unpin(name)
+            scope.ended = True  # the first thing, and no call: an interrupt cannot come before it
+            if token is not None:
+                self._scopes.leave(token)
+            self._state.unpin(scope)
 
     def reload(self, bundle: str | os.PathLike[str]) -> None:
         """Serve from another bundle, or from this one's directory anew, without an interruption.

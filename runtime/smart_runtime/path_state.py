@@ -8,10 +8,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from types import MappingProxyType
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from smart_runtime import forks
 from smart_runtime.bundle.bundle import Bundle
@@ -22,18 +21,21 @@ from smart_runtime.memory import (
     RESIDENT,
     MemoryReport,
     Mode,
-    PathMemory,
     choose_mode,
     give_back_freed,
     has_room,
+    memory_report,
     release_frames,
-    resident_bytes,
+    releasing,
 )
+from smart_runtime.scopes import Scope
 from smart_runtime.serving import Call, LoadedPath, Loader
 from smart_runtime.stats import Recorder
 
 OpenLoader: TypeAlias = Callable[[str | os.PathLike[str]], Loader]
 """Opens the bundle in a directory, for the engine and with the options of one model."""
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +45,11 @@ _POLL_SECONDS = 0.001
 class PathState:
     """The loaded paths of one model; safe to use from any number of threads, and in signal handlers as `SmartModel` is.
 
-    ``loaded`` holds the paths that are loaded, ``path`` is the name of the one that answers, ``pins`` counts the scopes
-    that keep a path loaded, and ``settled`` is False while calls wait because no path is loaded.
+    ``loaded`` holds the paths that are loaded, ``path`` is the name of the one that answers, and ``settled`` is False
+    while calls wait because no path is loaded.
+
+    Interrupts strike between any two calls, so: fields that belong together change in one call of C (`_become`); locks
+    are held by a ``with`` of their own, which is C too; who is in a block is a fact about its scope, not a count.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class PathState:
         self.path = path
         self._loader = loader
         self._mode = mode
-        self.pins: Counter[str] = Counter()
+        self._blocks: set[Scope] = set()
         self._unusable = ""  # why nothing may be done any more
         self._lost = ""  # why no path is loaded, where one should be
         self._new_locks()
@@ -77,7 +82,7 @@ class PathState:
         # Both are re-entrant for the sake of signal handlers, which interrupt a thread that may hold them.
         self._lock = threading.RLock()  # for the fields above, never held for long; calls do not take it
         self._changes = threading.RLock()  # orders what takes long: loading, reloading
-        self._changing = False
+        self._changing = threading.Lock()  # held with it: not re-entrant, so that it shows that a handler came again
         # A plain flag that is polled: an exception that is sent to a thread, by Ctrl-C for one, can leave the lock
         # inside of a threading.Event locked for good.
         self.settled = True
@@ -87,22 +92,30 @@ class PathState:
         cls, bundle: str | os.PathLike[str], *, path: str | None, memory: Mode | int, open_loader: OpenLoader
     ) -> PathState:
         """Load what ``memory`` asks for, ``path`` among it; arguments and errors are those of `SmartModel.load`."""
-        with ExitStack() as undo:
-            loader = open_loader(bundle)
-            undo.callback(loader.close)
+        return releasing(partial(cls._load, bundle, path=path, memory=memory, open_loader=open_loader))
+
+    @classmethod
+    def _load(
+        cls, bundle: str | os.PathLike[str], *, path: str | None, memory: Mode | int, open_loader: OpenLoader
+    ) -> PathState:
+        loader = open_loader(bundle)
+        loaded: dict[str, LoadedPath] = {}
+        try:
             manifest = loader.bundle.manifest
             first = check_path(manifest.default_path if path is None else path, manifest.paths)
             mode = choose_mode(memory, costs=loader.costs)
             wanted = tuple(manifest.paths) if mode == RESIDENT else (first,)
             loader.verify_all_but(wanted)
-            loaded: dict[str, LoadedPath] = {}
             for name in wanted:
                 loaded[name] = loader.load(name)
-                undo.callback(loaded[name].retire)
             if mode == RESIDENT:
                 loader.close()
-            undo.pop_all()
-        return cls(loader, loaded, path=first, memory=memory, mode=mode, open_loader=open_loader)
+            return cls(loader, loaded, path=first, memory=memory, mode=mode, open_loader=open_loader)
+        except BaseException:
+            for one in loaded.values():
+                one.retire()
+            loader.close()
+            raise
 
     @property
     def bundle(self) -> Bundle:
@@ -132,34 +145,34 @@ class PathState:
         """Return what each path costs, and whether it is loaded."""
         with self._lock:
             loaded, costs, mode = self.loaded, self._loader.costs, self._mode
-        paths = {
-            name: PathMemory(
-                loaded=name in loaded,
-                file_bytes=cost,
-                resident_bytes=loaded[name].resident_bytes if name in loaded else None,
-            )
-            for name, cost in costs.items()
-        }
-        return MemoryReport(
-            mode=mode,
-            budget_bytes=self._memory if isinstance(self._memory, int) else None,
-            paths=MappingProxyType(paths),
-            process_bytes=resident_bytes(),
-        )
+        resident = {name: one.resident_bytes for name, one in loaded.items()}
+        return memory_report(mode, self._memory, costs=costs, resident=resident)
 
     def close(self) -> bool:
         """Give back engines and files once the calls in flight have finished; False if that was done before."""
-        with self._lock:
-            if self._unusable:
-                return False
-            self._unusable = "the model is closed; load the bundle again"
-            loaded, self.loaded, self._active = self.loaded, {}, None
-            self.settled = True
+        loaded: Mapping[str, LoadedPath] = {}
+        try:
+            with self._lock:
+                if self._unusable:
+                    return False
+                loaded, why = self.loaded, "the model is closed; load the bundle again"
+                self._become(_unusable=why, loaded={}, _active=None, settled=True)
+            self._let_go(loaded)
+        except BaseException:
+            if self._unusable:  # or nothing has happened yet, and the model is open
+                self._let_go(loaded)
+            raise
+        return True
+
+    def _let_go(self, loaded: Mapping[str, LoadedPath]) -> None:
         for one in loaded.values():
             one.retire()
         with self._changes:
             self._loader.close()
-        return True
+
+    def _become(self, **fields: Any) -> None:
+        """Set fields of this object, all in one call of C, so that an interrupt finds every one set or none."""
+        vars(self).update(fields)
 
     def after_fork_in_child(self) -> None:
         """Refuse all further use in a forked child: see `forks`."""
@@ -169,21 +182,18 @@ class PathState:
         self._unusable = self._unusable or "the model was loaded before a fork; load the bundle in this process"
         self.loaded, self._active = {}, None
 
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """Hold ``_changes``; refuse a change that a signal handler starts in the middle of one of its own thread."""
+    def _change(self, work: Callable[[], _T]) -> _T:
+        """Return ``work()``, one at a time; refuse what a signal handler starts in the middle of its own thread's."""
         with self._changes:
-            if self._changing:
+            if self._changing.locked():
                 raise EngineError(
                     "the model is in the middle of another change, which a signal handler interrupted; "
                     "let the handler only note the signal, and act on it outside"
                 )
-            self.check_usable()
-            self._changing = True
-            try:
-                yield
-            finally:
-                self._changing = False
+            with self._changing:
+                self.check_usable()
+                self._drop_idle_paths()  # that an interrupt has left
+                return releasing(work)
 
     # Switching.
 
@@ -196,15 +206,14 @@ class PathState:
             if loaded is not None:
                 changed = self._activate(loaded, reason)
         if loaded is None:
-            with self._change():
-                changed = self._switch_on_demand(name, reason)
+            changed = self._change(partial(self._switch_on_demand, name, reason))
         if changed:
             _log.info("path %r answers from now on, reason %r", name, reason)
 
     def _activate(self, loaded: LoadedPath, reason: str) -> bool:
         """Let ``loaded`` answer from now on; say whether that is a switch. ``_lock`` is held."""
-        changed = loaded.name != self.path
-        self._active, self.path, self._lost = loaded, loaded.name, ""
+        changed, name = loaded.name != self.path, loaded.name
+        self._become(loaded={**self.loaded, name: loaded}, _active=loaded, path=name, _lost="")
         if changed:
             self.recorder.switch(reason)
         return changed
@@ -232,7 +241,6 @@ class PathState:
         """Let a path answer that was loaded just now; say whether that is a switch."""
         with self._lock:
             if not self._unusable:
-                self.loaded = {**self.loaded, fresh.name: fresh}
                 return self._activate(fresh, reason)
         fresh.retire()
         raise ClosedError(self._unusable)
@@ -278,9 +286,8 @@ class PathState:
                 self.check_usable()
                 self._check_unused(old)
                 dropped = True
-                self.settled = False
-                self._active = None
-                self.loaded = {other: one for other, one in self.loaded.items() if one is not old}
+                others = {other: one for other, one in self.loaded.items() if one is not old}
+                self._become(settled=False, _active=None, loaded=others)
             old.drain()
             give_back_freed()
             return self._install(self._loader.load(name), reason)
@@ -316,73 +323,77 @@ class PathState:
 
     # Scopes.
 
-    def pin(self, path: str) -> str:
-        """Keep ``path`` loaded until `unpin`, and load it if it is not; return its name."""
+    @property
+    def pins(self) -> Counter[str]:
+        """How many blocks of `SmartModel.using` keep each path loaded."""
+        return Counter(scope.path for scope in tuple(self._blocks) if not scope.ended)
+
+    def pin(self, scope: Scope) -> None:
+        """Keep the path of ``scope`` loaded until that has ended, and load it if it is not."""
         with self._lock:
             self.check_usable()
-            name = check_path(path, self.bundle.manifest.paths)
-            if name in self.loaded:
-                self.pins[name] += 1
-                return name
-        with self._change():
-            fresh = None if name in self.loaded else self._load_beside(name)
-            with self._lock:
-                if not self._unusable:
-                    if fresh is not None:
-                        self.loaded = {**self.loaded, name: fresh}
-                    self.pins[name] += 1
-                    return name
-            if fresh is not None:
-                fresh.retire()
-            raise ClosedError(self._unusable)
+            check_path(scope.path, self.bundle.manifest.paths)
+            if scope.path in self.loaded:
+                self._blocks.add(scope)
+                return
+        self._change(partial(self._pin_on_demand, scope))
 
-    def unpin(self, name: str) -> None:
-        """End what `pin` began; on demand, a path that nothing else uses is dropped."""
+    def _pin_on_demand(self, scope: Scope) -> None:
+        fresh = None if scope.path in self.loaded else self._load_beside(scope.path)
         with self._lock:
-            self.pins[name] -= 1
-        self._drop_idle_paths()
+            if not self._unusable:
+                self._blocks.add(scope)
+                if fresh is not None:
+                    self.loaded = {**self.loaded, scope.path: fresh}
+                return
+        if fresh is not None:
+            fresh.retire()
+        raise ClosedError(self._unusable)
+
+    def unpin(self, scope: Scope) -> None:
+        """Forget a scope that has ended; on demand, a path that nothing else uses is dropped."""
+        self._blocks.discard(scope)
+        releasing(self._drop_idle_paths)
 
     # Reloading.
 
     def reload(self, bundle: str | os.PathLike[str]) -> None:
         """Serve from another bundle: see `SmartModel.reload`."""
-        with self._change():
-            try:
-                self._reload(bundle)
-            except BaseException:
-                _log.warning("reload failed; the bundle %.12s goes on serving", self.bundle.digest)
-                raise
+        self._change(partial(self._reload, bundle))
         _log.info("the bundle %.12s serves from now on", self.bundle.digest)
 
     def _reload(self, bundle: str | os.PathLike[str]) -> None:
-        with ExitStack() as undo:
+        old_loader, fresh = self._loader, None
+        old: Mapping[str, LoadedPath] = {}
+        loaded: dict[str, LoadedPath] = {}
+        try:
             fresh = self._open_loader(bundle)
-            undo.callback(fresh.close)
             manifest = fresh.bundle.manifest
             check_replaces(manifest, self.bundle.manifest)
             mode = choose_mode(self._memory, costs=fresh.costs)
             fresh.verify_all_but(manifest.paths if mode == RESIDENT else (self.path,))
-            loaded: dict[str, LoadedPath] = {}
-            while True:
+            while self._loader is not fresh:
                 with self._lock:
                     self.check_usable()
-                    wanted = set(manifest.paths) if mode == RESIDENT else {self.path, *+self.pins}
+                    wanted = set(manifest.paths) if mode == RESIDENT else {self.path, *self.pins}
                     missing = wanted - loaded.keys()
                     if not missing:
-                        old, old_loader = self.loaded, self._loader
+                        old, active = self.loaded, loaded[self.path]
                         self.recorder.add_paths(manifest.paths)
+                        self._become(_loader=fresh, loaded=loaded, _mode=mode, _active=active, _lost="")
                         self.recorder.reload()
-                        self._loader, self.loaded, self._mode = fresh, loaded, mode
-                        self._active, self._lost = loaded[self.path], ""
-                        break
                 for name in manifest.paths:
                     if name in missing:
                         loaded[name] = fresh.load(name)
-                        undo.callback(loaded[name].retire)
-            undo.pop_all()
-        for one in old.values():
-            one.retire()
-        old_loader.close()
+        except BaseException:
+            _log.warning("reload failed; the bundle %.12s goes on serving", self.bundle.digest)
+            raise
+        finally:  # whichever of the two does not serve goes
+            gone, loader = (old, old_loader) if self._loader is fresh else (loaded, fresh)
+            for one in gone.values():
+                one.retire()
+            if loader is not None:
+                loader.close()
         if mode == RESIDENT:
             fresh.close()
         self._drop_idle_paths()

@@ -8,15 +8,19 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
+from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
-from smart_runtime.engines import Engine, EngineOptions, Scores, create_engine
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
+from smart_runtime.outputs import check_scores
 
 _POLL_SECONDS = 0.001
 # Of the largest score. Engines take other kernels, some of fewer bits, for other batches; int8 tolerances reach 0.5.
@@ -57,13 +61,22 @@ class LoadedPath:
     the set afterwards, whoever enters looks at ``retired`` afterwards, so that one of the two sees the other.
     """
 
-    def __init__(self, name: str, engine: Engine, *, spec: InputSpec, resident_bytes: int | None = None) -> None:
+    def __init__(
+        self, name: str, engine: Engine, *, spec: InputSpec, classes: int, resident_bytes: int | None = None
+    ) -> None:
         self.name = name
         self.engine = engine
         self.spec = spec
+        self.classes = classes
         self.resident_bytes = resident_bytes
         self.calls: set[Call] = set()
         self.retired = False
+
+    def run(self, batch: Batch) -> Scores:
+        """Return the scores of a batch as `Engine.run` does; EngineError, too, where its graph gives anything else."""
+        scores = self.engine.run(batch)
+        check_scores(scores, images=len(batch), classes=self.classes, name=self.name)
+        return scores
 
     def enter(self, call: Call) -> bool:
         """Let ``call`` in, which must leave again; False, and it is not in, if the path is retired."""
@@ -111,13 +124,13 @@ class Loader:
         engine_name: str,
         options: EngineOptions,
     ) -> None:
-        """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`."""
-        self.bundle = bundle = Bundle.open(path, trust=trust)
+        """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`.
+
+        Once this has returned, another bundle may take the directory's place.
+        """
         self._engine_name = engine_name
         self._options = options
-        with ExitStack() as undo:
-            self._held = {name: undo.enter_context(bundle.hold(name)) for name in bundle.manifest.paths}
-            self._files = undo.pop_all()
+        self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
 
     @property
     def costs(self) -> Mapping[str, int]:
@@ -125,16 +138,18 @@ class Loader:
         return {name: held.bytes for name, held in self._held.items()}
 
     def verify_all_but(self, paths: Collection[str]) -> None:
-        """Check every file of the bundle but those of ``paths``, which `load` checks as it reads them."""
-        graphs = self.bundle.manifest.paths
-        self.bundle.verify(skip={name for path in paths for name in graphs[path].files})
+        """Check the files of all paths but ``paths``, which `load` checks as it reads them."""
+        for name, held in self._held.items():
+            if name not in paths:
+                held.verify()
 
     def load(self, path: str) -> LoadedPath:
         """Return the path with its engine up, after a first run, which is when engines allocate.
 
         Raises:
             BundleError: A byte of its files was changed, or an image's scores depend on the batch it comes in.
-            EngineError: The engine refuses the graph; OutOfMemoryError, there is no room for it.
+            EngineError: The engine refuses the graph, or the graph gives no scores; OutOfMemoryError, there is no room
+                for it.
         """
         manifest = self.bundle.manifest
         before = resident_bytes()
@@ -152,34 +167,45 @@ class Loader:
                 "free some, or load fewer paths with memory='on-demand'"
             ) from error
         try:
-            self._try(engine, path)
+            loaded = LoadedPath(path, engine, spec=manifest.input, classes=manifest.output.classes)
+            self._try(loaded)
+            give_back_freed()
+            after = resident_bytes()
+            loaded.resident_bytes = None if before is None or after is None else max(0, after - before)
         except BaseException:
             engine.close()
             raise
-        give_back_freed()
-        after = resident_bytes()
-        grown = None if before is None or after is None else max(0, after - before)
-        return LoadedPath(path, engine, spec=manifest.input, resident_bytes=grown)
+        return loaded
 
-    def _try(self, engine: Engine, path: str) -> None:
+    def _try(self, loaded: LoadedPath) -> None:
         """Run an image alone, and, unless batches are of one, beside another one: its scores must be the same."""
         manifest = self.bundle.manifest
         pair = np.zeros((2, *manifest.input.shape), dtype=np.float32)
         pair[1] = np.linspace(0, 1, pair[1].size, dtype=np.float32).reshape(pair[1].shape)
-        alone = engine.run(pair[:1])
+        alone = loaded.run(pair[:1])
         if self._options.max_batch == 1:
             return
-        both = engine.run(pair)
-        same = alone.shape == both[:1].shape and len(both) == len(pair)
-        if same and np.isfinite(both).all():
-            allowed = min(max(manifest.paths[path].tolerance or 0.0, _LEAST_TOLERANCE), _MOST_TOLERANCE)
-            same = bool(np.abs(both[:1] - alone).max() <= allowed * np.abs(both).max())
-        if not same:
+        both = loaded.run(pair)
+        allowed = min(max(manifest.paths[loaded.name].tolerance or 0.0, _LEAST_TOLERANCE), _MOST_TOLERANCE)
+        if np.abs(both[:1] - alone).max() > allowed * np.abs(both).max():
             raise BundleError(
-                f"in the path {path!r} an image's scores depend on the batch it comes in: alone they are others than "
-                f"beside a second image; export it again, which says what in the network does it"
+                f"in the path {loaded.name!r} an image's scores depend on the batch it comes in: alone they are others "
+                f"than beside a second image; export it again, which says what in the network does it"
             )
 
     def close(self) -> None:
         """Give back the open files; may be called again."""
         self._files.close()
+
+
+def _opened(path: str | os.PathLike[str], *, trust: PublicKey | None) -> tuple[Bundle, dict[str, HeldGraph], ExitStack]:
+    """Return a bundle, its paths' files held open, and what closes them; every other file of it has been checked."""
+    was = identity(Path(path))
+    bundle = Bundle.open(path, trust=trust)
+    check_apart(bundle)
+    graphs = bundle.manifest.paths
+    with ExitStack() as undo:
+        held = {name: undo.enter_context(bundle.hold(name)) for name in graphs}
+        bundle.verify(skip={name for graph in graphs.values() for name in graph.files})
+        check_not_exchanged(bundle.root, was)  # the paths' files are checked later, by then for good or ill
+        return bundle, held, undo.pop_all()

@@ -20,6 +20,7 @@ from smart_eval.attacks.base import WithSource
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine, resolve_engine
+from smart_runtime.outputs import check_shape
 from smart_train.accuracy import CHUNK, Accuracy, to_tensor
 from smart_train.checkpoint.format import Checkpoint
 from smart_train.errors import ConfigError
@@ -34,20 +35,26 @@ class GraphPath(WithSource):
     made from, where that is at hand.
     """
 
-    def __init__(self, engine: Engine, *, source: nn.Module | None) -> None:
+    def __init__(self, engine: Engine, *, name: str, classes: int, source: nn.Module | None) -> None:
         super().__init__()
         self.engine = engine
+        self._name, self._classes = name, classes
         self.source = source
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the engine's scores of ``images``, on their device; raises EngineError if it fails."""
+        """Return the engine's scores of ``images``, on their device; raises EngineError if it fails.
+
+        NaN comes through: it counts as a wrong answer, and the check of finite scores names it.
+        """
         if images.requires_grad and torch.is_grad_enabled():
             raise ConfigError(
                 "a graph gives scores only, and this attack needs gradients; use --attack square, or give the "
                 "checkpoint it was exported from as --source"
             )
         batch = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=np.float32)
-        return torch.from_numpy(self.engine.run(batch)).to(images.device)
+        scores = self.engine.run(batch)
+        check_shape(scores, images=len(batch), classes=self._classes, name=self._name)
+        return torch.from_numpy(scores).to(images.device)
 
 
 class BundlePaths:
@@ -78,7 +85,10 @@ class BundlePaths:
         )
         self._paths = {
             name: GraphPath(
-                create(bundle.graph_bytes(name)), source=None if source is None else source.path(name)
+                create(bundle.graph_bytes(name)),
+                name=name,
+                classes=manifest.output.classes,
+                source=None if source is None else source.path(name),
             ).eval()
             for name in manifest.paths
         }

@@ -138,7 +138,12 @@ class _Polite:
         for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks must not end an hour's work
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        return super().main(*args, **kwargs)  # type: ignore[misc]  # it sits before a click class
+        try:
+            return super().main(*args, **kwargs)  # type: ignore[misc]  # it sits before a click class
+        except SystemExit as end:
+            if isinstance(end.__context__, click.Abort):  # Ctrl-C outside of what `_politely` sees; click says 1
+                end.code = INTERRUPTED
+            raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_TYPED] = tuple(args)

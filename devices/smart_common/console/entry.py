@@ -2,19 +2,18 @@
 
 They live here because this package is always there: `pip install 'smart-edge[cpu]'` on a device puts smart-train on the
 path too, and importing its package would end in a traceback for want of torch. Without the extra it says so in one
-sentence.
+sentence. And what Ctrl-C strikes while it is imported ends without a word: only this module, which imports nothing,
+comes before.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from importlib import import_module
-from typing import Any
 
-from smart_common.errors import INTERRUPTED
+TYPE_CHECKING = False  # as type checkers know it; `typing` takes longer than all else here
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
 
 COMMANDS = {  # name under smart-edge: its module, the extra it needs, what it does
     "train": ("smart_train.cli", "train", "Train one network with a clean and a robust path."),
@@ -28,26 +27,67 @@ COMMANDS = {  # name under smart-edge: its module, the extra it needs, what it d
 
 def command(name: str) -> Any:
     """Return the click command ``name`` of the table; raises ModuleNotFoundError if what it needs is not installed."""
+    from importlib import import_module  # noqa: PLC0415  # as above
+
     return import_module(COMMANDS[name][0]).main
 
 
-@contextmanager
-def naming_the_extra(name: str) -> Iterator[None]:
-    """End the process with one sentence where the command ``name`` misses a library, or Ctrl-C ends its imports."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("smart_"):
-            raise  # a fault of ours, not something to install
-        extra = COMMANDS[name][1]
-        sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+class NamingTheExtra:
+    """Ends the process with one sentence where the command ``name`` misses a library, or Ctrl-C ends its imports."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            from smart_common.errors import INTERRUPTED  # noqa: PLC0415  # as above
+
+            sys.exit(INTERRUPTED)
+        if isinstance(error, ModuleNotFoundError) and error.name is not None and not error.name.startswith("smart_"):
+            extra = COMMANDS[self._name][1]  # one of smart_ is a fault of ours, not something to install
+            sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")
 
 
 def _run(name: str) -> None:
-    with naming_the_extra(name):
+    with NamingTheExtra(name):
         command(name).main()
 
 
-smart_train, smart_eval, smart_export = partial(_run, "train"), partial(_run, "eval"), partial(_run, "export")
+def smart_train() -> None:
+    """Run smart-train."""
+    _run("train")
+
+
+def smart_eval() -> None:
+    """Run smart-eval."""
+    _run("eval")
+
+
+def smart_export() -> None:
+    """Run smart-export."""
+    _run("export")
+
+
+def smart_run() -> None:
+    """Run smart-run."""
+    _run("run")
+
+
+def smart_bench() -> None:
+    """Run smart-bench."""
+    _run("bench")
+
+
+def smart_devices() -> None:
+    """Run smart-devices."""
+    _run("devices")
+
+
+def smart_edge() -> None:
+    """Run smart-edge, which has them all."""
+    with NamingTheExtra("devices"):  # whose libraries are those of the umbrella itself
+        from importlib import import_module  # noqa: PLC0415  # as above
+
+        import_module("smart_common.cli").main()

@@ -6,8 +6,8 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -104,6 +104,19 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
             ClosedError: The graph was closed.
             OSError: The system cannot read a file.
         """
+        with self._own_files() as files:
+            contents = [_read(held, file) for held, file in files]
+        return GraphBytes.of(self._graph, contents)
+
+    def verify(self) -> None:
+        """Check the files now, in pieces; errors are those of `read`."""
+        with self._own_files() as files:
+            for held, file in files:
+                check_sum(held.name, _sha256(file, size=held.size), expected=held.sha256)
+
+    @contextmanager
+    def _own_files(self) -> Iterator[Sequence[tuple[_HeldFile, BinaryIO]]]:
+        """Yield descriptors of this call's own, which a `close` on another thread leaves open."""
         with ExitStack() as own:
             with self._lock:
                 if self._files is None:
@@ -112,8 +125,7 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
                     (held, own.enter_context(os.fdopen(os.dup(held.file.fileno()), "rb", buffering=0)))
                     for held in self._files
                 ]
-            contents = [_read(held, file) for held, file in files]
-        return GraphBytes.of(self._graph, contents)
+            yield files
 
     def close(self) -> None:
         """Let the files go; reads in flight finish, later ones raise ClosedError. May be called again."""
@@ -275,6 +287,18 @@ def _check_names(present: set[str], *, named: set[str]) -> None:
         raise BundleError(f"expected only files that {CHECKSUMS} names, got {extra[0]!r} too; remove it")
 
 
+def check_apart(bundle: Bundle) -> None:
+    """Check that no graph stands under two roles, unless the manifest says so, by naming one file for both."""
+    known: dict[str, GraphInfo] = {}
+    for graph in bundle.manifest.paths.values():
+        first = known.setdefault("".join(bundle.sums[name] for name in graph.files), graph)
+        if first.role != graph.role and first.file != graph.file:
+            raise BundleError(
+                f"{graph.file!r} of the path {graph.name!r} is a copy of {first.file!r} of the path {first.name!r}, "
+                f"and nothing says that the two are one; export the bundle again"
+            )
+
+
 def max_bytes_of(graph: GraphInfo, name: str) -> int:
     """Return how large the file ``name`` of ``graph`` may be."""
     if name != graph.file:
@@ -337,14 +361,20 @@ def sha256_of_file(directory: Path, name: str, *, max_bytes: int) -> str:
         BundleError: It does not exist, is or lies behind a link, or is larger than ``max_bytes``.
         OSError: The system cannot read it.
     """
-    digest = hashlib.sha256()
     file, size = open_plain(directory, name)
     with file:
         check_size(name, size, max_bytes=max_bytes)
-        left = size + 1  # one that grows while it is read has another checksum, and an end
-        while piece := file.read(min(left, _CHUNK_BYTES)):
-            digest.update(piece)
-            left -= len(piece)
+        return _sha256(file, size=size)
+
+
+def _sha256(file: BinaryIO, *, size: int) -> str:
+    """Return the checksum of a file that had ``size`` bytes; its position is not used or moved."""
+    digest, offset = hashlib.sha256(), 0
+    left = size + 1  # one that grows while it is read has another checksum, and an end
+    while piece := os.pread(file.fileno(), min(left, _CHUNK_BYTES), offset):
+        digest.update(piece)
+        offset += len(piece)
+        left -= len(piece)
     return digest.hexdigest()
 
 

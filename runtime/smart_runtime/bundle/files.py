@@ -85,15 +85,16 @@ def open_plain(directory: Path, name: str) -> tuple[BinaryIO, int]:
     """
     folder, _, last = name.rpartition("/")
     with _opened(directory, folder) as inside, _refusing_links(name):
-        descriptor = os.open(last, _FILE, dir_fd=inside)
+        # The file owns its descriptor from the first: whoever closes that too may close another thread's file.
+        file = open(last, "rb", buffering=0, opener=lambda name, _: os.open(name, _FILE, dir_fd=inside))  # noqa: SIM115
     try:
-        status = os.fstat(descriptor)
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             _refuse_special(name)
-        return os.fdopen(descriptor, "rb", buffering=0), status.st_size
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file, status.st_size
 
 
 @contextmanager
@@ -121,8 +122,8 @@ def _refusing_links(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise BundleError(f"no {name!r} in the bundle; copy or export the bundle again") from error
     except OSError as error:
-        # A link in the place of a file, one in the place of a folder, a socket.
-        if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}:
+        # A link in the place of a file, one in the place of a folder, a socket, a folder in the place of a file.
+        if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR}:
             _refuse_special(name)
         raise
 
