@@ -248,8 +248,8 @@ def _factory(ctx: click.Context, model: str) -> Factory | None:
         return None
     if not is_library_name(model) and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
-            f"--model {shortened(model)} is in a file alone, which may be anybody's; type it on the command line too to have that "
-            f"code imported"
+            f"--model {shortened(model)} is in a file alone, which may be anybody's; type it on the command line too "
+            "to have that code imported"
         )
     return import_factory(model)
 
