@@ -129,7 +129,9 @@ def check_bounds(model: bytes) -> None:
         for kind, message in _parts(memoryview(model)):
             _check_part(kind, message)
     except ValueError as error:
-        raise EngineError(f"expected a network's ONNX file, got one with {shortened(str(error))}") from error
+        raise EngineError(
+            f"expected a network's ONNX file, got one with {shortened(str(error))}; export the network again"
+        ) from error
 
 
 def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
@@ -150,7 +152,7 @@ def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
 
 def _check_part(kind: str, message: memoryview) -> None:
     if kind == "function":
-        raise ValueError("functions; export the network with its functions inlined")
+        raise ValueError("functions, which an exporter can inline")
     if _is_tensor(kind):
         _shape(message)
 

@@ -26,7 +26,7 @@ MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused
 _MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask for 60, and a microsecond, when read
 _MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
 _MAX_DEPTH = 8  # of nested plain values
-_MAX_VALUES = 2**20  # in the plain record
+_MAX_VALUES = 2**20  # in the plain record, and instructions of a pickle, of which a tensor takes about sixty
 _ZIP = b"PK\x03\x04"
 _NUMBERS = re.compile(r"[^/]+/data/[0-9]+", re.ASCII)  # the entry of a tensor
 # torch.serialization.MAGIC_NUMBER, as each protocol writes it.
@@ -191,7 +191,9 @@ def _check_pickle(data: bytes | io.BytesIO, *, names: Set[str], entries: int, mo
     make objects of some hundred bytes out of five.
     """
     tuples_left = calls_left = 8 * entries + 64
-    for opcode, argument, _ in pickletools.genops(data):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number > _MAX_VALUES:
+            raise ValueError("more plain values than any checkpoint has")
         tuples_left -= "TUPLE" in opcode.name
         calls_left -= opcode.name in {"REDUCE", "NEWOBJ", "BINPERSID"}
         if tuples_left < 0 or calls_left < 0:
