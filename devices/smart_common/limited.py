@@ -10,9 +10,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-# Its modules are found where the parent's are found, and nowhere else: -I leaves out the folder that it is started in.
+# Its modules are found where the parent's are found, the folder that it is started in left out: what lies there may be
+# a stranger's.
 _CHILD = """
 import json, resource, sys
 path, function, seconds, most = json.loads(sys.argv[1])
@@ -37,7 +39,7 @@ def run_limited(function: str, data: bytes, *, seconds: int, max_bytes: int) -> 
         seconds: of processor time that it may take.
         max_bytes: of address space that it may take, libraries included.
     """
-    path = [entry for entry in sys.path if entry]  # an empty one is the folder that a program was started in
+    path = [entry for entry in sys.path if entry not in {"", str(Path.cwd())}]
     arguments = json.dumps([path, function, seconds, max_bytes])
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # each would reserve memory
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,9 +45,10 @@ def write(path: Path, nodes: list[onnx.NodeProto], *tensors: onnx.TensorProto, f
 
 @contextmanager
 def soon() -> Iterator[None]:
-    started = time.perf_counter()
+    before = os.times()
     yield
-    assert time.perf_counter() - started < _SECONDS
+    used = [b - a for a, b in zip(before[:4], os.times()[:4], strict=True)]  # ours and our children's: no clock's
+    assert sum(used) < _SECONDS
 
 
 def block_size(path: Path) -> Path:

@@ -68,13 +68,13 @@ def test_a_costly_picture_is_refused_before_it_is_decoded(tmp_path: Path, name: 
     path = tmp_path / f"{name}.png"
     path.write_bytes(make())
     assert path.stat().st_size < 5_000_000
-    started = time.perf_counter()
+    started = time.process_time()
     for source in (path, io.BytesIO(path.read_bytes())):
         with pytest.raises(InputError, match=words):
             read_picture(source, height=8, width=8, colour="RGB")
     with pytest.raises(DataError, match=words):
         read_pictures([path], progress=no_progress)
-    assert time.perf_counter() - started < _SECONDS
+    assert time.process_time() - started < _SECONDS
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_what_a_camera_writes_is_read(tmp_path: Path, kind: str, options: dict[s
 
 
 def little_memory(name: str, *, real: object = os.sysconf) -> int:
-    return {"SC_PHYS_PAGES": 100}[name] if name == "SC_PHYS_PAGES" else real(name)  # type: ignore[operator, no-any-return]
+    return {"SC_PHYS_PAGES": 100}[name] if name == "SC_PHYS_PAGES" else real(name)  # type: ignore[operator]
 
 
 def test_a_folder_of_more_pixels_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +112,7 @@ def test_a_folder_of_more_pixels_than_memory_is_refused(tmp_path: Path, monkeypa
 def test_an_npz_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bomb.npz"
     images, labels = np.zeros((20, 64, 64, 3), np.uint8), np.arange(20) % 2
-    sets = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
-    np.savez_compressed(path, **sets)
+    np.savez_compressed(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     assert path.stat().st_size < 20_000
     assert load_data(path).shape == (3, 64, 64)
     monkeypatch.setattr(os, "sysconf", little_memory)

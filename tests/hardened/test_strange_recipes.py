@@ -77,9 +77,9 @@ def test_a_recipe_chooses_no_file(tmp_path: Path, line: str, words: str, monkeyp
 def test_a_recipe_of_any_form_is_refused_quickly(tmp_path: Path, name: str, text: str) -> None:
     recipe = tmp_path / name
     recipe.write_text(text)
-    started = time.perf_counter()
+    started = time.process_time()
     refusal(recipe)
-    assert time.perf_counter() - started < _SECONDS
+    assert time.process_time() - started < _SECONDS
 
 
 @pytest.mark.parametrize(
