@@ -215,7 +215,7 @@ def main() -> None:
         {"goal": f"every input in {most} {unit}", "value": worst[unit], "reached": worst[unit] <= most}
         for unit, most in (("seconds", GOAL_SECONDS), ("MiB", GOAL_MIB))
     ]
-    record = {"command": "python benchmarks/bench_hostile.py", "rows": rows, "goals": goals}
+    record: dict[str, Any] = {"command": "python benchmarks/bench_hostile.py", "rows": rows, "goals": goals}
     record["environment"] = asdict(environment)
     finish(record, output=options.output, lines=[table(record)])
 
