@@ -11,7 +11,7 @@ from smart_common.limited import run_limited
 MAX_RANK = 32
 """Axes of a value; NumPy 1 has no more arrays of more."""
 
-_SECONDS, _MAX_BYTES = 5, 3 * 2**30  # of ResNet-152's graph it takes a tenth of a second and some megabytes
+_SECONDS, _MAX_BYTES = 5, 3 * 2**29  # of ResNet-152's graph it takes a tenth of a second and some megabytes
 
 Shapes = dict[str, tuple[int, ...]]
 
