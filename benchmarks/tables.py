@@ -22,6 +22,7 @@ import bench_attacks
 import bench_cifar
 import bench_demo
 import bench_export
+import bench_hostile
 import bench_networks
 import bench_paths
 import bench_precision
@@ -40,6 +41,7 @@ PAGES = (
     ROOT / "docs/networks.md",
     ROOT / "docs/precision.md",
     ROOT / "docs/sparsity.md",
+    ROOT / "docs/security.md",
 )
 
 
@@ -172,6 +174,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "switch-short": short_switch,
     "switch-full": with_source("switch", lambda record: bench_switch.table(record["results"])),
     "train": with_source("train", lambda record: bench_train.table(record["rows"])),
+    "hostile": with_source("hostile", bench_hostile.table),
     "export": with_source("export", lambda record: bench_export.table(record["runs"])),
     "rtx": with_source("rtx", lambda record: bench_rtx.table(record["rows"])),
     "precision": with_source("precision", lambda record: bench_precision.table(record["rows"])),

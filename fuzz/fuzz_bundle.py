@@ -1,4 +1,4 @@
-"""Fuzz everything that reads a file from a stranger: manifest, checksums, graph, key, bundle, checkpoint.
+"""Fuzz everything that reads a file from a stranger: bundles, checkpoints, keys, recipes, pictures, weights, ONNX.
 
     make fuzz                                                  200,000 inputs, seed 1
     .venv/bin/python fuzz/fuzz_bundle.py --target graph --runs 1000000 --seed 2

@@ -130,6 +130,38 @@ def mutate_lines(data: bytes, rng: random.Random) -> bytes | None:
     return b"\n".join(lines)
 
 
+def mutate_options(data: bytes, rng: random.Random) -> bytes | None:
+    """Edit one to three lines of a TOML file of options: a value, a key, the whole line."""
+    lines = data.decode(errors="replace").split("\n")
+    for _ in range(rng.choice(_EDITS)):
+        i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
+        name, _, value = lines[i].partition(" = ")
+        kind = rng.randrange(6)
+        if kind == 0:
+            lines.insert(i, lines[j])
+        elif kind == 1 and len(lines) > 1:
+            del lines[i]
+        elif kind == 2:
+            lines[i] = f"{name}{rng.choice(('.', '-', ' ', '=', '[', '#', chr(34)))}{rng.choice(_NAMES)} = {value}"
+        elif kind == 3:
+            lines[i] = rng.choice(
+                ("[a]", "[[a]]", "a = " + "[" * 50, ".".join("a" * 50) + " = 1", 'a = """', "a = {b = 1}")
+            )
+        else:
+            odd = rng.choice((*_NUMBERS, *_FLOATS, *_NAMES))
+            lines[i] = f"{name} = {json.dumps(odd) if isinstance(odd, str) else odd}"
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes | None:
+    """Change, add or take away some bytes in one to three places."""
+    for _ in range(rng.choice(_EDITS)):
+        place = rng.randint(0, len(data))
+        odd = rng.choice((rng.randbytes(rng.randint(0, 4)), b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"))
+        data = data[:place] + odd + data[place + rng.choice((0, len(odd), len(odd), 4)) :]
+    return data
+
+
 def mutate_pem(data: bytes, rng: random.Random) -> bytes | None:
     """Change one to three bytes of what a PEM file holds, under the label that it has."""
     head, _, rest = data.partition(b"\n")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import users_files
 from mutators import mutate_json, mutate_lines, mutate_pem, mutate_pickle, mutate_protobuf
 from subject import Subject
 
@@ -256,15 +257,21 @@ def _planted(_: Path) -> Subject:
 
 
 _RUNTIME = ("smart_runtime", "smart_devices")
+_TRAIN = ("smart_train",)
 
 TARGETS: Mapping[str, Target] = {
-    "manifest": Target(share=0.35, modules=_RUNTIME, max_bytes=16_384, prepare=_manifest),
-    "checksums": Target(share=0.25, modules=_RUNTIME, max_bytes=4096, prepare=_checksums),
-    "graph": Target(share=0.27, modules=_RUNTIME, max_bytes=4096, prepare=_graph),
+    "manifest": Target(share=0.29, modules=_RUNTIME, max_bytes=16_384, prepare=_manifest),
+    "checksums": Target(share=0.2, modules=_RUNTIME, max_bytes=4096, prepare=_checksums),
+    "graph": Target(share=0.22, modules=_RUNTIME, max_bytes=4096, prepare=_graph),
     "key": Target(share=0.03, modules=_RUNTIME, max_bytes=4096, prepare=_key),
-    "bundle": Target(share=0.08, modules=_RUNTIME, max_bytes=16_384, prepare=_bundle),
+    "bundle": Target(share=0.06, modules=_RUNTIME, max_bytes=16_384, prepare=_bundle),
     "session": Target(share=0.01, modules=_RUNTIME, max_bytes=4096, prepare=_session),
-    "checkpoint": Target(share=0.01, modules=("smart_train",), max_bytes=131_072, prepare=_checkpoint),
+    "checkpoint": Target(share=0.01, modules=_TRAIN, max_bytes=131_072, prepare=_checkpoint),
+    "recipe": Target(share=0.06, modules=_TRAIN, max_bytes=4096, prepare=users_files.recipe),
+    "picture": Target(share=0.06, modules=_RUNTIME, max_bytes=4096, prepare=users_files.picture),
+    "onnx": Target(share=0.02, modules=("smart_export", "smart_runtime"), max_bytes=4096, prepare=users_files.onnx),
+    "safetensors": Target(share=0.02, modules=_TRAIN, max_bytes=4096, prepare=users_files.safetensors),
+    "init": Target(share=0.02, modules=_TRAIN, max_bytes=8192, prepare=users_files.initial_weights),
     "planted": Target(share=0, modules=("planted",), max_bytes=64, prepare=_planted),
 }
 """What ``--target`` names. ``planted`` has a defect, which shows that defects are found."""

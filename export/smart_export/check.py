@@ -41,6 +41,7 @@ from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo, Manifest
 from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine
+from smart_runtime.engines.onnx_weights import external_tensors
 from smart_runtime.outputs import check_scores
 from smart_train import Checkpoint, load_checkpoint
 from smart_train.checkpoint.format import check_source
@@ -80,6 +81,7 @@ def check_bundle(
     Raises:
         BundleError: if a file is missing, extra or changed.
         CheckpointError: if there is no checkpoint in the file ``source``.
+        EngineError: if a graph is no plain one, or the engine refuses it.
         ExportError: if a graph is not valid ONNX.
         ConfigError: if ``source`` has another input shape, other classes or paths.
         VerificationError: if a graph does not compute what its path of ``source`` computes.
@@ -97,6 +99,7 @@ def check_bundle(
     manifest = bundle.manifest
     for graph in (*manifest.paths.values(), *([] if manifest.baseline is None else [manifest.baseline])):
         content = bundle.graph_bytes(graph.name)
+        external_tensors(content)  # first: onnx's checker expands functions and follows them into each other
         _check_onnx(graph, content)
         findings.append(Finding(f"{graph.name}: ONNX", "onnx.checker full check passes"))
         opened = create_engine(

@@ -24,6 +24,10 @@ OWN_DOMAINS = ("", "ai.onnx")
 # What only stores a constant in another way; behind a DequantizeLinear a layer computes in the type that it reads.
 _STEPS = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose"}
 _MAX_STEPS = 64  # between a node and its tensor; a real file has five
+# How much of a file's constants is read and changed in all: each of a real one once or twice, in five steps.
+_MOST_READ = 16  # numbers, for each byte of the file and of its external data
+_ALWAYS_READ = 2**24
+_STEPS_A_NODE = 2
 _DTYPE_NAMES = {"float": "float32", "double": "float64"}  # the others are called as in NumPy
 
 Array = npt.NDArray[Any]
@@ -68,6 +72,9 @@ class Constants:
 
     def __init__(self, graph: onnx.GraphProto, *, folder: Path) -> None:
         self._folder = folder
+        self._numbers_left = _ALWAYS_READ + _MOST_READ * graph.ByteSize()
+        self._steps_left = _STEPS_A_NODE * len(graph.node) + _MAX_STEPS
+        self._opened: set[str] = set()
         self._producers = {name: node for node in graph.node for name in node.output if name}
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
 
@@ -92,17 +99,26 @@ class Constants:
             operands = [self._tensor(operand) for operand in node.input[1:] if operand]
             if None in operands:
                 return None
+            self._steps_left -= 1
+            self._spend(weight.values.size)
             weight = _step(node, weight, cast("list[Constant]", operands))
         # Types that NumPy does not have, which come as extensions, as float32: it holds all their values.
         known = weight.values.dtype.kind in "fiub"
         return weight if known else replace(weight, values=weight.values.astype(np.float32))
+
+    def _spend(self, numbers: int) -> None:
+        """Count what is read or changed; ValueError once it is more than any network needs."""
+        self._numbers_left -= numbers
+        if self._numbers_left < 0 or self._steps_left < 0:
+            raise ValueError("constants that are read or changed more often than any network's")
 
     def _tensor(self, name: str) -> Constant | None:
         """Return the tensor that the file has for ``name``, None if a node computes it."""
         node = self._producers.get(name)
         stored = self.tensors.get(name)
         if stored is None and node is not None and node.op_type == "Constant":
-            stored = attributes_of(node).get("value")
+            self._spend(len(node.attribute))
+            stored = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
         if not isinstance(stored, onnx.TensorProto):
             return None
         return Constant(name=name, values=self._values(stored), dtype=_dtype_name(stored.data_type), stored=stored)
@@ -111,7 +127,10 @@ class Constants:
         if any(length < 0 for length in tensor.dims):
             raise ValueError(f"a tensor of the shape {list(tensor.dims)}")
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=self._external(tensor))
+            data = self._external(tensor)
+            self._spend(len(data))
+            tensor = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=data)
+        self._spend(count_of(tensor))
         return numpy_helper.to_array(tensor)
 
     def _external(self, tensor: onnx.TensorProto) -> bytes:
@@ -125,6 +144,9 @@ class Constants:
             )
         try:
             file, size = open_plain(self._folder, location)
+            if location not in self._opened:
+                self._opened.add(location)
+                self._numbers_left += _MOST_READ * size
             with file:
                 if offset < 0 or wanted < 0 or offset + wanted > size:
                     raise ExportError(
@@ -142,6 +164,7 @@ def _step(node: onnx.NodeProto, constant: Constant, operands: Sequence[Constant]
     """Return what ``node``, one of ``_STEPS``, makes of ``constant``; raises ValueError if it cannot."""
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415  # brings all operators, which few files need
 
+    _check_step(node, constant, operands)
     names = [name for name in node.input if name]
     arrays = [one.values for one in (constant, *operands)]
     try:
@@ -153,3 +176,26 @@ def _step(node: onnx.NodeProto, constant: Constant, operands: Sequence[Constant]
     changes_type = node.op_type in {"Cast", "QuantizeLinear"}
     dtype = _dtype_name(onnx.helper.np_dtype_to_tensor_dtype(values.dtype)) if changes_type else constant.dtype
     return replace(constant, values=values, dtype=dtype)
+
+
+def _check_step(node: onnx.NodeProto, constant: Constant, operands: Sequence[Constant]) -> None:
+    """Raise ValueError if ``node`` would make more numbers than ``constant`` has, or no numbers.
+
+    onnx's reference repeats a scale as often as a file says, and NumPy lets scale and weight widen each other.
+    """
+    attributes, shape = attributes_of(node), constant.values.shape
+    if node.op_type == "Cast" and attributes.get("to") == onnx.TensorProto.STRING:
+        raise ValueError("a weight of texts")
+    if node.op_type not in {"DequantizeLinear", "QuantizeLinear"}:
+        return
+    block, axis = int(attributes.get("block_size", 0)), int(attributes.get("axis", 1))
+    widest = list(shape)
+    length = shape[axis] if -len(shape) <= axis < len(shape) else 1
+    if block:
+        if not 0 < block <= length:
+            raise ValueError(f"blocks of {block} along an axis of {length}")
+        widest[axis] = -(-length // block)
+    for given in (operand.values.shape for operand in operands):
+        each = len(given) == len(shape) and all(a <= b for a, b in zip(given, widest, strict=True))
+        if not (math.prod(given) == 1 or given == (length,) or each):
+            raise ValueError(f"a scale of the shape {list(given)} for a weight of the shape {list(shape)}")

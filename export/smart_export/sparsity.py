@@ -11,7 +11,6 @@ but not behind a Reshape, not in int8, and stops at a weight's first violation.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,10 @@ from smart_devices import Target
 from smart_export.errors import ExportError
 from smart_export.onnx_constants import OWN_DOMAINS, Constant, Constants, attributes_of, bytes_of, count_of
 from smart_export.patterns import Zeros, why_no_gain, zeros_of
+from smart_export.shapes import fixed_shape, inferred_shapes, stated_shapes
 from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES
+from smart_runtime.engines.onnx_weights import check_bounds
+from smart_runtime.errors import EngineError
 from smart_train.masking.n_of_m import TWO_FOUR, NOfM
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -131,9 +133,13 @@ def _read_model(file: Path) -> onnx.ModelProto:
     size = file.stat().st_size
     if size > MAX_GRAPH_BYTES:
         raise ExportError(f"expected an ONNX file of at most {MAX_GRAPH_BYTES} bytes, got {size}; is {file} one?")
-    model = onnx.ModelProto()
+    model, data = onnx.ModelProto(), file.read_bytes()
     try:
-        model.ParseFromString(file.read_bytes())
+        check_bounds(data)  # before a parser takes a hundred bytes for each two of it
+    except EngineError as error:
+        raise ExportError(f"{file} is no ONNX file that can be judged: {error}") from error
+    try:
+        model.ParseFromString(data)
     except Exception as error:  # protobuf's own, which has no types
         raise ExportError(f"{file} is no ONNX file; export the network to ONNX") from error
     if not model.graph.node or not model.opset_import:  # protobuf takes many a file for an odd message
@@ -150,6 +156,7 @@ class _Reader:
         self._target = target
         self._constants = Constants(model.graph, folder=folder)
         self._batch = 1
+        self._gave_up = False
 
     def report(self) -> FileSparsity:
         shapes = self._shapes()
@@ -172,6 +179,8 @@ class _Reader:
         )
 
     def _notes(self, layers: Sequence[LayerSparsity]) -> Iterator[str]:
+        if self._gave_up:
+            yield "shapes were not inferred, since that takes more time or memory than any network's"
         unknown = [layer.name for layer in layers if layer.macs is None]
         if unknown:
             yield (
@@ -179,9 +188,8 @@ class _Reader:
                 f"fixed in the file: {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
             )
         left_out = Counter(node.op_type for node in self._model.graph.node if node.op_type in _NOT_COUNTED)
-        # How often the layers in branches, loops and functions run, the file does not say.
-        called = [node for function in self._model.functions for node in function.node]
-        inner = (node.op_type for node in (*called, *_nodes_within(called), *_nodes_within(self._model.graph.node)))
+        # How often the layers in branches and loops run, the file does not say.
+        inner = (node.op_type for node in _nodes_within(self._model.graph.node))
         left_out += Counter(f"{op} inside of a node" for op in inner if op in _NOT_COUNTED.union(LAYERS))
         if left_out:
             yield "not counted: " + ", ".join(f"{number} {op}" for op, number in sorted(left_out.items()))
@@ -250,7 +258,6 @@ class _Reader:
         light = onnx.ModelProto(
             ir_version=whole.ir_version,
             opset_import=whole.opset_import,
-            functions=whole.functions,
             graph=onnx.GraphProto(**parts),
         )
         graph = light.graph
@@ -260,12 +267,9 @@ class _Reader:
             else:  # its values would be copied three times, and no shape depends on them
                 graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
         self._fix_batch_(graph)
-        # Where it fails, what the file itself says about shapes is left.
-        with contextlib.suppress(onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-            graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-        shapes = {tensor.name: tuple(tensor.dims) for tensor in ours.initializer}
-        found = {value.name: _fixed(value) for value in (*graph.input, *graph.value_info, *graph.output)}
-        return shapes | {name: shape for name, shape in found.items() if shape is not None}
+        found = inferred_shapes(light)
+        self._gave_up = found is None
+        return {tensor.name: tuple(tensor.dims) for tensor in ours.initializer} | (found or stated_shapes(graph))
 
     def _fix_batch_(self, graph: onnx.GraphProto) -> None:
         """Make the batch 1 wherever the file leaves it open, in place; remember the size that it fixes."""
@@ -280,7 +284,7 @@ class _Reader:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param and dim.dim_param in symbols:
                     dim.dim_value = 1
-        if inputs and (shape := _fixed(inputs[0])):
+        if inputs and (shape := fixed_shape(inputs[0])):
             self._batch = max(1, shape[0])
 
 
@@ -289,13 +293,6 @@ def _nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         for graph in (attribute.g, *attribute.graphs):
             yield from graph.node
             yield from _nodes_within(graph.node)
-
-
-def _fixed(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    kind = value.type.tensor_type
-    if not kind.HasField("shape") or not all(dim.dim_value > 0 for dim in kind.shape.dim):
-        return None  # 0 and -1 are what some exporters write for "any"
-    return tuple(dim.dim_value for dim in kind.shape.dim)
 
 
 def _summed_axis(op: str, side: int, attributes: Mapping[str, Any], *, rank: int) -> int:

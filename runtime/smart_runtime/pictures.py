@@ -19,8 +19,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+EXIF_ORIENTATION = 0x0112
+
 MAX_PIXELS = 2**26
 """A picture of more pixels is refused before it is decoded: a small file can claim any size."""
+
+MAX_LENGTH = 2**16
+"""Of a side: a picture of sixty million rows of one pixel takes a decoder half a minute."""
+
+# What Pillow does with some forms takes far more for each pixel than with the others.
+_MAX_WEBP_PIXELS = 2**25  # it keeps five copies of four bytes a pixel
+_MAX_PLAIN_BYTES = 2**22  # of a PPM file written in digits, which are read in Python
+_MAX_SCANNED = (
+    2**30
+)  # pixels times scans of a progressive JPEG: each scan passes over all of them, and real ones have ten
 
 # Only what needs no outside program (Pillow hands EPS to Ghostscript) and what cameras and data sets use.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -132,6 +144,39 @@ def is_grey(picture: Image.Image) -> bool:
     return picture.mode in {"1", "L", "LA"} or _has_16_bits(picture)
 
 
+def check_size(picture: Image.Image, *, name: str) -> None:
+    """Raise InputError if to decode an opened ``picture``, which messages call ``name``, would take too much."""
+    pixels = picture.width * picture.height
+    most = _MAX_WEBP_PIXELS if picture.format == "WEBP" else MAX_PIXELS
+    if pixels > most:
+        raise _too_large(name, most=most)
+    if max(picture.size) > MAX_LENGTH:
+        raise InputError(f"expected a picture of at most {MAX_LENGTH} pixels a side, got more in {name}; cut it first")
+    tiles = getattr(picture, "tile", ())  # none once it is decoded
+    if any(tile[0] == "ppm_plain" for tile in tiles) and _size_of(picture) > _MAX_PLAIN_BYTES:
+        raise InputError(
+            f"{name} is a PPM file of more than {_MAX_PLAIN_BYTES} bytes in digits; save it in binary form"
+        )
+    if tiles and picture.info.get("progressive") and _scans_of(picture) * pixels > _MAX_SCANNED:
+        raise InputError(f"{name} is a JPEG file of too many scans for its size; save it without progressive scans")
+
+
+def _size_of(picture: Image.Image) -> int:
+    file, place = picture.fp, picture.fp.tell()  # type: ignore[attr-defined]  # of an opened one
+    size: int = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return size
+
+
+def _scans_of(picture: Image.Image) -> int:
+    file, place, scans = picture.fp, picture.fp.tell(), 0  # type: ignore[attr-defined]  # of an opened one
+    file.seek(0)
+    while block := file.read(2**20):
+        scans += block.count(b"\xff\xda")  # in the data of a scan, 0xff is followed by 0
+    file.seek(place)
+    return scans
+
+
 def _has_16_bits(picture: Image.Image) -> bool:
     return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")  # the latter: Pillow 10
 
@@ -140,9 +185,9 @@ def _decoded(file: Image.Image, *, name: str, colour: Colour) -> Image.Image:
     """Decode an opened picture, upright and in ``colour``."""
     from PIL import Image, ImageOps  # noqa: PLC0415  # an optional library is imported where it is used
 
-    if file.width * file.height > MAX_PIXELS:
-        raise _too_large(name)
-    upright = ImageOps.exif_transpose(file)
+    check_size(file, name=name)
+    turned = file.getexif().get(EXIF_ORIENTATION, 1) != 1
+    upright = ImageOps.exif_transpose(file) if turned else file  # which would be a copy of all pixels
     if _has_16_bits(file):  # Pillow would clip them to 8 bits; white is 65535 here and 255 there
         upright = Image.fromarray(((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8))
     elif file.mode.startswith(("I", "F")):  # these have no white
@@ -151,7 +196,7 @@ def _decoded(file: Image.Image, *, name: str, colour: Colour) -> Image.Image:
         )
     elif "transparency" in upright.info:  # from a palette straight to RGB Pillow warns of it
         upright = upright.convert("RGBA")
-    return upright.convert(colour)
+    return upright if upright.mode == colour else upright.convert(colour)
 
 
 def _cut(picture: Image.Image, *, height: int, width: int) -> Image.Image:
@@ -171,5 +216,5 @@ def _cut(picture: Image.Image, *, height: int, width: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def _too_large(name: str) -> InputError:
-    return InputError(f"expected a picture of at most {MAX_PIXELS} pixels, got more in {name}; scale it down first")
+def _too_large(name: str, *, most: int = MAX_PIXELS) -> InputError:
+    return InputError(f"expected a picture of at most {most} pixels, got more in {name}; scale it down first")

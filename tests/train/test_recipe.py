@@ -86,8 +86,8 @@ def test_what_is_typed_of_align_and_target_outweighs_the_recipe(
 
 def test_what_is_typed_of_attack_and_augmentation_outweighs_what_the_recipe_says_around_it(tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY.replace("steps = 1", 'steps = 3\nstep_size = "1/50"\nplot = true'))
-    typed = ["--no-flip", "--attack", "fgsm-rs"]
+    path.write_text(TINY.replace("steps = 1", 'steps = 3\nstep_size = "1/50"'))
+    typed = ["--no-flip", "--attack", "fgsm-rs", "--plot"]
     done = invoke("--recipe", str(path), *typed, "-o", str(tmp_path / "ckpt.pt"))
     assert done.exit_code == 0, done.output
     found = config(tmp_path / "ckpt.pt")

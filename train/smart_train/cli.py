@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from smart_common.console import cli as house
+from smart_common.errors import shortened
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
 from smart_train.architectures.cli import NetworkName
 from smart_train.choices import (
@@ -32,12 +33,12 @@ from smart_train.methods import METHODS
 from smart_train.options import NORMALISATIONS
 from smart_train.training.recipe import RECIPE, Value, read_recipe
 
-# Of one call, or of one machine, and not of a training.
+# Of one call, or of one machine, and not of a training: a recipe, which may be a stranger's, chooses no files.
 NOT_IN_RECIPES = {
     "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
-    "cache_dir", "no_cache", "init", "no_trial",
+    "cache_dir", "no_cache", "init", "no_trial", "output", "plot", "tensorboard",
 }  # fmt: skip
-_OUTPUTS = {"output", "plot", "tensorboard"}  # for a recipe to say, and for a resumed training to be told again
+_FILES_IN = {"data": ":", "target": ".json"}  # what tells a file from a name in options that take both
 _PLACES = {"data_dir", "init"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
@@ -59,7 +60,13 @@ def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> 
     """Make what the recipe says the default of every option, checked as on the command line."""
     if path is not None:
         ctx.meta[RECIPE] = path
-        _set_defaults(ctx, read_recipe(path), path, names=_names(ctx) - NOT_IN_RECIPES)
+        values = read_recipe(path)
+        for name, mark in _FILES_IN.items():
+            if mark in str(values.get(name, "")):
+                raise ConfigError(
+                    f"{name} in {path} names a file, which a recipe cannot choose; type --{name} on the command line"
+                )
+        _set_defaults(ctx, values, path, names=_names(ctx) - NOT_IN_RECIPES)
 
 
 def _apply_resume(ctx: click.Context, _: click.Parameter, checkpoint: str | None) -> str | None:
@@ -120,7 +127,7 @@ def _names(ctx: click.Context) -> set[str]:
 
 
 def _kept(ctx: click.Context) -> set[str]:
-    return _names(ctx) - NOT_IN_RECIPES - _OUTPUTS | _PLACES
+    return _names(ctx) - NOT_IN_RECIPES | _PLACES
 
 
 def _set_defaults(ctx: click.Context, values: Mapping[str, Value], path: Path, *, names: set[str]) -> None:
@@ -138,7 +145,7 @@ def _set_defaults(ctx: click.Context, values: Mapping[str, Value], path: Path, *
         except (click.BadParameter, ValueError) as error:
             reason = error.message if isinstance(error, click.BadParameter) else str(error)
             raise ConfigError(
-                f"--{name.replace('_', '-')} does not take what {path} has for {name}: {reason.rstrip('.')}"
+                f"--{name.replace('_', '-')} does not take what {path} has for {name}: {shortened(reason).rstrip('.')}"
             ) from error
     ctx.default_map = found
 

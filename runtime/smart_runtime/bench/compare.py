@@ -11,6 +11,7 @@ import numpy as np
 
 from smart_devices.clocks import read_clocks, read_throttling
 from smart_devices.power import NoPower, PowerSource
+from smart_runtime.bench.baseline import try_baseline
 from smart_runtime.bench.contenders import Contender, contenders, open_contender, read_baseline, reference
 from smart_runtime.bench.energy import PHASE_S, Energy, measure_energy
 from smart_runtime.bench.environment import read_environment
@@ -80,6 +81,8 @@ def compare(
         bundle.verify()
         log_notes(bundle.manifest, engine_name=name)
     graphs = contenders(bundles, baseline=given)
+    if given is not None:
+        try_baseline(graphs[0], engine=name, batch=batch, threads=threads, seed=seed)
     images = random_batch(graphs[0].source.shape, size=batch, rng=np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 1])  # a stream of its own: the order must not depend on the input's size
     before = read_throttling(root=root)

@@ -12,7 +12,7 @@ from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.bundle.signatures import public_key
 from smart_runtime.engines import Engine, EngineOptions, create_engine, open_engine
-from smart_runtime.engines.onnx_weights import external_locations
+from smart_runtime.engines.onnx_weights import check_bounds, external_locations
 from smart_runtime.errors import BundleError, EngineError, InputError
 
 BASELINE = "baseline"
@@ -99,6 +99,10 @@ def read_baseline(path: Path) -> Baseline:
         locations = external_locations(model)
     except EngineError as error:
         raise EngineError(f"{str(path)!r} is no ONNX file; check the baseline") from error
+    try:
+        check_bounds(model)
+    except EngineError as error:
+        raise EngineError(f"{str(path)!r} is no baseline: {error}") from error
     for location in locations:
         file = path.parent / location
         if not file.is_file():

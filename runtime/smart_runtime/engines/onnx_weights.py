@@ -115,6 +115,25 @@ def external_locations(model: bytes) -> tuple[str, ...]:
     return tuple(sorted(locations))
 
 
+def check_bounds(model: bytes) -> None:
+    """Check, before any library parses it, that an ONNX file of any maker has not more parts than a network has.
+
+    Functions are refused: one may call itself, or thirty of them two of the next, which is 2^30 nodes for who expands
+    them.
+
+    Raises:
+        EngineError: Not an ONNX file, one with functions, with more than `MAX_PARTS` nodes, attributes and tensors, or
+            with a tensor of more dimensions than any array has.
+    """
+    try:
+        for kind, message in _parts(memoryview(model)):
+            _check_part(kind, message)
+    except ValueError as error:
+        raise EngineError(
+            f"expected a network's ONNX file, got one with {shortened(str(error))}; export the network again"
+        ) from error
+
+
 def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for kind, message in _parts(memoryview(graph.model)):
@@ -129,6 +148,13 @@ def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
             raise ValueError(f"two external tensors called {name!r}")
         tensors[name] = value
     return tensors
+
+
+def _check_part(kind: str, message: memoryview) -> None:
+    if kind == "function":
+        raise ValueError("functions, which an exporter can inline")
+    if _is_tensor(kind):
+        _shape(message)
 
 
 def _check_plain(kind: str, message: memoryview) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import pickle
 import pickletools
+import re
+import stat
 import zipfile
 from collections.abc import Set
 from pathlib import Path
@@ -25,9 +28,11 @@ _MAX_PICKLE_BYTES = 4 * 2**20  # a real one has under 1 MiB; each byte can ask f
 _MAX_ENTRIES = 4096  # a tensor is one; networks of some hundred layers have a thousand
 _MAX_SCALARS = 4096  # tuples of NumPy's beside the tensors of others: two a figure
 _MAX_DEPTH = 8  # of nested plain values
-_MAX_VALUES = 2**20  # in the plain record
+_MAX_VALUES = 2**20  # in the plain record, and instructions of a pickle, of which a tensor takes about sixty
 _ZIP = b"PK\x03\x04"
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
+_NUMBERS = re.compile(r"[^/]+/data/[0-9]+", re.ASCII)  # the entry of a tensor
+# torch.serialization.MAGIC_NUMBER, as each protocol writes it.
+_LEGACY_MAGIC = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=protocol) for protocol in range(2, 6))
 
 # All that torch.save writes for tensors. torch reads more without running code, but not without harm: a bytearray of
 # any length, a text in any codec.
@@ -82,23 +87,44 @@ def read_plain(
     Raises:
         CheckpointError: if it is missing, too large, damaged, or holds more than tensors and plain values.
     """
+    return plain_value(read_bytes(path), path=path, kind=kind, parameters=parameters)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file of tensors, which is then checked and read from memory: on the disk it may change.
+
+    What is no regular file is as an empty one.
+
+    Raises:
+        CheckpointError: if it is missing, or has more than `MAX_BYTES`.
+    """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device may never end
+            return b""
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1) if status.st_size <= MAX_BYTES else b""
     except OSError as error:
         raise CheckpointError(f"no checkpoint at {path}: {error.strerror}; check the path") from error
+    size = max(len(data), status.st_size)
     if size > MAX_BYTES:
         raise CheckpointError(
             f"expected a checkpoint of at most {MAX_BYTES} bytes, got {size} in {path}; it is not one of ours"
         )
+    return data
+
+
+def plain_value(data: bytes, *, path: Path, kind: str, parameters: bool) -> Any:
+    """Return what is in ``data``, as `read_plain` does with the content of ``path``, which messages name."""
     try:
-        with path.open("rb") as file:
-            is_archive = file.read(4) == _ZIP  # as torch tells, and not by the end of the file as zipfile does
-        if parameters and not is_archive:
-            _check_legacy(path)
+        if parameters and data[:4] != _ZIP:  # as torch tells, and not by the end of the file as zipfile does
+            _check_legacy(data)
+            checked = io.BytesIO(data)
         else:
-            _check_archive(path, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
+            checked = _checked_archive(data, names=_PICKLE_NAMES | _PARAMETER_NAMES if parameters else _PICKLE_NAMES)
+            del data  # what is read is the new archive
         with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS] if parameters else []):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(checked, map_location="cpu", weights_only=True)
     except Exception as error:  # what a foreign file makes the readers of zip and pickle trip over has no bounds
         raise CheckpointError(
             f"{path} is damaged or no {kind}, and was not run or loaded; copy it again, or "
@@ -106,15 +132,19 @@ def read_plain(
         ) from error
 
 
-def _check_archive(path: Path, *, names: Set[str]) -> None:
-    """Raise ValueError unless the file is a zip as torch.save writes it: stored, not compressed, every byte as summed.
+def _checked_archive(data: bytes, *, names: Set[str]) -> io.BytesIO:
+    """Return the entries of a zip as torch.save writes it, stored and as summed, in a new one for torch to read.
 
-    torch checks no sums itself, and reads what is no zip in older ways of its own.
+    Of one file zipfile, which checks, and torch, which reads, can see two archives: an end record names the directory
+    of entries in ways that not all readers follow. torch checks no sums itself, and reads what is no zip in older ways.
+
+    Raises:
+        ValueError: if it is anything else.
     """
-    with path.open("rb") as file:
-        if file.read(4) != _ZIP:
-            raise ValueError("not a file of torch.save")
-    with zipfile.ZipFile(path) as archive:
+    if data[:4] != _ZIP:
+        raise ValueError("not a file of torch.save")
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(target, "w") as written:
         entries = archive.infolist()
         if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
             raise ValueError("compressed")
@@ -122,31 +152,41 @@ def _check_archive(path: Path, *, names: Set[str]) -> None:
             raise ValueError("two entries of one name")
         if any(e.external_attr for e in entries):  # one bit of it makes an entry a folder, which torch reads as nothing
             raise ValueError("an entry that is no plain file")
-        if sum(e.file_size for e in entries) > path.stat().st_size:
+        if sum(e.file_size for e in entries) > len(data):
             raise ValueError("overlapping entries")
         pickles = [e for e in entries if e.filename.lower().endswith(".pkl")]
         if len(entries) > _MAX_ENTRIES or len(pickles) != 1:
             raise ValueError("too many entries, or not one that says what the others are")
+        # A name with letters is another one in capitals, and torch would read its numbers once for each of them.
+        if any("/data/" in e.filename.lower() and not _NUMBERS.fullmatch(e.filename) for e in entries):
+            raise ValueError("numbers under another name than torch gives them")
         if pickles[0].file_size > _MAX_PICKLE_BYTES:
             raise ValueError("too many plain values")
-        if archive.testzip() is not None:
-            raise ValueError("a checksum differs")
-        _check_pickle(archive.read(pickles[0]), names=names, entries=len(entries))
+        for entry in entries:
+            content = archive.read(entry)  # raises an error of its own if the sum differs
+            if entry is pickles[0]:
+                _check_pickle(content, names=names, entries=len(entries))
+            copy = zipfile.ZipInfo(entry.filename)
+            written.writestr(copy, content)
+            copy.external_attr = 0  # zipfile has put a file's mode there
+    target.seek(0)
+    return target
 
 
-def _check_legacy(path: Path) -> None:
+def _check_legacy(data: bytes) -> None:
     """Raise ValueError unless the file is one that torch.save wrote before version 1.6: five pickles, then the numbers.
 
     They are a magic number, a version, the sizes of C's types, the value, and the order in which its numbers follow.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        pickles = io.BytesIO(file.read(2 * _MAX_PICKLE_BYTES))
-    if not any(argument == _LEGACY_MAGIC for _, argument, _ in pickletools.genops(pickles)):
+    magic = next((form for form in _LEGACY_MAGIC if data.startswith(form)), None)
+    if magic is None:
         raise ValueError("not a file of torch.save")
+    pickles = io.BytesIO(data[: 2 * _MAX_PICKLE_BYTES])
+    pickles.seek(len(magic))
     for _ in range(4):
         start = pickles.tell()
-        _check_pickle(pickles, names=_PICKLE_NAMES | _PARAMETER_NAMES, entries=_MAX_ENTRIES, most=max(size, 2**16))
+        names = _PICKLE_NAMES | _PARAMETER_NAMES
+        _check_pickle(pickles, names=names, entries=_MAX_ENTRIES, most=max(len(data), 2**16))
         if pickles.tell() - start > _MAX_PICKLE_BYTES:
             raise ValueError("too many plain values")
 
@@ -155,15 +195,19 @@ def _check_pickle(data: bytes | io.BytesIO, *, names: Set[str], entries: int, mo
     """Raise ValueError if the pickle names more than tensors are made of, or holds what can share one hash.
 
     A dictionary of many keys with one hash takes minutes to fill. Long numbers and tuples can be made so; ours has none
-    of the first, and of the second five for each tensor, which is an entry of the file.
+    of the first, and of the second five for each tensor, which is an entry of the file. Calls, two for each tensor,
+    make objects of some hundred bytes out of five.
     """
-    tuples_left = 8 * entries + (_MAX_SCALARS if names >= BYSTANDERS else 64)
+    tuples_left = calls_left = 8 * entries + (_MAX_SCALARS if names >= BYSTANDERS else 64)
     texts = EncodedTexts()
-    for opcode, argument, _ in pickletools.genops(data):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if number > _MAX_VALUES:
+            raise ValueError("more plain values than any checkpoint has")
         texts.step(opcode, argument)
         tuples_left -= "TUPLE" in opcode.name
-        if tuples_left < 0:
-            raise ValueError("more tuples than tensors need")
+        calls_left -= opcode.name in {"REDUCE", "NEWOBJ", "BINPERSID"}
+        if tuples_left < 0 or calls_left < 0:
+            raise ValueError("more tuples or calls than tensors need")
         if opcode.name == "GLOBAL" and argument not in names:
             raise ValueError("more than tensors and plain values")
         if isinstance(argument, int) and not -(2**63) <= argument <= most:

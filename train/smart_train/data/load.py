@@ -18,7 +18,7 @@ from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
 from smart_train.data.folder import folder
 from smart_train.data.images import MAX_SIDE, ImageSet, make_image_set, stratified
-from smart_train.data.source import ARRAYS, Arrays, Progress, expanded, no_progress
+from smart_train.data.source import ARRAYS, Arrays, Progress, check_fits, expanded, no_progress
 from smart_train.data.stl10 import stl10
 from smart_train.data.svhn import svhn
 from smart_train.errors import DataError
@@ -60,7 +60,11 @@ def npz(where: str) -> ImageSet:
     try:
         # An object array would be a pickle, which can run code: allow_pickle stays off.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            unpacked = sum(entry.file_size for entry in arrays.zip.infolist())
+            check_fits(unpacked, what=f"the arrays in {where}, of {unpacked} bytes,")
             found = {name: arrays[name] for name in (*ARRAYS, "class_names") if name in arrays.files}
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"no file {where}; give a .npz with {wanted}") from error
     except Exception as error:  # a damaged zip, deflate stream or array header each have an exception of their own

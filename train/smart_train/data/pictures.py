@@ -15,12 +15,11 @@ import numpy as np
 from smart_common.errors import few, shortened
 from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
-from smart_runtime.pictures import FORMATS, MAX_PIXELS, is_grey, read_picture
+from smart_runtime.pictures import EXIF_ORIENTATION, FORMATS, MAX_PIXELS, check_size, is_grey, read_picture
 from smart_train.data.images import MAX_SIDE, Pixels
-from smart_train.data.source import Advance, Progress
+from smart_train.data.source import Advance, Progress, check_fits, too_much
 from smart_train.errors import DataError
 
-_EXIF_ORIENTATION = 0x0112
 _CHUNK = 128  # pictures a task: handing over a single small one costs as much as decoding it
 # Pillow lets go of Python's lock while it decodes. On two cores that reads pictures of 224x224 in half the time, of
 # 64x64 in three quarters; for 32x32 it neither gains nor costs much. More than a few threads only wait for the lock.
@@ -71,12 +70,12 @@ def read_pictures(
     height, width = found
     kept = [i for i in range(len(paths)) if i not in broken]
     channels = 1 if colour == "L" else 3
+    what = f"{len(kept)} pictures of {width}x{height}"
+    check_fits(len(kept) * height * width * channels, what=what)
     try:
         images = np.empty((len(kept), height, width, channels), dtype=np.uint8)
     except MemoryError as error:
-        raise DataError(
-            f"{len(kept)} pictures of {width}x{height} do not fit into memory; scale them down first"
-        ) from error
+        raise too_much(what) from error
 
     def decode_one(place: int) -> None:
         path = paths[kept[place]]
@@ -164,10 +163,12 @@ def _header(path: Path) -> _Header | _Broken:
     try:
         with Image.open(path, formats=FORMATS) as picture:
             # Asked first: to look for EXIF data behind the pixels of a PNG, Pillow decodes them.
-            if picture.width * picture.height <= MAX_PIXELS:
-                turned = picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-                size = (picture.width, picture.height) if turned else (picture.height, picture.width)
-                return _Header(size, is_grey(picture))
+            check_size(picture, name=name)
+            turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
+            size = (picture.width, picture.height) if turned else (picture.height, picture.width)
+            return _Header(size, is_grey(picture))
+    except InputError as error:
+        return _Broken(path, str(error))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them trip over

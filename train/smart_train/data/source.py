@@ -54,6 +54,20 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise DataError(f"no home directory for the ~ of {path}; write the path out in full") from error
 
 
+def check_fits(size: int, *, what: str) -> None:
+    """Raise DataError if ``what`` takes more than the machine's memory, of which a small file may claim any amount.
+
+    Where the system promises more memory than it has, nothing else would be said before the process is ended.
+    """
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise too_much(what)
+
+
+def too_much(what: str) -> DataError:
+    """Return the error that ``what`` takes more memory than there is."""
+    return DataError(f"{what} do not fit into memory; scale them down first")
+
+
 @dataclass(frozen=True, eq=False)
 class Arrays:
     """A data set as its files hold it, before anything is checked across them or split off.

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from smart_common.console import cli as house
-from smart_common.errors import SmartError
+from smart_common.errors import SmartError, shortened
 from smart_common.figures import check_plot, is_plot
 from smart_common.lazy import load
 from smart_common.outputs import Output, check_outputs
@@ -254,8 +254,8 @@ def _factory(ctx: click.Context, model: str) -> Factory | None:
         return None
     if not is_library_name(model) and ctx.get_parameter_source("model") is not ParameterSource.COMMANDLINE:
         raise ConfigError(
-            f"--model {model} is in a file alone, which may be anybody's; type it on the command line too to have that "
-            f"code imported"
+            f"--model {shortened(model)} is in a file alone, which may be anybody's; type it on the command line too "
+            "to have that code imported"
         )
     return import_factory(model)
 

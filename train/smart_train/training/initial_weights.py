@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from smart_common.errors import shortened
-from smart_common.files import digest_and_value
 from smart_train.architectures.custom import Factory
 from smart_train.architectures.libraries import IMAGENET_MEAN, IMAGENET_STD, LibraryNetwork
 from smart_train.checkpoint.format import FORMAT
-from smart_train.checkpoint.reader import read_plain
+from smart_train.checkpoint.reader import plain_value, read_bytes
 from smart_train.data.images import ImageSet
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.options import parse_normalisation
@@ -29,6 +29,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel and compiled
 _AVERAGED = "n_averaged"
 _COUNTER = "num_batches_tracked"  # of batch norms; older files have none, and nothing follows from it
 _MOST_SHARED = 4  # how often tensors may share the numbers in a file
+_MAX_HEADER_BYTES = 4 * 2**20  # of safetensors: names, types and shapes, some hundred bytes a tensor
 _LISTED = 5  # names that a refusal gives
 
 
@@ -48,16 +49,12 @@ def read_initial_weights(path: Path) -> InitialWeights:
 
     Raises:
         CheckpointError: if the file is missing or too large, or holds anything else.
-        SmartError: if it is changed meanwhile.
     """
-    digest, tensors = digest_and_value(path, _read_tensors)
-    return InitialWeights(tensors, digest, shortened(path.name))
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    raw = _read_safetensors(path) if path.suffix == ".safetensors" else None
-    if raw is None:
-        raw = read_plain(path, kind="state dict of tensors", parameters=True)
+    data = read_bytes(path)
+    if path.suffix == ".safetensors":
+        raw: Any = _safetensors(data, path=path)
+    else:
+        raw = plain_value(data, path=path, kind="state dict of tensors", parameters=True)
     found: Any = raw
     if isinstance(raw, dict) and not _is_state(raw):
         if isinstance(raw.get("format"), str) and raw["format"] == FORMAT:
@@ -71,16 +68,19 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"no tensors by name in {path}, neither alone nor under {' or '.join(_INSIDE)}; save network.state_dict()"
         )
     tensors = {name: tensor.detach() for name, tensor in found.items()}
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MOST_SHARED * path.stat().st_size:
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MOST_SHARED * len(data):
         raise CheckpointError(f"the tensors in {path} claim more numbers than the file holds; copy it again")
-    return tensors
+    return InitialWeights(tensors, hashlib.sha256(data).hexdigest(), shortened(path.name))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(data: bytes, *, path: Path) -> dict[str, Tensor]:
+    damaged = CheckpointError(f"no file of safetensors at {path}, or a damaged one; copy it again")
+    if int.from_bytes(data[:8], "little") > _MAX_HEADER_BYTES:
+        raise damaged
     try:
-        return load_file(path)
-    except Exception as error:  # a missing or damaged file has errors of the library's own
-        raise CheckpointError(f"no file of safetensors at {path}, or a damaged one; copy it again") from error
+        return load(data)
+    except Exception as error:  # a damaged file has errors of the library's own
+        raise damaged from error
 
 
 def _is_state(value: Mapping[Any, Any]) -> bool:
