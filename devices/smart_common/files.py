@@ -16,7 +16,7 @@ from smart_common.errors import OutputError, SmartError
 
 _T = TypeVar("_T")
 
-_BUSY = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+_BUSY = {errno.EWOULDBLOCK, errno.EAGAIN}
 _PIECE = 2**20  # bytes read at once
 _MOST_OF_NAME = 200  # bytes; a file system has room for 255, and more is added
 
@@ -90,7 +90,11 @@ def locked(file: Path) -> Iterator[bool | None]:
     Raises:
         OSError: The system refuses to make or open it.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(file, os.O_RDWR | flags, 0o644)  # NFS locks for writers alone
+    except PermissionError:  # another user's
+        descriptor = os.open(file, os.O_RDONLY | flags, 0o644)
     try:
         mine = _lock(descriptor)
         yield mine if not mine or _is_named(descriptor, file) else None
@@ -131,7 +135,7 @@ def _new_folder(beside: Path) -> int:
 
 def _remove_leavings(path: Path) -> None:
     """Remove what processes that were killed have left beside ``path``: a living one holds a lock on what it makes."""
-    name = re.compile(rf"\.{re.escape(_cut(path.name))}\.([0-9a-f]{{16}}\.)?tmp")  # earlier versions had no number
+    name = re.compile(rf"\.{re.escape(_cut(path.name))}\.[0-9a-f]{{16}}\.tmp")
     entries: list[str] = []
     with suppress(OSError):  # one may be allowed to write into a folder and not to list it
         entries = os.listdir(path.parent)  # noqa: PTH208  # names alone

@@ -10,17 +10,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-# Its modules are found where the parent's are found, the folder that it is started in left out: what lies there may be
-# a stranger's.
+# Its modules are found where the parent's are found, and not in the folder that it is started in (see `children`).
 _CHILD = """
 import json, resource, sys
 path, function, seconds, most = json.loads(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-resource.setrlimit(resource.RLIMIT_AS, (most, most))
+for kind, bound in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, most)):
+    hard = resource.getrlimit(kind)[1]  # which may be the user's own
+    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(kind, (bound, bound))
 sys.path[:] = path
 from smart_common.lazy import load
 answer = json.dumps(load(function)(sys.stdin.buffer.read()))
@@ -39,7 +38,7 @@ def run_limited(function: str, data: bytes, *, seconds: int, max_bytes: int) -> 
         seconds: of processor time that it may take.
         max_bytes: of address space that it may take, libraries included.
     """
-    path = [entry for entry in sys.path if entry not in {"", str(Path.cwd())}]
+    path = list(filter(None, sys.path))  # "" stands for the current directory
     arguments = json.dumps([path, function, seconds, max_bytes])
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # each would reserve memory
     try:

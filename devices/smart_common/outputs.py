@@ -65,6 +65,8 @@ def check_outputs(outputs: Sequence[Output] = (), *, inputs: Iterable[Path | Non
 def _check_replaceable(one: Output, read: Sequence[Path], *, force: bool) -> None:
     if not one.path.is_file():
         raise OutputError(f"{one.option} {one.path} is no plain file and would be replaced by one; name another file")
+    if one.path.stat().st_size == 0:  # nothing is lost with it
+        return
     if is_key(one.path):
         raise OutputError(f"{one.option} {one.path} is a key, which is never overwritten; name another file")
     if one.ours(one.path):
@@ -91,7 +93,8 @@ def _standard_output() -> Iterator[Output]:
     try:
         status = os.fstat(1)
         path = Path(os.readlink("/proc/self/fd/1"))  # noqa: PTH115  # a pipe's is no path
-        if stat.S_ISREG(status.st_mode) and os.path.samestat(status, path.stat()):
+        # What cannot be read is no input, and may be a log that another user has opened for us.
+        if stat.S_ISREG(status.st_mode) and os.path.samestat(status, path.stat()) and os.access(path, os.R_OK):
             yield Output(_STANDARD_OUTPUT, path)
     except OSError:  # closed, removed, or a system without /proc
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from smart_common.console.cli import Command, Group, console, json_option, print_json, say, table, version_option
+from smart_common.outputs import check_outputs
 from smart_devices.engine_rows import EngineStatus, engine_info
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def show(name: str, *, as_json: bool) -> None:
 
     NAME is a profile's name or an alias of it.
     """
-    from smart_devices.profiles import resolve_target  # noqa: PLC0415
+    from smart_devices.profiles import profile_file, resolve_target  # noqa: PLC0415
 
+    check_outputs(inputs=[profile_file(name)])
     target = resolve_target(name)
     profile = target.profile
     if as_json:
@@ -204,7 +206,7 @@ def _document(profile: Profile) -> dict[str, object]:
 def _rows(profile: Profile) -> Iterator[_Row]:
     if profile.export_only is not None:
         yield ("export only", "yes", profile.export_only)
-    yield ("identity", "\n".join(profile.identity.names), profile.identity.source)
+    yield ("identity", ", ".join(profile.identity.names), profile.identity.source)
     yield _row("compute capability", profile.compute_capability)
     yield _row("2:4 sparse tensor cores", profile.sparse_tensor_cores)
     yield _row("memory", profile.memory.size)
@@ -218,7 +220,7 @@ def _rows(profile: Profile) -> Iterator[_Row]:
     for precision, pair in profile.channel_alignment.items():
         yield from _pair(f"channel alignment {precision}", pair)
     yield _row("ONNX opset", profile.onnx_opset)
-    yield ("engines, best first", "\n".join(profile.engines), "")
+    yield ("engines, best first", ", ".join(profile.engines), "")
 
 
 def _row(what: str, fact: Fact[str] | Fact[bool] | Fact[int] | Fact[float] | None) -> _Row:

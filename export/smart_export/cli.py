@@ -184,7 +184,7 @@ def build(
     check_max_drop(max_drop / 100)
     if calibration is not None and precision != INT8:
         raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
-    places_read = [checkpoint, dense_control, sign, data_place(data), data_place(calibration), own.file]
+    places_read = [checkpoint, dense_control, sign, *map(data_place, (data, calibration)), places.data_dir, own.file]
     show.check_places(bundle=output, report=report, target=target, inputs=places_read)
     capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
     key = None if sign is None else load_private_key(sign)

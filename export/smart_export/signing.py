@@ -43,6 +43,8 @@ def write_key_pair(path: Path) -> KeyPair:
     with needing_cryptography():
         from cryptography.hazmat.primitives import serialization as form  # noqa: PLC0415  # optional: imported at use
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+    if path.name in {"", ".."}:
+        raise ExportError(f"{path} is a folder, and a key is a file; name one in it")
     public = path.with_name(f"{path.name}.pub")
     if not path.parent.is_dir():
         raise ExportError(f"no folder {path.parent} for {path.name}; create it first")

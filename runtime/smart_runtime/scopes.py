@@ -75,7 +75,9 @@ class Block(io.IOBase):
 
     def __enter__(self) -> Any:
         try:
-            return next(self._steps)
+            for entered in self._steps:
+                return entered
         except BaseException:
             self.close()
             raise
+        raise RuntimeError("a block of `using` runs once; call it again for the next")

@@ -108,7 +108,8 @@ def suffixes(parameter: click.Parameter) -> list[str]:
 def hostile(folder: Path, suffix: str) -> dict[str, Path]:
     """Make what stands in the place of a file whose name ends with ``suffix``."""
     folder.mkdir()
-    made = {kind: folder / f"{kind}{suffix}" for kind in ("directory", "empty", "device", "picture", "checkpoint")}
+    kinds = ("directory", "empty", "device", "picture", "checkpoint")
+    made = {kind: folder / f"{kind}{suffix}" for kind in kinds}
     made["directory"].mkdir()
     made["empty"].write_bytes(b"")
     made["device"].symlink_to("/dev/zero")  # a link, since root may replace a device by a file
@@ -197,7 +198,8 @@ def test_what_is_no_such_file_is_one_sentence(
     command = dict(commands())[name]
     wrong = []
     for number, suffix in enumerate(suffixes(tried)):
-        for kind, place in hostile(folder / f"hostile{number}", suffix).items():
+        named: dict[str, str | Path] = {"nothing": "", "here": "."} if number == 0 else {}
+        for kind, place in (named | hostile(folder / f"hostile{number}", suffix)).items():
             if whole and kind not in ACCEPTED:
                 continue
             for form in FORMS.get(str(tried.name), ("{}",)):

@@ -167,7 +167,7 @@ def main(
         )
     )
     results = [] if output is None else [Output("-o", output)]
-    places_read = [*models, source, trust, *include, data_place(data), own.file]
+    places_read = [*models, source, trust, *include, data_place(data), places.data_dir, own.file]
     check_outputs([*results, *page.outputs], inputs=places_read)
     with house.warnings_as_notes("smart_eval", "smart_train"):
         found = evaluate_all(

@@ -64,7 +64,7 @@ def _apply_recipe(ctx: click.Context, _: click.Parameter, path: Path | None) -> 
         for name, mark in _FILES_IN.items():
             if mark in str(values.get(name, "")):
                 raise ConfigError(
-                    f"{name} in {path} names a file, which a recipe cannot choose; type --{name} on the command line"
+                    f"{name} in {path} names a file, which a recipe cannot choose; remove it there and type --{name}"
                 )
         _set_defaults(ctx, values, path, names=_names(ctx) - NOT_IN_RECIPES)
 

@@ -51,13 +51,20 @@ class Advance(Protocol):
         """``count`` units are done; ``status`` is a few words on how things stand."""
 
 
+# What click raises since version 8.2 where a group stands alone: its message is our own help page.
+_HELP: tuple[type[click.ClickException], ...] = tuple(
+    found for found in (getattr(click.exceptions, "NoArgsIsHelpError", None),) if found is not None
+)
+
+
 @contextmanager
 def _politely(ctx: click.Context) -> Iterator[None]:
     """Turn an expected failure into one line on standard error and exit status 1, Ctrl-C into one and status 130."""
     try:
         yield
-    except click.ClickException as error:  # click shows what was typed as it is, and a shell types names of files
-        vars(error)["message"] = printable(error.message)
+    except click.ClickException as error:
+        if not isinstance(error, _HELP):  # click repeats what was typed as it is
+            vars(error)["message"] = printable(error.message)
         raise
     except SmartError as error:
         say_error(str(error))

@@ -14,9 +14,11 @@ from smart_runtime.bench.contenders import Contender, Source, open_contender
 from smart_runtime.bench.measure import random_batch
 from smart_runtime.errors import EngineError
 
-# Of processor time and address space, and more for each byte of the file: ONNX Runtime packs weights in other orders.
+# Of processor time and address space for batches up to `_IMAGES`, and more for each byte of the file: ONNX Runtime
+# packs weights in other orders.
 _SECONDS, _SECONDS_A_GIB = 60, 120
 _MAX_BYTES, _BYTES_A_BYTE = 6 * 2**30, 8
+_IMAGES = 32
 
 
 def try_baseline(baseline: Contender, *, engine: str, batch: int, threads: int, seed: int) -> None:
@@ -24,16 +26,17 @@ def try_baseline(baseline: Contender, *, engine: str, batch: int, threads: int, 
 
     Raises:
         EngineError: The engine refuses it, or it takes more than a minute of processor time or 6 GiB, and more for a
-            large file.
+            large file or batch.
     """
     if engine != REFERENCE_ENGINE:
         return
+    times = -(-batch // _IMAGES)
     request = {"source": asdict(baseline.source), "engine": engine, "batch": batch, "threads": threads, "seed": seed}
     answer = run_limited(
         "smart_runtime.bench.baseline:run_once",
         json.dumps(request).encode(),
-        seconds=_SECONDS + _SECONDS_A_GIB * baseline.bytes // 2**30,
-        max_bytes=_MAX_BYTES + _BYTES_A_BYTE * baseline.bytes,
+        seconds=times * _SECONDS + _SECONDS_A_GIB * baseline.bytes // 2**30,
+        max_bytes=times * _MAX_BYTES + _BYTES_A_BYTE * baseline.bytes,
     )
     if answer is None:
         raise EngineError(

@@ -23,6 +23,7 @@ def despite_exchange(directory: Path, read: Callable[[], _T]) -> _T:
     change places in one step (see `smart_export.publish`), there is for a moment no bundle under the name, and the old
     one beside it.
     """
+    directory = Path(os.path.abspath(directory))  # noqa: PTH100  # "." has no name; links are not to be followed
     old = directory.with_name(f".{directory.name}.old")
     for _ in range(_TRIES - 1):
         before = identity(directory)

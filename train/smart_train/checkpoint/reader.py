@@ -30,6 +30,7 @@ _MAX_SCALARS = 4096  # tuples of NumPy's beside the tensors of others: two a fig
 _MAX_DEPTH = 8  # of nested plain values
 _MAX_VALUES = 2**20  # in the plain record, and instructions of a pickle, of which a tensor takes about sixty
 _ZIP = b"PK\x03\x04"
+_FIRST_ENTRY = 512  # bytes, in which torch.save names the first entry of its archive
 _NUMBERS = re.compile(r"[^/]+/data/[0-9]+", re.ASCII)  # the entry of a tensor
 # torch.serialization.MAGIC_NUMBER, as each protocol writes it.
 _LEGACY_MAGIC = tuple(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=protocol) for protocol in range(2, 6))
@@ -71,7 +72,8 @@ def save_atomically(value: Any, path: Path) -> None:
 def is_archive(path: Path) -> bool:
     """Whether ``path`` is a file as `save_atomically` writes it; raises OSError if the system cannot read it."""
     with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
+        head = file.read(_FIRST_ENTRY)
+    return head.startswith(_ZIP) and b"/data.pkl" in head
 
 
 def read_plain(

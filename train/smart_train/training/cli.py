@@ -272,8 +272,10 @@ def _check_outputs(
         found.append(Output("--plot", curves, is_plot))
     if tensorboard is not None:
         found.append(Output("--tensorboard", tensorboard / "events"))
-    read = [data_place(ctx.params["data"]), ctx.params["init"], ctx.meta.get(RECIPE), network_file(ctx.params["model"])]
-    check_outputs(found, inputs=[*read, profile_file(ctx.params["target"] or "")], force=force)
+    given = ctx.params
+    read = [data_place(given["data"]), given["data_dir"], given["init"], ctx.meta.get(RECIPE)]
+    read += [network_file(given["model"]), profile_file(given["target"] or "")]
+    check_outputs(found, inputs=read, force=force)
 
 
 def _start_anew(output: Path, *, factory: Factory | None) -> None:

@@ -147,6 +147,8 @@ def read_options(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: if there is no state, or it holds something else.
         ConfigError: if ``checkpoint`` is the state or the dense control of another one, which goes on with it.
     """
+    if checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint} is a folder; name the checkpoint of a training")
     path = state_path(checkpoint)
     if (whole := _without(checkpoint, state_path)) is not None:
         read_options(whole)  # it may be a dense control's
@@ -166,6 +168,8 @@ def read_options(checkpoint: Path) -> dict[str, Any]:
 
 def _without(file: Path, added: Callable[[Path], Path]) -> Path | None:
     """Return the checkpoint whose training's state lies beside it and whose name ``added`` makes into ``file``."""
+    if not file.suffix:
+        return None
     checkpoint = file.with_name(f"{Path(file.stem).stem}{file.suffix}")
     return checkpoint if added(checkpoint) == file and state_path(checkpoint).exists() else None
 
