@@ -100,9 +100,11 @@ def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder", "pipe"]
 
 
-def test_a_second_training_is_refused_by_name(tmp_path: Path) -> None:
-    output = tmp_path / "ckpt.pt"
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(output)], stdout=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])  # which share a history
+def test_a_second_training_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"ckpt{suffix}"
+    owned = str(tmp_path / "ckpt.history.csv")
+    with subprocess.Popen([sys.executable, "-c", HOLDS, owned], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(ConfigError, match=r"another training is writing .*ckpt\.pt"), owning_output(output):
@@ -111,10 +113,12 @@ def test_a_second_training_is_refused_by_name(tmp_path: Path) -> None:
         second = subprocess.run(command, capture_output=True, text=True, check=False)
         process.kill()
     assert second.returncode == 1
-    assert second.stderr == f"error: another training is writing {output}; wait for it, or name another with -o\n"
+    assert second.stderr == (
+        f"error: another training is writing {output} or ckpt.history.csv; wait for it, or name another with -o\n"
+    )
     with owning_output(output), owning_output(output):
-        assert ".ckpt.pt.lock" in names(tmp_path)
-    assert ".ckpt.pt.lock" not in names(tmp_path)
+        assert ".ckpt.history.csv.lock" in names(tmp_path)
+    assert ".ckpt.history.csv.lock" not in names(tmp_path)
 
 
 def test_an_export_is_refused_while_another_writes_its_name(tmp_path: Path) -> None:

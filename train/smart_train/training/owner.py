@@ -9,6 +9,7 @@ from pathlib import Path
 
 from smart_common.files import owning
 from smart_train.errors import ConfigError
+from smart_train.training.history import history_path
 
 _OWNED: ContextVar[frozenset[Path]] = ContextVar("owned", default=frozenset())
 
@@ -20,13 +21,14 @@ def owning_output(checkpoint: Path) -> Iterator[None]:
     Raises:
         ConfigError: if another one is running, in this process or another; one that was killed owns nothing.
     """
-    place = checkpoint.absolute()
+    history = history_path(checkpoint)  # x.pt and x.pth share one
+    place = history.absolute()
     if place in _OWNED.get():
         yield
         return
-    with owning(checkpoint) as mine:
+    with owning(history) as mine:
         if not mine:
-            raise ConfigError(f"another training is writing {checkpoint}; wait for it, or name another with -o")
+            raise ConfigError(f"another training is writing {checkpoint} or {history.name}; wait for it, or name another with -o")
         before = _OWNED.set(_OWNED.get() | {place})
         try:
             yield
