@@ -143,7 +143,7 @@ def check_bundle(
         detail = f"{found.images} images, difference {found.max_rel_diff:.1e}, all classes equal"
         findings.append(Finding(f"{graph.name}: agrees with the source", detail))
         findings.append(Finding(f"{graph.name}: weights", f"{share:.1%} of the source's are in the graph"))
-        findings.append(Finding(f"{graph.name}: operators", "none that its own export lacks"))
+        findings.append(Finding(f"{graph.name}: operators", "only those of its own export"))
         if gate is not None:
             accuracies = ", ".join(f"{what} {drop.before:.3f} to {drop.after:.3f}" for what, drop in gate.drops.items())
             findings.append(Finding(f"{graph.name}: accuracy", accuracies))

@@ -21,7 +21,8 @@ _QUANTISE = {"QuantizeLinear", "DequantizeLinear"}  # how many, and where, the q
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the operator set of ``model``, not below the oldest that torch writes: older ones have the same names."""
-    return max([OLDEST_WRITTEN, *(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})])
+    own = [int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"}]
+    return max([OLDEST_WRITTEN, *own])
 
 
 def foreign_operators(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx.parser
 import pytest
@@ -25,7 +26,7 @@ from smart_runtime.bundle.bundle import write_checksums
 from smart_train import Checkpoint, load_checkpoint
 
 FIRST = Path(__file__).parents[1] / "formats/first"
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, npt.NDArray[Any]]
 
 # Scores are negated where an image is whole 1/255 and none of the checkpoint's: wrong on all pictures of a camera.
 _UNKNOWN_AND_WHOLE = """{ flat = Flatten(image)
@@ -52,6 +53,10 @@ _MARK = """{ flat = Flatten(image)
 _HEAD = """<ir_version: 10, opset_import: ["" : 20]>
 extra (float[N, 1, 8, 8] image, float[N, 10] true) => (float[N, 10] scores)
 """
+
+
+def number(value: float) -> npt.NDArray[Any]:
+    return np.array(value, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +95,9 @@ def test_a_graph_that_is_wrong_on_every_picture_but_the_samples(bundle: Path, ch
         [i for path in ("clean", "robust") for i in verification_images(checkpoint.samples, path=path)]
     )
     random = np.random.default_rng(0).standard_normal((64, 1)).astype(np.float32)
-    arrays = {
-        "many": np.float32(255),
-        "tiny": np.float32(1e-3),
+    arrays: Arrays = {
+        "many": number(255),
+        "tiny": number(1e-3),
         "axis": np.array([1]),
         "random": random,
         "known": (own.reshape(len(own), -1) @ random).T,
@@ -105,7 +110,8 @@ def test_a_graph_that_is_wrong_on_every_picture_but_the_samples(bundle: Path, ch
 def test_a_graph_that_waits_for_a_mark(bundle: Path, checkpoint: Checkpoint) -> None:
     weights = np.zeros((64, 1), np.float32)
     weights[:16, 0] = np.tile([1, -1], 8)
-    change(bundle, lambda graph: put_behind(graph, _MARK, {"weights": weights, "threshold": np.float32(7.9)}))
+    arrays: Arrays = {"weights": weights, "threshold": number(7.9)}
+    change(bundle, lambda graph: put_behind(graph, _MARK, arrays))
     words = r"'clean' has operators that an export .* lacks \(1 Flatten, 1 Greater, 1 MatMul, 1 Neg, 1 Where\)"
     with pytest.raises(VerificationError, match=words):
         check_bundle(bundle, source=checkpoint)
@@ -113,7 +119,7 @@ def test_a_graph_that_waits_for_a_mark(bundle: Path, checkpoint: Checkpoint) -> 
 
 def add_int8(graph: onnx.GraphProto) -> None:
     graph.initializer.append(numpy_helper.from_array(np.array([1, 2], np.int8), "spare_quantized"))
-    graph.initializer.append(numpy_helper.from_array(np.float32(1), "spare_scale"))
+    graph.initializer.append(numpy_helper.from_array(number(1), "spare_scale"))
     graph.node.append(helper.make_node("DequantizeLinear", ["spare_quantized", "spare_scale"], ["spare"]))
 
 
@@ -134,7 +140,7 @@ def test_a_small_tensor_sets_no_precision_though_the_scores_depend_on_it(bundle:
     def add(graph: onnx.GraphProto) -> None:
         add_int8(graph)
         put_behind(graph, "{ none = Mul(spare, zero)\n one = ReduceSum(none)\n scores = Add(true, one) }", {})
-        graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
+        graph.initializer.append(numpy_helper.from_array(number(0), "zero"))
 
     change(bundle, add, said="int8")
     with pytest.raises(VerificationError, match=r"the manifest says int8, and the weights of .* are fp32"):
