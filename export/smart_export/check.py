@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,15 +17,20 @@ from smart_common.errors import shortened
 from smart_export.errors import ExportError, VerificationError
 from smart_export.evidence import divide
 from smart_export.folding import fold, fold_dense, padded_masks, unmasked
-from smart_export.precision import INT8, TOLERANCE_INT8, Precision, tolerance_for
+from smart_export.graph import Converter
+from smart_export.operators import foreign_operators, require_own_operators
+from smart_export.precision import INT8, MAX_CHECKED_DROP, TOLERANCE_INT8, Precision, tolerance_for
 from smart_export.proof import rounding_of
 from smart_export.verify import (
     DENSE_IMAGES,
     RANDOM_IMAGES,
     Agreement,
     Images,
+    PathGate,
+    Verdict,
     agreement,
     engine_scores,
+    path_gate,
     reference_scores,
     require,
     verification_images,
@@ -97,6 +103,12 @@ def check_bundle(
         _check_roles(bundle.manifest, source)
     agreements: dict[str, Agreement] = {}
     manifest = bundle.manifest
+
+    @functools.cache  # seconds for the first graph, and hardly any for the next one of the same kind
+    def to_onnx(opset: int, _for_cpu: bool) -> Converter:
+        assert source is not None
+        return Converter(input_shape=source.input_shape, opset=opset)
+
     for graph in (*manifest.paths.values(), *([] if manifest.baseline is None else [manifest.baseline])):
         content = bundle.graph_bytes(graph.name)
         external_tensors(content)  # first: onnx's checker expands functions and follows them into each other
@@ -114,18 +126,27 @@ def check_bundle(
                 continue
             weights = weights_of(content)
             _check_said_precision(graph, weights, said=manifest.precision)
-            found = _agreement(opened, graph, source, precision=weights.precision)
+            found, gate = _agreement(opened, graph, source, precision=weights.precision)
         finally:
             opened.close()
         require(found, name=graph.name)
+        if gate is not None:
+            _require_accuracy(gate, name=graph.name)
         share = share_of_weights(_folds(graph, source), weights)
         if share < LEAST_SHARE:
             share = max(share, share_as_converted(_folds(graph, source), weights, shape=source.input_shape))
         require_weights(share, name=graph.name)
+        model = onnx.load_model_from_string(content.model)
+        foreign = foreign_operators(model, _folds(graph, source), precision=weights.precision, to_onnx=to_onnx)
+        require_own_operators(foreign, name=graph.name)
         agreements[graph.name] = found
         detail = f"{found.images} images, difference {found.max_rel_diff:.1e}, all classes equal"
         findings.append(Finding(f"{graph.name}: agrees with the source", detail))
         findings.append(Finding(f"{graph.name}: weights", f"{share:.1%} of the source's are in the graph"))
+        findings.append(Finding(f"{graph.name}: operators", "only those of its own export"))
+        if gate is not None:
+            accuracies = ", ".join(f"{what} {drop.before:.3f} to {drop.after:.3f}" for what, drop in gate.drops.items())
+            findings.append(Finding(f"{graph.name}: accuracy", accuracies))
     return CheckResult(tuple(findings), agreements)
 
 
@@ -159,31 +180,70 @@ def _check_said_precision(graph: GraphInfo, weights: GraphWeights, *, said: str)
         )
 
 
-def _agreement(engine: Engine, graph: GraphInfo, source: Checkpoint, *, precision: Precision) -> Agreement:
+def _agreement(
+    engine: Engine, graph: GraphInfo, source: Checkpoint, *, precision: Precision
+) -> tuple[Agreement, PathGate | None]:
     """Compare the scores of a graph; what they may differ by is known here, whatever the manifest says of it.
 
-    On the checkpoint's own images, and on others that nobody can have known: between those and noise, new each time.
+    On the checkpoint's own images, and on others that nobody can have known, new each time. Scores of int8 may differ
+    by much, so its accuracies are compared too; of the baseline, which judges nothing, they are not.
     """
     dense = graph.name == DENSE
     name = source.net.path_names[0] if dense else graph.name
     reference = unmasked(source.net, path=name) if dense else source.net.path(name)
     judging, _ = divide(source, precision=precision)  # part of what the export looked at, whatever judged there
     own = verification_images(judging.samples, path=name, random_images=0, most=DENSE_IMAGES if dense else None)[:2]
-    images = [*own, _unknown_images(own[0], count=DENSE_IMAGES if dense else RANDOM_IMAGES)]
+    unknown = unknown_images(own[0], count=DENSE_IMAGES if dense else RANDOM_IMAGES, generator=np.random.default_rng())
+    images = [*own, unknown]  # no seed: a graph that knows the images beforehand is to be found
     tolerance = TOLERANCE_INT8
     if precision != INT8:  # a deep network rounds more, and how much its own float64 says
         tolerance = tolerance_for(precision, rounding=rounding_of(reference, images)) or 0.0
     got = engine_scores(engine, images, classes=len(source.class_names), name=graph.name)
-    return agreement(reference_scores(reference, images), got, tolerance=tolerance)
+    expected = reference_scores(reference, images)
+    found = agreement(expected, got, tolerance=tolerance)
+    if dense or precision != INT8:
+        return found, None
+    count = len(own[0])
+    clean, attacked = slice(count), slice(count, 2 * count)
+    gate = path_gate(
+        judging.samples.labels.numpy(),
+        clean=(expected[clean], got[clean]),
+        adversarial=(expected[attacked], got[attacked]),
+    )
+    return found, gate
 
 
-def _unknown_images(own: Images, *, count: int) -> Images:
-    """Return ``count`` images like ``own``, float32 (N, C, H, W), each more or less drowned in noise."""
-    generator = np.random.default_rng()  # no seed: a graph that knows the images beforehand is to be found
-    chosen = own[generator.integers(0, len(own), count)]
+def _require_accuracy(gate: PathGate, *, name: str) -> None:
+    """Raise VerificationError if an accuracy dropped, beyond doubt, by more than a check allows."""
+    for what, paired in gate.drops.items():
+        if paired.verdict(max_drop=MAX_CHECKED_DROP, verified=False) is Verdict.FAILS:
+            raise VerificationError(
+                f"the {what} of the graph {name!r} is {paired.after:.3f} on the checkpoint's samples, and that of its "
+                f"masked path {paired.before:.3f}; it does not belong to this checkpoint, or lost too much in int8: "
+                "export it again in a higher precision"
+            )
+
+
+def unknown_images(own: Images, *, count: int, generator: np.random.Generator) -> Images:
+    """Return ``count`` images that are like ``own``, float32 (N, C, H, W) in [0, 1], and none of them.
+
+    They are flipped, shifted, mixed in pairs, and more or less drowned in noise, in turn. Every second one of each is
+    rounded to whole 1/255, as all pictures are that come from a file or a camera.
+    """
+    first, second = (own[generator.integers(0, len(own), count)] for _ in range(2))
     clear = generator.random((count, 1, 1, 1), dtype=np.float32)
-    mixed: Images = clear * chosen + (1 - clear) * generator.random(chosen.shape, dtype=np.float32)
-    return mixed
+    noise = generator.random(first.shape, dtype=np.float32)
+    steps = generator.integers(1, max(2, min(own.shape[2:]) // 4), (count, 2))
+    kinds = [
+        first[..., ::-1],
+        np.stack([np.roll(image, step, axis=(1, 2)) for image, step in zip(first, steps, strict=True)]),
+        clear * first + (1 - clear) * second,
+        clear * first + (1 - clear) * noise,
+    ]
+    found: Images = np.stack([kinds[i % len(kinds)][i] for i in range(count)])
+    rounded = np.arange(count) // len(kinds) % 2 == 0
+    found[rounded] = np.rint(found[rounded] * np.float32(255)) / np.float32(255)
+    return found
 
 
 def _folds(graph: GraphInfo, source: Checkpoint) -> Iterator[fx.GraphModule]:

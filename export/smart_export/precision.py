@@ -37,6 +37,10 @@ which a batch norm left out or a wrong channel exceeds."""
 MAX_DROP = 0.01
 """What a path's accuracy may drop by unless told otherwise, as a fraction: one point."""
 
+MAX_CHECKED_DROP = 0.1
+"""What an accuracy of an int8 graph may drop by in a check, beyond doubt, whatever its export allowed: a manifest only
+claims what that was."""
+
 WEIGHT_DTYPES: Mapping[Precision, str] = MappingProxyType({FP32: "float32", FP16: "float16", INT8: "int8"})
 """NumPy's name of what the weights of convolutions and linear layers are stored in."""
 

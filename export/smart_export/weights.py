@@ -25,6 +25,8 @@ LEAST_SHARE = 0.9
 # What one number may be off by, as a fraction of the largest of its tensor. fp32: float64 rounded on another machine;
 # fp16: 11 bits; int8: half of one of 127 steps of the channel's own scale, twice that to spare.
 _OFF: Mapping[Precision, float] = {FP32: 1e-5, FP16: 1e-3, INT8: 1 / 127}
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_PASSING = {"Cast", "DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _TINY = 1e-6  # below what any of them changes in a score
 
 _Array: TypeAlias = npt.NDArray[Any]
@@ -39,21 +41,46 @@ class GraphWeights:
 
 
 def weights_of(content: GraphBytes) -> GraphWeights:
-    """Read the tensors of a graph, and from them the precision that it computes in, whatever is said of it."""
+    """Read the tensors that lead to the scores, and from them the precision of the graph, whatever is said of it."""
     model = onnx.load_model_from_string(content.model)
     external = external_tensors(content)
+    nodes = _leading_to_outputs(model.graph)
+    read = {name for node in nodes for name in node.input}
     raw = {
         tensor.name: external[tensor.name] if tensor.name in external else numpy_helper.to_array(tensor)
         for tensor in model.graph.initializer
-        if tensor.name in external or tensor.data_location != TensorProto.EXTERNAL
+        if tensor.name in read and (tensor.name in external or tensor.data_location != TensorProto.EXTERNAL)
     }
-    tensors, whole = {}, [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    for node in whole:
-        if node.input[0] in raw and node.input[1] in raw:
+    tensors = {}
+    for node in nodes:
+        if node.op_type == "DequantizeLinear" and node.input[0] in raw and node.input[1] in raw:
             tensors[node.input[0].removesuffix("_quantized")] = _dequantised(node, raw)
     plain = {name: array for name, array in raw.items() if array.dtype in {np.dtype("f2"), np.dtype("f4")}}
-    half = any(array.dtype == np.float16 and array.size > 1 for array in plain.values())
-    return GraphWeights({**plain, **tensors}, INT8 if tensors else FP16 if half else FP32)
+    return GraphWeights({**plain, **tensors}, _precision(nodes, raw))
+
+
+def _leading_to_outputs(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes that an output depends on, in order; the others compute nothing that anybody sees."""
+    wanted, found = {output.name for output in graph.output}, []
+    for node in reversed(graph.node):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+            found.append(node)
+    return found[::-1]
+
+
+def _precision(nodes: Sequence[onnx.NodeProto], raw: Mapping[str, _Array]) -> Precision:
+    """Return how most numbers are stored that convolutions and linear layers read: one small tensor decides nothing."""
+    stored: dict[Precision, int] = {FP32: 0, FP16: 0, INT8: 0}
+    origin = {name: name for name in raw}
+    for node in nodes:
+        if node.op_type in _WEIGHTED:
+            for array in (raw[origin[name]] for name in node.input if name in origin):
+                kind = INT8 if array.dtype.kind in "iu" else FP16 if array.dtype == np.float16 else FP32
+                stored[kind] += array.size
+        elif node.op_type in _PASSING and node.input and node.input[0] in origin:
+            origin[node.output[0]] = origin[node.input[0]]
+    return max(stored, key=lambda kind: stored[kind])  # the first, and the strictest, of equals
 
 
 def _dequantised(node: onnx.NodeProto, raw: Mapping[str, _Array]) -> _Array:
