@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import io
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from smart_common.errors import MissingExtraError
 from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
+from smart_runtime.picture_scans import scanned
 from smart_runtime.picture_tags import check_exif, check_tags
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ MAX_LENGTH = 2**16
 _MAX_WEBP_PIXELS = 2**25  # it keeps five copies of four bytes a pixel
 _MAX_PLAIN_BYTES = 2**22  # of a PPM file written in digits, which are read in Python
 _MAX_SCANNED = 2**30  # pixels times scans of a JPEG: each scan passes over all of them, and real ones have ten
-_SCAN = re.compile(rb"\xff\xda\0(?:\x06\0|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
-"""How a scan begins, its length and number of components, which fit: a film behind a photograph has no such bytes."""
 
 # Only what needs no outside program (Pillow hands EPS to Ghostscript) and what cameras and data sets use.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -202,8 +200,8 @@ def check_size(picture: Image.Image, *, name: str) -> None:
         raise InputError(
             f"{name} is a PPM file of more than {_MAX_PLAIN_BYTES} bytes in digits; save it in binary form"
         )
-    if tiles and picture.format in {"JPEG", "MPO"} and _scans_of(picture) * pixels > _MAX_SCANNED:
-        raise InputError(f"{name} is a JPEG file of too many scans for its size; save it again with one scan")
+    if tiles and scanned(picture, enough=_MAX_SCANNED) > _MAX_SCANNED:
+        raise InputError(f"{name} has too many scans of JPEG for its size; save it again with one scan")
 
 
 def _size_of(picture: Image.Image) -> int:
@@ -211,16 +209,6 @@ def _size_of(picture: Image.Image) -> int:
     size: int = file.seek(0, os.SEEK_END)
     file.seek(place)
     return size
-
-
-def _scans_of(picture: Image.Image) -> int:
-    file, place, scans, rest = picture.fp, picture.fp.tell(), 0, b""  # type: ignore[attr-defined]  # of an opened one
-    file.seek(0)
-    while block := file.read(2**20):
-        scans += len(_SCAN.findall(rest + block))
-        rest = block[-4:]  # a byte less than what is looked for
-    file.seek(place)
-    return scans
 
 
 def _has_16_bits(picture: Image.Image) -> bool:

@@ -56,14 +56,27 @@ def digits() -> bytes:
     return b"P3 1300 1000 255\n" + b"0 " * 2_200_000
 
 
-def baseline() -> bytes:
+def baseline(*, height: int = 4096) -> bytes:
     """Return a JPEG, not progressive, with hundreds of scans of one component."""
-    data = encoded(Image.new("RGB", (4096, 4096)), "JPEG", subsampling=0)
+    data = encoded(Image.new("RGB", (4096, height)), "JPEG", subsampling=0)
 
     def scan(component: int, tables: int) -> bytes:
         return b"\xff\xda\0\x08\x01" + bytes((component, tables, 0, 63, 0, 0))
 
     return data[: data.index(b"\xff\xda")] + scan(1, 0) + scan(2, 0x11) * 100 + scan(3, 0x11) + b"\xff\xd9"
+
+
+def in_strips(data: bytes, *, width: int, height: int, strips: int = 1) -> bytes:
+    """Return a TIFF each of whose strips is the same JPEG, of ``data``."""
+    start = 8 + 2 + 12 * 10 + 4
+    where = start + len(data)
+    fields = [(256, width), (257, height), (259, 7), (262, 6), (277, 3), (278, height // strips), (530, 0x10001)]
+    rows = [(tag, 3 if tag == 530 else 4, 2 if tag == 530 else 1, value) for tag, value in fields]
+    rows += [(258, 3, 1, 8), (273, 4, strips, start if strips == 1 else where)]
+    rows += [(279, 4, strips, len(data) if strips == 1 else where + 4 * strips)]
+    table = struct.pack("<H", len(rows)) + b"".join(struct.pack("<HHLL", *row) for row in sorted(rows)) + bytes(4)
+    parts = struct.pack(f"<{strips}L", *[start] * strips) + struct.pack(f"<{strips}L", *[len(data)] * strips)
+    return b"II*\0" + struct.pack("<L", 8) + table + data + parts
 
 
 def tagged(count: int, size: int, *, order: str = "<", big: bool = False, pointer: int = 0, kind: int = 1) -> bytes:
@@ -105,6 +118,16 @@ def segments() -> bytes:
     return whole[:2] + b"junk\xff".join(b"\xff\xe1" + struct.pack(">H", len(p) + 2) + p for p in parts) + whole[2:]
 
 
+def shared() -> bytes:
+    return in_strips(baseline(height=256), width=4096, height=4096, strips=16)
+
+
+def overlapping() -> bytes:
+    """Return a TIFF whose strips have no scans, and each is the rest of the file."""
+    data = in_strips(bytes(500_000), width=16, height=60_000, strips=60_000)
+    return data[:-480_000] + struct.pack("<60000L", *range(200, 60_200)) + struct.pack("<60000L", *[900_000] * 60_000)
+
+
 COSTLY = {
     "webp": (webp, "at most 33554432 pixels"),
     "long": (lambda: png(2**17, 1), "at most 65536 pixels a side"),
@@ -112,6 +135,9 @@ COSTLY = {
     "scans": (scans, "too many scans"),
     "digits": (digits, "in digits"),
     "baseline scans": (baseline, "too many scans"),
+    "scans in a TIFF": (lambda: in_strips(baseline(), width=4096, height=4096), "too many scans"),
+    "strips that overlap": (overlapping, "too many scans"),
+    "scans that strips share": (shared, "too many scans"),
     "tags": (lambda: tagged(2500, 1_000_000), "the tags of "),
     "tags, big-endian": (lambda: tagged(2500, 1_000_000, order=">"), "the tags of "),
     "tags, BigTIFF": (lambda: tagged(2500, 1_000_000, big=True), "the tags of "),
@@ -168,7 +194,7 @@ def test_a_photograph_with_tags_lies_as_they_say(tmp_path: Path, kind: str) -> N
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "x" * 5000
     exif.get_ifd(34665)[0x9286] = b"y" * 5000
-    options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
+    options = {"compression": "jpeg"} if kind == "TIFF" else {}
     path = tmp_path / "photo"
     path.write_bytes(encoded(Image.new("RGB", (20, 10)), kind, exif=exif, **options))
     with opened(path, name="photo") as picture:

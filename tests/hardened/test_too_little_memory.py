@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,8 @@ def of_python() -> None:
 
 
 @pytest.mark.parametrize("work", [of_numpy, of_torch, of_python])
-def test_too_little_memory_is_one_sentence(work: object) -> None:
-    done = CliRunner().invoke(Command("work", callback=work))  # type: ignore[arg-type]
+def test_too_little_memory_is_one_sentence(work: Callable[[], None]) -> None:
+    done = CliRunner().invoke(Command("work", callback=work))
     assert (done.exit_code, done.stdout) == (1, ""), done.output
     assert done.stderr.startswith("error: there is too little memory")
     assert done.stderr.count("\n") == 1

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from smart_train.attacks import Attack
 from smart_train.checkpoint.reader import Reader
-from smart_train.choices import MAX_ARGUMENTS, MAX_DECIMAL, MAX_INTEGER
+from smart_train.choices import MAX_ARGUMENTS, MAX_DECIMAL, MAX_INTEGER, Argument
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
 from smart_train.masking.structure import Structure
@@ -28,7 +28,7 @@ def test_an_integer_that_no_reader_takes_is_refused_before_the_training(option: 
 
 
 @pytest.mark.parametrize(
-    "value", [MAX_INTEGER + 1, -MAX_INTEGER - 1, MAX_DECIMAL, float("nan"), float("inf"), "", "x" * 1025, "a\nb"]
+    "value", [MAX_INTEGER + 1, -MAX_INTEGER - 1, MAX_DECIMAL, float("nan"), float("inf"), "", "x" * 1025, "a\nb", [1]]
 )
 def test_an_argument_that_no_reader_takes_is_refused_before_the_training(value: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be stored in a checkpoint"):
@@ -43,7 +43,7 @@ def test_the_largest_of_each_is_taken_by_both(tmp_path: Path) -> None:
     path = tmp_path / "empty"
     path.touch()
     read = Reader(path)
-    largest = {"integer": MAX_INTEGER, "decimal": MAX_DECIMAL - 1, "yes": True, "text": "x" * 1024}
+    largest: dict[str, Argument] = {"integer": MAX_INTEGER, "decimal": MAX_DECIMAL - 1, "yes": True, "text": "x" * 1024}
     assert TrainConfig(model_arguments=largest).model_arguments == largest
     assert {name: read.argument(largest, name) for name in largest} == largest
     structure = Structure(align=MAX_INTEGER, min_channels=MAX_INTEGER)

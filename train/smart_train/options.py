@@ -56,10 +56,12 @@ def check_arguments(arguments: Mapping[str, Argument]) -> None:
             )
 
 
-def _is_bounded(value: Argument) -> bool:
+def _is_bounded(value: object) -> bool:
     if isinstance(value, str):
         return is_name(value)
-    return abs(value) <= MAX_INTEGER if isinstance(value, int) else abs(value) < MAX_DECIMAL  # false for nan too
+    if isinstance(value, int):
+        return abs(value) <= MAX_INTEGER
+    return isinstance(value, float) and abs(value) < MAX_DECIMAL  # false for nan too
 
 
 def _value(text: str) -> Argument:
