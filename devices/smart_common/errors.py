@@ -33,6 +33,14 @@ class OutputError(SmartError):
     """A file or folder that cannot be written where it was asked for."""
 
 
+def is_shortage(error: Exception) -> bool:
+    """Whether ``error`` says that memory does not suffice, in Python's words, NumPy's or torch's."""
+    words = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(
+        error
+    )  # of a CPU only these tell
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and words)
+
+
 def alternatives(name: str, known: Iterable[str]) -> str:
     """Return ``name``, which is none of the ``known``, with the one that may be meant, else with all that there are."""
     known = list(known)

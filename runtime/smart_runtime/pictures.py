@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,12 +16,15 @@ import numpy.typing as npt
 from smart_common.errors import MissingExtraError
 from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
+from smart_runtime.picture_scans import scanned
+from smart_runtime.picture_tags import check_exif, check_tags
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH = 0x0100
 
 MAX_PIXELS = 2**26
 """A picture of more pixels is refused before it is decoded: a small file can claim any size."""
@@ -30,9 +35,7 @@ MAX_LENGTH = 2**16
 # What Pillow does with some forms takes far more for each pixel than with the others.
 _MAX_WEBP_PIXELS = 2**25  # it keeps five copies of four bytes a pixel
 _MAX_PLAIN_BYTES = 2**22  # of a PPM file written in digits, which are read in Python
-_MAX_SCANNED = (
-    2**30
-)  # pixels times scans of a progressive JPEG: each scan passes over all of them, and real ones have ten
+_MAX_SCANNED = 2**30  # pixels times scans of a JPEG: each scan passes over all of them, and real ones have ten
 
 # Only what needs no outside program (Pillow hands EPS to Ghostscript) and what cameras and data sets use.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -87,7 +90,7 @@ def read_picture(
         if not Path(source).is_file():
             raise InputError(f"no picture at {name}; check the name")
     try:
-        with Image.open(source, formats=FORMATS) as file:
+        with opened(source, name=name) as file:
             return fitted(file, height=height, width=width, colour=colour, name=name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name) from error
@@ -139,6 +142,46 @@ def fitted(picture: Image.Image, *, height: int, width: int, colour: Colour, nam
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+@contextmanager
+def opened(source: str | os.PathLike[str] | BinaryIO, *, name: str) -> Iterator[Image.Image]:
+    """Open a picture of `FORMATS`, whose header alone is read; what its tags claim is bounded before Pillow reads it.
+
+    Raises:
+        InputError: The tags claim more than the file has. Pillow and the system raise their own errors.
+    """
+    from PIL import Image  # noqa: PLC0415  # an optional library is imported where it is used
+
+    with Path(source).open("rb") if isinstance(source, str | os.PathLike) else nullcontext(source) as given:
+        file = given if given.seekable() else io.BytesIO(given.read())
+        check_tags(file, name=name)
+        with Image.open(file, formats=FORMATS) as picture:
+            yield picture
+
+
+def upright_size(picture: Image.Image, *, name: str) -> tuple[int, int]:
+    """Return (height, width) that an opened picture has once it is turned upright; `check_size` comes first."""
+    tags = getattr(picture, "tag_v2", {})  # of a TIFF file, whose sides Pillow may have exchanged already
+    if _orientation(picture, name=name) >= 5 and tags.get(_TIFF_WIDTH, picture.width) == picture.width:
+        return picture.width, picture.height
+    return picture.height, picture.width
+
+
+def _orientation(picture: Image.Image, *, name: str) -> int:
+    """Return how an opened picture lies, 1 to 8 as EXIF counts: from 5 on its sides are exchanged.
+
+    Ask `check_size` first: to look for EXIF data behind the pixels of a PNG, Pillow decodes them.
+    """
+    if picture.format == "PNG" and "exif" not in picture.info:
+        picture.load()
+    block, profile = picture.info.get("exif"), picture.info.get("Raw profile type exif")
+    if block is None and profile is not None:  # as ImageMagick writes it, in a PNG's text
+        block = bytes.fromhex("".join(profile.split("\n")[3:]))
+    if block is not None:
+        check_exif(block, name=name)
+    found: int = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    return found
+
+
 def is_grey(picture: Image.Image) -> bool:
     """Whether an opened picture has no colours; its pixels are not decoded."""
     return picture.mode in {"1", "L", "LA"} or _has_16_bits(picture)
@@ -157,8 +200,8 @@ def check_size(picture: Image.Image, *, name: str) -> None:
         raise InputError(
             f"{name} is a PPM file of more than {_MAX_PLAIN_BYTES} bytes in digits; save it in binary form"
         )
-    if tiles and picture.info.get("progressive") and _scans_of(picture) * pixels > _MAX_SCANNED:
-        raise InputError(f"{name} is a JPEG file of too many scans for its size; save it without progressive scans")
+    if tiles and scanned(picture, enough=_MAX_SCANNED) > _MAX_SCANNED:
+        raise InputError(f"{name} has too many scans of JPEG for its size; save it again with one scan")
 
 
 def _size_of(picture: Image.Image) -> int:
@@ -166,15 +209,6 @@ def _size_of(picture: Image.Image) -> int:
     size: int = file.seek(0, os.SEEK_END)
     file.seek(place)
     return size
-
-
-def _scans_of(picture: Image.Image) -> int:
-    file, place, scans = picture.fp, picture.fp.tell(), 0  # type: ignore[attr-defined]  # of an opened one
-    file.seek(0)
-    while block := file.read(2**20):
-        scans += block.count(b"\xff\xda")  # in the data of a scan, 0xff is followed by 0
-    file.seek(place)
-    return scans
 
 
 def _has_16_bits(picture: Image.Image) -> bool:
@@ -186,7 +220,7 @@ def _decoded(file: Image.Image, *, name: str, colour: Colour) -> Image.Image:
     from PIL import Image, ImageOps  # noqa: PLC0415  # an optional library is imported where it is used
 
     check_size(file, name=name)
-    turned = file.getexif().get(EXIF_ORIENTATION, 1) != 1
+    turned = _orientation(file, name=name) != 1
     upright = ImageOps.exif_transpose(file) if turned else file  # which would be a copy of all pixels
     if _has_16_bits(file):  # Pillow would clip them to 8 bits; white is 65535 here and 255 there
         upright = Image.fromarray(((np.asarray(upright).astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smart_common.errors import alternatives
 from smart_common.lazy import load
-from smart_train.choices import ATTACKS
+from smart_train.choices import ATTACKS, MAX_INTEGER
 from smart_train.errors import ConfigError
 
 Model = Callable[[Tensor], Tensor]
@@ -124,8 +124,11 @@ class Attack:
             raise ConfigError(
                 f"expected eps in [0, 1] (pixel units), got {self.eps}; 8/255 = 0.0314 is usual for photographs"
             )
-        if self.steps < 1 or self.restarts < 1:
-            raise ConfigError(f"expected 1 or more steps and restarts, got {self.steps} and {self.restarts}")
+        if not 1 <= self.steps <= MAX_INTEGER or not 1 <= self.restarts <= MAX_INTEGER:
+            raise ConfigError(
+                f"expected 1 or more steps and restarts, each at most {MAX_INTEGER}, got {self.steps} and "
+                f"{self.restarts}"
+            )
         if one_step and self.steps != 1:
             raise ConfigError(f"{self.name} has 1 step, {self.steps} were asked for; use --attack pgd for more")
         if self.step_size is not None and not 0 < self.step_size <= 1:

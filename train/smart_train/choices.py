@@ -14,6 +14,15 @@ from smart_train.masking.pattern_rows import structure_names
 Argument: TypeAlias = "int | float | bool | str"
 """Of a network's factory."""
 
+MAX_INTEGER = 2**31 - 1
+"""Either way, what a checkpoint takes as an integer of a structure or network; above any count of a training."""
+
+MAX_DECIMAL = 1e6
+"""Either way, what a checkpoint's other numbers are below."""
+
+MAX_ARGUMENTS = 16
+"""Of a network's factory."""
+
 MaskMode = Literal["gradual", "regrow", "static"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Scope = Literal["block", "all"]

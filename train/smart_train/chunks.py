@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from smart_common.errors import is_shortage
 from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
 
@@ -82,8 +83,8 @@ def enough_memory(chunk: int) -> Iterator[None]:
     """Run a block; raise ConfigError with the remedy if memory does not suffice for ``chunk`` images at a time."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one; of a CPU only the words tell
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
             raise
         raise ConfigError(
             f"too little memory for {chunk} images at a time; use --chunk {max(1, chunk // 4)}, which changes the "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from smart_train.choices import Argument
+from smart_common.names import MAX_NAME, is_name
+from smart_train.choices import MAX_ARGUMENTS, MAX_DECIMAL, MAX_INTEGER, Argument
 from smart_train.errors import ConfigError
 
 MAX_TEXT = 200  # characters of a value
@@ -40,6 +41,27 @@ def parse_arguments(pairs: Sequence[str], *, option: str = "--model-arg") -> dic
             raise ConfigError(f"expected at most {MAX_TEXT} characters after {option} {name}=, got {len(text)}")
         result[name] = _value(text)
     return result
+
+
+def check_arguments(arguments: Mapping[str, Argument]) -> None:
+    """Raise ConfigError unless a checkpoint can hold a network's ``arguments``: its reader refuses what is larger."""
+    if len(arguments) > MAX_ARGUMENTS:
+        raise ConfigError(f"expected at most {MAX_ARGUMENTS} arguments of the network, got {len(arguments)}; use fewer")
+    for name, value in arguments.items():
+        if not (is_name(name) and _is_bounded(value)):
+            raise ConfigError(
+                f"{name!a:.100} = {value!a:.100} cannot be stored in a checkpoint, which takes integers up to "
+                f"{MAX_INTEGER}, decimals below {MAX_DECIMAL:g}, true, false and printable text of 1 to {MAX_NAME} "
+                "characters; choose another argument"
+            )
+
+
+def _is_bounded(value: object) -> bool:
+    if isinstance(value, str):
+        return is_name(value)
+    if isinstance(value, int):
+        return abs(value) <= MAX_INTEGER
+    return isinstance(value, float) and abs(value) < MAX_DECIMAL  # false for nan too
 
 
 def _value(text: str) -> Argument:

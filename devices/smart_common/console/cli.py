@@ -11,13 +11,14 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import click
 
-from smart_common.errors import INTERRUPTED, SmartError, alternatives, is_nearly
+from smart_common.errors import INTERRUPTED, SmartError, alternatives, is_nearly, is_shortage, shortened
 from smart_common.names import printable
 from smart_common.version import version
 
@@ -71,6 +72,11 @@ def _politely(ctx: click.Context) -> Iterator[None]:
     except OSError as error:  # a full disk, a missing permission: the system's own words say it best
         where = f" ({error.filename})" if error.filename else ""
         say_error(f"the system refused: {error.strerror or error}{where}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        said = f" ({shortened(str(error))})" if str(error) else ""
+        say_error(f"there is too little memory{said}; take smaller batches or networks, or close other programs")
     except (KeyboardInterrupt, click.Abort):
         kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
         click.echo(printable(f"interrupted: {kept()}"), file=sys.stderr)
@@ -145,6 +151,8 @@ class _Polite:
         for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks must not end an hour's work
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
+        # Of a damaged picture Pillow warns once for each tag, which may be thousands.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         try:
             return super().main(*args, **kwargs)  # type: ignore[misc]  # it sits before a click class
         except SystemExit as end:

@@ -34,7 +34,15 @@ from smart_train.checkpoint.network_state import (
     read_weight_masks,
 )
 from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
-from smart_train.choices import CUSTOM, FACTORY_FORM, Argument, Scope, is_factory_reference, is_library_name
+from smart_train.choices import (
+    CUSTOM,
+    FACTORY_FORM,
+    MAX_ARGUMENTS,
+    Argument,
+    Scope,
+    is_factory_reference,
+    is_library_name,
+)
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import densities
@@ -45,7 +53,6 @@ from smart_train.masking.structure import Structure
 FORMAT = "smart-edge checkpoint"
 FORMAT_VERSION = 1
 _MAX_PATHS = 16
-_MAX_ARGUMENTS = 16  # of an architecture
 _MAX_CLASSES = 2**16  # three times ImageNet-21k's
 _LEVEL_TOLERANCE = 1e-3  # of a pixel's 255 levels: float32 images are exact to a twentieth of that
 
@@ -203,8 +210,8 @@ def _build(
     if name == CUSTOM and factory is None:
         factory = _factory(reference)
     given = read.get(architecture, "arguments", dict)
-    if len(given) > _MAX_ARGUMENTS:
-        raise read.fail(f"at most {_MAX_ARGUMENTS} model arguments")
+    if len(given) > MAX_ARGUMENTS:
+        raise read.fail(f"at most {MAX_ARGUMENTS} model arguments")
     stored = {read.text({"arguments": key}, "arguments"): read.argument(given, key) for key in given}
     arguments = {**stored, **overruling}
     sides = [read.integer({"input_shape": side}, "input_shape") for side in read.get(raw, "input_shape", list)[:4]]

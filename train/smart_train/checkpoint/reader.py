@@ -20,7 +20,7 @@ from torch import Tensor
 from smart_common.files import replacing
 from smart_common.names import MAX_NAME, is_name, is_printable
 from smart_train.checkpoint.bystanders import BYSTANDERS, STAND_INS, EncodedTexts
-from smart_train.choices import Argument
+from smart_train.choices import MAX_DECIMAL, MAX_INTEGER, Argument
 from smart_train.errors import CheckpointError
 
 MAX_BYTES = 4 * 2**30  # far above any edge classifier; a larger file is refused before it is read
@@ -243,14 +243,14 @@ class Reader:
     def integer(self, source: Any, key: str) -> int:
         """Return a whole number of less than 2^31 either way; no bool."""
         value = self.get(source, key, int)
-        if isinstance(value, bool) or abs(value) >= 2**31:
+        if isinstance(value, bool) or abs(value) > MAX_INTEGER:
             raise self.fail(f"an integer '{key}'")
         return int(value)
 
     def number(self, source: Any, key: str) -> float:
         """Return a finite number of less than 1e6 either way; no bool."""
         value = self.get(source, key, (int, float))
-        if isinstance(value, bool) or not abs(value) < 1e6:  # false for nan too
+        if isinstance(value, bool) or not abs(value) < MAX_DECIMAL:  # false for nan too
             raise self.fail(f"a finite number '{key}'")
         return float(value)
 

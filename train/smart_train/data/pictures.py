@@ -15,7 +15,7 @@ import numpy as np
 from smart_common.errors import few, shortened
 from smart_runtime.bundle.manifest import Colour
 from smart_runtime.errors import InputError
-from smart_runtime.pictures import EXIF_ORIENTATION, FORMATS, MAX_PIXELS, check_size, is_grey, read_picture
+from smart_runtime.pictures import MAX_PIXELS, check_size, is_grey, opened, read_picture, upright_size
 from smart_train.data.images import MAX_SIDE, Pixels
 from smart_train.data.source import Advance, Progress, check_fits, too_much
 from smart_train.errors import DataError
@@ -161,12 +161,9 @@ def _header(path: Path) -> _Header | _Broken:
 
     name = shortened(str(path))
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            # Asked first: to look for EXIF data behind the pixels of a PNG, Pillow decodes them.
+        with opened(path, name=name) as picture:
             check_size(picture, name=name)
-            turned = picture.getexif().get(EXIF_ORIENTATION, 1) >= 5
-            size = (picture.width, picture.height) if turned else (picture.height, picture.width)
-            return _Header(size, is_grey(picture))
+            return _Header(upright_size(picture, name=name), is_grey(picture))
     except InputError as error:
         return _Broken(path, str(error))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

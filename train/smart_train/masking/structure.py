@@ -9,7 +9,7 @@ from functools import cached_property
 
 from smart_common.lazy import load
 from smart_devices import Target
-from smart_train.choices import SCOPES, Scope
+from smart_train.choices import MAX_INTEGER, SCOPES, Scope
 from smart_train.errors import ConfigError
 from smart_train.masking.n_of_m import MAX_M
 from smart_train.masking.pattern import WeightPattern
@@ -100,8 +100,8 @@ class Structure:
                 f"density {self.density} and {self.name}, which keeps {own:g}, cannot be combined; leave the density "
                 f"out, or use channel+{self.name} to remove channels too"
             )
-        if self.align < 1:
-            raise ConfigError(f"expected align of 1 or more, got {self.align}; 8 suits most devices")
+        if not 1 <= self.align <= MAX_INTEGER:
+            raise ConfigError(f"expected align from 1 to {MAX_INTEGER}, got {self.align}; 8 suits most devices")
         if self.pattern.channels and self.align % block:
             raise ConfigError(
                 f"expected align that is a multiple of {block} for {self.name}, got {self.align}; "
@@ -109,8 +109,10 @@ class Structure:
             )
         if self.scope not in SCOPES:
             raise ConfigError(f"expected scope {' or '.join(SCOPES)}, got {self.scope!r}; use block")
-        if self.min_channels < 1:
-            raise ConfigError(f"expected min_channels of 1 or more, got {self.min_channels}; 1 leaves no layer out")
+        if not 1 <= self.min_channels <= MAX_INTEGER:
+            raise ConfigError(
+                f"expected min_channels from 1 to {MAX_INTEGER}, got {self.min_channels}; 1 leaves no layer out"
+            )
 
     @cached_property
     def pattern(self) -> Pattern:

@@ -10,14 +10,14 @@ import torch
 
 from smart_common.errors import alternatives
 from smart_train.attacks import Attack
-from smart_train.choices import PRECISIONS, Argument, Precision
+from smart_train.choices import MAX_INTEGER, PRECISIONS, Argument, Precision
 from smart_train.data.augment import Augmentation
 from smart_train.errors import ConfigError
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Structure
 from smart_train.methods import METHODS, load_method
 from smart_train.methods.interface import Option
-from smart_train.options import parse_normalisation
+from smart_train.options import check_arguments, parse_normalisation
 
 DEVICES = ("auto", "cpu", "cuda")
 _KINDS = {"structure": Structure, "masks": MaskPlan, "attack": Attack, "augmentation": Augmentation}
@@ -73,6 +73,7 @@ class TrainConfig:
         for name, kind in _KINDS.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise ConfigError(f"expected {name} as {kind.__name__}(...), got {value!r:.60}")
+        check_arguments(self.model_arguments)
         if self.device not in DEVICES:
             raise ConfigError(f"unknown device {alternatives(str(self.device), DEVICES)}")
         if self.epochs < 1:
@@ -81,6 +82,9 @@ class TrainConfig:
             raise ConfigError(
                 f"expected a batch of 4 or more, got {self.batch_size}; each path's batch norm needs two images"
             )
+        for name in ("epochs", "batch_size", "train_images", "test_images"):
+            if (getattr(self, name) or 0) > MAX_INTEGER:
+                raise ConfigError(f"expected {name} of at most {MAX_INTEGER}, got {getattr(self, name)}; take fewer")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ConfigError(
                 f"expected a finite learning rate above 0 and weight decay of 0 or more, got {self.learning_rate} and "
