@@ -6,9 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from smart_common.names import printable
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells say."""
-
 _MAX_QUOTED = 600  # characters
 _LISTED = 10  # names
 

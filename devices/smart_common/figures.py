@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +27,7 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_plot(path: Path) -> None:
-    """Check that `save_figure` can write to ``path``, before the time is spent on what it draws.
+    """Check that `drawing` can write to ``path``, before the time is spent on what it draws.
 
     Raises:
         OutputError: Another suffix than .png, .svg or .pdf, a directory of that name, or no directory to write it into.
@@ -39,33 +41,43 @@ def check_plot(path: Path) -> None:
         raise OutputError(f"the plot cannot be written over the directory {path}; name a file in it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"the plot may not be written into the directory {path.parent}; name another one")
-    new_figure(width=1, height=1)
+    try:
+        import matplotlib.figure  # noqa: F401, PLC0415  # optional, so imported at use
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing a plot needs matplotlib, which is not installed; pip install 'smart-edge[plot]'"
+        ) from error
 
 
 def is_plot(path: Path) -> bool:
-    """Whether `save_figure` wrote the file ``path``; raises OSError if the system cannot read it."""
+    """Whether `drawing` wrote the file ``path``; raises OSError if the system cannot read it."""
     with path.open("rb") as file:
         content = file.read(_MAX_BYTES)
     return content.startswith((b"\x89PNG", b"<?xml", b"%PDF")) and _CREATOR.encode() in content
 
 
-def new_figure(*, width: float, height: float) -> Figure:
-    """Return an empty figure in inches; raises MissingExtraError if matplotlib is not installed."""
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  # optional, so imported at use
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-        from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtraError(
-            "drawing a plot needs matplotlib, which is not installed; pip install 'smart-edge[plot]'"
-        ) from error
-    if Path(mpl.matplotlib_fname()).resolve().parent == Path.cwd():
-        mpl.rcdefaults()  # a matplotlibrc beside a download would choose how text is set: by a run of TeX, for one
-    # Figure and canvas directly: pyplot would pick a backend and keep the figure, for the whole process.
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03))
-    FigureCanvasAgg(figure)
-    return figure
+@contextmanager
+def drawing(path: Path, *, width: float, height: float) -> Iterator[Figure]:
+    """Give an empty figure in inches to the block, then write it into ``path``, replaced whole or not at all.
+
+    It looks as matplotlib's own defaults say, whatever the user's or a planted matplotlibrc asks for: to have text set
+    by a run of TeX, for one. Raises as `check_plot`, and OSError.
+    """
+    check_plot(path)
+    import matplotlib as mpl  # noqa: PLC0415  # optional, so imported at use
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
+
+    with mpl.rc_context():  # which puts the caller's own settings back
+        mpl.rcdefaults()
+        # Figure and canvas directly: pyplot would pick a backend and keep the figure, for the whole process.
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03))
+        FigureCanvasAgg(figure)
+        yield figure
+        with replacing(path) as file:
+            kind = path.suffix.lower().removeprefix(".")
+            figure.savefig(file, format=kind, dpi=160, facecolor="white", metadata={"Creator": _CREATOR})
 
 
 def style_panel(axis: Axes, title: str, *, grid: Literal["x", "y"]) -> None:
@@ -74,11 +86,3 @@ def style_panel(axis: Axes, title: str, *, grid: Literal["x", "y"]) -> None:
     axis.grid(axis=grid, color="#e4e4e4", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` into ``path``, replaced whole or not at all; raises as `check_plot`, and OSError."""
-    check_plot(path)
-    with replacing(path) as file:
-        kind = path.suffix.lower().removeprefix(".")
-        figure.savefig(file, format=kind, dpi=160, facecolor="white", metadata={"Creator": _CREATOR})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -58,19 +57,33 @@ def test_a_command_imports_nothing_that_lies_beside_its_input(command: str, down
     assert done.returncode == (1 if command in {"train", "eval"} else 0), done.stderr
 
 
-def test_a_process_of_ours_takes_arguments_as_they_are(tmp_path: Path) -> None:
+def shown(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_process_of_ours_takes_arguments_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shown_arguments.py").write_text("import sys\nprint(__name__, sys.argv[1:], '' in sys.path)\n")
-    for folder, status in ((tmp_path, 1), (ROOT, 0)):  # the second finds it by PYTHONPATH only
-        done = subprocess.run(
-            python_command("shown_arguments", "-c", "a b"),
-            cwd=folder,
-            env=os.environ | ({"PYTHONPATH": str(tmp_path)} if folder == ROOT else {}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-    assert done.stdout == "__main__ ['-c', 'a b'] False\n"
+    assert shown(python_command("shown_arguments"), tmp_path).returncode == 1
+    monkeypatch.syspath_prepend(tmp_path)
+    done = shown(python_command("shown_arguments", "-c", "a b"), ROOT)
+    assert done.stdout == "__main__ ['-c', 'a b'] False\n", done.stderr
+
+
+def test_a_process_of_ours_finds_modules_where_this_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current directory is left out where Python itself put it, at the front, and not where it is installed."""
+    (tmp_path / "shown_arguments.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    command = python_command("shown_arguments")
+    monkeypatch.delenv("PYTHONPATH")  # of the child
+    assert shown(command, tmp_path).returncode == 1
+    for named in (str(tmp_path), f"/nowhere:{tmp_path}/", ":/nowhere"):
+        monkeypatch.setenv("PYTHONPATH", named)
+        command = python_command("shown_arguments")
+        monkeypatch.delenv("PYTHONPATH")
+        assert shown(command, tmp_path).returncode == 0
+    monkeypatch.setattr(sys, "path", [*sys.path[1:], str(tmp_path)])
+    assert shown(python_command("shown_arguments"), tmp_path).returncode == 0
 
 
 def test_every_process_of_ours_starts_that_way() -> None:
@@ -96,11 +109,20 @@ def test_a_planted_module_never_stands_for_an_installed_one(tmp_path: Path, monk
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_style_that_lies_there_draws_no_plot(tmp_path: Path) -> None:
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+@pytest.mark.parametrize("planted", ["file", "link"])
+def test_a_style_that_lies_there_draws_no_plot(planted: str, tmp_path: Path) -> None:
+    """Text would be set by a run of TeX; a caller's own settings are back afterwards."""
+    folder = tmp_path / "download"
+    (folder / "below").mkdir(parents=True)
+    style = folder / ("matplotlibrc" if planted == "file" else "below/style")
+    style.write_text("text.usetex: True\n")
+    if planted == "link":
+        (folder / "matplotlibrc").symlink_to(style)
     code = (
-        "from smart_common.figures import new_figure; import matplotlib; new_figure(width=1, height=1); "
-        "print(matplotlib.rcParams['text.usetex'])"
+        "from pathlib import Path; from smart_common.figures import drawing; import matplotlib as mpl\n"
+        "mpl.rcParams['font.size'] = 7\n"
+        "with drawing(Path('plot.png'), width=1, height=1) as figure: figure.suptitle('title')\n"
+        "print(figure.texts[0].get_usetex(), mpl.rcParams['font.size'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.stdout == "False 7.0\n", done.stderr

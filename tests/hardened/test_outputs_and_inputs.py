@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from runtime.bundles import write_bundle
 from runtime.test_signatures import key_of, public_pem
 from smart_common.errors import OutputError
-from smart_common.figures import is_plot, new_figure, save_figure
+from smart_common.figures import drawing, is_plot
 from smart_common.outputs import Output, check_outputs
 from smart_eval.cli import main as smart_eval
 from smart_eval.page.page import ENVIRONMENT, is_page
@@ -109,7 +109,8 @@ def test_standard_output_is_an_output_too(module: str, line: str, place: str, fo
 def test_what_we_wrote_ourselves_is_replaced(folder: Path) -> None:
     for kind in ("png", "svg", "pdf"):
         plot = folder / f"new.{kind}"
-        save_figure(new_figure(width=1, height=1), plot)
+        with drawing(plot, width=1, height=1):
+            pass
         assert is_plot(plot)
         check_outputs([Output("--plot", plot, is_plot)], inputs=[])
         plot.write_bytes(plot.read_bytes().replace(b"smart-edge", b"other-edge"))

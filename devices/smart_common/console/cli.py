@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import click
 
-from smart_common.errors import INTERRUPTED, SmartError, alternatives, is_nearly, is_shortage, shortened
+from smart_common.console.strikes import INTERRUPTED, forget, raise_if_struck
+from smart_common.errors import SmartError, alternatives, is_nearly, is_shortage, shortened
 from smart_common.names import printable
 from smart_common.version import version
 
@@ -62,7 +63,10 @@ _HELP: tuple[type[click.ClickException], ...] = tuple(
 def _politely(ctx: click.Context) -> Iterator[None]:
     """Turn an expected failure into one line on standard error and exit status 1, Ctrl-C into one and status 130."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            raise_if_struck()  # whatever what was struck has made of it
     except click.ClickException as error:
         if not isinstance(error, _HELP):  # click repeats what was typed as it is
             vars(error)["message"] = printable(error.message)
@@ -78,6 +82,7 @@ def _politely(ctx: click.Context) -> Iterator[None]:
         said = f" ({shortened(str(error))})" if str(error) else ""
         say_error(f"there is too little memory{said}; take smaller batches or networks, or close other programs")
     except (KeyboardInterrupt, click.Abort):
+        forget()
         kept: Callable[[], str] = ctx.meta.get(_KEPT, lambda: "nothing was changed")
         click.echo(printable(f"interrupted: {kept()}"), file=sys.stderr)
         raise click.exceptions.Exit(INTERRUPTED) from None
@@ -101,6 +106,7 @@ def is_verbose() -> bool:
 def if_interrupted(kept: Callable[[], str]) -> None:
     """Let ``kept`` say, should Ctrl-C end the running command, what of its work is kept and how to go on."""
     click.get_current_context().meta[_KEPT] = kept
+    raise_if_struck()
 
 
 def _set_quiet(_: click.Context, __: click.Parameter, wanted: bool) -> None:
@@ -167,7 +173,9 @@ class _Polite:
 
     def invoke(self, ctx: click.Context) -> Any:
         with _politely(ctx):
-            return super().invoke(ctx)  # type: ignore[misc]
+            result = super().invoke(ctx)  # type: ignore[misc]
+            ctx.meta.setdefault(_KEPT, lambda: "the work was done already")
+            return result
 
 
 def _of_every_command() -> list[click.Parameter]:
@@ -378,6 +386,7 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
         task = bar.add_task(description, total=total, status="")
 
         def advance(status: str = "", count: int = 1) -> None:
+            raise_if_struck()
             bar.update(task, advance=count, status=status)
 
         before, _bar_console = _bar_console, screen

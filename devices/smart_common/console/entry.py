@@ -2,13 +2,15 @@
 
 They live here because this package is always there: `pip install 'smart-edge[cpu]'` on a device puts smart-train on the
 path too, and importing its package would end in a traceback for want of torch. Without the extra it says so in one
-sentence. And what Ctrl-C strikes while it is imported ends without a word: only this module, which imports nothing,
-comes before.
+sentence. And what Ctrl-C strikes while it is imported ends without a word: only `strikes`, which imports next to
+nothing, comes before.
 """
 
 from __future__ import annotations
 
 import sys
+
+from smart_common.console.strikes import Watching, raise_if_struck
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` takes longer than all else here
 if TYPE_CHECKING:
@@ -29,11 +31,13 @@ def command(name: str) -> Any:
     """Return the click command ``name`` of the table; raises ModuleNotFoundError if what it needs is not installed."""
     from importlib import import_module  # noqa: PLC0415  # as above
 
-    return import_module(COMMANDS[name][0]).main
+    main = import_module(COMMANDS[name][0]).main
+    raise_if_struck()  # an import may have swallowed it
+    return main
 
 
 class NamingTheExtra:
-    """Ends the process with one sentence where the command ``name`` misses a library, or Ctrl-C ends its imports."""
+    """Ends the process with one sentence where the command ``name`` misses a library."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -41,17 +45,13 @@ class NamingTheExtra:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            from smart_common.errors import INTERRUPTED  # noqa: PLC0415  # as above
-
-            sys.exit(INTERRUPTED)
         if isinstance(error, ModuleNotFoundError) and error.name is not None and not error.name.startswith("smart_"):
             extra = COMMANDS[self._name][1]  # one of smart_ is a fault of ours, not something to install
             sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")
 
 
 def _run(name: str) -> None:
-    with NamingTheExtra(name):
+    with Watching(), NamingTheExtra(name):
         command(name).main()
 
 
@@ -87,7 +87,7 @@ def smart_devices() -> None:
 
 def smart_edge() -> None:
     """Run smart-edge, which has them all."""
-    with NamingTheExtra("devices"):  # whose libraries are those of the umbrella itself
+    with Watching(), NamingTheExtra("devices"):  # whose libraries are those of the umbrella itself
         from importlib import import_module  # noqa: PLC0415  # as above
 
         import_module("smart_common.cli").main()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smart_common.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, new_figure, save_figure, style_panel
+from smart_common.figures import BASELINE_COLOUR, FAINT, INK, PATH_COLOURS, drawing, style_panel
 from smart_common.names import printable
 from smart_runtime.bench.report import Report
 from smart_runtime.bundle.accuracies import Accuracies, deployed
@@ -39,22 +39,21 @@ def write_plot(report: Report, path: Path) -> None:
     if _accuracies(report) is not None:
         panels.append(_draw_accuracy)
 
-    figure = new_figure(width=1.2 + _panel_inches(report) * len(panels), height=_height_inches(report))
-    names = ", ".join(dict.fromkeys(bundle.manifest.package_name for bundle in report.bundles.values()))
-    figure.suptitle(
-        f"{_plain(names)}: {report.engine}, batch {report.batch}, "
-        f"{report.threads} thread{'s' if report.threads > 1 else ''}, {report.environment.cpu}",
-        x=0.012,
-        ha="left",
-        fontsize=10,
-        color=FAINT,
-    )
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for draw, axis in zip(panels, axes, strict=True):
-        draw(axis, report)
-        axis.spines["left"].set_visible(False)
-        axis.tick_params(length=0, labelsize=10, labelcolor=INK)
-    save_figure(figure, path)
+    with drawing(path, width=1.2 + _panel_inches(report) * len(panels), height=_height_inches(report)) as figure:
+        names = ", ".join(dict.fromkeys(bundle.manifest.package_name for bundle in report.bundles.values()))
+        figure.suptitle(
+            f"{_plain(names)}: {report.engine}, batch {report.batch}, "
+            f"{report.threads} thread{'s' if report.threads > 1 else ''}, {report.environment.cpu}",
+            x=0.012,
+            ha="left",
+            fontsize=10,
+            color=FAINT,
+        )
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for draw, axis in zip(panels, axes, strict=True):
+            draw(axis, report)
+            axis.spines["left"].set_visible(False)
+            axis.tick_params(length=0, labelsize=10, labelcolor=INK)
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smart_common.figures import PATH_COLOURS, new_figure, save_figure, style_panel
+from smart_common.figures import PATH_COLOURS, drawing, style_panel
 from smart_train.training.history import Row, path_accuracies
 
 if TYPE_CHECKING:
@@ -20,17 +20,16 @@ def draw_history(rows: Sequence[Row], path: Path, *, attack: str) -> None:
     ``attack`` is the short form of the one behind the robust accuracies. Raises as
     :func:`smart_common.figures.check_plot` does, and OSError if the file cannot be written.
     """
-    figure = new_figure(width=12.5, height=3.4)
-    losses, accuracies, densities = figure.subplots(1, 3)
-    _losses(losses, rows)
-    _accuracies(accuracies, rows, attack=attack)
-    _densities(densities, rows)
-    for axis, title in ((losses, "Loss"), (accuracies, "Validation accuracy"), (densities, "Kept")):
-        style_panel(axis, title, grid="y")
-        axis.set_xlabel("epoch")
-        axis.set_ylim(bottom=0)
-        axis.legend(frameon=False, fontsize=9)
-    save_figure(figure, path)
+    with drawing(path, width=12.5, height=3.4) as figure:
+        losses, accuracies, densities = figure.subplots(1, 3)
+        _losses(losses, rows)
+        _accuracies(accuracies, rows, attack=attack)
+        _densities(densities, rows)
+        for axis, title in ((losses, "Loss"), (accuracies, "Validation accuracy"), (densities, "Kept")):
+            style_panel(axis, title, grid="y")
+            axis.set_xlabel("epoch")
+            axis.set_ylim(bottom=0)
+            axis.legend(frameon=False, fontsize=9)
 
 
 def _line(axis: Axes, rows: Sequence[Row], key: str, *, colour: str, label: str) -> None:

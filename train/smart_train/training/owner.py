@@ -28,7 +28,9 @@ def owning_output(checkpoint: Path) -> Iterator[None]:
         return
     with owning(history) as mine:
         if not mine:
-            raise ConfigError(f"another training is writing {checkpoint} or {history.name}; wait for it, or name another with -o")
+            raise ConfigError(
+                f"another training is writing {checkpoint} or {history.name}; wait for it, or name another with -o"
+            )
         before = _OWNED.set(_OWNED.get() | {place})
         try:
             yield
