@@ -101,7 +101,9 @@ class Structure:
                 f"out, or use channel+{self.name} to remove channels too"
             )
         if not 1 <= self.align <= MAX_INTEGER:
-            raise ConfigError(f"expected align from 1 to {MAX_INTEGER}, got {self.align}; 8 suits most devices")
+            raise ConfigError(
+                f"expected align of 1 or more, up to {MAX_INTEGER}, got {self.align}; 8 suits most devices"
+            )
         if self.pattern.channels and self.align % block:
             raise ConfigError(
                 f"expected align that is a multiple of {block} for {self.name}, got {self.align}; "
@@ -111,7 +113,8 @@ class Structure:
             raise ConfigError(f"expected scope {' or '.join(SCOPES)}, got {self.scope!r}; use block")
         if not 1 <= self.min_channels <= MAX_INTEGER:
             raise ConfigError(
-                f"expected min_channels from 1 to {MAX_INTEGER}, got {self.min_channels}; 1 leaves no layer out"
+                f"expected min_channels of 1 or more, up to {MAX_INTEGER}, got {self.min_channels}; 1 leaves no "
+                "layer out"
             )
 
     @cached_property
