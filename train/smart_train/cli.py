@@ -303,7 +303,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     help="Continue the interrupted training of this checkpoint; alone, that of -o with the same options typed again.",
 )
 @click.option(
-    "--force", is_flag=True, help="Replace an existing checkpoint with its state, and any file that --plot names."
+    "--force", is_flag=True, help="Replace an existing checkpoint and its state, and what --plot names."
 )
 @click.option(
     "--no-trial",
