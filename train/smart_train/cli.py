@@ -302,9 +302,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     callback=_apply_resume,
     help="Continue the interrupted training of this checkpoint; alone, that of -o with the same options typed again.",
 )
-@click.option(
-    "--force", is_flag=True, help="Replace an existing checkpoint and its state, and what --plot names."
-)
+@click.option("--force", is_flag=True, help="Replace an existing checkpoint and its state, and what --plot names.")
 @click.option(
     "--no-trial",
     is_flag=True,
