@@ -266,6 +266,7 @@ def test_eps_is_what_the_manifest_records(
         assert opened.eps == eps
 
 
+@pytest.mark.slow
 def test_the_documentation_s_python_runs(checkpoint_file: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

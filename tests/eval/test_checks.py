@@ -125,6 +125,7 @@ def test_a_random_layer_is_flagged(plain: nn.Module) -> None:
     assert found >= {"same-scores", "no-bound"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -315,6 +316,7 @@ def test_a_suspect_result_is_whole_and_has_a_status_of_its_own(trained: Path, da
     assert not {"checks", "suspect", "eps_curve"} & set(json.loads(without.stdout)["models"][0])
 
 
+@pytest.mark.slow
 def test_of_many_images_some_are_looked_at(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "MOST_IMAGES", 10)
     net, split, attack = load_checkpoint(trained).net, image_set().test, Pgd(Attack(eps=0.1, steps=2))

@@ -378,6 +378,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(trained: Path, dat
 WHO = ("shared", "alone")
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_run_end_as_one_alone(trained: Path, data: str, tmp_path: Path) -> None:
     files = {who: ["-o", str(tmp_path / f"{who}.jsonl"), "--report", str(tmp_path / f"{who}.html")] for who in WHO}
     options = [str(trained), "--data", data, "--attack", "pgd3x2", "--chunk", "11", "--device", "cpu", "--json"]

@@ -204,6 +204,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(smart_export, arguments)
 
 
+@pytest.mark.slow
 def test_the_command_line_exports_checks_and_describes_a_network_of_ones_own(tmp_path: Path) -> None:
     checkpoint, bundle = tmp_path / "ckpt.pt", tmp_path / "bundle"
     config = TrainConfig(
@@ -289,6 +290,7 @@ STEPS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=st.lists(STEPS, min_size=1, max_size=4),

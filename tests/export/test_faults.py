@@ -57,6 +57,7 @@ def exchanges(place: Path) -> bool:
     return can
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("death", "replaces"),
     [(point, False) for point in WITHOUT_A_BUNDLE] + [(point, True) for point in WITH_ONE],

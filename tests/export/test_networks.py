@@ -145,6 +145,7 @@ def written(model: object, folder: Path) -> dict[str, object]:
     return as_values(onnx.load(str(folder / "model.onnx")))
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_taken_over_is_the_one_that_conversion_would_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

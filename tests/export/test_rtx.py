@@ -258,6 +258,7 @@ def test_a_refusal_leaves_the_old_bundle_as_it_was(planned: BuildResult, checkpo
     assert opened.digest == before
 
 
+@pytest.mark.slow
 def test_the_command_replaces_a_bundle_with_its_plans(
     planned: BuildResult,
     checkpoint_file: Path,

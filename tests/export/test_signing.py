@@ -180,6 +180,7 @@ def test_a_bad_key_stops_a_build_before_it_begins(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["ckpt.pt"]
 
 
+@pytest.mark.slow
 def test_building_again_gives_the_same_signature(checkpoint: Checkpoint, tmp_path: Path) -> None:
     key = Ed25519PrivateKey.generate()
     target = resolve_target("cpu")

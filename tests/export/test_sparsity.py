@@ -6,7 +6,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from reference import costs
 from reference import sparsity as oracle
 from smart_devices import resolve_target
 from smart_devices.device_profile import SPARSE_GAIN_CHANNELS
+from smart_export import shapes
 from smart_export.errors import ExportError
 from smart_export.folding import fold, fold_dense, unmasked
 from smart_export.graph import Converter, onnx_from_module, save_graph
@@ -35,6 +36,15 @@ from smart_export.patterns import parse_pattern, why_no_gain, zeros_of
 from smart_export.sparsity import FileSparsity, LayerSparsity, sparsity_of_onnx
 from smart_train.architectures.build import ARCHITECTURES
 from smart_train.masking.n_of_m import TWO_FOUR, NOfM
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_are_inferred_here() -> Iterator[None]:
+    """Infer them without a process for each file: these files are our own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "run_limited", lambda _, data, **__: shapes.infer(data))
+        yield
+
 
 Array = np.ndarray[Any, Any]
 

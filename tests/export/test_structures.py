@@ -101,6 +101,7 @@ def test_folding_is_exact_and_leaves_exactly_the_masks_zeros(structure: str, pat
         check_pattern(net, {n: w.detach().numpy() for n, w in weights.items() if isinstance(w, Tensor)}, exact=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(
     seed=st.integers(0, 2**16),

@@ -108,6 +108,7 @@ def test_a_policy_switches(follow: Follow) -> None:
     assert printed.splitlines() == ["clean", "clean", "clean", "robust", "3 unsure calls in a row"]
 
 
+@pytest.mark.slow
 def test_a_device_is_a_target_from_its_file_and_by_its_name(follow: Follow, clone: Path) -> None:
     _, (_, of_file, _, _, listed, shown) = follow("A device profile")
     assert "my-board" in of_file

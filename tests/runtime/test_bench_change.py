@@ -212,6 +212,7 @@ def test_conditions_that_differ_are_said(tmp_path: Path) -> None:
     assert "bundles, baseline, environment, batch, threads and engine are the same" in same.output
 
 
+@pytest.mark.slow
 def test_a_round_trip_through_real_processes(bundle: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "other")
     command = [sys.executable, "-m", "smart_runtime.bench.cli"]

@@ -105,6 +105,7 @@ def test_the_first_bundle_decides_whether_there_is_a_reference(bundle: Path, tmp
         assert reference(contenders(open_bundles(paths), baseline=None)) == row
 
 
+@pytest.mark.slow
 def test_the_tables_of_several_bundles_in_a_real_process(bundle: Path, int8: Path, tmp_path: Path) -> None:
     baseline = classifier(tmp_path / "other.onnx")
     command = [sys.executable, "-m", "smart_runtime.bench.cli", "tiny", "int8", "--blocks", "2"]

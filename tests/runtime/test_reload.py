@@ -251,6 +251,7 @@ print(*early, *state())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["resident", "on-demand"])
 def test_a_thousand_reloads_leave_memory_threads_and_handles_as_they_were(
     bundle: Path, swapped: Path, memory: str

@@ -315,6 +315,7 @@ def test_each_lie_about_single_weights_is_named_before_anything_is_built(
     refused(save(raw, tmp_path / "x.pt"), words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["weight_masks", "dense_layers", "structure"])
 @pytest.mark.filterwarnings("ignore:.*quantize.*:DeprecationWarning", "ignore:.*quantized.*:UserWarning")
 def test_any_value_in_what_is_said_of_single_weights_is_refused_or_harmless(

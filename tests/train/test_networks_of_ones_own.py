@@ -79,6 +79,7 @@ def one_sentence(done: Result, *words: str, start: str) -> None:
     assert all(word in done.stderr for word in words), done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
     path_before = list(sys.path)
     own = ["--model", "own_nets.tiny:build"]

@@ -106,6 +106,7 @@ def test_an_export_from_samples_alone_passes_where_the_graph_is_the_path(
         assert {figure["verdict"] for figure in path.gate.values()} == {"passes"}
 
 
+@pytest.mark.slow
 def test_int8_on_few_samples_is_written_with_a_warning_or_refused_when_asked(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ HABITS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["channel", "2:4"])
 @pytest.mark.parametrize("habit", HABITS)
 def test_a_network_that_insists_on_float32_or_keeps_something_goes_all_the_way(

@@ -127,6 +127,7 @@ def with_parts(**changes: object) -> TrainConfig:
     return tiny_config(augmentation=Augmentation(resized_crop=True, flip=True), **changes)
 
 
+@pytest.mark.slow
 def test_a_training_on_random_parts_is_resumed_to_the_bit(tmp_path: Path) -> None:
     whole = Trainer(with_parts(), image_set(), output=tmp_path / "whole.pt").run()
 

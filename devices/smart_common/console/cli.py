@@ -154,6 +154,8 @@ class _Polite:
             self.format_commands(ctx, formatter)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        global _quiet, _verbose  # noqa: PLW0603  # as above; of this command, and not of one before it
+        _quiet = _verbose = False
         for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks must not end an hour's work
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
