@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import settings
@@ -23,6 +25,11 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves
 _outer = os.environ["XDG_CACHE_HOME"] if "PYTEST_XDIST_WORKER" in os.environ else None
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="smart-edge-tests-", dir=_outer)
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    with suppress(ValueError):  # in a thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repeatable")

@@ -570,7 +570,7 @@ def test_lists_nested_deeper_than_python_recurses_are_refused(trained: Path, tmp
 
 def test_what_a_killed_writer_left_is_written_over(tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
-    path.with_name(".ckpt.pt.tmp").write_bytes(b"half")
+    path.with_name(".ckpt.pt.0123456789abcdef.tmp").write_bytes(b"half")
     save_atomically({"a": 1}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
     assert torch.load(path, weights_only=True) == {"a": 1}
