@@ -32,10 +32,9 @@ class OutputError(SmartError):
 
 def is_shortage(error: Exception) -> bool:
     """Whether ``error`` says that memory does not suffice, in Python's words, NumPy's or torch's."""
-    words = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(
-        error
-    )  # of a CPU only these tell
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and words)
+    # Of torch: on a CPU only the words tell.
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_torch)
 
 
 def alternatives(name: str, known: Iterable[str]) -> str:

@@ -29,24 +29,14 @@ _FILE = click.Path(path_type=Path)
 
 _BUILD_GROUPS = {
     "Device and graphs": (
-        *("target", "jetpack", "precision", "baseline", "dense_control", "default_path", "rtx", "allow_slow_structure"),
+        "target", "jetpack", "precision", "baseline", "dense_control", "default_path", "rtx", "allow_slow_structure",
     ),
     "Accuracy": ("max_drop", "undecided"),
     "Model and data": (
-        *(
-            "data",
-            "data_images",
-            "calibration",
-            "data_dir",
-            "cache_dir",
-            "no_cache",
-            "max_broken",
-            "model",
-            "model_arg",
-        ),
+        "data", "data_images", "calibration", "data_dir", "cache_dir", "no_cache", "max_broken", "model", "model_arg",
     ),
     "Output": ("output", "force", "sign", "report", "as_json"),
-}
+}  # fmt: skip
 
 
 @click.group(cls=house.Group, default="build", epilog="Example: smart-export ckpt.pt --target jetson-orin")

@@ -24,7 +24,7 @@ def check_shape(scores: Scores, *, images: int, classes: int, name: str) -> None
 def check_scores(scores: Scores, *, images: int, classes: int, name: str) -> None:
     """Raise EngineError unless ``scores`` of the graph ``name`` are (images, classes) and every one is finite.
 
-    This stands behind every call: 0.9 us at ten classes.
+    This stands behind every call, so it is quick: no call of NumPy's where scores are few.
     """
     if scores.shape == (images, classes) and _all_finite(scores):
         return

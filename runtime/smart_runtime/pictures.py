@@ -44,13 +44,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".ppm", ".
 """What files of these formats are called: in a folder, only files with one of these suffixes are pictures."""
 
 
-def check_pillow() -> None:
-    """Raise MissingExtraError unless Pillow is installed."""
+def check_pillow(what: str = "reading pictures") -> None:
+    """Raise MissingExtraError unless Pillow is installed, which ``what`` needs."""
     try:
         import PIL  # noqa: F401, PLC0415  # an optional library is imported where it is used
     except ImportError as error:
         raise MissingExtraError(
-            "reading pictures needs Pillow, which is not installed; pip install 'smart-edge[image]'"
+            f"{what} needs Pillow, which is not installed; pip install 'smart-edge[image]'"
         ) from error
 
 

@@ -22,19 +22,9 @@ from smart_export.verify import reference_scores, verification_images
 from smart_export.weights import share_as_converted, share_of_weights, weights_of
 from smart_runtime import Bundle
 from smart_runtime.bundle.bundle import write_checksums
-from smart_train import Checkpoint, load_checkpoint
+from smart_train import Checkpoint
 
 FIRST = Path(__file__).parents[1] / "formats/first"
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return load_checkpoint(FIRST / "channel.pt")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(FIRST / "channel-bundle", tmp_path / "bundle"))
 
 
 def say(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -23,7 +23,7 @@ from smart_export.verify import reference_scores, verification_images
 from smart_export.weights import share_of_weights, weights_of
 from smart_runtime import Bundle
 from smart_runtime.bundle.bundle import write_checksums
-from smart_train import Checkpoint, load_checkpoint
+from smart_train import Checkpoint
 
 FIRST = Path(__file__).parents[1] / "formats/first"
 Arrays = dict[str, npt.NDArray[Any]]
@@ -57,16 +57,6 @@ extra (float[N, 1, 8, 8] image, float[N, 10] true) => (float[N, 10] scores)
 
 def number(value: float) -> npt.NDArray[Any]:
     return np.array(value, np.float32)
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return load_checkpoint(FIRST / "channel.pt")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(FIRST / "channel-bundle", tmp_path / "bundle"))
 
 
 def change(bundle: Path, graph: Callable[[onnx.GraphProto], None], *, said: str = "fp32") -> None:

@@ -17,15 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smart_common.errors import MissingExtraError
 from smart_eval.measure import Paths, Run, chunk_seed, exactly
 from smart_eval.records import Right
+from smart_runtime.pictures import check_pillow
 from smart_train.accuracy import Accuracy, classified_rightly, to_tensor
 from smart_train.data.images import Labels, Pixels, Split
 from smart_train.masking.attack_mode import attack_mode
 
 SET = "smart-edge corruptions v1"
 """The name of kinds and strengths together: other ones are another set."""
+
+JPEG = "the corruption jpeg"
+"""What needs Pillow here."""
 
 _Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -80,7 +83,9 @@ def _brighter(images: _Floats, offset: float, _: np.random.Generator) -> _Floats
 
 
 def _jpeg(images: _Floats, quality: float, _: np.random.Generator) -> _Floats:
-    image = check_pillow()
+    check_pillow(JPEG)
+    from PIL import Image  # noqa: PLC0415  # an extra
+
     found = np.empty_like(images)
     # Pictures have one channel or three; of any other number each is a picture of its own.
     groups = [slice(None)] if images.shape[3] in {1, 3} else [slice(c, c + 1) for c in range(images.shape[3])]
@@ -88,22 +93,11 @@ def _jpeg(images: _Floats, quality: float, _: np.random.Generator) -> _Floats:
         for channels in groups:
             part = pixels[:, :, channels]
             file = io.BytesIO()
-            picture = image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)
+            picture = Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)
             picture.save(file, "JPEG", quality=int(quality), subsampling="4:2:0")  # as cameras write it
-            with image.open(file, formats=["JPEG"]) as read:
+            with Image.open(file, formats=["JPEG"]) as read:
                 found[number, :, :, channels] = np.asarray(read, dtype=np.float32).reshape(part.shape) / np.float32(255)
     return found
-
-
-def check_pillow() -> Any:
-    """Return the module PIL.Image, which `measure_corruptions` needs; raise MissingExtraError if it is missing."""
-    try:
-        from PIL import Image  # noqa: PLC0415  # an extra
-    except ImportError as error:
-        raise MissingExtraError(
-            "Pillow, which the corruption jpeg needs, is missing; pip install 'smart-edge[image]' installs it"
-        ) from error
-    return Image
 
 
 CORRUPTIONS: tuple[Corruption, ...] = (
@@ -154,7 +148,7 @@ def measure_corruptions(net: Paths, split: Split, *, run: Run) -> list[Corrupted
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    check_pillow()
+    check_pillow(JPEG)
     about = {**run.settings(split), "set": SET}
     results = []
     with exactly(), ExitStack() as held:

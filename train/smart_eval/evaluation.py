@@ -23,7 +23,7 @@ from smart_devices.python_environment import version_of
 from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.table import parse_attacks
 from smart_eval.checks import judge
-from smart_eval.corruptions import STEPS, check_pillow, measure_corruptions
+from smart_eval.corruptions import JPEG, STEPS, measure_corruptions
 from smart_eval.examination import eps_curve, examine_network, work
 from smart_eval.measure import Run, measure
 from smart_eval.models import OpenModel, open_bundle, open_checkpoint, read_source
@@ -33,6 +33,7 @@ from smart_eval.threats import measure_threats, sources, strongest_pgd
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey, public_key
 from smart_runtime.engines import REFERENCE_ENGINE
+from smart_runtime.pictures import check_pillow
 from smart_train.accuracy import some_indices
 from smart_train.attacks import Attack
 from smart_train.checkpoint.format import Checkpoint, load_checkpoint
@@ -343,7 +344,7 @@ def evaluate_all(
     """
     accelerator = options.accelerator
     if options.corruptions:
-        check_pillow()  # what is missing is missed now, not after an hour of attacks
+        check_pillow(JPEG)  # what is missing is missed now, not after an hour of attacks
     key = public_key(trust)
     origin = None if source is None else read_source(source, load=read_checkpoint)
     read = cache(read_data)

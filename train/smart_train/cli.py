@@ -156,8 +156,6 @@ def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any
         if isinstance(value, str | int | float):
             raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
         return [f"{key}={number}" for key, number in value.items()]
-    if value is True and isinstance(option.flag_value, str):
-        return option.flag_value  # an option that may stand alone, like --plot
     if option.is_flag != isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("true or false is wanted" if option.is_flag else "text or a number is wanted")
     # Through text, so that 7.5 epochs are refused and not cut to 7.

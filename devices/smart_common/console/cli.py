@@ -54,9 +54,7 @@ class Advance(Protocol):
 
 
 # What click raises since version 8.2 where a group stands alone: its message is our own help page.
-_HELP: tuple[type[click.ClickException], ...] = tuple(
-    found for found in (getattr(click.exceptions, "NoArgsIsHelpError", None),) if found is not None
-)
+_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 @contextmanager

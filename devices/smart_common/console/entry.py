@@ -14,6 +14,7 @@ from smart_common.console.strikes import Watching, raise_if_struck
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` takes longer than all else here
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any
 
@@ -50,39 +51,16 @@ class NamingTheExtra:
             sys.exit(f"error: the Python module {error.name} is not installed; pip install 'smart-edge[{extra}]'")
 
 
-def _run(name: str) -> None:
-    with Watching(), NamingTheExtra(name):
-        command(name).main()
+def _entry(name: str) -> Callable[[], None]:
+    def run() -> None:
+        with Watching(), NamingTheExtra(name):
+            command(name).main()
+
+    return run
 
 
-def smart_train() -> None:
-    """Run smart-train."""
-    _run("train")
-
-
-def smart_eval() -> None:
-    """Run smart-eval."""
-    _run("eval")
-
-
-def smart_export() -> None:
-    """Run smart-export."""
-    _run("export")
-
-
-def smart_run() -> None:
-    """Run smart-run."""
-    _run("run")
-
-
-def smart_bench() -> None:
-    """Run smart-bench."""
-    _run("bench")
-
-
-def smart_devices() -> None:
-    """Run smart-devices."""
-    _run("devices")
+smart_train, smart_eval, smart_export = _entry("train"), _entry("eval"), _entry("export")
+smart_run, smart_bench, smart_devices = _entry("run"), _entry("bench"), _entry("devices")
 
 
 def smart_edge() -> None:

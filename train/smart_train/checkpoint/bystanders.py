@@ -37,7 +37,7 @@ class EncodedTexts:
     def __init__(self) -> None:
         self._memo: dict[int, str | None] = {}
         self._top: str | None = None  # of the stack, if it is a text or a name
-        self._next = 0  # how many opcodes ago `encode` was pushed; 0 for not at all
+        self._since = 0  # how many opcodes ago `encode` was pushed; 0 for not at all
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         """Look at the next opcode; raise ValueError if a text is encoded in another way."""
@@ -46,10 +46,17 @@ class EncodedTexts:
             return
         is_get = opcode.name in {"BINGET", "LONG_BINGET", "GET"}
         self._top = self._memo.get(argument) if is_get else argument if isinstance(argument, str) else None
-        wanted = (True, self._top is not None, self._top == "latin1", opcode.name == "TUPLE2", opcode.name == "REDUCE")
-        if not wanted[self._next] or opcode.name == "MEMOIZE":
+        if opcode.name == "MEMOIZE" or not self._fits(opcode.name):
             raise ValueError("a text that is encoded in another way than NumPy's")
-        if self._next:
-            self._next = (self._next + 1) % len(wanted)
+        if self._since:
+            self._since = (self._since + 1) % 5
         elif self._top == _ENCODE:
-            self._next = 1
+            self._since = 1
+
+    def _fits(self, opcode: str) -> bool:
+        """Whether the opcode is what NumPy has there: ``encode``, the text, "latin1", both as a tuple, the call."""
+        if self._since == 1:
+            return self._top is not None
+        if self._since == 2:
+            return self._top == "latin1"
+        return {3: "TUPLE2", 4: "REDUCE"}.get(self._since, opcode) == opcode
