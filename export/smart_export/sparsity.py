@@ -142,9 +142,22 @@ def _read_model(file: Path) -> onnx.ModelProto:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's own, which has no types
         raise ExportError(f"{file} is no ONNX file; export the network to ONNX") from error
+    if not _is_text(model):
+        raise ExportError(f"{file} has names that are no UTF-8; export the network again")
     if not model.graph.node or not model.opset_import:  # protobuf takes many a file for an odd message
         raise ExportError(f"{file} holds no graph; export the network to ONNX")
     return model
+
+
+def _is_text(message: Any) -> bool:
+    """Whether every text in a message is one: protobuf hands over as bytes what is no UTF-8."""
+    for field, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+        if field.type == field.TYPE_STRING and any(isinstance(one, bytes) for one in values):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+    return True
 
 
 class _Reader:

@@ -150,6 +150,18 @@ def test_check_refuses_it_soon(tmp_path: Path, build: Callable[[Path], Path], wo
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("where", ["weights.bin", "w", "x"])
+def test_names_that_are_no_utf8_are_refused(where: str, tmp_path: Path) -> None:
+    """Protobuf hands them over as bytes: found by `make fuzz`, in the place of external data."""
+    weight = TensorProto(name="w", dims=[4, 4, 1, 1], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="weights.bin")
+    path = write(tmp_path / "model.onnx", [conv("w")], weight)
+    name = where.encode()
+    path.write_bytes(path.read_bytes().replace(bytes([len(name)]) + name, bytes([len(name)]) + b"\xff" * len(name)))
+    with pytest.raises(ExportError, match="names that are no UTF-8"):
+        sparsity_of_onnx(path)
+
+
 def test_shapes_that_take_too_much_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "_SECONDS", 1)
     with soon():
