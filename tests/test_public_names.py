@@ -15,7 +15,8 @@ PUBLIC = {
         load_profile parse_profile profile_names profile_of resolve_target version
     """,
     "smart_runtime": """
-        Bundle BundleError ClosedError EngineError EngineOptions Hysteresis InputError LatencyHistogram MemoryReport
+        BatchRange Bundle BundleError ClosedError DeviceLostError EngineError EngineOptions Hysteresis InputError
+        LatencyHistogram MemoryReport
         OutOfMemoryError PathError PathMemory PathStats Policy Prediction Result SignatureError SmartModel Stats
         SwitchRequest policies preprocess
     """,

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from smart_runtime import policies
     from smart_runtime.bundle.bundle import Bundle
     from smart_runtime.classify import Prediction
-    from smart_runtime.engines import EngineOptions
+    from smart_runtime.engines import BatchRange, EngineOptions
     from smart_runtime.errors import (
         BundleError,
         ClosedError,
+        DeviceLostError,
         EngineError,
         InputError,
         OutOfMemoryError,
@@ -40,9 +41,11 @@ if TYPE_CHECKING:
     from smart_runtime.stats import LatencyHistogram, PathStats, Stats
 
 __all__ = [
+    "BatchRange",
     "Bundle",
     "BundleError",
     "ClosedError",
+    "DeviceLostError",
     "EngineError",
     "EngineOptions",
     "Hysteresis",
@@ -68,6 +71,7 @@ __getattr__ = lazy_attributes(
     __name__,
     {
         **dict.fromkeys(__all__, "smart_runtime.errors"),  # but for these:
+        "BatchRange": "smart_runtime.engines",
         "Bundle": "smart_runtime.bundle.bundle",
         "EngineOptions": "smart_runtime.engines",
         "Hysteresis": "smart_runtime.policies.hysteresis",

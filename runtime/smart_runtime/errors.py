@@ -31,3 +31,7 @@ class EngineError(SmartError):
 
 class OutOfMemoryError(EngineError):
     """There is no room for an engine, in memory or within the budget."""
+
+
+class DeviceLostError(EngineError):
+    """The GPU reported an error after which this process cannot use it any more; start the process again."""

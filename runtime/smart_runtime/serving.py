@@ -178,13 +178,11 @@ class Loader:
         return loaded
 
     def _try(self, loaded: LoadedPath) -> None:
-        """Run an image alone, and, unless batches are of one, beside another one: its scores must be the same."""
+        """Run an image alone and beside another one: its scores must be the same."""
         manifest = self.bundle.manifest
         pair = np.zeros((2, *manifest.input.shape), dtype=np.float32)
         pair[1] = np.linspace(0, 1, pair[1].size, dtype=np.float32).reshape(pair[1].shape)
         alone = loaded.run(pair[:1])
-        if self._options.max_batch == 1:
-            return
         both = loaded.run(pair)
         allowed = min(max(manifest.paths[loaded.name].tolerance or 0.0, _LEAST_TOLERANCE), _MOST_TOLERANCE)
         if np.abs(both[:1] - alone).max() > allowed * np.abs(both).max():

@@ -79,7 +79,8 @@ def test_an_engine_that_cannot_be_had(name: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"device": -1}, "0 or more, got -1"), ({"max_batch": 0}, "1 or more, got 0")]
+    ("options", "said"),
+    [({"device": -1}, "0 or more, got -1"), ({"lanes": 0}, "1 to 16 lanes, got 0"), ({"level": 6}, "0 to 5, got 6")],
 )
 def test_options_out_of_range(options: dict[str, Any], said: str) -> None:
     with pytest.raises(EngineError, match=said):

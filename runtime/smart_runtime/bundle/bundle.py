@@ -59,6 +59,12 @@ class GraphBytes:
         """Return ``graph`` with the contents of its files, in their order."""
         return cls(model=contents[0], weights=contents[1] if contents[1:] else None, weights_name=graph.weights_name)
 
+    @property
+    def digests(self) -> tuple[str, str | None]:
+        """The SHA-256 of ``model`` and of ``weights``, in hexadecimal digits."""
+        weights = None if self.weights is None else hashlib.sha256(self.weights).hexdigest()
+        return hashlib.sha256(self.model).hexdigest(), weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class _HeldFile:

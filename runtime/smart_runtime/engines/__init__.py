@@ -11,13 +11,23 @@ from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engin
 from smart_devices.engines import engine_status
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.engines.engine import DEFAULT_OPTIONS, Batch, Engine, EngineOptions, Scores
+from smart_runtime.engines.engine import (
+    DEFAULT_OPTIONS,
+    Batch,
+    BatchRange,
+    DeviceTimes,
+    Engine,
+    EngineOptions,
+    Scores,
+)
 from smart_runtime.errors import EngineError
 
 __all__ = [
     "AUTO",
     "REFERENCE_ENGINE",
     "Batch",
+    "BatchRange",
+    "DeviceTimes",
     "Engine",
     "EngineOptions",
     "Scores",

@@ -20,16 +20,57 @@ Batch: TypeAlias = npt.NDArray[np.float32]
 Scores: TypeAlias = npt.NDArray[np.float32]
 
 
+MAX_LANES = 16
+
+MAX_BATCH = 2**16
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """Batch sizes that an engine is built for: from ``min`` to ``max``, fastest at ``opt``.
+
+    Raises:
+        EngineError: Not 1 <= min <= opt <= max <= 65,536.
+    """
+
+    min: int = 1
+    opt: int = 8
+    max: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("min", "opt", "max"):
+            object.__setattr__(self, name, _whole_number(f"the batch's {name}", getattr(self, name)))
+        if not 1 <= self.min <= self.opt <= self.max <= MAX_BATCH:
+            raise EngineError(
+                f"expected batch sizes 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}, got {self.min},{self.opt},{self.max}"
+            )
+
+
+@dataclass(frozen=True)
+class DeviceTimes:
+    """What one run took on a GPU by the GPU's own clock, in milliseconds: copying in, computing, copying out."""
+
+    copy_in_ms: float
+    compute_ms: float
+    copy_out_ms: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """How an engine is to run; each engine heeds what applies to it. ONNX Runtime on the CPU heeds ``threads`` alone.
 
     Attributes:
-        threads: Threads that one run may use; None leaves it to the engine (ONNX Runtime: one a physical core). At
-            most one for each core of this process: more would wait for one another, thousands for minutes.
+        threads: Threads of the CPU that one run may use; None leaves it to the engine (ONNX Runtime: one a physical
+            core). At most one for each core of this process: more would wait for one another, thousands for minutes.
         device: The number of the GPU, from 0.
-        max_batch: Images that a run takes at most, for engines that must know it beforehand; None leaves it to them.
-        cache_dir: Where an engine keeps what it built for this device; None for nowhere.
+        batch: What the batches of a run are like, for engines that are built for them; None leaves it to the engine.
+            Larger and smaller ones run too, in pieces or filled up.
+        lanes: Runs that may be on the GPU at once, each with buffers of its own; fewer if they do not fit.
+        tf32: Whether a GPU may round fp32 to TF32, which is faster and was not judged at export.
+        workspace_bytes: What a build may use of the GPU's memory; None leaves it to the engine.
+        level: How hard a build tries, 0 to 5 (TensorRT's builder optimization level).
+        cache_dir: Where an engine keeps what it built for this device; None for the user's own cache.
 
     Raises:
         EngineError: A value out of range.
@@ -37,23 +78,19 @@ class EngineOptions:
 
     threads: int | None = None
     device: int = 0
-    max_batch: int | None = None
+    batch: BatchRange | None = None
+    lanes: int = 2
+    tf32: bool = False
+    workspace_bytes: int | None = None
+    level: int = 3
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         cores = len(os.sched_getaffinity(0))
-        for name in ("threads", "device", "max_batch"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            try:
-                number = operator.index(value)  # NumPy's integers are welcome
-            except TypeError:
-                number = None
-            if number is None or isinstance(value, bool):
-                raise EngineError(f"expected {name} as a whole number, got {value!r:.40}")
-            object.__setattr__(self, name, number)
+        for name in ("threads", "device", "lanes", "workspace_bytes", "level"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _whole_number(name, getattr(self, name)))
         if self.threads is not None and not 1 <= self.threads <= cores:
             raise EngineError(
                 f"expected 1 to {cores} threads, as many as there are cores for this process, got {self.threads}; "
@@ -61,8 +98,22 @@ class EngineOptions:
             )
         if self.device < 0:
             raise EngineError(f"expected the number of a device, 0 or more, got {self.device}")
-        if self.max_batch is not None and self.max_batch < 1:
-            raise EngineError(f"expected a largest batch of 1 or more, got {self.max_batch}")
+        if not 1 <= self.lanes <= MAX_LANES:
+            raise EngineError(f"expected 1 to {MAX_LANES} lanes, got {self.lanes}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise EngineError(f"expected a workspace of 1 byte or more, got {self.workspace_bytes}")
+        if not 0 <= self.level <= 5:
+            raise EngineError(f"expected a level of 0 to 5, got {self.level}")
+
+
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)  # NumPy's integers are welcome
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise EngineError(f"expected {name} as a whole number, got {value!r:.40}")
+    return number
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -104,6 +155,18 @@ class Engine(ABC):
             EngineError: The engine failed.
             ClosedError: The engine was closed.
         """
+
+    def run_timed(self, batch: Batch) -> tuple[Scores, DeviceTimes | None]:
+        """Return the scores and what the GPU says that they took; None from an engine that computes on the CPU.
+
+        For measuring: it costs a little more than `run`, whose arguments and errors it has.
+        """
+        return self.run(batch), None
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Memory of the GPU that the graph itself holds, without what all graphs share; None without one."""
+        return None
 
     @abstractmethod
     def close(self) -> None:
