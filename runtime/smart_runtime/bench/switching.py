@@ -89,7 +89,7 @@ def cold_load_ms(bundle: Bundle, batch: Batch, *, path: str, engine: str, thread
     read_ns = time.perf_counter_ns() - start_ns
     for name, content in zip(info.files, contents, strict=True):  # not timed, but no other bytes may reach an engine
         check_sum(name, hashlib.sha256(content).hexdigest(), expected=bundle.sums[name])
-    graph = GraphBytes.of(info, contents)
+    graph = GraphBytes.of(info, contents, manifest=bundle.manifest)
     start_ns = time.perf_counter_ns()
     options = EngineOptions(threads=threads)
     cold = create_engine(engine, graph, inputs=manifest.input, outputs=manifest.output, options=options)

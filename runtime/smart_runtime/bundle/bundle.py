@@ -47,17 +47,28 @@ class GraphBytes:
     """One graph, checked and in memory: what an engine is made from.
 
     ``model`` is an ONNX file; ``weights`` is the file that its external tensors call ``weights_name``, both None for a
-    graph without external tensors.
+    graph without external tensors. ``precision`` is the one of the bundle, ``recipe`` what its int8 was made by, and
+    ``two_four`` how many of the graph's layers have 2:4 weights.
     """
 
     model: bytes = field(repr=False)
     weights: bytes | None = field(repr=False)
     weights_name: str | None
+    precision: str = "fp32"
+    recipe: str | None = None
+    two_four: int = 0
 
     @classmethod
-    def of(cls, graph: GraphInfo, contents: Sequence[bytes]) -> GraphBytes:
-        """Return ``graph`` with the contents of its files, in their order."""
-        return cls(model=contents[0], weights=contents[1] if contents[1:] else None, weights_name=graph.weights_name)
+    def of(cls, graph: GraphInfo, contents: Sequence[bytes], *, manifest: Manifest) -> GraphBytes:
+        """Return ``graph``, one of ``manifest``'s, with the contents of its files, in their order."""
+        return cls(
+            model=contents[0],
+            weights=contents[1] if contents[1:] else None,
+            weights_name=graph.weights_name,
+            precision=manifest.precision,
+            recipe=manifest.recipe,
+            two_four=graph.two_four,
+        )
 
     @property
     def digests(self) -> tuple[str, str | None]:
@@ -84,9 +95,9 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
     Safe to use from several threads at once. ``bytes`` is the size of the files together.
     """
 
-    def __init__(self, root: Path, graph: GraphInfo, *, sums: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, graph: GraphInfo, *, manifest: Manifest, sums: Mapping[str, str]) -> None:
         """Use `Bundle.hold`; this takes what it knows."""
-        self._graph = graph
+        self._graph, self._manifest = graph, manifest
         # Orders reads and close: a closed descriptor's number may be another file's. Re-entrant for signal handlers.
         self._lock = threading.RLock()
         files = []
@@ -112,7 +123,7 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
         """
         with self._own_files() as files:
             contents = [_read(held, file) for held, file in files]
-        return GraphBytes.of(self._graph, contents)
+        return GraphBytes.of(self._graph, contents, manifest=self._manifest)
 
     def verify(self) -> None:
         """Check the files now, in pieces; errors are those of `read`."""
@@ -244,7 +255,7 @@ class Bundle:
             BundleError: A file of the graph is gone, a link or too large.
             OSError: The system cannot open a file.
         """
-        return HeldGraph(self.root, self.manifest.graph(name), sums=self.sums)
+        return HeldGraph(self.root, self.manifest.graph(name), manifest=self.manifest, sums=self.sums)
 
     def graph_bytes(self, name: str) -> GraphBytes:
         """Return the graph of the path ``name``, or of ``dense``, read once and checked.

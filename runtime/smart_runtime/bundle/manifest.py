@@ -114,6 +114,11 @@ class GraphInfo:
         return (self.file,) if self.weights is None else (self.file, self.weights)
 
     @property
+    def two_four(self) -> int:
+        """How many layers have weights that an engine takes for 2:4 sparse, as the export found."""
+        return sum(layer.get("why_not_two_four", "") is None for layer in self.layers)
+
+    @property
     def weights_name(self) -> str | None:
         """What the graph's external tensors call the weights file: its name in the graph's own directory."""
         return None if self.weights is None else PurePosixPath(self.weights).name

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: plans built on the device, and the engine that runs them."""
