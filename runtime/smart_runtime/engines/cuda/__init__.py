@@ -1,1 +1,1 @@
-"""NVIDIA GPUs through the CUDA driver: the device, its memory and streams, and lanes for calls."""
+"""NVIDIA's driver and the memory, streams and events of one GPU; nothing here is loaded before an engine needs it."""
