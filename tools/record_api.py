@@ -99,8 +99,8 @@ def surface(module: ModuleType) -> dict[str, Any]:
     """Return the module's name, version and classes; of a member, the names that each overload calls its parameters.
 
     ``{"classes": {"Builder": {"create_network": [["self", "flags"]], "platform_has_tf32": "property"}}, ...}``; what
-    stands for a value of an enumeration is ``"value"``, for a nested class ``"class"``. A class whose ``__init__`` has no
-    overloads cannot be made by calling it.
+    stands for a value of an enumeration is ``"value"``, for a nested class ``"class"``. A class whose ``__init__`` has
+    no overloads cannot be made by calling it.
     """
     classes = {
         name: members(found, _SKIPPED.get(name))
