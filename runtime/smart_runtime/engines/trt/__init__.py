@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: plans built on the device, and the engine that runs them."""
+"""NVIDIA's TensorRT and TensorRT-RTX: building plans for a GPU and running them."""
