@@ -1,0 +1,1 @@
+"""NVIDIA's TensorRT and TensorRT-RTX: building plans for a GPU and running them."""

@@ -1,0 +1,318 @@
+"""TensorRT 8.6 to 11 and TensorRT-RTX, imported, and everything in which their versions differ.
+
+Most of what builds, loads and runs a graph has one name in all of them and is called as it is, through `Library.module`
+and the objects that it makes. What differs stands here, and is told apart by what the binding has, never by a version
+number. Facts are from NVIDIA's own binding wheels, recorded in ``tests/trt/api``; meanings from the docstrings in them.
+
+Creating a ``Runtime`` or ``Builder`` where the driver does not answer ends in a segmentation fault, so a device is
+retained (`smart_runtime.engines.cuda.device`) before any of either.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from smart_common.errors import MissingExtraError, alternatives, shortened
+from smart_runtime.errors import EngineError
+
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+ALIGNMENT = 256
+"""What the address of activation memory must be a multiple of, in bytes (``IExecutionContext.device_memory``)."""
+
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+_REMEDY = "`smart-devices doctor` says what this device lacks"
+_KEPT = 20  # messages of a kind that a log keeps; the newest say why a call failed
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a TensorRT object says: pass ``trt`` to it, and keep this for as long as the object lives.
+
+    Attributes:
+        trt: The library's ``ILogger``; it prints nothing.
+        errors: The newest 20 errors, oldest first.
+        warnings: The newest 20 warnings, oldest first.
+    """
+
+    trt: Any
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def last_error(self) -> str:
+        """The newest error in one short line; a sentence that says so where there is none."""
+        return shortened(self.errors[-1]) if self.errors else "it gave no reason"
+
+
+@dataclass(frozen=True)
+class Library:
+    """One imported TensorRT.
+
+    Attributes:
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+        module: Its Python module, for all that is the same in every version.
+        version: Its full version, such as ``10.3.0``: a plan runs only with the one that built it.
+    """
+
+    name: LibraryName
+    module: Any
+    version: str
+
+    @property
+    def title(self) -> str:
+        """What people call it, with its version: ``TensorRT 10.3.0``."""
+        return f"{_TITLES[self.name]} {self.version}"
+
+    def logger(self, on_line: Callable[[str, str], None] | None = None) -> Log:
+        """Return a new log.
+
+        Args:
+            on_line: Called with the severity (``ERROR``, ``WARNING``, ``INFO``...) and the text of each message, on
+                whatever thread speaks; it must not raise.
+        """
+        base: Any = self.module.ILogger
+        errors: list[str] = []
+        warnings: list[str] = []
+        kept = {base.INTERNAL_ERROR: errors, base.ERROR: errors, base.WARNING: warnings}
+
+        class Messages(base):  # type: ignore[misc]  # the library ships no types
+            def __init__(self) -> None:
+                base.__init__(self)  # not super(): what the binding asks for
+
+            def log(self, severity: Any, msg: str) -> None:
+                if severity in kept:
+                    kept[severity].append(msg)
+                    del kept[severity][:-_KEPT]
+                if on_line is not None:
+                    on_line(severity.name, msg)
+
+        return Log(Messages(), errors, warnings)
+
+    # What runs a plan.
+
+    def deserialize(self, runtime: Any, plan: bytes) -> Any | None:
+        """Return the engine of a plan; None if the library refuses it, with the reason in the runtime's log.
+
+        A plan is code that runs: only plans that this user's own builds left in the private cache come here.
+        """
+        return runtime.deserialize_cuda_engine(plan)
+
+    def new_context(self, engine: Any, cache: Any | None = None) -> Any | None:
+        """Return an execution context without activation memory; None if the library cannot make one (see the log).
+
+        Args:
+            engine: What `deserialize` returned; it outlives the context.
+            cache: What `kernel_cache` returned for this engine.
+        """
+        if hasattr(engine, "create_runtime_config"):
+            config = engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(self._user_managed)
+            if cache is not None:
+                config.set_runtime_cache(cache)
+            return engine.create_execution_context(config)
+        if hasattr(self.module, "ExecutionContextAllocationStrategy"):
+            return engine.create_execution_context(self._user_managed)
+        return engine.create_execution_context_without_device_memory()
+
+    @property
+    def _user_managed(self) -> Any:
+        return self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+
+    def kernel_cache(self, engine: Any, saved: bytes = b"") -> Any | None:
+        """Return what keeps the kernels that TensorRT-RTX compiles on the device; None where nothing is compiled there.
+
+        Its ``serialize()`` gives the bytes to save once contexts have run.
+
+        Args:
+            engine: Whose kernels.
+            saved: What was saved before; what does not fit this device or version is ignored by the library.
+        """
+        if not hasattr(engine, "create_runtime_config"):
+            return None
+        config = engine.create_runtime_config()
+        if not hasattr(config, "create_runtime_cache"):
+            return None
+        cache = config.create_runtime_cache()
+        if saved:
+            cache.deserialize(saved)
+        return cache
+
+    def activation_bytes(self, engine: Any) -> int:
+        """Return what each context of ``engine`` needs of activation memory, in bytes; it may be 0."""
+        if hasattr(engine, "device_memory_size_v2"):
+            return int(engine.device_memory_size_v2)
+        return int(engine.device_memory_size)
+
+    def set_activation_memory(self, context: Any, address: int, bytes: int) -> None:  # noqa: A002  # as elsewhere here
+        """Give a context its activation memory, which no other running context may use.
+
+        Args:
+            context: One that no call is using.
+            address: Device memory, a multiple of ``ALIGNMENT``; the caller keeps it until the context is gone.
+            bytes: How much lies there, at least `activation_bytes`.
+        """
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(address, bytes)
+        else:
+            context.device_memory = address
+
+    # What builds one.
+
+    def network(self, builder: Any) -> Any:
+        """Return an empty network with explicit batch sizes whose layers compute in the precision of the graph.
+
+        TensorRT 8.6 has no strong typing: there the precision is a matter of flags, which `configure` sets.
+        """
+        known = self.module.NetworkDefinitionCreationFlag
+        wanted = [getattr(known, name) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(known, name)]
+        return builder.create_network(sum(1 << int(flag) for flag in wanted))
+
+    def parse_errors(self, parser: Any) -> list[str]:
+        """Return what a parser has against a graph, each as ``Operator (node): reason``, without repetitions."""
+        found = (_parse_error(parser.get_error(number)) for number in range(parser.num_errors))
+        return list(dict.fromkeys(found))
+
+    def capabilities(self) -> dict[str, Any]:
+        """Return the library's constants for the compute capabilities it builds for, lowest first.
+
+        Empty for TensorRT, which builds for the device that it is on.
+        """
+        known = getattr(self.module, "ComputeCapability", None)
+        members = {} if known is None else known.__members__
+        found = {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
+        return dict(sorted(found.items(), key=lambda item: tuple(map(int, item[0].split(".")))))
+
+    def configure(
+        self,
+        config: Any,
+        *,
+        precision: Precision,
+        tf32: bool,
+        sparse_weights: bool,
+        workspace_bytes: int | None,
+        level: int,
+        capabilities: Sequence[str] | None = None,
+    ) -> None:
+        """Set up a build.
+
+        Args:
+            config: A new ``IBuilderConfig``.
+            precision: Of the graph.
+            tf32: Whether fp32 may be rounded to TF32. The library does so unless told otherwise.
+            sparse_weights: Whether to look for 2:4 weights.
+            workspace_bytes: What a layer may use of the device's memory; None for the library's own limit, all of it.
+            level: How hard to try, 0 to 5.
+            capabilities: Compute capabilities that the plan is for, as ``8.9``; None for the device's own. TensorRT-RTX
+                only.
+
+        Raises:
+            EngineError: The library does not build for one of the capabilities.
+        """
+        flags = self.module.BuilderFlag
+        config.builder_optimization_level = level
+        config.profiling_verbosity = self.module.ProfilingVerbosity.DETAILED  # the inspector names layers and tactics
+        if workspace_bytes is not None:
+            config.set_memory_pool_limit(self.module.MemoryPoolType.WORKSPACE, workspace_bytes)
+        (config.set_flag if tf32 else config.clear_flag)(flags.TF32)
+        if sparse_weights:
+            config.set_flag(flags.SPARSE_WEIGHTS)
+        # Without strong typing a precision has to be allowed; what an int8 graph leaves in fp32 stays so, as judged.
+        if precision != "fp32" and not hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+            config.set_flag(flags.FP16 if precision == "fp16" else flags.INT8)
+        if hasattr(config, "set_compute_capability"):
+            self._aim(config, capabilities)
+        elif capabilities is not None:
+            raise EngineError(f"{self.title} builds for the device that it is on; leave out the compute capabilities")
+
+    def _aim(self, config: Any, capabilities: Sequence[str] | None) -> None:
+        known = self.capabilities()
+        for name in capabilities or ():
+            if name not in known:
+                raise EngineError(f"{self.title} does not build for compute capability {alternatives(name, known)}")
+        wanted = [self.module.ComputeCapability.CURRENT] if capabilities is None else [known[n] for n in capabilities]
+        config.num_compute_capabilities = len(wanted)
+        for place, value in enumerate(wanted):
+            config.set_compute_capability(value, place)
+
+    def use_timing_cache(self, config: Any, saved: bytes) -> Any | None:
+        """Let a build reuse and collect what layers took on this device; None for TensorRT-RTX, which times nothing.
+
+        Args:
+            config: The build's.
+            saved: What `timing_cache_bytes` returned earlier, on this very device and version; empty for none.
+
+        Returns:
+            The cache, which must outlive the build; its ``serialize()`` and ``combine()`` are the library's.
+        """
+        if hasattr(config, "set_compute_capability"):  # it builds for named devices, so there is nothing to time
+            return None
+        cache = config.create_timing_cache(saved) or config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)  # not one of another device
+        return cache
+
+    def watch(
+        self, config: Any, *, started: Callable[[str, str | None], None], finished: Callable[[str], None]
+    ) -> Any | None:
+        """Be told of a build's phases; None where the library tells nothing (8.6).
+
+        Args:
+            config: The build's.
+            started: Called with the name of a phase and that of the one that it is part of; must not raise.
+            finished: Called with the name of a phase; must not raise.
+
+        Returns:
+            What must outlive the build.
+        """
+        if not hasattr(config, "progress_monitor"):
+            return None
+        base: Any = self.module.IProgressMonitor
+
+        class Monitor(base):  # type: ignore[misc]  # the library ships no types
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+                started(phase_name, parent_phase)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:  # noqa: ARG002
+                return True  # go on: who wants no more of a build ends its process
+
+            def phase_finish(self, phase_name: str) -> None:
+                finished(phase_name)
+
+        config.progress_monitor = monitor = Monitor()
+        return monitor
+
+
+def load_library(name: LibraryName) -> Library:
+    """Import ``tensorrt`` or ``tensorrt-rtx``.
+
+    Raises:
+        MissingExtraError: It is not installed, does not load, or is older than TensorRT 8.6.
+    """
+    title = _TITLES[name]
+    try:
+        module: Any = importlib.import_module(_MODULES[name])
+    except (ImportError, OSError) as error:  # not there, or the libraries behind it are not
+        raise MissingExtraError(f"{title} cannot be imported: {shortened(str(error))}; {_REMEDY}") from error
+    if not hasattr(module, "Runtime"):  # any folder of that name can be imported
+        raise MissingExtraError(f"the Python module {_MODULES[name]} is not {title}'s; {_REMEDY}")
+    version = str(module.__version__)
+    if not hasattr(module.IBuilderConfig, "builder_optimization_level"):
+        raise MissingExtraError(f"{title} {version} is too old; install 8.6 or newer")
+    return Library(name=name, module=module, version=version)
+
+
+def _parse_error(error: Any) -> str:
+    """Return what the parser has against one node: its operator and name, or its number where that is all, and why."""
+    node = f"node {error.node()}"
+    has_names = hasattr(error, "node_operator")
+    where = f"{error.node_operator()} ({error.node_name() or node})" if has_names else node
+    reason = error.desc()
+    return f"{where}: {'it has no such operator' if reason == 'false' else reason}"  # its word for that is "false"
