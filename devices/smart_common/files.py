@@ -103,6 +103,43 @@ def locked(file: Path) -> Iterator[bool | None]:
 
 
 @contextmanager
+def holding(file: Path, *, on_wait: Callable[[int | None], None]) -> Iterator[None]:
+    """Hold the lock of ``file``, which is made if need be and stays there, while the block runs.
+
+    Another holder, a thread or a process, is waited for, after ``on_wait`` was told the ID of its process, None where
+    it cannot be known. If the holder dies, the lock goes with it. No link is followed.
+
+    Raises:
+        OSError: The system refuses to make or open it.
+    """
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if not _lock(descriptor):
+                on_wait(_holder(descriptor))
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_named(descriptor, file):  # somebody tidied it up between our opening and locking it
+                continue
+            with suppress(OSError):  # a full disk: nobody learns who holds it, but it is held
+                os.pwrite(descriptor, b"%-19d\n" % os.getpid(), 0)
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, 0)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _holder(descriptor: int) -> int | None:
+    try:
+        return int(os.pread(descriptor, 20, 0))
+    except (OSError, ValueError):  # it has not said so yet
+        return None
+
+
+@contextmanager
 def _beside(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
     """Yield what ``make`` makes beside ``path``, locked, and its descriptor; it is removed if it is there at the end.
 

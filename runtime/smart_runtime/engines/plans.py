@@ -1,0 +1,368 @@
+"""Keep what was built for this device: plans, found again by everything that they depend on.
+
+``ENGINES/<SHA-256 of the key>/`` holds ``plan``, the library's own bytes, and ``meta.json``: the key, the plan's size
+and SHA-256, and what is known of it. A plan is executable code, so the folder is the user's alone, and nothing is read
+or written through a folder or file that somebody else could have made or changed. An entry is written beside its place,
+flushed and renamed, so that it is there whole or not at all. Of TensorRT and CUDA this module knows nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from smart_common.files import default_cache_dir, holding, locked, new_folder_beside, replacing
+from smart_runtime.bundle.files import read_at_most
+from smart_runtime.engines.plan_keys import Key, canonical, differences, key_digest
+from smart_runtime.engines.private_folder import PrivateFolder, through
+from smart_runtime.errors import EngineError
+
+MAX_META_BYTES = 2**20
+INSTALL = "`smart-run install BUNDLE`"
+
+_log = logging.getLogger(__name__)
+
+_PLAN, _META = "plan", "meta.json"
+_BUILD_LOCK = "build.lock"
+_NEW = "new"  # what is written beside its place is called after this, and tidied up by whoever writes next
+
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+_BAD = re.compile(r"bad-[0-9a-f]{64}")
+_LOCK = re.compile(r"([0-9a-f]{64})\.lock")
+
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPlan:
+    """A plan whose bytes were checked against its sum; these very bytes are to be deserialised.
+
+    Attributes:
+        key: What it depends on.
+        plan: The library's own bytes.
+        facts: What else is known of it: JSON values, such as the build's seconds.
+    """
+
+    key: Key
+    plan: bytes = field(repr=False)
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """An entry that was, or would be, removed: the name of its folder, its size, and why, in words.
+
+    ``key`` is None where nobody can tell what it was.
+    """
+
+    name: str
+    bytes: int
+    why: str
+    key: Key | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Meta:
+    key: Key
+    size: int
+    sha256: str
+    facts: Mapping[str, Any]
+
+    def written(self) -> bytes:
+        said = {"key": self.key, "plan": {"bytes": self.size, "sha256": self.sha256}, "facts": self.facts}
+        return json.dumps({**said, "sha256": hashlib.sha256(canonical(said)).hexdigest()}, indent=1).encode() + b"\n"
+
+    @classmethod
+    def read(cls, data: bytes) -> _Meta:
+        try:
+            said = json.loads(data)
+            digest = said.pop("sha256")
+            if digest != hashlib.sha256(canonical(said)).hexdigest():
+                raise _DamagedError(f"{_META} is not as it was written")
+            plan = said["plan"]
+            return cls(key=dict(said["key"]), size=plan["bytes"], sha256=plan["sha256"], facts=said["facts"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _DamagedError(f"{_META} is no description of a plan") from error
+
+
+class _DamagedError(Exception):
+    """An entry that is not as it was written."""
+
+
+class PlanCache:
+    """The plans of one user on one machine; safe to use from several threads and processes at once.
+
+        cache = PlanCache()
+        stored = cache.find(key) or cache.build_once(key, build)
+
+    Every method raises EngineError where the folder cannot be used: it is a link, somebody else's, others may write
+    into it, or the system refuses.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Take the folder of the cache, by default ``engines`` in that of smart-edge; it is made when it is needed.
+
+        Raises:
+            EngineError: No folder was given, and this user has no home.
+        """
+        chosen = folder or _default_folder()
+        self.folder = Path(os.path.abspath(chosen))  # noqa: PTH100  # unlike resolve, it follows no link
+        self._folder = PrivateFolder(self.folder, has_own_parent=folder is None)
+
+    def find(self, key: Key) -> StoredPlan | None:
+        """Return the plan of ``key``; None if there is none, or one that is not as it was written."""
+        with self._folder.opened() as place, self._folder.refusing():
+            return None if place is None else self._look(place, key_digest(key))
+
+    def build_once(
+        self,
+        key: Key,
+        build: Callable[[], tuple[bytes, Mapping[str, Any]]],
+        *,
+        on_wait: Callable[[int | None], None] = lambda _: None,
+    ) -> StoredPlan:
+        """Return the plan of ``key``, which ``build`` makes if there is none; of all callers one builds at a time.
+
+        Args:
+            key: What the plan depends on.
+            build: Returns the plan and the facts to keep with it, JSON values. What it raises comes out; nothing is
+                stored then.
+            on_wait: Told, before waiting for another build, the ID of the process that does it, None where it is not
+                known.
+        """
+        digest = key_digest(key)
+        with self._folder.opened(create=True) as place, ExitStack() as locks:
+            assert place is not None
+            with self._folder.refusing():
+                # First a lock of the key's own: who waited for this very plan need not wait for other builds as well.
+                locks.enter_context(holding(place / f"{digest}.lock", on_wait=on_wait))
+                if (found := self._look(place, digest)) is not None:
+                    return found
+                locks.enter_context(holding(place / _BUILD_LOCK, on_wait=on_wait))
+            plan, facts = build()
+            with self._folder.refusing():
+                return self._publish(place, key, plan, facts)
+
+    def update(self, key: Key, facts: Mapping[str, Any]) -> None:
+        """Add ``facts``, JSON values, to those of the plan of ``key``; nothing happens if there is none."""
+        digest = key_digest(key)
+        with self._folder.opened() as place, self._folder.refusing(), suppress(FileNotFoundError, _DamagedError):
+            if place is None:
+                return
+            with (
+                holding(place / f"{digest}.lock", on_wait=lambda _: None),
+                self._folder.subfolder(place, digest) as entry,
+            ):
+                meta = self._meta(entry, digest)
+                changed = _Meta(key=meta.key, size=meta.size, sha256=meta.sha256, facts=_plain({**meta.facts, **facts}))
+                with replacing(through(entry) / _META) as file:
+                    os.fchmod(file.fileno(), 0o600)
+                    file.write(changed.written())
+
+    def set_aside(self, key: Key) -> None:
+        """Rename the plan of ``key``, which the library does not take, so that it is built once more.
+
+        It is kept as ``bad-...`` until the next of its kind, or `prune`.
+        """
+        digest = key_digest(key)
+        with self._folder.opened() as place, self._folder.refusing():
+            if place is not None:
+                with holding(place / f"{digest}.lock", on_wait=lambda _: None):
+                    self._put_aside(place, digest)
+
+    def explain_missing(self, key: Key) -> str | None:
+        """Return why there is no plan for ``key`` though its graph is installed, and the remedy, in one sentence.
+
+        None where the graph is not installed at all.
+        """
+        digest, nearest = key_digest(key), None
+        with self._folder.opened() as place, self._folder.refusing():
+            if place is None:
+                return None
+            if (place / digest).exists():
+                return f"the plan that is installed for this graph is damaged; {INSTALL} makes a new one"
+            for _, meta in self._metas(place):
+                if meta is not None and meta.key.get("graph") == key["graph"]:
+                    found = differences(meta.key, key)
+                    if nearest is None or len(found) < len(nearest):
+                        nearest = found
+        if nearest is None:
+            return None
+        return f"a plan of this graph is installed, but with {', '.join(nearest)}; {INSTALL} makes one that fits"
+
+    def prune(
+        self, *, usable: Callable[[Key], bool], keep_bytes: int | None = None, dry_run: bool = False
+    ) -> tuple[Pruned, ...]:
+        """Remove damaged plans, those that are set aside, and those that nothing here can use; return what went.
+
+        What another process is building stays.
+
+        Args:
+            usable: Says of a key whether this machine could ask for it.
+            keep_bytes: What may stay; those that were not used for the longest time go first. None keeps them all.
+            dry_run: Return what would go, and leave it.
+        """
+        with self._folder.opened() as place, self._folder.refusing():
+            if place is None:
+                return ()
+            going = list(self._going(place, usable=usable, keep_bytes=keep_bytes))
+            if dry_run:
+                return tuple(going)
+            with new_folder_beside(place / _NEW) as waste:
+                gone = [pruned for pruned in going if self._remove(place, pruned.name, waste)]
+            self._tidy_locks(place)
+            return tuple(gone)
+
+    def _going(self, place: Path, *, usable: Callable[[Key], bool], keep_bytes: int | None) -> Iterator[Pruned]:
+        kept = []
+        for name in sorted(filter(_BAD.fullmatch, os.listdir(place))):  # noqa: PTH208  # names alone
+            yield Pruned(
+                name=name, bytes=_used(place / name)[1], why="set aside: the library did not take it", key=None
+            )
+        for name, meta in self._metas(place):
+            used, size = _used(place / name)
+            if meta is None:
+                yield Pruned(name=name, bytes=size, why="damaged", key=None)
+            elif not usable(meta.key):
+                yield Pruned(name=name, bytes=size, why="nothing here can use it", key=meta.key)
+            else:
+                kept.append((used, name, size, meta.key))
+        left = sum(size for _, _, size, _ in kept)
+        for _, name, size, key in sorted(kept, key=lambda entry: entry[:2]):
+            if keep_bytes is None or left <= keep_bytes:
+                return
+            left -= size
+            yield Pruned(name=name, bytes=size, why="not used for the longest time", key=key)
+
+    def _remove(self, place: Path, name: str, waste: Path) -> bool:
+        with locked(place / f"{name.removeprefix('bad-')}.lock") as mine:
+            if not mine:
+                return False
+            try:
+                (place / name).rename(waste / name)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def _tidy_locks(self, place: Path) -> None:
+        for name in os.listdir(place):  # noqa: PTH208  # names alone
+            match = _LOCK.fullmatch(name)
+            if match and not (place / match[1]).exists():
+                with locked(place / name) as mine:
+                    if mine:
+                        (place / name).unlink(missing_ok=True)
+
+    def _look(self, place: Path, digest: str) -> StoredPlan | None:
+        try:
+            return self._read(place, digest)
+        except FileNotFoundError:
+            return None
+        except _DamagedError as error:
+            _log.warning("the plan %s is damaged: %s; it is built again", self.folder / digest, error)
+            return None
+
+    def _read(self, place: Path, digest: str) -> StoredPlan:
+        with self._folder.subfolder(place, digest) as entry:
+            meta = self._meta(entry, digest)
+            with self._file(entry, digest, _PLAN) as (file, size):
+                plan = read_at_most(file, meta.size + 1) if size == meta.size else b""
+                if hashlib.sha256(plan).hexdigest() != meta.sha256:
+                    raise _DamagedError(f"its {size} bytes are not those that were written")
+                with suppress(OSError):  # a disk that is read-only; prune goes by when it was last used
+                    os.utime(file.fileno())
+        return StoredPlan(key=meta.key, plan=plan, facts=meta.facts)
+
+    @contextmanager
+    def _file(self, entry: int, digest: str, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        try:
+            with self._folder.file(entry, name, shown=f"{digest}/{name}") as opened:
+                yield opened
+        except FileNotFoundError as error:
+            raise _DamagedError(f"no {name} is in it") from error
+
+    def _meta(self, entry: int, digest: str) -> _Meta:
+        with self._file(entry, digest, _META) as (file, size):
+            if size > MAX_META_BYTES:
+                raise _DamagedError(f"{_META} has {size} bytes")
+            meta = _Meta.read(read_at_most(file, MAX_META_BYTES))
+        if key_digest(meta.key) != digest:
+            raise _DamagedError("it is of another key")
+        return meta
+
+    def _metas(self, place: Path) -> Iterator[tuple[str, _Meta | None]]:
+        """Yield the name of each entry with what it says of itself, None where that is damaged."""
+        for name in sorted(filter(_ENTRY.fullmatch, os.listdir(place))):  # noqa: PTH208  # names alone
+            meta = None
+            with suppress(FileNotFoundError, _DamagedError), self._folder.subfolder(place, name) as entry:
+                meta = self._meta(entry, name)
+            yield name, meta
+
+    def _publish(self, place: Path, key: Key, plan: bytes, facts: Mapping[str, Any]) -> StoredPlan:
+        digest = key_digest(key)
+        meta = _Meta(key=_plain(key), size=len(plan), sha256=hashlib.sha256(plan).hexdigest(), facts=_plain(facts))
+        with new_folder_beside(place / _NEW) as beside:
+            beside.chmod(0o700)
+            for name, data in ((_PLAN, plan), (_META, meta.written())):
+                with replacing(beside / name) as file:
+                    os.fchmod(file.fileno(), 0o600)
+                    file.write(data)
+            _flush(beside)
+            while True:
+                try:
+                    beside.rename(place / digest)
+                    break
+                except OSError as error:
+                    if error.errno not in _TAKEN:
+                        raise
+                # A damaged one lies there; or on a file system without locks somebody else was first.
+                if (found := self._look(place, digest)) is not None:
+                    return found
+                self._put_aside(place, digest)
+        _flush(place)
+        return StoredPlan(key=meta.key, plan=plan, facts=meta.facts)
+
+    def _put_aside(self, place: Path, digest: str) -> None:
+        bad = place / f"bad-{digest}"
+        with new_folder_beside(place / _NEW) as waste:
+            with suppress(FileNotFoundError):
+                bad.rename(waste / bad.name)
+            with suppress(FileNotFoundError):
+                (place / digest).rename(bad)
+
+
+def _default_folder() -> Path:
+    base = default_cache_dir()
+    if base is None:
+        raise EngineError(
+            "no folder to keep built engines in: this user has no home; set XDG_CACHE_HOME, or name one with cache_dir"
+        )
+    return base / "engines"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON values as they will be read back."""
+    plain: dict[str, Any] = json.loads(canonical(values))
+    return plain
+
+
+def _used(entry: Path) -> tuple[int, int]:
+    """Return when an entry was last used, in nanoseconds, and how many bytes its files have."""
+    files = [(entry / name).lstat() for name in (_PLAN, _META) if os.path.lexists(entry / name)]
+    return max((file.st_mtime_ns for file in files), default=0), sum(file.st_size for file in files)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
