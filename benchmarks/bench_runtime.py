@@ -166,11 +166,11 @@ def model_around(bundle: Bundle, engine: Engine) -> SmartModel:
     """Return a model whose default path is run by ``engine``."""
     path = bundle.manifest.default_path
     loaded = LoadedPath(path, engine, spec=bundle.manifest.input, classes=bundle.manifest.output.classes)
-    open_loader = partial(Loader, trust=None, engine_name=CPU, options=EngineOptions(threads=1))
+    open_loader = partial(Loader, trust=None, engine=CPU, options=EngineOptions(threads=1))
     state = PathState(
         open_loader(bundle.root), {path: loaded}, path=path, memory=ON_DEMAND, mode=ON_DEMAND, open_loader=open_loader
     )
-    return SmartModel(state, engine_name=CPU)
+    return SmartModel(state)
 
 
 def measure_calls(folder: Path, *, blocks: int) -> dict[str, Any]:

@@ -62,12 +62,14 @@ ENGINES = (
         needs="an NVIDIA GPU and TensorRT",
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt",
+        factory="smart_runtime.engines.trt.engine:TensorRtEngine",
     ),
     EngineInfo(
         name="tensorrt-rtx",
         needs="a GeForce or RTX card since Turing and TensorRT-RTX",
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt_rtx",
+        factory="smart_runtime.engines.trt.engine:TensorRtRtxEngine",
     ),
     EngineInfo(
         name="onnxruntime-cuda",

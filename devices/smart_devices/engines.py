@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smart_common.lazy import load
 from smart_devices import engine_rows
 from smart_devices.engine_rows import EngineStatus, engine_info, engine_names
 from smart_devices.python_environment import find_module, version_of
+from smart_devices.sysfs import Files
 
 if TYPE_CHECKING:
     from smart_devices.detection import Machine
@@ -37,6 +39,12 @@ def engine_status(name: str, *, around: Surroundings | None = None) -> EngineSta
     """
     status: EngineStatus = load(engine_info(name).judge)(around)
     return status
+
+
+def has_nvidia_device() -> bool:
+    """Say whether a GPU of NVIDIA's may be here, by the files of its driver alone: it takes microseconds."""
+    names = Files(Path("/")).names("/dev")
+    return any(name.startswith(("nvidia", "nvhost-ctrl-gpu", "nvgpu")) or name == "dxg" for name in names)
 
 
 def onnxruntime_cpu(_: Surroundings | None) -> EngineStatus:

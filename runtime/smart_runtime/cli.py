@@ -169,7 +169,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     opened.verify()
     manifest = opened.manifest
     spec = manifest.input
-    notes = notes_here(manifest) if engine is None else notes_on(manifest, engine_name=resolve_engine(engine))
+    notes = notes_here(opened) if engine is None else notes_on(manifest, engine_name=resolve_engine(engine))
     warnings = warnings_of_metrics(
         {name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
         {name: graph.metrics for name, graph in manifest.paths.items()},

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 from smart_runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from smart_runtime.serving import LoadedPath
 
 Mode: TypeAlias = Literal["resident", "on-demand"]
 
@@ -37,40 +40,50 @@ class PathMemory:
 
     ``file_bytes`` is the size of its graph and weights, which an engine needs at least; ``resident_bytes`` is by how
     much the process grew while its engine was made and first run (other threads' work included), None while it is not
-    loaded or where the system does not say.
+    loaded or where the system does not say. ``device_bytes`` is the same for a GPU's memory, other
+    programs' doing included; None on a CPU, while it is not loaded, or where the engine does not say.
     """
 
     loaded: bool
     file_bytes: int
     resident_bytes: int | None
+    device_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryReport:
     """What a model costs: ``mode`` as it came out, the ``budget_bytes`` it was chosen by if any, and each path's cost.
 
-    ``process_bytes`` is the resident memory of the whole process, None where the system does not say.
+    ``process_bytes`` is the resident memory of the whole process, None where the system does not say, and
+    ``shared_device_bytes`` what all paths of all models in it share on the GPU, for running; None on a CPU.
     """
 
     mode: Mode
     budget_bytes: int | None
     paths: Mapping[str, PathMemory]
     process_bytes: int | None
+    shared_device_bytes: int | None = None
 
 
 def memory_report(
-    mode: Mode, memory: Mode | int, *, costs: Mapping[str, int], resident: Mapping[str, int | None]
+    mode: Mode, memory: Mode | int, *, costs: Mapping[str, int], loaded: Mapping[str, LoadedPath]
 ) -> MemoryReport:
     """Return what a model costs: bytes of files by path, and of those that are loaded what they took."""
-    paths = {
-        name: PathMemory(loaded=name in resident, file_bytes=cost, resident_bytes=resident.get(name))
-        for name, cost in costs.items()
-    }
+    paths = {}
+    for name, cost in costs.items():
+        one = loaded.get(name)
+        paths[name] = PathMemory(
+            loaded=one is not None,
+            file_bytes=cost,
+            resident_bytes=None if one is None else one.resident_bytes,
+            device_bytes=None if one is None else one.engine.device_bytes,
+        )
     return MemoryReport(
         mode=mode,
         budget_bytes=memory if isinstance(memory, int) else None,
         paths=MappingProxyType(paths),
         process_bytes=resident_bytes(),
+        shared_device_bytes=next((one.engine.shared_device_bytes for one in loaded.values()), None),
     )
 
 

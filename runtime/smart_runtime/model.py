@@ -43,14 +43,13 @@ class SmartModel:
     signal handler as long as all paths are resident.
     """
 
-    def __init__(self, state: PathState, *, engine_name: str) -> None:
+    def __init__(self, state: PathState) -> None:
         """Use `load`; this takes paths that are loaded."""
-        self.engine_name = engine_name
         self._state = state
         self._scopes = Scopes()
         self._policy: Policy | None = None
         self._observing: set[int] = set()  # the threads in which the policy is looking at a call
-        log_notes(self.manifest, engine_name=engine_name)
+        log_notes(self.notes)
 
     @classmethod
     def load(
@@ -102,11 +101,11 @@ class SmartModel:
             raise InputError(
                 f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"
             )
-        engine_name = resolve_engine(engine)
-        open_loader = partial(Loader, trust=public_key(trust), engine_name=engine_name, options=options)
+        resolve_engine(engine)  # first: without one, nothing of the bundle matters
+        open_loader = partial(Loader, trust=public_key(trust), engine=engine, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
         try:
-            model = cls(state, engine_name=engine_name)
+            model = cls(state)
             if policy is not None:
                 policy.start(model)
             model._policy = policy
@@ -284,7 +283,7 @@ class SmartModel:
             Whatever is raised, the old bundle goes on serving.
         """
         self._state.reload(bundle)
-        log_notes(self.manifest, engine_name=self.engine_name)
+        log_notes(self.notes)
 
     def memory(self) -> MemoryReport:
         """Return what each path costs, and whether it is loaded."""
@@ -303,7 +302,12 @@ class SmartModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about the bundle on this engine, a sentence each; logged as warnings when it is loaded."""
-        return notes_on(self.manifest, engine_name=self.engine_name)
+        return notes_on(self.manifest, engine_name=self.engine_name) + self._state.choice.passed_over
+
+    @property
+    def engine_name(self) -> str:
+        """The engine that runs the bundle."""
+        return self._state.choice.engine
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from smart_common.errors import MissingExtraError
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
-from smart_runtime.engines import AUTO, resolve_engine
+from smart_runtime.engines import AUTO, choose_engine
 from smart_runtime.engines.onnxruntime import CPU
 
 _log = logging.getLogger(__name__)
@@ -35,15 +37,16 @@ def notes_on(manifest: Manifest, *, engine_name: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def log_notes(manifest: Manifest, *, engine_name: str) -> None:
+def log_notes(notes: Sequence[str]) -> None:
     """Log what `notes_on` returns as warnings: who loads the bundle sees them without asking."""
-    for sentence in notes_on(manifest, engine_name=engine_name):
+    for sentence in notes:
         _log.warning("%s", sentence)
 
 
-def notes_here(manifest: Manifest) -> tuple[str, ...]:
+def notes_here(bundle: Bundle) -> tuple[str, ...]:
     """Return the notes on the engine that this device would take; none where it has no engine."""
     try:
-        return notes_on(manifest, engine_name=resolve_engine(AUTO))
+        choice = choose_engine(AUTO, bundle)
     except MissingExtraError:
         return ()
+    return notes_on(bundle.manifest, engine_name=choice.engine) + choice.passed_over

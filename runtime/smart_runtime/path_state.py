@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from smart_runtime import forks
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import check_path, check_replaces
+from smart_runtime.engines import Choice
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 from smart_runtime.memory import (
     LOAD_PEAK,
@@ -122,6 +123,11 @@ class PathState:
         """The bundle whose paths these are."""
         return self._loader.bundle
 
+    @property
+    def choice(self) -> Choice:
+        """The engine that runs them."""
+        return self._loader.choice
+
     def check_usable(self) -> None:
         """Raise ClosedError if the model was closed, or this process was forked from the one that loaded it."""
         if self._unusable:
@@ -145,8 +151,7 @@ class PathState:
         """Return what each path costs, and whether it is loaded."""
         with self._lock:
             loaded, costs, mode = self.loaded, self._loader.costs, self._mode
-        resident = {name: one.resident_bytes for name, one in loaded.items()}
-        return memory_report(mode, self._memory, costs=costs, resident=resident)
+        return memory_report(mode, self._memory, costs=costs, loaded=loaded)
 
     def close(self) -> bool:
         """Give back engines and files once the calls in flight have finished; False if that was done before."""

@@ -17,7 +17,7 @@ from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
-from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, create_engine
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, choose_engine, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
 from smart_runtime.outputs import check_scores
@@ -112,8 +112,8 @@ class LoadedPath:
 class Loader:
     """Makes the paths of one bundle, each checked and warm.
 
-    It keeps the bundle's files open until `close`: on demand a path is loaded long after the directory may have been
-    replaced or removed.
+    ``choice`` is the engine that it makes them with. The bundle's files stay open until `close`: on demand a path is
+    loaded long after the directory may have been replaced or removed.
     """
 
     def __init__(
@@ -121,16 +121,20 @@ class Loader:
         path: str | os.PathLike[str],
         *,
         trust: PublicKey | None,
-        engine_name: str,
+        engine: str,
         options: EngineOptions,
     ) -> None:
         """Open the bundle in the directory ``path``; arguments and errors are those of `SmartModel.load`.
 
         Once this has returned, another bundle may take the directory's place.
         """
-        self._engine_name = engine_name
         self._options = options
         self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
+        try:
+            self.choice = choose_engine(engine, self.bundle, options=options)
+        except BaseException:
+            self._files.close()
+            raise
 
     @property
     def costs(self) -> Mapping[str, int]:
@@ -155,7 +159,7 @@ class Loader:
         before = resident_bytes()
         try:
             engine = create_engine(
-                self._engine_name,
+                self.choice.engine,
                 self._held[path].read(),
                 inputs=manifest.input,
                 outputs=manifest.output,

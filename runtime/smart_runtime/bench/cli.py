@@ -112,11 +112,12 @@ def main(
     from smart_runtime.bench.compare import compare, steps  # noqa: PLC0415
     from smart_runtime.bench.contenders import open_bundles  # noqa: PLC0415
     from smart_runtime.bench.plot import write_plot  # noqa: PLC0415
-    from smart_runtime.engines import resolve_engine  # noqa: PLC0415
+    from smart_runtime.engines import choose_engine  # noqa: PLC0415
 
     bundles = open_bundles(bundle, trust=trust)
     context.with_resource(warnings_as_notes("smart_runtime"))
-    power = find_power(part=engine_info(resolve_engine(engine or AUTO)).part)
+    chosen = choose_engine(engine or AUTO, next(iter(bundles.values()))).engine
+    power = find_power(part=engine_info(chosen).part)
     with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks, power=power)) as advance:
         report = compare(
             bundles,
@@ -125,7 +126,7 @@ def main(
             threads=threads,
             blocks=blocks,
             seed=seed,
-            engine=engine or AUTO,
+            engine=chosen,
             power=power,
             advance=advance,
         )

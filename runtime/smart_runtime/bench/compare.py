@@ -20,8 +20,8 @@ from smart_runtime.bench.report import Report, Row
 from smart_runtime.bench.switching import measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
 from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.engines import AUTO, Batch, resolve_engine
-from smart_runtime.notes import log_notes
+from smart_runtime.engines import AUTO, Batch, choose_engine
+from smart_runtime.notes import log_notes, notes_on
 
 NOT_ASKED = "not asked for"
 
@@ -75,11 +75,11 @@ def compare(
         OSError: The system cannot read a file.
     """
     environment = read_environment(root=root)  # first, so that the load average is not our own doing
-    name = resolve_engine(engine)
+    name = choose_engine(engine, next(iter(bundles.values()))).engine
     given = None if baseline is None else read_baseline(baseline)
     for bundle in bundles.values():
         bundle.verify()
-        log_notes(bundle.manifest, engine_name=name)
+        log_notes(notes_on(bundle.manifest, engine_name=name))
     graphs = contenders(bundles, baseline=given)
     if given is not None:
         try_baseline(graphs[0], engine=name, batch=batch, threads=threads, seed=seed)

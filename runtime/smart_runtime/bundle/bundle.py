@@ -43,6 +43,16 @@ _CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphIdentity:
+    """What tells one graph from all others, without its bytes; see `GraphBytes`."""
+
+    digests: tuple[str, str | None]
+    precision: str
+    recipe: str | None
+    two_four: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GraphBytes:
     """One graph, checked and in memory: what an engine is made from.
 
@@ -72,7 +82,7 @@ class GraphBytes:
 
     @property
     def digests(self) -> tuple[str, str | None]:
-        """The SHA-256 of ``model`` and of ``weights``, in hexadecimal digits."""
+        """The SHA-256 of ``model`` and of ``weights``, in hexadecimal digits; computed at each call."""
         weights = None if self.weights is None else hashlib.sha256(self.weights).hexdigest()
         return hashlib.sha256(self.model).hexdigest(), weights
 
@@ -244,6 +254,17 @@ class Bundle:
         data = read_bounded(self.root, name, max_bytes=max_bytes)
         check_sum(name, hashlib.sha256(data).hexdigest(), expected=self.sums[name])
         return data
+
+    def identity(self, name: str) -> GraphIdentity:
+        """Return what tells the graph of the path ``name``, or of ``dense``, from all others; PathError, if none is."""
+        graph = self.manifest.graph(name)
+        sums = [self.sums[file] for file in graph.files]
+        return GraphIdentity(
+            digests=(sums[0], sums[1] if sums[1:] else None),
+            precision=self.manifest.precision,
+            recipe=self.manifest.recipe,
+            two_four=graph.two_four,
+        )
 
     def hold(self, name: str) -> HeldGraph:
         """Return the files of the path ``name``, or of ``dense``, held open for the caller to close.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from smart_common.errors import MissingExtraError, alternatives
 from smart_common.lazy import load
 from smart_devices import engine_rows
-from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engine_names
-from smart_devices.engines import engine_status
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, EngineStatus, engine_info, engine_names
+from smart_devices.engines import engine_status, has_nvidia_device
+from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import (
     DEFAULT_OPTIONS,
@@ -27,37 +29,79 @@ __all__ = [
     "REFERENCE_ENGINE",
     "Batch",
     "BatchRange",
+    "Choice",
     "DeviceTimes",
     "Engine",
     "EngineOptions",
     "Scores",
+    "choose_engine",
     "create_engine",
     "open_engine",
     "resolve_engine",
 ]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The engine that runs a bundle, and a sentence for each better one that ``auto`` passed over, with its remedy."""
+
+    engine: str
+    passed_over: tuple[str, ...] = ()
+
+
 def resolve_engine(name: str) -> str:
-    """Return the engine that ``name`` means on this device: itself, or the best one for ``auto``.
+    """Return the engine that ``name`` means on this device: itself, or for ``auto`` the best that runs any bundle now.
 
     Raises:
         EngineError: No engine is called that, or smart-edge cannot drive it yet.
         MissingExtraError: It cannot run here; for ``auto``, none can.
     """
+    return choose_engine(name).engine
+
+
+def choose_engine(name: str, bundle: Bundle | None = None, *, options: EngineOptions = DEFAULT_OPTIONS) -> Choice:
+    """Return the engine that ``name`` means for ``bundle``, or for any one; errors are those of `resolve_engine`.
+
+    ``auto`` never means an engine that has to build for minutes first. A name means itself and nothing else.
+    """
     driven = engine_names(driven=True)
-    if name != AUTO and name not in driven:
-        if name in engine_names():
-            raise EngineError(f"smart-edge cannot drive {name} yet; choose among {', '.join((AUTO, *driven))}")
-        if any(info.name == name for info in engine_rows.ENGINES):
-            raise EngineError(f"{name} builds engines and runs none; choose among {', '.join((AUTO, *driven))}")
-        raise EngineError(f"unknown engine {alternatives(name, [AUTO, *driven])}")
-    refused = []
-    for candidate in driven if name == AUTO else [name]:
-        status = engine_status(candidate)
-        if status.available:
-            return candidate
-        refused.append(f"{candidate}: {', '.join(filter(None, (status.reason, status.install)))}")
-    raise MissingExtraError(f"no engine can run on this device ({'; '.join(refused)})")
+    if name != AUTO:
+        if name not in driven:
+            raise _unknown(name, driven)
+        status = engine_status(name)
+        if not status.available:
+            raise MissingExtraError(f"this device cannot run {_refusal(status)}")
+        return Choice(name)
+    here = driven if has_nvidia_device() else [row for row in driven if engine_info(row).part != "gpu"]
+    passed_over: list[str] = []
+    for candidate in here:
+        if engine_status(candidate).available:
+            why_not = _why_not(candidate, bundle, options)
+            if why_not is None:
+                return Choice(candidate, tuple(passed_over))
+            passed_over.append(why_not)
+    refused = [_refusal(status) for status in map(engine_status, driven) if not status.available]
+    raise MissingExtraError(f"no engine can run on this device ({'; '.join(refused + passed_over)})")
+
+
+def _unknown(name: str, driven: Sequence[str]) -> EngineError:
+    others = f"choose among {', '.join((AUTO, *driven))}"
+    if name in engine_names():
+        return EngineError(f"smart-edge cannot drive {name} yet; {others}")
+    if any(info.name == name for info in engine_rows.ENGINES):
+        return EngineError(f"{name} builds engines and runs none; {others}")
+    return EngineError(f"unknown engine {alternatives(name, [AUTO, *driven])}")
+
+
+def _refusal(status: EngineStatus) -> str:
+    return f"{status.name}: {', '.join(filter(None, (status.reason, status.install)))}"
+
+
+def _why_not(candidate: str, bundle: Bundle | None, options: EngineOptions) -> str | None:
+    try:
+        return _class_of(candidate).why_not_now(bundle, options)
+    except (EngineError, MissingExtraError) as error:  # it is installed, and does not load
+        return f"{candidate}: {error}"
 
 
 def create_engine(
@@ -102,7 +146,11 @@ def open_engine(
 
 
 def _factory(name: str) -> type[Engine]:
-    place = engine_info(resolve_engine(name)).factory
-    assert place is not None, "resolve_engine returns what can be driven"  # for the type checker
+    return _class_of(resolve_engine(name))
+
+
+def _class_of(name: str) -> type[Engine]:
+    place = engine_info(name).factory
+    assert place is not None, "only what can be driven comes here"  # for the type checker
     factory: type[Engine] = load(place)
     return factory

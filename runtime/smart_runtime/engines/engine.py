@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.errors import EngineError
 
@@ -139,6 +139,17 @@ class Engine(ABC):
         """Return an engine for an ONNX file of the user's own; arguments and errors are those of `open_engine`."""
         raise EngineError(f"this engine opens bundles only, not {str(path)!r}; choose another one with --engine")
 
+    @classmethod
+    def why_not_now(cls, bundle: Bundle | None, options: EngineOptions) -> str | None:  # noqa: ARG003  # for those that can
+        """Return why ``auto`` should pass the engine over for ``bundle``, or for any one: a sentence with the remedy.
+
+        None, as here, from an engine that runs every bundle within seconds.
+
+        Raises:
+            EngineError, MissingExtraError: It does not work here; ``auto`` takes the next one.
+        """
+        return None
+
     @abstractmethod
     def run(self, batch: Batch) -> Scores:
         """Return the scores of a batch.
@@ -166,6 +177,11 @@ class Engine(ABC):
     @property
     def device_bytes(self) -> int | None:
         """Memory of the GPU that the graph itself holds, without what all graphs share; None without one."""
+        return None
+
+    @property
+    def shared_device_bytes(self) -> int | None:
+        """Memory of the GPU that all graphs of this process share; None without one."""
         return None
 
     @abstractmethod

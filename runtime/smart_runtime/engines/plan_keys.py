@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 from smart_common.errors import shortened
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.bundle import GraphBytes, GraphIdentity
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import BatchRange
 
@@ -50,7 +50,7 @@ def plan_key(
     engine: str,
     library: str,
     version: str,
-    graph: GraphBytes,
+    graph: GraphBytes | GraphIdentity,
     inputs: InputSpec,
     outputs: OutputSpec,
     batch: BatchRange,

@@ -123,6 +123,11 @@ class PlanCache:
         with self._folder.opened() as place, self._folder.refusing():
             return None if place is None else self._look(place, key_digest(key))
 
+    def has(self, key: Key) -> bool:
+        """Say whether there is a plan of ``key``, which `find` looks at more closely."""
+        with self._folder.opened() as place, self._folder.refusing():
+            return place is not None and (place / key_digest(key)).exists()
+
     def build_once(
         self,
         key: Key,

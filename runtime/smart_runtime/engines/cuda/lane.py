@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from smart_runtime.engines.cuda.device import Device, DeviceMemory, PinnedMemory
+from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.resources import DeviceMemory, PinnedMemory
 from smart_runtime.errors import EngineError
 
 _LEAST_BYTES = 256  # no block is empty; and activation memory must be aligned to as much
@@ -24,6 +25,8 @@ class Program(Protocol):
     input_bytes: int
     output_bytes: int
     activation_bytes: int
+    keeps: tuple[Any, ...]
+    """What its contexts need as long as they live."""
 
     def new_context(self) -> Any:
         """Return a new execution context, which has no memory of its own for activations."""
@@ -63,7 +66,8 @@ class _Sizes:
 class Seat:
     """A program's context on one lane, and the batch size that it is set to, 0 before its first run."""
 
-    context: Any
+    context: Any  # goes before what it needs
+    keeps: tuple[Any, ...]
     images: int = 0
 
 
@@ -119,7 +123,7 @@ class Lane:
             self._resize(sizes)
         for program in programs:
             if program not in self.seats:
-                seat = Seat(program.new_context())
+                seat = Seat(program.new_context(), program.keeps)
                 program.bind(seat.context, self)
                 self.seats[program] = seat
 

@@ -1,0 +1,310 @@
+"""TensorRT and TensorRT-RTX as engines: a plan of this device, run on the lanes of its GPU."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import threading
+from typing import Any, ClassVar
+
+import numpy as np
+
+from smart_common.errors import shortened
+from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.manifest import InputSpec, OutputSpec
+from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.lane import Lane
+from smart_runtime.engines.cuda.lane_pool import LanePool, Turn
+from smart_runtime.engines.engine import Batch, BatchRange, DeviceTimes, Engine, EngineOptions, Scores
+from smart_runtime.engines.trt.installed import Installer
+from smart_runtime.engines.trt.library import Library, LibraryName
+from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
+
+_FLOAT_BYTES = 4
+
+_log = logging.getLogger(__name__)
+
+
+class _RefusedError(EngineError):
+    """The library does not take a plan that it built itself."""
+
+
+class Program:
+    """A plan that is loaded onto a GPU; what the lanes need to know of it is in `smart_runtime.engines.cuda.lane`."""
+
+    def __init__(
+        self, library: Library, plan: bytes, *, inputs: InputSpec, outputs: OutputSpec, batch: BatchRange
+    ) -> None:
+        """Load ``plan``, inside of `Device.use`.
+
+        Raises:
+            OutOfMemoryError: There is no room for its weights.
+            EngineError: The library does not take it, or it takes or gives something else than the graph.
+        """
+        self._library = library
+        self._log = library.logger()
+        runtime = library.module.Runtime(self._log.trt)
+        engine = library.deserialize(runtime, plan)
+        if engine is None:
+            raise self._refused("did not take its own plan", _RefusedError)
+        self._engine = engine
+        self.keeps: tuple[Any, ...] = (self._log, runtime, engine)  # a tuple lets go of its last item first
+        self._inputs, self._outputs, self._batch = inputs, outputs, batch
+        self._check_tensors()
+        self._cache = library.kernel_cache(engine)
+        self.input_bytes = _FLOAT_BYTES * batch.max * math.prod(inputs.shape)
+        self.output_bytes = _FLOAT_BYTES * batch.max * outputs.classes
+        self.activation_bytes = library.activation_bytes(engine)
+
+    def _check_tensors(self) -> None:
+        engine, trt = self._engine, self._library.module
+        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        expected = {
+            self._inputs.name: (trt.TensorIOMode.INPUT, (-1, *self._inputs.shape)),
+            self._outputs.name: (trt.TensorIOMode.OUTPUT, (-1, self._outputs.classes)),
+        }
+        if self._batch.min == self._batch.max:  # the only size, so the batch is not free
+            expected = {name: (mode, (self._batch.max, *shape[1:])) for name, (mode, shape) in expected.items()}
+        found = {name: (engine.get_tensor_mode(name), tuple(engine.get_tensor_shape(name))) for name in names}
+        if found != expected or any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
+            got = " and ".join(f"{name} {shape}" for name, (_, shape) in found.items()) or "none"
+            raise _RefusedError(f"expected a plan from images to scores in float32, got {shortened(got)}")
+
+    def release(self) -> None:
+        """Let go of the plan; contexts that are there still keep it."""
+        self._engine = self._cache = None
+        self.keeps = ()
+
+    def new_context(self) -> Any:
+        """Return a new execution context, which has no memory of its own for activations."""
+        context = self._library.new_context(self._engine, self._cache)
+        if context is None:
+            raise self._refused("made no execution context")
+        return context
+
+    def bind(self, context: Any, lane: Lane) -> None:
+        """Let ``context`` work in the buffers of ``lane`` from now on."""
+        addresses = {self._inputs.name: lane.device_in.address, self._outputs.name: lane.device_out.address}
+        if not all(context.set_tensor_address(name, address) for name, address in addresses.items()):
+            raise self._refused("did not take the addresses of its buffers")
+        self._library.set_activation_memory(context, lane.activation.address, lane.activation.bytes)
+
+    def warm(self, lane: Lane) -> None:
+        """Run once with each batch size that the plan was told of."""
+        for images in sorted({self._batch.min, self._batch.opt, self._batch.max}):
+            self.run(lane, np.zeros((images, *self._inputs.shape), np.float32))
+
+    def run(self, lane: Lane, batch: Batch, *, timed: bool = False) -> tuple[Scores, DeviceTimes | None]:
+        """Return the scores of a batch, in pieces where it is larger than the plan takes; ``lane`` is the caller's."""
+        scores = np.empty((len(batch), self._outputs.classes), np.float32)
+        times = [self._run_piece(lane, piece, out, timed=timed) for piece, out in self._pieces(batch, scores)]
+        return scores, _sum(times) if timed else None
+
+    def _pieces(self, batch: Batch, scores: Scores) -> list[tuple[Batch, Scores]]:
+        most = self._batch.max
+        return [(batch[start : start + most], scores[start : start + most]) for start in range(0, len(batch), most)]
+
+    def _run_piece(self, lane: Lane, piece: Batch, out: Scores, *, timed: bool) -> DeviceTimes:
+        seat, stream = lane.seats[self], lane.stream
+        images = max(len(piece), self._batch.min)
+        host_in = lane.host_in.array[: _FLOAT_BYTES * images * piece[0].size].view(np.float32)
+        host_out = lane.host_out.array[: _FLOAT_BYTES * images * out.shape[1]].view(np.float32)
+        lane.clean = False
+        host_in[: piece.size] = piece.reshape(-1)
+        host_in[piece.size :] = 0  # a batch that is too small is filled up
+        if timed:
+            lane.start.record(stream)
+        stream.copy_in(lane.device_in.address, lane.host_in.address, host_in.nbytes)
+        if timed:
+            lane.copied.record(stream)
+        self._enqueue(seat, images, stream.handle)
+        if timed:
+            lane.computed.record(stream)
+        stream.copy_out(lane.host_out.address, lane.device_out.address, host_out.nbytes)
+        if timed:
+            lane.end.record(stream)
+        stream.synchronize()
+        out.reshape(-1)[:] = host_out[: out.size]
+        times = _NOTHING
+        if timed:
+            times = DeviceTimes(
+                lane.copied.milliseconds_since(lane.start),
+                lane.computed.milliseconds_since(lane.copied),
+                lane.end.milliseconds_since(lane.computed),
+            )
+        lane.clean = True
+        return times
+
+    def _enqueue(self, seat: Any, images: int, stream: int) -> None:
+        if seat.images != images:
+            if not seat.context.set_input_shape(self._inputs.name, (images, *self._inputs.shape)):
+                raise self._refused(f"did not take a batch of {images}")
+            seat.images = images
+        if not seat.context.execute_async_v3(stream):
+            raise self._refused("could not run the graph")
+
+    def _refused(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
+        reason = self._log.last_error
+        if "out of memory" in reason.lower() or "outofmemory" in reason.lower():
+            return OutOfMemoryError(
+                f"{self._library.title} {what} for want of memory ({reason}); end other programs that use the GPU, or "
+                "load fewer paths with memory='on-demand'"
+            )
+        return kind(f"{self._library.title} {what}: {reason}; `smart-run install BUNDLE --force` builds it anew")
+
+
+_NOTHING = DeviceTimes(0.0, 0.0, 0.0)
+
+
+def _sum(times: list[DeviceTimes]) -> DeviceTimes:
+    return DeviceTimes(
+        sum(one.copy_in_ms for one in times),
+        sum(one.compute_ms for one in times),
+        sum(one.copy_out_ms for one in times),
+    )
+
+
+class TensorRtEngine(Engine):
+    """One plan of TensorRT's, with float32 images in and scores out."""
+
+    LIBRARY: ClassVar[LibraryName] = "tensorrt"
+    BUILDS_FOR_MINUTES: ClassVar[bool] = True
+
+    def __init__(
+        self, device: Device, pool: LanePool, program: Program, *, library: Library, device_bytes: int
+    ) -> None:
+        """Use `create`; this takes a program that is attached to ``pool``, and one use of ``device``."""
+        self._device = device
+        self._pool = pool
+        self._program: Program | None = program
+        self._library = library
+        self._device_bytes = device_bytes
+        self._closing = threading.Lock()
+
+    @classmethod
+    def create(
+        cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions
+    ) -> TensorRtEngine:
+        """Return the engine of ``graph``, whose plan is built now if it is not installed; see `create_engine`."""
+        device = Device.shared(options.device)  # before anything of TensorRT, which crashes without a driver
+        try:
+            installer = Installer(cls.LIBRARY, device, options)
+            plan = installer.plan_of(graph, inputs=inputs, outputs=outputs)
+            try:
+                return cls._load(plan.plan, installer, device, inputs=inputs, outputs=outputs, options=options)
+            except _RefusedError as error:  # once more: it may be damaged in a way that its checksum does not show
+                _log.warning("%s; building it again", error)
+                plan = installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs)
+                return cls._load(plan.plan, installer, device, inputs=inputs, outputs=outputs, options=options)
+        except BaseException:
+            device.release()
+            raise
+
+    @classmethod
+    def _load(
+        cls,
+        plan: bytes,
+        installer: Installer,
+        device: Device,
+        *,
+        inputs: InputSpec,
+        outputs: OutputSpec,
+        options: EngineOptions,
+    ) -> TensorRtEngine:
+        pool = LanePool.shared(device)
+        with device.use():
+            free = device.free_bytes()
+            program = Program(installer.library, plan, inputs=inputs, outputs=outputs, batch=installer.batch)
+            device_bytes = max(0, free - device.free_bytes())
+            try:
+                pool.attach(program, lanes=options.lanes)
+            except BaseException:
+                program.release()
+                raise
+        return cls(device, pool, program, library=installer.library, device_bytes=device_bytes)
+
+    def run(self, batch: Batch) -> Scores:
+        """Return the scores of a batch; see `Engine.run`."""
+        return self._run(batch, timed=False)[0]
+
+    def run_timed(self, batch: Batch) -> tuple[Scores, DeviceTimes | None]:
+        """Return the scores and what the GPU says that they took; see `Engine.run_timed`."""
+        return self._run(batch, timed=True)
+
+    def _run(self, batch: Batch, *, timed: bool) -> tuple[Scores, DeviceTimes | None]:
+        program, pool = self._program, self._pool
+        if program is None:
+            raise ClosedError("the engine is closed; load the model again")
+        with self._device.use():
+            turn = Turn(program=program)
+            try:
+                lane = pool.take(turn)
+                assert lane is not None, "no lane in particular was wanted"
+                try:
+                    return program.run(lane, batch, timed=timed)
+                except BaseException:
+                    if not lane.clean:  # the GPU may be at it still, and the caller may change its images
+                        lane.stream.synchronize()
+                    raise
+            finally:
+                pool.line.pop(turn, None)  # first of all: see `smart_runtime.engines.cuda.lane_pool`
+                pool.left()
+
+    @property
+    def device_bytes(self) -> int | None:
+        """By how much the GPU's free memory shrank while the plan was loaded, other programs' doing included."""
+        return self._device_bytes
+
+    @property
+    def shared_device_bytes(self) -> int | None:
+        """The buffers and activation blocks of all lanes."""
+        return self._pool.device_bytes
+
+    @classmethod
+    def why_not_now(cls, bundle: Bundle | None, options: EngineOptions) -> str | None:
+        """See `Engine.why_not_now`: TensorRT builds for minutes, so its plans must be there."""
+        device = Device.shared(options.device)
+        try:
+            installer = Installer(cls.LIBRARY, device, options)
+            if not cls.BUILDS_FOR_MINUTES or (bundle is not None and installer.has_all(bundle)):
+                return None
+        finally:
+            device.release()
+        which = "BUNDLE" if bundle is None else shlex.quote(str(bundle.root))
+        return (
+            f"{installer.library.title} is here and may be faster, but this bundle is not installed for it: "
+            f"smart-run install {which}"
+        )
+
+    def close(self) -> None:
+        """Give the plan back; runs in flight on other threads finish."""
+        with self._closing:
+            program, self._program = self._program, None
+        if program is None:
+            return
+        try:
+            with self._device.use():
+                self._pool.detach(program)
+                program.release()
+        except EngineError:  # the device is lost, so there is nothing on it any more
+            self._pool.detach(program)
+            program.release()
+        self._device.release()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the engine, the library's version, the GPU and the lanes; see `Engine`."""
+        return {
+            "engine": self.LIBRARY,
+            "library": self._library.title,
+            "device": self._device.name,
+            "lanes": self._pool.lanes,
+            "lane_bytes": self._pool.device_bytes,
+        }
+
+
+class TensorRtRtxEngine(TensorRtEngine):
+    """One plan of TensorRT-RTX's."""
+
+    LIBRARY = "tensorrt-rtx"
+    BUILDS_FOR_MINUTES = False  # a second; the rest is compiled at the first run of each batch size
