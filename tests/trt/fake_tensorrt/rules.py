@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from smart_runtime.engines.cuda import driver
+
 UNDEFINED: list[str] = []
 """Every undefined use so far in this process: tests check that there is none. Raising alone may be caught."""
 
@@ -53,7 +55,7 @@ class Cuda:
 
     def __init__(self, why: str) -> None:
         try:
-            self.library = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            self.library = ctypes.CDLL(driver.LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         except OSError:
             raise undefined(f"{why} before the driver was loaded") from None
         context = ctypes.c_void_p()
