@@ -117,6 +117,8 @@ def test_what_no_onnx_file_can_hold_is_refused_before_it_is_copied() -> None:
         weights: Any = mmap.mmap(file, size, prot=mmap.PROT_READ)
     finally:
         os.close(file)
-    with pytest.raises(EngineError, match=rf"at most {MAX_GRAPH_BYTES} bytes, and the graph has 21476\d+ with its weights") as caught:
+    with pytest.raises(
+        EngineError, match=rf"at most {MAX_GRAPH_BYTES} bytes, and the graph has 21476\d+ with its weights"
+    ) as caught:
         inlined(GraphBytes(model=model.SerializeToString(), weights=weights, weights_name="w.bin"))
     assert len(str(caught.value).splitlines()) == 1

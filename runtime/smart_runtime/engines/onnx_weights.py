@@ -78,6 +78,7 @@ _DTYPES: Mapping[int, npt.DTypeLike] = {
     13: "<u8",
 }
 
+
 def external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     """Return the graph's external tensors by name: views of ``graph.weights``, read only.
 
