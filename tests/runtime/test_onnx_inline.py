@@ -99,7 +99,7 @@ def test_an_own_tensor_of_the_same_name_is_left_alone() -> None:
 def test_a_hostile_graph_is_refused_as_ever() -> None:
     graph = graph_with({"a": np.arange(3, dtype=np.float32)})
     elsewhere = GraphBytes(model=graph.model, weights=graph.weights, weights_name="other.bin")
-    with pytest.raises(EngineError, match="'a' in 'w.bin' instead of 'other.bin'"):
+    with pytest.raises(EngineError, match=r"'a' in 'w\.bin' instead of 'other\.bin'"):
         inlined(elsewhere)
 
 

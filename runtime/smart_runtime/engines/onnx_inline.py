@@ -67,4 +67,4 @@ def _tensor(initializer: memoryview, values: Tensor) -> list[memoryview]:
         if number in _KEPT:
             pieces.append(initializer[start:end])
         start = end
-    return pieces + message_field(_TENSOR_RAW_DATA, [memoryview(values.reshape(-1).view(np.uint8))])
+    return pieces + message_field(_TENSOR_RAW_DATA, [values.reshape(-1).view(np.uint8).data])
