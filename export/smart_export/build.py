@@ -27,6 +27,7 @@ from smart_export.timings import Stopwatch
 from smart_export.verify import RANDOM_IMAGES, check_max_drop, check_undecided
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
+from smart_runtime.reference import INPUTS, npy_bytes
 from smart_train import Checkpoint, load_checkpoint
 from smart_train.masking.accounting import Densities, densities
 
@@ -165,6 +166,7 @@ def build_bundle(
             graphs[name] = export_graph(export, folded, to_onnx=to_onnx, bundle=staging)
             on_step(name)
         _name_one_graph_once_(graphs, staging)
+        (staging / INPUTS).write_bytes(npy_bytes(export.reference_images))
         plans = []
         if rtx:
             with stopwatch.phase("TensorRT-RTX"):
@@ -228,4 +230,4 @@ def _name_one_graph_once_(graphs: dict[str, ExportedGraph], bundle: Path) -> Non
         first = known.setdefault(tuple(sha256((bundle / file).read_bytes()).digest() for file in files), graph)
         if first is not graph and name != DENSE:
             shutil.rmtree((bundle / graph.file).parent)
-            graphs[name] = replace(graph, file=first.file, weights=first.weights)
+            graphs[name] = replace(graph, file=first.file, weights=first.weights, scores=first.scores)

@@ -16,6 +16,7 @@ from smart_export.stages import Export, ExportedGraph
 from smart_runtime.bundle.manifest import FORMAT_VERSION
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.onnxruntime import import_onnxruntime
+from smart_runtime.reference import INPUTS, TOLERANCES
 from smart_train.masking.accounting import Densities
 from smart_train.masking.structure import Structure
 
@@ -71,6 +72,15 @@ def manifest_record(
             **graph_record(baseline),
             "layers": layer_records(baseline),
             **({} if dense_control is None else {"metrics": dense_control}),
+        },
+        "reference": {
+            "engine": f"{REFERENCE_ENGINE} {import_onnxruntime().__version__}",
+            "images": len(export.reference_images),
+            "tolerance": TOLERANCES[export.precision],
+            "inputs": INPUTS,
+            "scores": {
+                graph.name: graph.scores for graph in (*paths.values(), *([] if baseline is None else [baseline]))
+            },
         },
         "plans": [plan.record for plan in plans],
         "training": checkpoint.training,

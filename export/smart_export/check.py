@@ -24,7 +24,6 @@ from smart_export.proof import rounding_of
 from smart_export.verify import (
     DENSE_IMAGES,
     RANDOM_IMAGES,
-    Agreement,
     Images,
     PathGate,
     Verdict,
@@ -49,6 +48,7 @@ from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine
 from smart_runtime.engines.onnx_weights import external_tensors
 from smart_runtime.outputs import check_scores
+from smart_runtime.reference import ParityResult, compare, stored_scores
 from smart_train import Checkpoint, load_checkpoint
 from smart_train.checkpoint.format import check_source
 
@@ -68,7 +68,7 @@ class CheckResult:
     """All that holds of a bundle; what does not is raised instead. ``agreements`` is empty without a source."""
 
     findings: tuple[Finding, ...]
-    agreements: dict[str, Agreement]
+    agreements: dict[str, ParityResult]
 
 
 def check_bundle(
@@ -101,7 +101,7 @@ def check_bundle(
     if source is not None:
         check_source(bundle.manifest, source)
         _check_roles(bundle.manifest, source)
-    agreements: dict[str, Agreement] = {}
+    agreements: dict[str, ParityResult] = {}
     manifest = bundle.manifest
 
     @functools.cache  # seconds for the first graph, and hardly any for the next one of the same kind
@@ -118,11 +118,10 @@ def check_bundle(
             engine, content, inputs=manifest.input, outputs=manifest.output, options=EngineOptions(threads=1)
         )
         try:
+            stored = stored_scores(bundle, graph.name)
+            answered = None if stored is None else compare(opened, stored)
             if source is None:
-                images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
-                scores = opened.run(images)
-                check_scores(scores, images=len(images), classes=manifest.output.classes, name=graph.name)
-                findings.append(Finding(f"{graph.name}: run", "finite scores"))
+                findings += [*_run(opened, graph, manifest), *_as_stored(answered, name=graph.name)]
                 continue
             weights = weights_of(content)
             _check_said_precision(graph, weights, said=manifest.precision)
@@ -139,6 +138,7 @@ def check_bundle(
         model = onnx.load_model_from_string(content.model)
         foreign = foreign_operators(model, _folds(graph, source), precision=weights.precision, to_onnx=to_onnx)
         require_own_operators(foreign, name=graph.name)
+        findings += _as_stored(answered, name=graph.name)
         agreements[graph.name] = found
         detail = f"{found.images} images, difference {found.max_rel_diff:.1e}, all classes equal"
         findings.append(Finding(f"{graph.name}: agrees with the source", detail))
@@ -180,9 +180,30 @@ def _check_said_precision(graph: GraphInfo, weights: GraphWeights, *, said: str)
         )
 
 
+def _run(engine: Engine, graph: GraphInfo, manifest: Manifest) -> list[Finding]:
+    images = np.random.default_rng(0).random((2, *manifest.input.shape), dtype=np.float32)
+    scores = engine.run(images)
+    check_scores(scores, images=len(images), classes=manifest.output.classes, name=graph.name)
+    return [Finding(f"{graph.name}: run", "finite scores")]
+
+
+def _as_stored(found: ParityResult | None, *, name: str) -> list[Finding]:
+    """Return that a graph answers as it did at export; nothing of a bundle that does not say how it did."""
+    if found is None:
+        return []
+    if not found.holds:
+        raise VerificationError(
+            f"the graph {name!r} does not answer as at export within {found.tolerance:g} and on every class: over "
+            f"{found.images} images the difference is {found.max_rel_diff:.3g}, and {found.argmax_agreement:.1%} of "
+            "the classes are equal; export the bundle again, or check it with another --engine"
+        )
+    detail = f"as at export on {found.images} images, difference {found.max_rel_diff:.1e}"
+    return [Finding(f"{name}: reference scores", detail)]
+
+
 def _agreement(
     engine: Engine, graph: GraphInfo, source: Checkpoint, *, precision: Precision
-) -> tuple[Agreement, PathGate | None]:
+) -> tuple[ParityResult, PathGate | None]:
     """Compare the scores of a graph; what they may differ by is known here, whatever the manifest says of it.
 
     On the checkpoint's own images, and on others that nobody can have known, new each time. Scores of int8 may differ

@@ -19,7 +19,7 @@ INT8: Precision = "int8"
 TOLERANCE_FP32 = 1e-4  # float32 sums in another order: 1e-6 is usual, a wrong fold is far above
 
 TOLERANCES: Mapping[Precision, float | None] = MappingProxyType({FP32: TOLERANCE_FP32, FP16: 2e-2, INT8: None})
-"""What ``max_rel_diff`` may be (see `smart_export.verify.Agreement`).
+"""What ``max_rel_diff`` may be (see `smart_runtime.reference.ParityResult`).
 
 fp16: a product of values with 11 bits is off by 5e-4, which adds up over the layers; 3e-5 to 8e-3 were seen on 22
 networks. int8: none, since it depends on how far an image is from those that were calibrated on; the accuracy gate

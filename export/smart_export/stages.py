@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from smart_export.quantise import quantised, recipe_for
 from smart_export.timings import Stopwatch
 from smart_export.verify import (
     DENSE_IMAGES,
-    Agreement,
+    Images,
     PathGate,
+    Scores,
     Undecided,
     agreement,
     engine_scores,
     path_gate,
+    reference_images,
     reference_scores,
     require,
     require_gate,
@@ -38,6 +41,7 @@ from smart_export.verify import (
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
+from smart_runtime.reference import SCORES, ParityResult, npy_bytes
 from smart_train import Checkpoint
 from smart_train.masking.accounting import LayerStructure, structure_report
 
@@ -77,6 +81,13 @@ class Export:
         """The one output of every graph."""
         return OutputSpec(name=OUTPUT, classes=len(self.checkpoint.class_names))
 
+    @cached_property
+    def reference_images(self) -> Images:
+        """What every graph of the bundle answers for devices to compare with: the checkpoint's own, whatever judges."""
+        return reference_images(
+            self.checkpoint.samples, paths=self.checkpoint.net.path_names, classes=self.output_spec.classes
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class FoldedGraph:
@@ -102,7 +113,8 @@ class ExportedGraph:
     """One graph as it stands in the bundle; file names are relative to it, ``bytes`` counts both files.
 
     ``gate`` is what its path's accuracies lost, ``judged`` the same with the verdicts as plain values, ``warnings`` a
-    sentence for each that was not decided; the baseline, which is no classifier, has none.
+    sentence for each that was not decided; the baseline, which is no classifier, has none. ``scores`` is the file of
+    what it answered for the reference images.
     """
 
     name: str
@@ -110,11 +122,12 @@ class ExportedGraph:
     weights: str | None
     bytes: int
     cost: NetworkCost
-    agreement: Agreement
+    agreement: ParityResult
     gate: PathGate | None
     dla: DlaReport
     judged: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    scores: str | None = None
 
 
 def fold_path(export: Export, name: str) -> FoldedGraph:
@@ -207,7 +220,8 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
     model_bytes = (directory / GRAPH).read_bytes()
     weights = (directory / WEIGHTS).read_bytes() if (directory / WEIGHTS).exists() else None
     written = GraphBytes(model=model_bytes, weights=weights, weights_name=None if weights is None else WEIGHTS)
-    found, gate = _verified(export, folded, written)
+    found, gate, scores = _verified(export, folded, written)
+    (directory / SCORES).write_bytes(npy_bytes(scores))
     judged: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     if gate is not None:
@@ -225,13 +239,15 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
         dla=dla,
         judged=judged,
         warnings=warnings,
+        scores=f"{name}/{SCORES}",
     )
 
 
-def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple[Agreement, PathGate | None]:
+def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple[ParityResult, PathGate | None, Scores]:
     """Run what was written in the reference engine against the network that it was made from.
 
-    The images are those that judge, clean and attacked, then noise, then the checkpoint's own if others judge.
+    The images are those that judge, clean and attacked, then noise, then the checkpoint's own if others judge. The
+    scores that come out too are those of the reference images.
     """
     name, judging = folded.name, export.judging
     most = DENSE_IMAGES if name == DENSE else None
@@ -253,15 +269,16 @@ def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple
         require_batch_independence(
             engine, export.checkpoint.input_shape, name=name, tolerance=tolerance, rounding=folded.rounding
         )
+        scores = engine_scores(engine, [export.reference_images], classes=export.output_spec.classes, name=name)
         engine.close()
     found = agreement(expected, got, tolerance=tolerance)
     require(found, name=name, rounding=folded.rounding)
     if name == DENSE:
-        return found, None
+        return found, None, scores
     count = len(images[0])
     gate = path_gate(
         judging.samples.labels.numpy(),
         clean=(expected[:count], got[:count]),
         adversarial=(expected[count : 2 * count], got[count : 2 * count]),
     )
-    return found, gate
+    return found, gate, scores

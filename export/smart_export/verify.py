@@ -20,6 +20,7 @@ from smart_export.precision import ROUNDING_MARGIN, TOLERANCE_FP32
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import Engine
 from smart_runtime.outputs import check_shape
+from smart_runtime.reference import ParityResult, image_count, parity
 from smart_train.accuracy import Z_95, to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.masking.attack_mode import attack_mode
@@ -40,31 +41,6 @@ Scores = npt.NDArray[np.float32]
 Right = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How well two networks agree.
-
-    Attributes:
-        max_rel_diff: max|a-b| / max(1, max|a|) over all images and scores.
-        argmax_agreement: fraction of the images with the same best class, among those whose two best scores differ by
-            more than the tolerance; 1.0 if there are none.
-        images: how many images were compared.
-        tolerance: what ``max_rel_diff`` may be, by precision (`smart_export.precision.TOLERANCES`). Of one that has
-            none, twice the ``max_rel_diff`` of the export, by which a later check knows the graph again: kernels of
-            other machines round elsewhere.
-    """
-
-    max_rel_diff: float
-    argmax_agreement: float
-    images: int
-    tolerance: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the graph is the masked path, within rounding."""
-        return self.max_rel_diff <= self.tolerance and self.argmax_agreement == 1.0
-
-
 def verification_images(
     samples: Samples, *, path: str, random_images: int = RANDOM_IMAGES, most: int | None = None
 ) -> list[Images]:
@@ -73,6 +49,18 @@ def verification_images(
     generator = np.random.default_rng(_RANDOM_SEED)
     noise = generator.random((random_images, *real[0].shape[1:]), dtype=np.float32)
     return [*real, noise[:most]]
+
+
+def reference_images(samples: Samples, *, paths: Sequence[str], classes: int) -> Images:
+    """Return what a bundle keeps for devices to be proved by, float32 (N, C, H, W): a few of what it is verified on.
+
+    One of each kind in turn: a sample, the same attacked on each path, noise.
+    """
+    channels, height, width = to_tensor(samples.images[:1]).shape[1:]
+    count = image_count((channels, height, width), classes=classes)
+    found = [verification_images(samples, path=path, random_images=count, most=count) for path in paths]
+    kinds = [found[0][0], *(attacked for _, attacked, _ in found), found[0][2]]
+    return np.stack([kind[i] for i in range(count) for kind in kinds if i < len(kind)][:count])
 
 
 def reference_scores(reference: nn.Module, batches: Sequence[Images]) -> Scores:
@@ -124,27 +112,17 @@ def _run_chunks(run: Callable[[Images], Scores], batches: Sequence[Images]) -> S
         pool.shutdown(cancel_futures=True)
 
 
-def agreement(expected: Scores, got: Scores, *, tolerance: float | None = TOLERANCE_FP32) -> Agreement:
+def agreement(expected: Scores, got: Scores, *, tolerance: float | None = TOLERANCE_FP32) -> ParityResult:
     """Compare the scores (N, classes) of a network and of its graph for the same images.
 
-    ``tolerance`` is also the margin under which a tie is a tie; None takes twice the difference that is found.
+    ``tolerance`` is what they may differ by, by precision (`smart_export.precision.TOLERANCES`). Of one that has none,
+    None takes twice the difference of the export, by which a later check knows the graph again: kernels of other
+    machines round elsewhere.
     """
-    scale = max(1.0, float(np.abs(expected).max()))
-    difference = float(np.abs(expected - got).max()) / scale
-    if tolerance is None:
-        tolerance = 2 * difference
-    ranked = np.sort(expected, axis=1)
-    clear = (ranked[:, -1] - ranked[:, -2]) / scale > tolerance
-    same = expected.argmax(axis=1) == got.argmax(axis=1)
-    return Agreement(
-        max_rel_diff=difference,
-        argmax_agreement=float(same[clear].mean()) if clear.any() else 1.0,
-        images=len(expected),
-        tolerance=tolerance,
-    )
+    return parity(expected, got, tolerance=tolerance)
 
 
-def require(found: Agreement, *, name: str, rounding: float | None = None) -> None:
+def require(found: ParityResult, *, name: str, rounding: float | None = None) -> None:
     """Raise VerificationError unless ``found`` holds.
 
     ``rounding`` is what float32 costs the network itself (`smart_export.proof.Proof`), whose fold is proved then; None

@@ -23,8 +23,8 @@ from smart_export.layers import network_cost
 from smart_export.report import attention, build_rows, build_tables, expectations, summary
 from smart_export.sparsity import sparsity_of_onnx
 from smart_export.stages import ExportedGraph
-from smart_export.verify import Agreement
 from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.reference import ParityResult
 from smart_train import Checkpoint
 from smart_train.masking.accounting import structure_report
 
@@ -86,7 +86,7 @@ def test_zeros_among_weights_are_counted_and_their_use_is_said(structure: str, w
         violations = oracle.violations(weight.detach().numpy(), axis=1, n=2, m=4)
         assert layer.two_four == (violations == 0 and weight.shape[1] % 4 == 0)
     assert {layer.name: layer.why_dense for layer in found.layers if layer.why_dense} == net.dense_layers
-    graph = ExportedGraph("robust", "", None, 0, found, Agreement(0, 1, 1, 1), None, DlaReport(0, {}, {}))
+    graph = ExportedGraph("robust", "", None, 0, found, ParityResult(0, 1, 1, 1), None, DlaReport(0, {}, {}))
     (line,) = attention("robust", graph)
     assert words in line
     assert line.startswith(f"robust: {len(net.weight_layers)} layers")

@@ -33,6 +33,7 @@ MAX_SIDE = 65_536
 MAX_ELEMENTS = 2**27
 """Of one image: 512 MiB of float32."""
 MAX_CLASSES = 2**20
+MAX_REFERENCE_IMAGES = 64
 _MAX_VARIANTS = 16  # of a component: one an execution provider
 _MAX_NAME = 1024  # characters of a file's name: it stands in error messages
 
@@ -125,9 +126,19 @@ class GraphInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceFiles:
+    """The file of ``images`` images, and by graph the file of what it answered at export: `smart_runtime.reference`."""
+
+    images: int
+    inputs: str
+    scores: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a bundle says about itself.
 
+    ``reference`` is None in bundles of before smart-edge kept scores in them.
     ``recipe`` is the one that its int8 graphs were quantised by, None for other precisions. ``paths`` keeps the
     manifest's order; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
     """
@@ -148,6 +159,7 @@ class Manifest:
     class_names: tuple[str, ...]
     paths: Mapping[str, GraphInfo]
     baseline: GraphInfo | None
+    reference: ReferenceFiles | None
     training: JsonObject
 
     @property
@@ -250,7 +262,20 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         class_names=names,
         paths=MappingProxyType({name: _parse_graph(paths.object(name), name) for name in paths.keys}),
         baseline=None if baseline is None else _parse_graph(baseline, baseline.choice("name", [DENSE])),
+        reference=_parse_reference(ours.object_or_none("reference"), [*paths.keys, *([DENSE] if baseline else [])]),
         training=ours.object("training").raw,
+    )
+
+
+def _parse_reference(reference: Reader | None, graphs: list[str]) -> ReferenceFiles | None:
+    if reference is None:
+        return None
+    scores = reference.object("scores")
+    scores.only(*graphs)
+    return ReferenceFiles(
+        images=reference.integer("images", low=2, high=MAX_REFERENCE_IMAGES),
+        inputs=_file_name(reference, "inputs"),
+        scores=MappingProxyType({name: _file_name(scores, name) for name in scores.keys}),
     )
 
 
