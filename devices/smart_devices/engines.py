@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smart_common.lazy import load
 from smart_devices import engine_rows
-from smart_devices.engine_rows import EngineStatus, engine_info, engine_names
+from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
 from smart_devices.python_environment import find_module, version_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ def engine_status(name: str, *, around: Surroundings | None = None) -> EngineSta
     """
     status: EngineStatus = load(engine_info(name).judge)(around)
     return status
+
+
+def has_library(info: EngineInfo) -> bool:
+    """Say whether the library of an engine may be here; no means that the engine cannot run."""
+    module, _, file = info.library.partition("/")
+    code = find_module(module) if module else ""
+    return code is not None and (not file or (Path(code).parent / file).exists())
 
 
 def onnxruntime_cpu(_: Surroundings | None) -> EngineStatus:

@@ -8,7 +8,7 @@ from smart_common.errors import MissingExtraError, alternatives
 from smart_common.lazy import load
 from smart_devices import engine_rows
 from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engine_names
-from smart_devices.engines import engine_status
+from smart_devices.engines import engine_status, has_library
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import (
@@ -51,11 +51,13 @@ def resolve_engine(name: str) -> str:
         if any(info.name == name for info in engine_rows.ENGINES):
             raise EngineError(f"{name} builds engines and runs none; choose among {', '.join((AUTO, *driven))}")
         raise EngineError(f"unknown engine {alternatives(name, [AUTO, *driven])}")
-    refused = []
-    for candidate in driven if name == AUTO else [name]:
-        status = engine_status(candidate)
-        if status.available:
+    candidates = driven if name == AUTO else (name,)
+    for candidate in candidates:
+        if has_library(engine_info(candidate)) and engine_status(candidate).available:
             return candidate
+    refused = []
+    for candidate in candidates:
+        status = engine_status(candidate)
         refused.append(f"{candidate}: {', '.join(filter(None, (status.reason, status.install)))}")
     raise MissingExtraError(f"no engine can run on this device ({'; '.join(refused)})")
 
