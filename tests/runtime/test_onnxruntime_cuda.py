@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from smart_common.errors import MissingExtraError
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import EngineOptions, onnxruntime_cuda
+from smart_runtime.engines.cuda import driver
 from smart_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from smart_runtime.errors import ClosedError, DeviceLostError, EngineError, OutOfMemoryError
 
@@ -56,12 +58,34 @@ class OnTheCpu(OnnxRuntimeCudaEngine):
         return settings
 
 
+class Card:
+    """Stands in for the `Device` of a machine with two cards."""
+
+    users = 0
+
+    @classmethod
+    def shared(cls, ordinal: int) -> Card:
+        assert ordinal < 2
+        cls.users += 1
+        return cls()
+
+    def release(self) -> None:
+        Card.users -= 1
+
+
+@pytest.fixture
+def _card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(onnxruntime_cuda, "Device", Card)
+    yield
+    assert Card.users == 0
+
+
 @pytest.fixture
 def _loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_cuda, "_load", lambda _: None)
 
 
-@pytest.mark.usefixtures("_loads")
+@pytest.mark.usefixtures("_card", "_loads")
 class TestOnAnotherProvider:
     def test_scores_are_those_of_the_oracle(self) -> None:
         engine = OnTheCpu.create(graph(), inputs=INPUTS, outputs=OUTPUTS, options=OPTIONS)
@@ -111,7 +135,7 @@ def graph_without_a_need() -> bytes:
     return bytes(onnx.parser.parse_model(text).SerializeToString())
 
 
-@pytest.mark.usefixtures("_loads")
+@pytest.mark.usefixtures("_card", "_loads")
 def test_another_provider_in_its_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An ONNX Runtime that ignores the setting, as one without it does, gives a session on the CPU."""
     monkeypatch.setattr(OnTheCpu, "provider", "CPUExecutionProvider")
@@ -162,6 +186,16 @@ def test_errors_in_our_words(text: str, kind: type[EngineError], said: str) -> N
     assert "hostname" not in str(caught.value) or kind is EngineError
 
 
+def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of ONNX Runtime's provider is loaded before the driver has answered."""
+    monkeypatch.setattr(driver, "LIBRARY", "libcuda-of-no-machine.so.1")
+    driver.load_driver.cache_clear()
+    monkeypatch.setattr(onnxruntime_cuda, "_load", None)
+    with pytest.raises(MissingExtraError, match=r"no NVIDIA driver that works: libcuda-of-no-machine.*`smart-devices"):
+        OnnxRuntimeCudaEngine.create(graph(), inputs=INPUTS, outputs=OUTPUTS, options=OPTIONS)
+
+
+@pytest.mark.usefixtures("_card")
 def test_a_build_without_cuda(capfd: pytest.CaptureFixture[str]) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("needs an ONNX Runtime without CUDA")

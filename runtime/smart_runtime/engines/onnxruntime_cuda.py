@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO, cast
 
 from smart_common.errors import MissingExtraError, shortened
+from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.driver import STICKY
 from smart_runtime.engines.engine import EngineOptions
 from smart_runtime.engines.onnx_weights import Tensor
 from smart_runtime.engines.onnxruntime import REMEDY, OnnxRuntimeEngine, import_onnxruntime
@@ -30,14 +32,15 @@ _ON_THE_CPU = "fallback to CPU EP has been explicitly disabled"
 _SHORTAGE = ("out of memory", "ALLOC_FAILED", "is smaller than requested bytes")
 _FAILURE = re.compile(r"CUDA (?:failure|error) (\d+)")
 
-# After these no call of this process reaches the GPU any more (CUDA driver API, cudaError_enum).
-_STICKY = frozenset({214, 700, 702, 709, 710, *range(714, 720), 999})
-
 _WARNING, _FATAL = 2, 4  # severities of ONNX Runtime's loggers; the first is what its default logger begins with
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
-    """One ONNX Runtime session on one GPU, with float32 images in and scores out, both in the host's memory."""
+    """One ONNX Runtime session on one GPU, with float32 images in and scores out, both in the host's memory.
+
+    ONNX Runtime does not say what a session holds of the GPU's memory, or how long it computes there: `device_bytes`
+    is None, and so are the times of `run_timed`.
+    """
 
     name: ClassVar[str] = CUDA
     provider: ClassVar[str] = "CUDAExecutionProvider"
@@ -69,9 +72,13 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def _session_of(
         cls, model: bytes | str, tensors: Mapping[str, Tensor], *, options: EngineOptions, remedy: str = REMEDY
     ) -> onnxruntime.InferenceSession:
-        _load_provider()
-        with _quiet():
-            session = super()._session_of(model, tensors, options=options, remedy=remedy)
+        device = Device.shared(options.device)  # who has no driver or not this GPU is told so first, in one sentence
+        try:
+            _load_provider()
+            with _quiet():
+                session = super()._session_of(model, tensors, options=options, remedy=remedy)
+        finally:
+            device.release()  # by now the session holds the context too
         providers = session.get_providers()
         if providers[:1] != [cls.provider]:
             raise EngineError(
@@ -90,7 +97,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                 "free some, or load fewer paths with memory='on-demand'"
             ) from error
         code = _FAILURE.search(text)
-        if code is not None and int(code[1]) in _STICKY:
+        if code is not None and int(code[1]) in STICKY:
             raise DeviceLostError(
                 f"the GPU failed and this process cannot use it any more ({reason}); start the process again"
             ) from error
