@@ -30,7 +30,7 @@ CUDA = "onnxruntime-cuda"
 
 _ON_THE_CPU = "fallback to CPU EP has been explicitly disabled"
 _SHORTAGE = ("out of memory", "ALLOC_FAILED", "is smaller than requested bytes")
-_FAILURE = re.compile(r"CUDA (?:failure|error) (\d+)")
+_FAILURE = re.compile(r"(\w+) failure (\d+): [^;]*[^; ]")  # of CUDA, cuDNN or cuBLAS; places in the source follow
 
 _WARNING, _FATAL = 2, 4  # severities of ONNX Runtime's loggers; the first is what its default logger begins with
 
@@ -89,18 +89,20 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     @classmethod
     def _refuse(cls, what: str, error: Exception, *, remedy: str = REMEDY) -> NoReturn:
-        text = str(error)  # it names the host and places in the library's source: only what says something is kept
-        reason = shortened(text.split(" ; ", maxsplit=1)[0])
+        text = str(error)
+        failure = _FAILURE.search(text)
+        reason = shortened(text if failure is None else failure[0])
         if any(words in text for words in _SHORTAGE):
             raise OutOfMemoryError(
                 f"expected memory of the GPU for the graph, got too little ({reason}); "
                 "free some, or load fewer paths with memory='on-demand'"
             ) from error
-        code = _FAILURE.search(text)
-        if code is not None and int(code[1]) in STICKY:
+        if failure is not None and failure[1] == "CUDA" and int(failure[2]) in STICKY:
             raise DeviceLostError(
                 f"the GPU failed and this process cannot use it any more ({reason}); start the process again"
             ) from error
+        if failure is not None:
+            raise EngineError(f"ONNX Runtime {what} on the GPU: {reason}; run smart-devices doctor") from error
         if _ON_THE_CPU in text:
             raise EngineError(
                 f"ONNX Runtime cannot run all of the graph on the GPU: {cls.provider} did not start or lacks an "
