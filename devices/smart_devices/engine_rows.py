@@ -25,6 +25,8 @@ class EngineInfo:
         part: The part of the device that computes, whose power counts.
         judge: ``"module:function"`` of what says whether it can run here, without importing its library: it takes a
             `smart_devices.gpu_engines.Surroundings`, or None to look itself, and returns an `EngineStatus`.
+        library: ``"module"``, or ``"module/file"`` of a file beside its code, without which it runs nowhere: looking
+            for it is quick, while judging an engine of a GPU looks at the whole machine. Empty where judging is quick.
         factory: ``"module:class"`` of a `smart_runtime.engines.Engine`; None where smart-edge cannot drive it yet.
         builds_only: Whether it makes engines for other devices and runs none.
     """
@@ -33,6 +35,7 @@ class EngineInfo:
     needs: str
     part: Literal["cpu", "gpu"]
     judge: str
+    library: str = ""
     factory: str | None = None
     builds_only: bool = False
 
@@ -62,6 +65,7 @@ ENGINES = (
         needs="an NVIDIA GPU and TensorRT",
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt",
+        library="tensorrt",
         factory="smart_runtime.engines.trt.engine:TensorRtEngine",
     ),
     EngineInfo(
@@ -69,6 +73,7 @@ ENGINES = (
         needs="a GeForce or RTX card since Turing and TensorRT-RTX",
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt_rtx",
+        library="tensorrt_rtx",
         factory="smart_runtime.engines.trt.engine:TensorRtRtxEngine",
     ),
     EngineInfo(
@@ -76,6 +81,8 @@ ENGINES = (
         needs="an NVIDIA GPU and ONNX Runtime with CUDA",
         part="gpu",
         judge="smart_devices.gpu_engines:onnxruntime_cuda",
+        library="onnxruntime/capi/libonnxruntime_providers_cuda.so",
+        factory="smart_runtime.engines.onnxruntime_cuda:OnnxRuntimeCudaEngine",
     ),
     EngineInfo(
         name="onnxruntime-cpu",

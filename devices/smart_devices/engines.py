@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from smart_common.lazy import load
 from smart_devices import engine_rows
-from smart_devices.engine_rows import EngineStatus, engine_info, engine_names
+from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
 from smart_devices.python_environment import find_module, version_of
-from smart_devices.sysfs import Files
 
 if TYPE_CHECKING:
     from smart_devices.detection import Machine
@@ -41,10 +40,11 @@ def engine_status(name: str, *, around: Surroundings | None = None) -> EngineSta
     return status
 
 
-def has_nvidia_device() -> bool:
-    """Say whether a GPU of NVIDIA's may be here, by the files of its driver alone: it takes microseconds."""
-    names = Files(Path("/")).names("/dev")
-    return any(name.startswith(("nvidia", "nvhost-ctrl-gpu", "nvgpu")) or name == "dxg" for name in names)
+def has_library(info: EngineInfo) -> bool:
+    """Say whether the library of an engine may be here; no means that the engine cannot run."""
+    module, _, file = info.library.partition("/")
+    code = find_module(module) if module else ""
+    return code is not None and (not file or (Path(code).parent / file).exists())
 
 
 def onnxruntime_cpu(_: Surroundings | None) -> EngineStatus:

@@ -17,7 +17,7 @@ from PIL import Image
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, as_float, expected_scores, graph_files, random_images
 from runtime.fakes import FASTER
 from smart_common.errors import MissingExtraError
-from smart_devices import EngineStatus, engine_names, engine_rows
+from smart_devices import EngineStatus, engine_rows, engine_status
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.cli import main as bench_command
 from smart_runtime.bench.compare import compare
@@ -62,7 +62,7 @@ def test_scores_outlive_the_engine_and_later_runs() -> None:
 
 def test_auto_is_onnx_runtime_on_the_cpu() -> None:
     assert resolve_engine(AUTO) == "onnxruntime-cpu"
-    assert resolve_engine("onnxruntime-cpu") == "onnxruntime-cpu"
+    assert resolve_engine(REFERENCE_ENGINE) == REFERENCE_ENGINE
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,12 @@ def test_auto_is_onnx_runtime_on_the_cpu() -> None:
 def test_an_engine_that_cannot_be_had(name: str, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         create_engine(name, graph(), inputs=INPUTS, outputs=OUTPUTS)
+
+
+@pytest.mark.skipif(engine_status("onnxruntime-cuda").available, reason="needs a machine without CUDA")
+def test_an_engine_by_name_never_falls_back() -> None:
+    with pytest.raises(MissingExtraError, match=r"^no engine can run on this device \(onnxruntime-cuda: "):
+        resolve_engine("onnxruntime-cuda")
 
 
 @pytest.mark.parametrize(

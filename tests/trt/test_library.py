@@ -10,7 +10,7 @@ from runtime.bundles import expected_scores
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.trt.library import LibraryName, load_library
 from trt.fake_tensorrt import DIALECTS, installed
-from trt.library_use import IMAGE, Running, built, inlined_graph
+from trt.library_use import IMAGE, Running, built
 
 
 def name_of(dialect: str) -> LibraryName:

@@ -10,7 +10,7 @@ from smart_common.errors import MissingExtraError, alternatives
 from smart_common.lazy import load
 from smart_devices import engine_rows
 from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, EngineStatus, engine_info, engine_names
-from smart_devices.engines import engine_status, has_nvidia_device
+from smart_devices.engines import engine_status, has_library
 from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import (
@@ -72,10 +72,9 @@ def choose_engine(name: str, bundle: Bundle | None = None, *, options: EngineOpt
         if not status.available:
             raise MissingExtraError(f"this device cannot run {_refusal(status)}")
         return Choice(name)
-    here = driven if has_nvidia_device() else [row for row in driven if engine_info(row).part != "gpu"]
     passed_over: list[str] = []
-    for candidate in here:
-        if engine_status(candidate).available:
+    for candidate in driven:
+        if has_library(engine_info(candidate)) and engine_status(candidate).available:
             why_not = _why_not(candidate, bundle, options)
             if why_not is None:
                 return Choice(candidate, tuple(passed_over))

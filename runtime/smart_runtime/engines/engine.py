@@ -69,6 +69,7 @@ class EngineOptions:
         lanes: Runs that may be on the GPU at once, each with buffers of its own; fewer if they do not fit.
         tf32: Whether a GPU may round fp32 to TF32, which is faster and was not judged at export.
         workspace_bytes: What a build may use of the GPU's memory; None leaves it to the engine.
+        memory_limit_bytes: What one graph may hold of the GPU's memory while it runs (ONNX Runtime); None for no limit.
         level: How hard a build tries, 0 to 5 (TensorRT's builder optimization level).
         cache_dir: Where an engine keeps what it built for this device; None for the user's own cache.
 
@@ -82,13 +83,14 @@ class EngineOptions:
     lanes: int = 2
     tf32: bool = False
     workspace_bytes: int | None = None
+    memory_limit_bytes: int | None = None
     level: int = 3
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         cores = len(os.sched_getaffinity(0))
-        for name in ("threads", "device", "lanes", "workspace_bytes", "level"):
+        for name in ("threads", "device", "lanes", "workspace_bytes", "memory_limit_bytes", "level"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _whole_number(name, getattr(self, name)))
         if self.threads is not None and not 1 <= self.threads <= cores:
@@ -102,6 +104,8 @@ class EngineOptions:
             raise EngineError(f"expected 1 to {MAX_LANES} lanes, got {self.lanes}")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise EngineError(f"expected a workspace of 1 byte or more, got {self.workspace_bytes}")
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes < 1:
+            raise EngineError(f"expected a memory limit of 1 byte or more, got {self.memory_limit_bytes}")
         if not 0 <= self.level <= 5:
             raise EngineError(f"expected a level of 0 to 5, got {self.level}")
 

@@ -1,11 +1,11 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, and what its other providers share with that."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from smart_common.errors import MissingExtraError, shortened
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import Batch, Engine, EngineOptions, Scores
-from smart_runtime.engines.onnx_weights import external_tensors
+from smart_runtime.engines.onnx_weights import Tensor, external_tensors
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -21,58 +21,45 @@ if TYPE_CHECKING:
 
 CPU = "onnxruntime-cpu"
 
-# Everywhere with enable_fallback=0: the Python side of ONNX Runtime else prints to standard output what it was refused,
-# with whatever names the graph has, and tries the same provider again.
-_PROVIDERS = ["CPUExecutionProvider"]
-
-
-_REMEDY = "export the bundle again or report this"
+REMEDY = "export the bundle again or report this"
 _SHORTAGE = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
 class OnnxRuntimeEngine(Engine):
-    """One ONNX Runtime session with float32 images in and scores out."""
+    """One ONNX Runtime session with float32 images in and scores out; another provider's engine derives from it.
+
+    Attributes:
+        name: The engine's name.
+        provider: What ONNX Runtime calls the provider that must compute all of the graph.
+    """
+
+    name: ClassVar[str] = CPU
+    provider: ClassVar[str] = "CPUExecutionProvider"
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, *, input_name: str, output_name: str, threads: int | None
+        self, session: onnxruntime.InferenceSession, *, input_name: str, output_name: str, options: EngineOptions
     ) -> None:
         self._session: onnxruntime.InferenceSession | None = session
         self._input = input_name
         self._outputs = [output_name]
-        self._threads = threads
+        self._options = options
 
     @classmethod
     def create(
         cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions
     ) -> OnnxRuntimeEngine:
-        """Return a CPU session made from the very bytes of ``graph``; see `create_engine`."""
-        onnxruntime = import_onnxruntime()
-        settings = _settings(options.threads)
-        tensors = external_tensors(graph)
-        try:
-            if tensors:
-                # The session copies the tensors; the bytes need to live only until it is made.
-                values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
-                settings.add_external_initializers(list(tensors), values)
-            session = onnxruntime.InferenceSession(graph.model, settings, providers=_PROVIDERS, enable_fallback=0)
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            _refuse("did not accept the graph", error)
+        """Return a session made from the very bytes of ``graph``; see `create_engine`."""
+        session = cls._session_of(graph.model, external_tensors(graph), options=options)
         _check_signature(session, inputs=inputs, outputs=outputs)
-        return cls(session, input_name=inputs.name, output_name=outputs.name, threads=options.threads)
+        return cls(session, input_name=inputs.name, output_name=outputs.name, options=options)
 
     @classmethod
     def open_file(
         cls, path: Path, *, shape: tuple[int, int, int], batch: int, options: EngineOptions
     ) -> OnnxRuntimeEngine:
-        """Return a CPU session of an ONNX file of the user's own, warm; see `open_engine`."""
+        """Return a session of an ONNX file of the user's own, warm; see `open_engine`."""
         remedy = f"check the file {str(path)!r}"
-        onnxruntime = import_onnxruntime()
-        try:
-            session = onnxruntime.InferenceSession(
-                os.fspath(path), _settings(options.threads), providers=_PROVIDERS, enable_fallback=0
-            )
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            _refuse("did not accept the graph", error, remedy=remedy)
+        session = cls._session_of(os.fspath(path), {}, options=options, remedy=remedy)
         inputs, outputs = _ports(session.get_inputs()), _ports(session.get_outputs())
         wanted = (batch, *shape)
         if not _takes(inputs, wanted):
@@ -85,11 +72,11 @@ class OnnxRuntimeEngine(Engine):
         try:
             scores = session.run([outputs[0].name], {inputs[0].name: images})[0]
         except Exception as error:  # as above; free sizes in its input may fit nothing in the graph
-            _refuse("could not run the graph", error, remedy=remedy)
+            cls._refuse("could not run the graph", error, remedy=remedy)
         if not isinstance(scores, np.ndarray) or scores.shape[:1] != (batch,):
             got = f"{scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
             raise EngineError(f"expected scores of {batch} images from {str(path)!r}, got {got}; {remedy}")
-        return cls(session, input_name=inputs[0].name, output_name=outputs[0].name, threads=options.threads)
+        return cls(session, input_name=inputs[0].name, output_name=outputs[0].name, options=options)
 
     def run(self, batch: Batch) -> Scores:
         """Return the scores of a batch; see `Engine.run`."""
@@ -99,7 +86,7 @@ class OnnxRuntimeEngine(Engine):
         try:
             scores: Scores = session.run(self._outputs, {self._input: batch})[0]
         except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
-            _refuse("could not run the graph", error)
+            self._refuse("could not run the graph", error)
         return scores
 
     def close(self) -> None:
@@ -109,7 +96,64 @@ class OnnxRuntimeEngine(Engine):
     def describe(self) -> dict[str, Any]:
         """Return the engine, ONNX Runtime's version and the threads, None if ONNX Runtime chooses; see `Engine`."""
         version = import_onnxruntime().__version__
-        return {"engine": CPU, "library": f"onnxruntime {version}", "threads": self._threads}
+        return {"engine": self.name, "library": f"onnxruntime {version}", "threads": self._options.threads}
+
+    @classmethod
+    def _settings(cls, options: EngineOptions) -> onnxruntime.SessionOptions:
+        """Return how a session is to run."""
+        settings = import_onnxruntime().SessionOptions()
+        # Both paths stay loaded, and by default the idle one's threads spin and steal the cores of the other: 3 to 4
+        # times the latency on two cores. This stops a session's threads as soon as its last run returns.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        settings.log_severity_level = 4  # errors reach the user as exceptions; standard error helps nobody here
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        return settings
+
+    @classmethod
+    def _provider_options(cls, options: EngineOptions) -> dict[str, str]:  # noqa: ARG003  # for those that have some
+        """Return how the provider is to run, in ONNX Runtime's own words."""
+        return {}
+
+    @classmethod
+    def _session_of(
+        cls, model: bytes | str, tensors: Mapping[str, Tensor], *, options: EngineOptions, remedy: str = REMEDY
+    ) -> onnxruntime.InferenceSession:
+        """Return a session of a graph's bytes with its external ``tensors``, or of the file ``model``.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the graph.
+        """
+        onnxruntime = import_onnxruntime()
+        settings = cls._settings(options)
+        try:
+            if tensors:
+                # The session copies the tensors; the bytes need to live only until it is made.
+                values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
+                settings.add_external_initializers(list(tensors), values)
+            # With a fallback the Python side of ONNX Runtime prints to standard output what it was refused, with
+            # whatever names the graph has, and tries the same provider again, or the CPU.
+            return onnxruntime.InferenceSession(
+                model, settings, providers=[(cls.provider, cls._provider_options(options))], enable_fallback=0
+            )
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own
+            cls._refuse("did not accept the graph", error, remedy=remedy)
+
+    @classmethod
+    def _refuse(cls, what: str, error: Exception, *, remedy: str = REMEDY) -> NoReturn:
+        """Raise what ONNX Runtime's ``error`` is in our words; ``what`` it did not do.
+
+        Raises:
+            EngineError: Always; OutOfMemoryError where memory ran out.
+        """
+        reason = shortened(str(error))  # it comes with line breaks, and with whatever names the graph has
+        # ONNX Runtime has no exception of its own for this: C++'s name, and its arena's words.
+        if isinstance(error, MemoryError) or any(words in reason for words in _SHORTAGE):
+            raise OutOfMemoryError(
+                f"expected memory for the graph, got too little ({reason}); "
+                "free some, or load fewer paths with memory='on-demand'"
+            ) from error
+        raise EngineError(f"ONNX Runtime {what}: {reason}; {remedy}") from error
 
 
 def import_onnxruntime() -> Any:
@@ -126,17 +170,6 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _settings(threads: int | None) -> onnxruntime.SessionOptions:
-    settings = import_onnxruntime().SessionOptions()
-    # Both paths stay loaded, and by default the idle one's threads spin and steal the cores of the other: 3 to 4 times
-    # the latency on two cores. This stops a session's threads as soon as its last run returns.
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
-    settings.log_severity_level = 4  # errors reach the user as exceptions; lines on standard error help nobody here
-    if threads is not None:
-        settings.intra_op_num_threads = threads
-    return settings
-
-
 class _Port(NamedTuple):
     """An input or output of a graph."""
 
@@ -150,7 +183,7 @@ def _ports(values: Sequence[Any]) -> list[_Port]:
     try:
         return [_Port(value.name, value.type, value.shape) for value in values]
     except UnicodeDecodeError as error:  # it takes a graph's names as they are, and decodes them when they are read
-        raise EngineError(f"expected a graph with names in UTF-8, got other bytes; {_REMEDY}") from error
+        raise EngineError(f"expected a graph with names in UTF-8, got other bytes; {REMEDY}") from error
 
 
 def _takes(inputs: Sequence[_Port], wanted: tuple[int, ...]) -> bool:
@@ -184,14 +217,3 @@ def _described(port: _Port) -> str:
 
 def _sizes(shape: Sequence[Any]) -> str:
     return f"({', '.join('?' if size is None else str(size) for size in shape)})"
-
-
-def _refuse(what: str, error: Exception, *, remedy: str = _REMEDY) -> NoReturn:
-    reason = shortened(str(error))  # it comes with line breaks, and with whatever names the graph has
-    # ONNX Runtime has no exception of its own for this: C++'s name, and its arena's words.
-    if isinstance(error, MemoryError) or any(words in reason for words in _SHORTAGE):
-        raise OutOfMemoryError(
-            f"expected memory for the graph, got too little ({reason}); "
-            "free some, or load fewer paths with memory='on-demand'"
-        ) from error
-    raise EngineError(f"ONNX Runtime {what}: {reason}; {remedy}") from error
