@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.resources import DeviceMemory, PinnedMemory
-from smart_runtime.errors import EngineError
 
 _LEAST_BYTES = 256  # no block is empty; and activation memory must be aligned to as much
 
@@ -155,9 +153,9 @@ class Lane:
     def release(self) -> None:
         """Give everything back once the GPU has finished with it; never raises, may be called again."""
         made = vars(self)  # it may have been interrupted while it was made
-        with suppress(EngineError, KeyError):
-            made["stream"].synchronize()
+        if "stream" in made:
+            self.stream.release()  # first: it waits for what is queued
         self.seats.clear()
-        for name in _BLOCKS + _EVENTS + ("stream",):
+        for name in _BLOCKS + _EVENTS:
             if name in made:
                 made[name].release()

@@ -6,14 +6,17 @@ import logging
 import math
 import shlex
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
-from smart_common.errors import shortened
+from smart_common.errors import SmartError, shortened
 from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.driver import CudaError
 from smart_runtime.engines.cuda.lane import Lane
 from smart_runtime.engines.cuda.lane_pool import LanePool, Turn
 from smart_runtime.engines.engine import Batch, BatchRange, DeviceTimes, Engine, EngineOptions, Scores
@@ -44,18 +47,20 @@ class Program:
         """
         self._library = library
         self._log = library.logger()
-        runtime = library.module.Runtime(self._log.trt)
-        engine = library.deserialize(runtime, plan)
+        with self._refusing("failed with its plan"):
+            runtime = library.module.Runtime(self._log.trt)
+            engine = library.deserialize(runtime, plan)
         if engine is None:
             raise self._refused("did not take its own plan", _RefusedError)
         self._engine = engine
         self.keeps: tuple[Any, ...] = (self._log, runtime, engine)  # a tuple lets go of its last item first
         self._inputs, self._outputs, self._batch = inputs, outputs, batch
-        self._check_tensors()
-        self._cache = library.kernel_cache(engine)
+        with self._refusing("failed with its plan"):
+            self._check_tensors()
+            self._cache = library.kernel_cache(engine)
+            self.activation_bytes = library.activation_bytes(engine)
         self.input_bytes = _FLOAT_BYTES * batch.max * math.prod(inputs.shape)
         self.output_bytes = _FLOAT_BYTES * batch.max * outputs.classes
-        self.activation_bytes = library.activation_bytes(engine)
 
     def _check_tensors(self) -> None:
         engine, trt = self._engine, self._library.module
@@ -78,7 +83,8 @@ class Program:
 
     def new_context(self) -> Any:
         """Return a new execution context, which has no memory of its own for activations."""
-        context = self._library.new_context(self._engine, self._cache)
+        with self._refusing("made no execution context"):
+            context = self._library.new_context(self._engine, self._cache)
         if context is None:
             raise self._refused("made no execution context")
         return context
@@ -86,9 +92,10 @@ class Program:
     def bind(self, context: Any, lane: Lane) -> None:
         """Let ``context`` work in the buffers of ``lane`` from now on."""
         addresses = {self._inputs.name: lane.device_in.address, self._outputs.name: lane.device_out.address}
-        if not all(context.set_tensor_address(name, address) for name, address in addresses.items()):
-            raise self._refused("did not take the addresses of its buffers")
-        self._library.set_activation_memory(context, lane.activation.address, lane.activation.bytes)
+        with self._refusing("did not take its buffers"):
+            if not all(context.set_tensor_address(name, address) for name, address in addresses.items()):
+                raise self._refused("did not take its buffers")
+            self._library.set_activation_memory(context, lane.activation.address, lane.activation.bytes)
 
     def warm(self, lane: Lane) -> None:
         """Run once with each batch size that the plan was told of."""
@@ -137,12 +144,24 @@ class Program:
         return times
 
     def _enqueue(self, seat: Any, images: int, stream: int) -> None:
-        if seat.images != images:
-            if not seat.context.set_input_shape(self._inputs.name, (images, *self._inputs.shape)):
-                raise self._refused(f"did not take a batch of {images}")
-            seat.images = images
-        if not seat.context.execute_async_v3(stream):
-            raise self._refused("could not run the graph")
+        with self._refusing("could not run the graph"):
+            if seat.images != images:
+                seat.images = 0
+                if not seat.context.set_input_shape(self._inputs.name, (images, *self._inputs.shape)):
+                    raise self._refused(f"did not take a batch of {images}")
+                seat.images = images
+            if not seat.context.execute_async_v3(stream):
+                raise self._refused("could not run the graph")
+
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        """Make an error of ours of whatever the library raises."""
+        try:
+            yield
+        except (SmartError, CudaError):
+            raise
+        except Exception as error:  # its exceptions have no base class of their own
+            raise self._refused(what) from error
 
     def _refused(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
         reason = self._log.last_error

@@ -166,6 +166,7 @@ def _inspected(library: Library, log: Log, plan: bytes) -> tuple[int | None, int
         )
     inspector = engine.create_engine_inspector()
     layers, sparse = layers_of(inspector.get_engine_information(library.module.LayerInformationFormat.JSON))
+    del inspector, engine  # before the runtime: TensorRT says so
     return layers, None if library.name == "tensorrt-rtx" else sparse  # which chooses its kernels later
 
 

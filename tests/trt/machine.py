@@ -1,0 +1,54 @@
+"""A machine with a GPU and TensorRT, both stand-ins, for tests of the whole runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuda.stand_in import StandInDriver
+from smart_devices import engine_rows
+from smart_devices.engine_rows import EngineStatus
+from smart_runtime.engines.cuda import lane_pool
+from smart_runtime.engines.trt import installed as plans_here
+from smart_runtime.engines.trt.build import plan_in_process
+from smart_runtime.engines.trt.recipe import BuildRecipe, BuiltPlan
+from trt.fake_tensorrt import installed
+
+NAMES = {"tensorrt": "10.3", "tensorrt-rtx": "rtx-1.7"}
+"""The dialect of each engine, where the test names none."""
+
+
+def available(name: str) -> Callable[[object], EngineStatus]:
+    """Return a judge that finds the engine ``name`` in place."""
+    return lambda _: EngineStatus(name, available=True, version="stand-in")
+
+
+@contextmanager
+def gpu_machine(
+    monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, dialect: str, *, cache: Path
+) -> Iterator[list[BuildRecipe]]:
+    """Let the engines of TensorRT run within the block; yield the recipes of the plans that it builds, as they come.
+
+    Plans are built in this process: `test_build.py` shows the child process that does it in the field.
+    """
+    name = "tensorrt-rtx" if dialect.startswith("rtx") else "tensorrt"
+    built: list[BuildRecipe] = []
+
+    def build(model: bytes, recipe: BuildRecipe, **_: Any) -> BuiltPlan:
+        built.append(recipe)
+        return plan_in_process(model, recipe)
+
+    rows = {row.name: row for row in engine_rows.ENGINES}
+    judge = rows[name].judge.replace(":", ".")
+    monkeypatch.setattr(judge, available(name))
+    monkeypatch.setattr("smart_runtime.engines.has_library", lambda info: info.name in {name, "onnxruntime-cpu"})
+    monkeypatch.setattr(plans_here, "build_plan", build)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(lane_pool, "_pools", {})
+    with installed(dialect):
+        yield built
+    assert stand_in.leaks() == {}
