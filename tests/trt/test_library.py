@@ -8,13 +8,9 @@ import pytest
 from cuda.stand_in import StandInDriver
 from runtime.bundles import expected_scores
 from smart_runtime.engines.cuda.device import Device
-from smart_runtime.engines.trt.library import LibraryName, load_library
+from smart_runtime.engines.trt.library import load_library
 from trt.fake_tensorrt import DIALECTS, installed
-from trt.library_use import IMAGE, Running, built, inlined_graph
-
-
-def name_of(dialect: str) -> LibraryName:
-    return "tensorrt-rtx" if dialect.startswith("rtx") else "tensorrt"
+from trt.library_use import IMAGE, Running, built, name_of
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -27,9 +27,14 @@ def undefined(what: str) -> Undefined:
 
 
 class DriverError(Exception):
-    """A call of the driver failed, as it does in the real library: the caller logs it and returns nothing."""
+    """A call of the driver failed. What the real library calls then logs that, and returns nothing."""
+
+    def __init__(self, function: str, code: int) -> None:
+        super().__init__(f"{function} returned {code}")
+        self.code = code
 
 
+_NOT_INITIALIZED = 3  # cuda.h, CUresult
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # cuda.h, CUdevice_attribute
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _jobs: dict[int, Callable[[], None]] = {}
@@ -51,15 +56,21 @@ class Cuda:
     Raises:
         Undefined: Nobody has loaded it, or no context is current: the real library ends in a segmentation fault, or
             takes the first device that there is.
+        DriverError: The driver fails.
     """
 
     def __init__(self, why: str) -> None:
         try:
             self.library = ctypes.CDLL(driver.LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         except OSError:
-            raise undefined(f"{why} before the driver was loaded") from None
+            raise undefined(f"{why} before the driver was in use") from None
         context = ctypes.c_void_p()
-        self.call("cuCtxGetCurrent", ctypes.byref(context))
+        try:
+            self._call_twice("cuCtxGetCurrent", ctypes.byref(context))
+        except DriverError as error:
+            if error.code == _NOT_INITIALIZED:
+                raise undefined(f"{why} before the driver was in use") from None
+            raise
         if not context.value:
             raise undefined(f"{why} while no context of the driver is current")
         self.context: int = context.value
@@ -67,7 +78,7 @@ class Cuda:
     def call(self, function: str, *arguments: Any) -> None:
         code = getattr(self.library, function)(*arguments)
         if code:
-            raise DriverError(f"{function} returned {code}")
+            raise DriverError(function, code)
 
     def allocate(self, size: int) -> int:
         address = ctypes.c_uint64()
@@ -88,7 +99,7 @@ class Cuda:
                 self._call_twice(function, argument)
 
     def _call_twice(self, function: str, argument: Any) -> None:
-        """Call again what failed: a failure that a test injects strikes once, and is not to look like a leak."""
+        """Call again what failed: a failure that a test injects once is not to strike what only the stand-in asks."""
         try:
             self.call(function, argument)
         except DriverError:
@@ -97,8 +108,7 @@ class Cuda:
     def device(self) -> tuple[str, int]:
         """Return the compute capability of the current context's device, as ``8.7``, and its multiprocessors."""
         ordinal = ctypes.c_int(0)
-        if hasattr(self.library, "cuCtxGetDevice"):
-            self.call("cuCtxGetDevice", ctypes.byref(ordinal))
+        self.call("cuCtxGetDevice", ctypes.byref(ordinal))
         found = []
         for attribute in (_MAJOR, _MINOR, _MULTIPROCESSORS):
             value = ctypes.c_int()
