@@ -34,7 +34,13 @@ def configured(library: Library, builder: Any, **chosen: Any) -> Any:
     profile = builder.create_optimization_profile()
     profile.set_shape("image", (1, *IMAGE), (2, *IMAGE), (MAX_BATCH, *IMAGE))
     config.add_optimization_profile(profile)
-    recipe = {"precision": "fp32", "tf32": False, "sparse_weights": False, "workspace_bytes": 1 << 20, "level": 3}
+    recipe: dict[str, Any] = {
+        "precision": "fp32",
+        "tf32": False,
+        "sparse_weights": False,
+        "workspace_bytes": 1 << 20,
+        "level": 3,
+    }
     library.configure(config, **(recipe | chosen))
     return config
 

@@ -15,7 +15,7 @@ from trt.library_use import IMAGE, Running, built, name_of
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_graph_is_built_and_run_in_every_dialect(dialect: str, stand_in: StandInDriver) -> None:
-    images = np.random.default_rng(0).integers(0, 9, (3, *IMAGE)).astype(np.float32) / 8
+    images = (np.random.default_rng(0).integers(0, 9, (3, *IMAGE)) / 8).astype(np.float32)
     with installed(dialect):
         library = load_library(name_of(dialect))
         device = Device.shared(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from smart_runtime.engines.trt.library import Library, load_library
 from trt.fake_tensorrt import DIALECTS, UNDEFINED, Undefined, installed
 from trt.library_use import IMAGE, MAX_BATCH, Running, built, inlined_graph, name_of
 
-IMAGES = np.random.default_rng(1).integers(0, 9, (2, *IMAGE)).astype(np.float32) / 8
+IMAGES = (np.random.default_rng(1).integers(0, 9, (2, *IMAGE)) / 8).astype(np.float32)
 
 
 @pytest.fixture(params=["8.6", "10.3", "rtx-1.7"])
@@ -93,7 +94,7 @@ def test_two_contexts_that_run_at_once_share_no_activation_memory(
     assert other.set_input_shape("image", IMAGES.shape)
     stand_in.delay(2000)
     assert running.context.execute_async_v3(running.stream.handle)
-    refused("two calls at once", lambda: other.execute_async_v3(stream.handle))
+    refused("two calls at once", partial(other.execute_async_v3, stream.handle))
     running.stream.synchronize()
     assert other.execute_async_v3(stream.handle)  # one after the other
     stream.synchronize()
@@ -130,7 +131,7 @@ def test_a_context_does_not_run_without_activation_memory(running: Running) -> N
     context.set_tensor_address("image", running.images.address)
     context.set_tensor_address("scores", running.scores.address)
     assert context.set_input_shape("image", IMAGES.shape)
-    refused("without activation memory", lambda: context.execute_async_v3(running.stream.handle))
+    refused("without activation memory", partial(context.execute_async_v3, running.stream.handle))
     del context
 
 

@@ -138,6 +138,9 @@ class Constant:
 
     __members__: dict[str, Constant] = {}  # noqa: RUF012  # each enumeration has its own
 
+    value: int
+    name: str
+
     def __init__(self, value: int) -> None:
         found = next((other for other in self.__members__.values() if other.value == value), None)
         self.value = value

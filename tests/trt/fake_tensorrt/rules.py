@@ -40,7 +40,6 @@ _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _jobs: dict[int, Callable[[], None]] = {}
 
 
-@_HOST_FUNCTION
 def _run_job(number: int) -> None:
     """Run in a stream's thread what `Cuda.launch` put there."""
     job = _jobs.pop(number)
@@ -48,6 +47,9 @@ def _run_job(number: int) -> None:
         job()
     except BaseException as error:  # nobody above could catch it
         UNDEFINED.append(f"a job in a stream failed: {error!r}")
+
+
+_RUN_JOB = _HOST_FUNCTION(_run_job)  # for all jobs, since one that is made for each might go while it is running
 
 
 class Cuda:
@@ -121,7 +123,7 @@ class Cuda:
         number = id(job)
         _jobs[number] = job
         try:
-            self.call("cuLaunchHostFunc", ctypes.c_void_p(stream), _run_job, ctypes.c_void_p(number))
+            self.call("cuLaunchHostFunc", ctypes.c_void_p(stream), _RUN_JOB, ctypes.c_void_p(number))
         except DriverError:
             del _jobs[number]
             raise

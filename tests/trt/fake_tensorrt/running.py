@@ -359,7 +359,7 @@ class IExecutionContext(Bound):
             self._cache._kernels.append(repr(state.shapes))
         call = Call(
             session=core.session,
-            shapes=state.fixed | state.shapes,
+            shapes={**state.fixed, **state.shapes},
             inputs={tensor.name: tensor.dtype for tensor in core.plan.inputs},
             outputs=tuple(tensor.name for tensor in core.plan.outputs),
             addresses=dict(state.addresses),

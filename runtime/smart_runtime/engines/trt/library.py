@@ -106,7 +106,8 @@ class Library:
     def deserialize(self, runtime: Any, plan: bytes) -> Any | None:
         """Return the engine of a plan; None if the library refuses it, with the reason in the runtime's log.
 
-        The engine must outlive its contexts. A plan is code that runs: only plans that this user's own builds left in the private cache come here.
+        The engine must outlive its contexts. A plan is code that runs: only those that this user's own builds left in
+        the private cache come here.
         """
         return runtime.deserialize_cuda_engine(plan)
 
@@ -173,7 +174,7 @@ class Library:
     def builder(self, log: Log) -> Any:
         """Return a ``Builder``; raises EngineError if the library cannot make one.
 
-        For TensorRT, and to build for the device's own compute capability, a device is retained and its context current.
+        For TensorRT, and for the device's own compute capability, a device is retained and its context current.
         """
         return self._made(self.module.Builder, log)
 
