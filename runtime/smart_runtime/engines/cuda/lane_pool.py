@@ -231,7 +231,7 @@ class LanePool:
             self.left()
 
     def _say_fewer(self, error: OutOfMemoryError) -> None:
-        _log.warning("the GPU has room for %d lanes only, which calls share (%s)", len(self._lanes), error)
+        _log.warning("the GPU has room for %d lanes only, which calls share (%s)", len(self._lanes), str(error))
 
     def detach(self, program: Program) -> None:
         """Forget ``program``; runs of it that hold a lane finish. Never raises; may be called again."""

@@ -213,7 +213,7 @@ class TensorRtEngine(Engine):
             try:
                 return cls._load(plan.plan, installer, device, inputs=inputs, outputs=outputs, options=options)
             except _RefusedError as error:  # once more: it may be damaged in a way that its checksum does not show
-                _log.warning("%s; building it again", error)
+                _log.warning("%s; building it again", str(error))  # not its traceback, which holds the plan
                 plan = installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs)
                 return cls._load(plan.plan, installer, device, inputs=inputs, outputs=outputs, options=options)
         except BaseException:
