@@ -170,9 +170,9 @@ ERRORS: dict[str, tuple[str, type[EngineError], str]] = {
         "the GPU failed .*illegal memory access.*; start the process again$",
     ),
     "old driver": (  # as 1.31 says it
-        "/src/cuda_execution_provider_info.cc:63 static CUDAExecutionProviderInfo [ONNXRuntimeError] : 1 : FAIL : Parse "
-        'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for CUDA '
-        "runtime version ; GPU=-1 ; hostname=box ; file=/src/cuda_execution_provider_info.cc ; line=70 ; expr=x();",
+        "/src/cuda_execution_provider_info.cc:63 static CUDAExecutionProviderInfo [ONNXRuntimeError] : 1 : FAIL : "
+        'Parse Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for '
+        "CUDA runtime version ; GPU=-1 ; hostname=box ; file=/src/cuda_execution_provider_info.cc ; line=70 ; expr=x",
         EngineError,
         "could not run the graph on the GPU: CUDA failure 35: CUDA driver version is insufficient for CUDA runtime "
         "version; run smart-devices doctor$",
