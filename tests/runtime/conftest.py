@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from cuda.stand_in import stand_in
 from runtime.bundles import write_bundle
+
+__all__ = ["bundle", "own_bundle", "stand_in"]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from runtime.bundles import CLASSES, graph_files
 from smart_devices import EngineInfo, EngineStatus
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.engines import Batch, Engine, EngineOptions, Scores
+from smart_runtime.engines import Batch, DeviceTimes, Engine, EngineOptions, Scores
 
 TIMEOUT = 60  # seconds until a test that hangs fails
 
@@ -60,6 +60,29 @@ FASTER = EngineInfo(
 
 def faster(_: object) -> EngineStatus:
     return EngineStatus("faster", available=True, version="7")
+
+
+class OnCard(Faster):
+    """An engine on a GPU whose clock says 1, 2 and 3 ms on the first timed call, and twice that on every later one."""
+
+    timed = 0
+
+    def run_timed(self, batch: Batch) -> tuple[Scores, DeviceTimes | None]:
+        self.timed += 1
+        once = 1 if self.timed == 1 else 2
+        return self.run(batch), DeviceTimes(copy_in_ms=once * 1, compute_ms=once * 2, copy_out_ms=once * 3)
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "on-card", "library": "cards 1.2", "lanes": 2}
+
+
+ON_CARD = EngineInfo(
+    name="on-card", needs="nothing", part="gpu", judge="runtime.fakes:on_card", factory="runtime.fakes:OnCard"
+)
+
+
+def on_card(_: object) -> EngineStatus:
+    return EngineStatus("on-card", available=True, version="1.2")
 
 
 class Gate(FakeEngine):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
+from cuda.stand_in import StandInDriver
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, as_float, expected_scores, graph_files, random_images
 from smart_common.errors import MissingExtraError
 from smart_runtime.bundle.bundle import GraphBytes
@@ -58,26 +60,11 @@ class OnTheCpu(OnnxRuntimeCudaEngine):
         return settings
 
 
-class Card:
-    """Stands in for the `Device` of a machine with two cards."""
-
-    users = 0
-
-    @classmethod
-    def shared(cls, ordinal: int) -> Card:
-        assert ordinal < 2
-        cls.users += 1
-        return cls()
-
-    def release(self) -> None:
-        Card.users -= 1
-
-
 @pytest.fixture
-def _card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(onnxruntime_cuda, "Device", Card)
+def _card(stand_in: StandInDriver) -> Iterator[None]:
+    """A driver with two devices; whoever asked it for one gave it back."""
     yield
-    assert Card.users == 0
+    assert stand_in.leaks() == {}
 
 
 @pytest.fixture
@@ -170,9 +157,9 @@ ERRORS: dict[str, tuple[str, type[EngineError], str]] = {
         "the GPU failed .*illegal memory access.*; start the process again$",
     ),
     "old driver": (  # as 1.31 says it
-        "/src/cuda_execution_provider_info.cc:63 static CUDAExecutionProviderInfo [ONNXRuntimeError] : 1 : FAIL : Parse "
-        'Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for CUDA '
-        "runtime version ; GPU=-1 ; hostname=box ; file=/src/cuda_execution_provider_info.cc ; line=70 ; expr=x();",
+        "/src/cuda_execution_provider_info.cc:63 static CUDAExecutionProviderInfo [ONNXRuntimeError] : 1 : FAIL : "
+        'Parse Failed to parse provider option "device_id": CUDA failure 35: CUDA driver version is insufficient for '
+        "CUDA runtime version ; GPU=-1 ; hostname=box ; file=/src/cuda_execution_provider_info.cc ; line=70 ; expr=x",
         EngineError,
         "could not run the graph on the GPU: CUDA failure 35: CUDA driver version is insufficient for CUDA runtime "
         "version; run smart-devices doctor$",
@@ -187,6 +174,13 @@ def test_errors_in_our_words(text: str, kind: type[EngineError], said: str) -> N
         OnnxRuntimeCudaEngine._refuse("could not run the graph", RuntimeError(text))
     assert type(caught.value) is kind
     assert "hostname" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("_card")
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "_load", None)  # it is not come to
+    with pytest.raises(EngineError, match=r"^there is no GPU 9: the driver shows 2, counted from 0; choose one"):
+        OnnxRuntimeCudaEngine.create(graph(), inputs=INPUTS, outputs=OUTPUTS, options=EngineOptions(device=9))
 
 
 def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,16 +218,20 @@ print(json.dumps(answer))
 """
 
 
-def ask_the_real_one(folder: str) -> tuple[dict[str, Any], str]:
-    """Return what a fresh process with the onnxruntime of ``folder`` said, and what it printed on standard error."""
+def ask_the_real_one(folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a fresh process with the onnxruntime of ``folder`` said; it prints nothing beside that."""
     paths = [folder, str(Path(__file__).parents[1]), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
-        [sys.executable, "-c", _ASK_THE_REAL_ONE], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", _ASK_THE_REAL_ONE],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)  # nothing else on standard output
-    return answer, done.stderr
+    assert done.stderr == ""
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 @pytest.mark.skipif(
@@ -241,12 +239,18 @@ def ask_the_real_one(folder: str) -> tuple[dict[str, Any], str]:
     reason=f"needs a folder with onnxruntime-gpu, named by {GPU_BUILD}: pip install --no-deps --target FOLDER "
     "onnxruntime-gpu",
 )
-def test_the_real_library_is_never_silently_on_the_cpu() -> None:
-    """The scores are exact in any order of adding, so a GPU gives them too; without one there are none."""
-    answer, said = ask_the_real_one(os.environ[GPU_BUILD])
-    assert said == ""
-    if "made" in answer:
-        np.testing.assert_allclose(answer["scores"], expected_scores("clean", IMAGES), rtol=0, atol=1e-6)
-    else:
-        assert answer["refused"] in {"MissingExtraError", "EngineError"}, answer
-        assert "; " in answer["words"]
+class TestTheRealLibrary:
+    def test_it_is_never_silently_on_the_cpu(self) -> None:
+        """The scores are exact in any order of adding, so a GPU gives them too; without one there are none."""
+        answer = ask_the_real_one(os.environ[GPU_BUILD], os.environ)
+        if "made" in answer:
+            np.testing.assert_allclose(answer["scores"], expected_scores("clean", IMAGES), rtol=0, atol=1e-6)
+        else:
+            assert answer["refused"] in {"MissingExtraError", "EngineError"}, answer
+            assert "; " in answer["words"]
+
+    def test_a_driver_that_it_cannot_use(self, stand_in: StandInDriver) -> None:
+        """Ours is satisfied by the driver without a device, and what ONNX Runtime needs of it is not there."""
+        answer = ask_the_real_one(os.environ[GPU_BUILD], stand_in.environment())
+        assert answer["refused"] in {"MissingExtraError", "EngineError"}
+        assert re.search("CUDA provider does not load: .*; pip install|on the GPU: CUDA failure", answer["words"])

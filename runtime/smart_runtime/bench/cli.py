@@ -151,14 +151,19 @@ def _print_report(report: Report) -> None:
 
     environment = report.environment
     several = len(report.bundles) > 1
-    title = f"{report.engine}, batch {report.batch}, threads {report.threads}, on {environment.cpu}"
+    where = f"{environment.gpu or 'a GPU'} and {environment.cpu}" if report.on_gpu else environment.cpu
+    title = f"{report.engine}, batch {report.batch}, threads {report.threads}, on {where}"
     state = f"governor {environment.governor or 'unknown'}, load {environment.load_average[0]:.2f} before"
     say(f"{title} ({environment.usable_cores} cores, {state})")
     scale, unit = (1000, "us") if max(row.p90_ms for row in report.rows) < 1 else (1, "ms")
     names = ["bundle", "graph", "precision"] if several else ["graph"]
     figures = (f"{figure} {unit}" for figure in ("median", "p90", "p99", "alone"))
-    latency = [*figures, "speed-up (95% interval)"]
-    cells = [_name_cells(row, several=several) + _latency_cells(row, report, scale=scale) for row in report.rows]
+    on_device = any(row.gpu_ms is not None for row in report.rows)
+    latency = [*figures, *([f"gpu {unit}", f"copies {unit}"] if on_device else []), "speed-up (95% interval)"]
+    cells = [
+        _name_cells(row, several=several) + _latency_cells(row, report, scale=scale, on_device=on_device)
+        for row in report.rows
+    ]
     print_wide(table("", names + latency, cells, text_columns=len(names)))
     if any(row.power_w is not None for row in report.rows):
         cells = [_name_cells(row, several=several) + _energy_cells(row) for row in report.rows]
@@ -169,6 +174,8 @@ def _print_report(report: Report) -> None:
     blocks, calls = len(report.rows[0].blocks), min(row.calls for row in report.rows)
     counted = f"{blocks} interleaved blocks and at least {calls} calls a graph"
     say(f"latency of {MEASURED}; {counted}; alone: in a fresh process")
+    if on_device:
+        say("gpu and copies: within the latency, by the GPU's own clock")
     for line in _conditions(report):
         say(line)
     if report.reference is not None:
@@ -192,7 +199,7 @@ def _name_cells(row: Row, *, several: bool) -> list[str]:
     return [row.bundle or "", row.name, row.precision or ""] if several else [row.name]
 
 
-def _latency_cells(row: Row, report: Report, *, scale: float) -> list[str]:
+def _latency_cells(row: Row, report: Report, *, scale: float, on_device: bool) -> list[str]:
     speed_up = ""
     if row.speedup is not None and report.reference is not None:
         is_reference = row is report.rows[report.reference]
@@ -200,7 +207,8 @@ def _latency_cells(row: Row, report: Report, *, scale: float) -> list[str]:
         speed_up = f"{row.speedup:.2f}x{interval}"
     latencies = [f"{scale * value:.4g}" for value in (row.median_ms, row.p90_ms, row.p99_ms, row.solo_median_ms)]
     latencies[3] += "" if row.solo_agrees else " (!)"
-    return [*latencies, speed_up]
+    within = (row.gpu_ms, row.copies_ms) if on_device else ()
+    return [*latencies, *("" if value is None else f"{scale * value:.4g}" for value in within), speed_up]
 
 
 def _energy_cells(row: Row) -> list[str]:

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from smart_devices.clocks import read_clocks, read_throttling
+from smart_devices.engine_rows import engine_info
+from smart_devices.nvml import Gpu, open_gpu
 from smart_devices.power import NoPower, PowerSource
 from smart_runtime.bench.baseline import try_baseline
 from smart_runtime.bench.contenders import Contender, contenders, open_contender, read_baseline, reference
 from smart_runtime.bench.energy import PHASE_S, Energy, measure_energy
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bench.measure import Block, calls_per_block, interleave, random_batch, speed_up, summarise
+from smart_runtime.bench.measure import (
+    WARM_UP_MS,
+    Block,
+    calls_per_block,
+    interleave,
+    random_batch,
+    speed_up,
+    summarise,
+)
 from smart_runtime.bench.report import Report, Row
 from smart_runtime.bench.switching import measure_switch
 from smart_runtime.bench.worker import SoloRequest, solo_median_ms
 from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.engines import AUTO, Batch, choose_engine
+from smart_runtime.engines import AUTO, Batch, DeviceTimes, Engine, choose_engine
 from smart_runtime.notes import log_notes, notes_on
 
 NOT_ASKED = "not asked for"
+
+_TIMED_CALLS = 3  # a block, after it: enough for a median over all blocks, and the block itself is of plain calls
 
 
 def steps(
@@ -74,8 +86,9 @@ def compare(
         MissingExtraError: The engine's library is not installed.
         OSError: The system cannot read a file.
     """
-    environment = read_environment(root=root)  # first, so that the load average is not our own doing
     name = choose_engine(engine, next(iter(bundles.values()))).engine
+    gpu = _card(name)
+    environment = read_environment(root=root, gpu=gpu)  # early, so that the load average is not our own doing
     given = None if baseline is None else read_baseline(baseline)
     for bundle in bundles.values():
         bundle.verify()
@@ -85,11 +98,11 @@ def compare(
         try_baseline(graphs[0], engine=name, batch=batch, threads=threads, seed=seed)
     images = random_batch(graphs[0].source.shape, size=batch, rng=np.random.default_rng(seed))
     rng = np.random.default_rng([seed, 1])  # a stream of its own: the order must not depend on the input's size
-    before = read_throttling(root=root)
-    calls, timed = _interleaved(graphs, images, engine=name, threads=threads, blocks=blocks, rng=rng, advance=advance)
-    clocks, throttled = read_clocks(root=root), read_throttling(root=root).since(before)
+    before = read_throttling(root=root, gpu=gpu)
+    timed = _interleaved(graphs, images, engine=name, threads=threads, blocks=blocks, rng=rng, advance=advance)
+    clocks, throttled = read_clocks(root=root, gpu=gpu), read_throttling(root=root, gpu=gpu).since(before)
     solo_ms = []
-    for graph, count in zip(graphs, calls, strict=True):
+    for graph, count in zip(graphs, timed.calls, strict=True):
         request = SoloRequest(
             source=graph.source, engine=name, batch=batch, threads=threads, blocks=blocks, calls=count, seed=seed
         )
@@ -118,10 +131,11 @@ def compare(
         rows=tuple(
             _row(
                 graph,
-                timed[i],
+                timed.blocks[i],
+                on_device=timed.on_device[i],
                 solo_ms=solo_ms[i],
                 energy=energies[i],
-                against=None if against is None else (graphs[against], timed[against]),
+                against=None if against is None else (graphs[against], timed.blocks[against]),
                 rng=rng,
             )
             for i, graph in enumerate(graphs)
@@ -131,8 +145,25 @@ def compare(
         energy=sensing,
         clocks=clocks,
         throttled=throttled,
-        environment=environment,
+        environment=replace(environment, library=timed.library, lanes=timed.lanes),
     )
+
+
+def _card(engine: str) -> Gpu | None:
+    """Return the graphics card that computes for ``engine``; None where none does or none answers."""
+    gpu = open_gpu() if engine_info(engine).part == "gpu" else None
+    return gpu if isinstance(gpu, Gpu) else None
+
+
+@dataclass(kw_only=True)
+class _Timed:
+    """What the interleaved blocks gave, for each graph: calls a block, its blocks, calls by the GPU's own clock."""
+
+    calls: list[int]
+    blocks: list[list[Block]] = field(default_factory=list)
+    on_device: list[list[DeviceTimes]]
+    library: str | None
+    lanes: int | None
 
 
 def _interleaved(
@@ -144,22 +175,48 @@ def _interleaved(
     blocks: int,
     rng: np.random.Generator,
     advance: Callable[[str], None],
-) -> tuple[list[int], list[list[Block]]]:
-    """Return how many calls make a block of each graph, and each one's blocks."""
+) -> _Timed:
+    part = engine_info(engine).part
+    warm_up_ms = WARM_UP_MS[part]
     with ExitStack() as open_engines:
-        engines = []
+        engines: list[Engine] = []
         for graph in graphs:
             made = open_contender(graph.source, engine=engine, batch=len(images), threads=threads)
             open_engines.callback(made.close)
             engines.append(made)
-        calls = [calls_per_block(made, images) for made in engines]
-        return calls, interleave(engines, images, calls=calls, blocks=blocks, rng=rng, advance=advance)
+        described = engines[0].describe()
+        timed = _Timed(
+            calls=[calls_per_block(made, images, warm_up_ms=warm_up_ms) for made in engines],
+            on_device=[[] for _ in engines],
+            library=described.get("library"),
+            lanes=described.get("lanes"),
+        )
+
+        def after_block(index: int) -> None:
+            for _ in range(_TIMED_CALLS if part == "gpu" else 0):
+                times = engines[index].run_timed(images)[1]
+                if times is None:
+                    return
+                timed.on_device[index].append(times)
+
+        timed.blocks = interleave(
+            engines,
+            images,
+            calls=timed.calls,
+            blocks=blocks,
+            rng=rng,
+            warm_up_ms=warm_up_ms,
+            after_block=after_block,
+            advance=advance,
+        )
+        return timed
 
 
 def _row(
     graph: Contender,
     blocks: Sequence[Block],
     *,
+    on_device: Sequence[DeviceTimes],
     solo_ms: float,
     energy: Energy,
     against: tuple[Contender, Sequence[Block]] | None,
@@ -173,6 +230,8 @@ def _row(
         precision=graph.precision,
         **asdict(summarise(blocks)),
         solo_median_ms=solo_ms,
+        gpu_ms=_median([times.compute_ms for times in on_device]),
+        copies_ms=_median([times.copy_in_ms + times.copy_out_ms for times in on_device]),
         macs=graph.macs,
         parameters=graph.parameters,
         bytes=graph.bytes,
@@ -183,3 +242,7 @@ def _row(
         **asdict(energy),
         blocks=tuple(blocks),
     )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -32,6 +33,10 @@ SOLO_TOLERANCE = 0.15
 DISCARDED_CALLS = 3
 """The first calls of a block find caches that another graph has filled; they are not counted."""
 
+WARM_UP_MS: Mapping[str, float] = MappingProxyType({"cpu": 0.0, "gpu": 50.0})
+"""How long a block runs uncounted before that, at least, by the part that computes: a GPU clocks down between blocks,
+while the host works or another graph's block begins, and takes tens of milliseconds to clock up."""
+
 _MIN_CALLS = 8
 _MAX_CALLS = 203
 _BLOCK_MS = 10.0  # a block this long is many timer ticks and scheduler slices, even of calls of 50 us
@@ -50,14 +55,24 @@ def random_batch(shape: tuple[int, int, int], *, size: int, rng: np.random.Gener
     return rng.random((size, *shape), dtype=np.float32)
 
 
-def calls_per_block(engine: Runs, batch: Batch) -> int:
+def calls_per_block(engine: Runs, batch: Batch, *, warm_up_ms: float = 0.0) -> int:
     """Return how many calls make a block: at least 8, more where calls are short, so that a block is not all noise."""
-    call_ms = float(np.median(time_block(engine, batch, calls=_MIN_CALLS)))
+    call_ms = float(np.median(time_block(engine, batch, calls=_MIN_CALLS, warm_up_ms=warm_up_ms)))
     return min(_MAX_CALLS, max(_MIN_CALLS, DISCARDED_CALLS + math.ceil(_BLOCK_MS / call_ms)))
 
 
-def time_block(engine: Runs, batch: Batch, *, calls: int) -> Block:
-    """Return the latencies in ms of ``calls`` calls in a row, without the first `DISCARDED_CALLS`."""
+def time_block(engine: Runs, batch: Batch, *, calls: int, warm_up_ms: float = 0.0) -> Block:
+    """Return the latencies in ms of ``calls`` calls in a row, without the first `DISCARDED_CALLS`.
+
+    Args:
+        engine: What is timed.
+        batch: The input of every call.
+        calls: How many, counted or discarded.
+        warm_up_ms: How long to call before that, at least; see `WARM_UP_MS`.
+    """
+    end_ns = time.perf_counter_ns() + 1e6 * warm_up_ms
+    while warm_up_ms and time.perf_counter_ns() < end_ns:
+        engine.run(batch)
     ticks = np.empty(calls + 1, dtype=np.int64)
     ticks[0] = time.perf_counter_ns()
     for i in range(calls):
@@ -74,6 +89,8 @@ def interleave(
     calls: Sequence[int],
     blocks: int,
     rng: np.random.Generator,
+    warm_up_ms: float = 0.0,
+    after_block: Callable[[int], None] = lambda _: None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> list[list[Block]]:
     """Run ``blocks`` rounds, in each one block of every engine in a random order; return each engine's blocks.
@@ -84,12 +101,15 @@ def interleave(
         calls: Calls a block, of each engine.
         blocks: Rounds, so blocks an engine.
         rng: Draws the order.
+        warm_up_ms: Of each block; see `time_block`.
+        after_block: Called after each block with the place of its engine, while the machine is as it was in the block.
         advance: Called after each round.
     """
     result: list[list[Block]] = [[] for _ in engines]
     for _ in range(blocks):
         for index in rng.permutation(len(engines)):
-            result[index].append(time_block(engines[index], batch, calls=calls[index]))
+            result[index].append(time_block(engines[index], batch, calls=calls[index], warm_up_ms=warm_up_ms))
+            after_block(int(index))
         advance("")
     return result
 

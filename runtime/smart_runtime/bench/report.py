@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from smart_devices.clocks import Clock
+from smart_devices.engine_rows import engine_info
 from smart_runtime.bench.contenders import Baseline
 from smart_runtime.bench.energy import Sensing
 from smart_runtime.bench.environment import Environment
@@ -28,7 +29,9 @@ class Row:
     ``bundle`` is the bundle's path as the user wrote it. It, ``precision``, ``macs`` and ``parameters`` are None for a
     user's own ONNX file. ``bytes`` are those of the graph's files. ``mac_ratio`` is the reference's MACs over its own:
     the speed-up if time were all MACs; None too where either is not known. ``blocks`` holds the latencies in ms, one
-    array a round; what ran in one round ran at about the same time. ``power_w`` and the energy of one image are of a
+    array a round; what ran in one round ran at about the same time. ``gpu_ms`` and ``copies_ms`` are medians of what
+    calls in the same rounds took by the GPU's own clock, computing and copying to it and back; they are within the
+    latency, and a call waits for more than these. ``power_w`` and the energy of one image are of a
     phase of their own. Each is None where it is unknown.
     """
 
@@ -39,6 +42,8 @@ class Row:
     p90_ms: float
     p99_ms: float
     solo_median_ms: float
+    gpu_ms: float | None = None
+    copies_ms: float | None = None
     macs: int | None
     parameters: int | None
     bytes: int
@@ -99,6 +104,11 @@ class Report:
     clocks: tuple[Clock, ...]
     throttled: tuple[str, ...]
     environment: Environment
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computed."""
+        return engine_info(self.engine).part == "gpu"
 
     @property
     def first(self) -> Bundle:

@@ -16,8 +16,9 @@ import numpy as np
 
 from smart_common.children import python_command
 from smart_common.errors import SmartError, shortened
+from smart_devices.engine_rows import engine_info
 from smart_runtime.bench.contenders import Source, open_contender
-from smart_runtime.bench.measure import random_batch, summarise, time_block
+from smart_runtime.bench.measure import WARM_UP_MS, random_batch, summarise, time_block
 from smart_runtime.errors import EngineError
 
 
@@ -64,7 +65,8 @@ def _request(document: dict[str, Any]) -> SoloRequest:
 def _answer(request: SoloRequest) -> float:
     engine = open_contender(request.source, engine=request.engine, batch=request.batch, threads=request.threads)
     batch = random_batch(request.source.shape, size=request.batch, rng=np.random.default_rng(request.seed))
-    blocks = [time_block(engine, batch, calls=request.calls) for _ in range(request.blocks)]
+    warm_up_ms = WARM_UP_MS[engine_info(request.engine).part]
+    blocks = [time_block(engine, batch, calls=request.calls, warm_up_ms=warm_up_ms) for _ in range(request.blocks)]
     return summarise(blocks).median_ms
 
 
