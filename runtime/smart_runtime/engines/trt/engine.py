@@ -46,24 +46,34 @@ class Program:
             EngineError: The library does not take it, or it takes or gives something else than the graph.
         """
         self._library = library
-        self._log = library.logger()
-        with self._refusing("failed with its plan"):
-            runtime = library.module.Runtime(self._log.trt)
-            engine = library.deserialize(runtime, plan)
-        if engine is None:
-            raise self._refused("did not take its own plan", _RefusedError)
-        self._engine = engine
-        self.keeps: tuple[Any, ...] = (self._log, runtime, engine)  # a tuple lets go of its last item first
         self._inputs, self._outputs, self._batch = inputs, outputs, batch
-        with self._refusing("failed with its plan"):
-            self._check_tensors()
-            self._cache = library.kernel_cache(engine)
-            self.activation_bytes = library.activation_bytes(engine)
         self.input_bytes = _FLOAT_BYTES * batch.max * math.prod(inputs.shape)
         self.output_bytes = _FLOAT_BYTES * batch.max * outputs.classes
+        self._log = library.logger()
+        self._engine = self._cache = None
+        self.keeps: tuple[Any, ...] = ()
+        try:
+            with self._refusing("failed with its plan"):
+                self._open(plan)
+        except BaseException:
+            self.release()  # now, and not when the exception goes, whose traceback holds this
+            raise
+
+    def _open(self, plan: bytes) -> None:
+        library = self._library
+        # What is made goes into these at once, and a tuple lets go of its last item first.
+        self.keeps = (self._log, library.module.Runtime(self._log.trt))
+        self._engine = library.deserialize(self.keeps[1], plan)
+        if self._engine is None:
+            raise self._refused("did not take its own plan", _RefusedError)
+        self.keeps += (self._engine,)
+        self._check_tensors()
+        self._cache = library.kernel_cache(self._engine)
+        self.activation_bytes = library.activation_bytes(self._engine)
 
     def _check_tensors(self) -> None:
-        engine, trt = self._engine, self._library.module
+        engine: Any = self._engine
+        trt = self._library.module
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         expected = {
             self._inputs.name: (trt.TensorIOMode.INPUT, (-1, *self._inputs.shape)),
@@ -235,8 +245,8 @@ class TensorRtEngine(Engine):
         with device.use():
             free = device.free_bytes()
             program = Program(installer.library, plan, inputs=inputs, outputs=outputs, batch=installer.batch)
-            device_bytes = max(0, free - device.free_bytes())
             try:
+                device_bytes = max(0, free - device.free_bytes())
                 pool.attach(program, lanes=options.lanes)
             except BaseException:
                 program.release()
