@@ -68,7 +68,7 @@ def test_a_storm_of_switches_mixes_nothing(
     stand_in.delay(200)
 
     def work(model: SmartModel, seed: int) -> None:
-        dice = random.Random(seed)
+        dice = random.Random(seed)  # noqa: S311
         for _ in range(calls_each):
             first = dice.randrange(8)
             last = dice.randrange(first + 1, first + 17)  # up to twice the largest batch
@@ -84,7 +84,7 @@ def test_a_storm_of_switches_mixes_nothing(
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            model.switch(random.choice(PATHS))
+            model.switch(random.choice(PATHS))  # noqa: S311
         for thread in threads:
             thread.join()
         stats = model.stats

@@ -30,8 +30,8 @@ class Program(Protocol):
         """Return a new execution context, which has no memory of its own for activations."""
         ...
 
-    def bind(self, context: Any, lane: Lane) -> None:
-        """Let ``context`` work in the buffers of ``lane`` from now on."""
+    def bind(self, seat: Seat, lane: Lane) -> None:
+        """Let the context of ``seat`` work in the buffers of ``lane`` from now on."""
         ...
 
     def warm(self, lane: Lane) -> None:
@@ -60,13 +60,18 @@ class _Sizes:
         return self.input + self.output + self.activation
 
 
-@dataclass
 class Seat:
     """A program's context on one lane, and the batch size that it is set to, 0 before its first run."""
 
-    context: Any  # goes before what it needs
-    keeps: tuple[Any, ...]
-    images: int = 0
+    def __init__(self, program: Program) -> None:
+        self.images = 0
+        self._keeps = program.keeps
+        self.context = program.new_context()
+
+    def release(self) -> None:
+        """Let go of the context, then of what it needs; now, since the traceback of an exception may hold this."""
+        self.context = None
+        self._keeps = ()
 
 
 class Lane:
@@ -115,15 +120,14 @@ class Lane:
             EngineError: Anything else.
         """
         for program in [program for program in self.seats if program not in programs]:
-            del self.seats[program]
+            self.seats.pop(program).release()
         sizes = _Sizes.for_all(programs)
         if sizes != self._sizes:
             self._resize(sizes)
         for program in programs:
             if program not in self.seats:
-                seat = Seat(program.new_context(), program.keeps)
-                program.bind(seat.context, self)
-                self.seats[program] = seat
+                self.seats[program] = seat = Seat(program)
+                program.bind(seat, self)
 
     def _resize(self, sizes: _Sizes) -> None:
         """Take the new buffers first, then let the contexts know, then give back the old ones."""
@@ -144,7 +148,7 @@ class Lane:
         self.host_in, self.host_out, self.device_in, self.device_out, self.activation = new
         self._sizes = sizes
         for program, seat in self.seats.items():
-            program.bind(seat.context, self)
+            program.bind(seat, self)
         for before, after in zip(old, new, strict=True):
             if before is not after:
                 before.release()
@@ -155,7 +159,8 @@ class Lane:
         made = vars(self)  # it may have been interrupted while it was made
         if "stream" in made:
             self.stream.release()  # first: it waits for what is queued
-        self.seats.clear()
+        while self.seats:
+            self.seats.popitem()[1].release()
         for name in _BLOCKS + _EVENTS:
             if name in made:
                 made[name].release()

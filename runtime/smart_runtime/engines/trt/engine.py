@@ -8,6 +8,7 @@ import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from smart_runtime.bundle.bundle import Bundle, GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.driver import CudaError
-from smart_runtime.engines.cuda.lane import Lane
+from smart_runtime.engines.cuda.lane import Lane, Seat
 from smart_runtime.engines.cuda.lane_pool import LanePool, Turn
 from smart_runtime.engines.engine import Batch, BatchRange, DeviceTimes, Engine, EngineOptions, Scores
 from smart_runtime.engines.trt.installed import Installer
@@ -99,13 +100,13 @@ class Program:
             raise self._refused("made no execution context")
         return context
 
-    def bind(self, context: Any, lane: Lane) -> None:
-        """Let ``context`` work in the buffers of ``lane`` from now on."""
+    def bind(self, seat: Seat, lane: Lane) -> None:
+        """Let the context of ``seat`` work in the buffers of ``lane`` from now on."""
         addresses = {self._inputs.name: lane.device_in.address, self._outputs.name: lane.device_out.address}
         with self._refusing("did not take its buffers"):
-            if not all(context.set_tensor_address(name, address) for name, address in addresses.items()):
+            if not all(seat.context.set_tensor_address(name, address) for name, address in addresses.items()):
                 raise self._refused("did not take its buffers")
-            self._library.set_activation_memory(context, lane.activation.address, lane.activation.bytes)
+            self._library.set_activation_memory(seat.context, lane.activation.address, lane.activation.bytes)
 
     def warm(self, lane: Lane) -> None:
         """Run once with each batch size that the plan was told of."""
@@ -153,7 +154,7 @@ class Program:
         lane.clean = True
         return times
 
-    def _enqueue(self, seat: Any, images: int, stream: int) -> None:
+    def _enqueue(self, seat: Seat, images: int, stream: int) -> None:
         with self._refusing("could not run the graph"):
             if seat.images != images:
                 seat.images = 0
@@ -200,15 +201,13 @@ class TensorRtEngine(Engine):
     LIBRARY: ClassVar[LibraryName] = "tensorrt"
     BUILDS_FOR_MINUTES: ClassVar[bool] = True
 
-    def __init__(
-        self, device: Device, pool: LanePool, program: Program, *, library: Library, device_bytes: int
-    ) -> None:
-        """Use `create`; this takes a program that is attached to ``pool``, and one use of ``device``."""
+    def __init__(self, device: Device, library: Library) -> None:
+        """Use `create`; this has nothing to run yet, and takes one use of ``device``."""
         self._device = device
-        self._pool = pool
-        self._program: Program | None = program
         self._library = library
-        self._device_bytes = device_bytes
+        self._pool = LanePool.shared(device)
+        self._program: Program | None = None
+        self._device_bytes = 0
         self._closing = threading.Lock()
 
     @classmethod
@@ -219,39 +218,30 @@ class TensorRtEngine(Engine):
         device = Device.shared(options.device)  # before anything of TensorRT, which crashes without a driver
         try:
             installer = Installer(cls.LIBRARY, device, options)
+            engine = cls(device, installer.library)
+            load = partial(engine._load, inputs=inputs, outputs=outputs, batch=installer.batch, lanes=options.lanes)
             plan = installer.plan_of(graph, inputs=inputs, outputs=outputs)
             try:
-                return cls._load(plan.plan, installer, device, inputs=inputs, outputs=outputs, options=options)
+                load(plan.plan)
             except _RefusedError as error:  # once more: it may be damaged in a way that its checksum does not show
                 _log.warning("%s; building it again", str(error))  # not its traceback, which holds the plan
-                plan = installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs)
-                return cls._load(plan.plan, installer, device, inputs=inputs, outputs=outputs, options=options)
+                load(installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs).plan)
         except BaseException:
             device.release()
             raise
+        return engine
 
-    @classmethod
-    def _load(
-        cls,
-        plan: bytes,
-        installer: Installer,
-        device: Device,
-        *,
-        inputs: InputSpec,
-        outputs: OutputSpec,
-        options: EngineOptions,
-    ) -> TensorRtEngine:
-        pool = LanePool.shared(device)
-        with device.use():
-            free = device.free_bytes()
-            program = Program(installer.library, plan, inputs=inputs, outputs=outputs, batch=installer.batch)
-            try:
-                device_bytes = max(0, free - device.free_bytes())
-                pool.attach(program, lanes=options.lanes)
-            except BaseException:
-                program.release()
-                raise
-        return cls(device, pool, program, library=installer.library, device_bytes=device_bytes)
+    def _load(self, plan: bytes, *, inputs: InputSpec, outputs: OutputSpec, batch: BatchRange, lanes: int) -> None:
+        device = self._device
+        try:
+            with device.use():
+                free = device.free_bytes()
+                self._program = Program(self._library, plan, inputs=inputs, outputs=outputs, batch=batch)
+                self._device_bytes = max(0, free - device.free_bytes())
+                self._pool.attach(self._program, lanes=lanes)
+        except BaseException:
+            self._let_go()
+            raise
 
     def run(self, batch: Batch) -> Scores:
         """Return the scores of a batch; see `Engine.run`."""
@@ -308,18 +298,24 @@ class TensorRtEngine(Engine):
 
     def close(self) -> None:
         """Give the plan back; runs in flight on other threads finish."""
+        if self._let_go():
+            self._device.release()
+
+    def _let_go(self) -> bool:
         with self._closing:
             program, self._program = self._program, None
         if program is None:
-            return
+            return False
         try:
             with self._device.use():
-                self._pool.detach(program)
-                program.release()
-        except EngineError:  # the device is lost, so there is nothing on it any more
-            self._pool.detach(program)
-            program.release()
-        self._device.release()
+                self._forget(program)
+        except EngineError:  # the device does not answer, or is lost: what was on it is gone
+            self._forget(program)
+        return True
+
+    def _forget(self, program: Program) -> None:
+        self._pool.detach(program)
+        program.release()
 
     def describe(self) -> dict[str, Any]:
         """Return the engine, the library's version, the GPU and the lanes; see `Engine`."""
