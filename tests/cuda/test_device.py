@@ -298,13 +298,13 @@ def test_releasing_goes_on_and_logs_the_first_error(stand_in: StandInDriver, cap
     device = Device.shared()
     makers = (lambda: device.memory(10), lambda: device.pinned(10), device.stream, device.event)
     for make in makers:
-        one = make()  # type: ignore[no-untyped-call]
+        one = make()
         start = stand_in.calls()
         one.release()
         steps = stand_in.trace(start)
         for step in range(len(steps)):
             caplog.clear()
-            one = make()  # type: ignore[no-untyped-call]
+            one = make()
             stand_in.fail(step, 1)
             one.release()
             assert current() is None or steps[step] == "cuCtxGetCurrent"

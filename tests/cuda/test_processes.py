@@ -32,13 +32,14 @@ def in_forked_child(work: Callable[[], None]) -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: StandInDriver) -> None:
     device = Device.shared()
-    held = [device.memory(10), device.pinned(10), device.stream(), device.event()]
+    stream = device.stream()
+    held = [device.memory(10), device.pinned(10), device.event(), stream]
     calls = stand_in.calls()
 
     def child() -> None:
         for refused in (Device.shared, lambda: device.memory(10), lambda: device.use().__enter__()):
             with pytest.raises(ClosedError, match=r"^this process was forked from one that uses the GPU.*'spawn'"):
-                refused()  # type: ignore[no-untyped-call]
+                refused()
         held[0].release()
         held.clear()  # the rest goes by its finalizers
         device.release()
@@ -47,7 +48,7 @@ def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: Sta
     in_forked_child(child)
     assert stand_in.calls() == calls
     with device.use():
-        held[2].synchronize()
+        stream.synchronize()
     for one in held:
         one.release()
     device.release()

@@ -175,7 +175,7 @@ class Device:
                 if error.code != _INVALID_VALUE:
                     raise
                 return None
-        return ordinal.value
+        return ordinal.value if ordinal.value >= 0 else None  # negative: memory of the host that CUDA knows
 
     def __str__(self) -> str:
         """Return its number and name."""
