@@ -14,6 +14,9 @@ from smart_runtime.engines.cuda.device import Device, _this_process
 from smart_runtime.errors import ClosedError
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+
+
 def in_forked_child(work: Callable[[], None]) -> None:
     """Do ``work`` in a forked child and fail as it fails; the child ends without finalizers."""
     pid = os.fork()
@@ -29,7 +32,6 @@ def in_forked_child(work: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: StandInDriver) -> None:
     device = Device.shared()
     stream = device.stream()
@@ -55,7 +57,6 @@ def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: Sta
     assert stand_in.leaks() == {}
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_child_forked_while_another_thread_opens_the_device_is_refused_too(stand_in: StandInDriver) -> None:
     device = Device.shared()
 
