@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,8 @@ def open_files() -> dict[str, str]:
     """What this process has open, by number."""
     found = {}
     for number in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names alone
-        try:
+        with suppress(FileNotFoundError):  # what the listing itself had open
             found[number] = os.readlink(f"/proc/self/fd/{number}")  # noqa: PTH115  # no file
-        except FileNotFoundError:  # the folder itself
-            continue
     return found
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_builder_killed_at_any_moment_leaves_nothing(moment: int, whole: Built
     try:
         with (
             nothing_left(),
-            pytest.raises(EngineError, match="was killed in the phase '.*memory.*--workspace") as caught,
+            pytest.raises(EngineError, match=r"was killed in the phase '.*memory.*--workspace") as caught,
         ):
             build_plan(small_graph(), RECIPE)
     finally:
@@ -86,7 +87,6 @@ def test_a_builder_killed_at_any_moment_leaves_nothing(moment: int, whole: Built
 
 @pytest.mark.parametrize("phase", [plan_worker.READING, plan_worker.BUILDING, "Building engine", "Timing tactics"])
 def test_a_builder_killed_in_a_phase_says_which(phase: str, children: Children) -> None:
-    # The library may be further by then; stopped, the child cannot end first.
     def kill() -> None:
         os.kill(children.pid, signal.SIGKILL)
 
@@ -110,7 +110,7 @@ def talking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     [
         ("import os; os.abort()", "crashed with signal 6 in the phase 'starting'; try --level 2, or report this"),
         (
-            "import os, sys; sys.stderr.write('one\\nterminate called: \\x1b[31mwhat\\n'); sys.stderr.flush(); os.abort()",
+            "import os; os.write(2, b'one\\nterminate called: \\x1b[31mwhat\\n'); os.abort()",
             r"crashed with signal 6 in the phase 'starting': terminate called: .*what; try --level 2",
         ),
         ("import os; os._exit(7)", "ended with status 7 in the phase 'starting'; try --level 2"),
@@ -135,7 +135,7 @@ def test_a_timeout_ends_a_build_that_hangs(children: Children, monkeypatch: pyte
         hours.append(3600.0)
 
     monkeypatch.setattr("smart_runtime.engines.trt.build.time.monotonic", lambda: hours[-1])
-    with nothing_left(), pytest.raises(EngineError, match="ended after 60 seconds, in the phase .* --timeout"):
+    with nothing_left(), pytest.raises(EngineError, match=r"ended after 60 seconds, in the phase .* --timeout"):
         build_plan(small_graph(), RECIPE, timeout_s=60, on_phase=at_phase(plan_worker.READING, hang))
 
 
@@ -283,7 +283,7 @@ def test_a_child_whose_parent_has_forgotten_it_ends(children: Children) -> None:
     """Ctrl-C can come when the child is there and nobody has it yet: then the end of its standard input is its own."""
     recipe = RECIPE
     names = ("graph", "plan", "output")
-    with build.ExitStack() as undo:
+    with ExitStack() as undo:
         graph, plan, output = map(undo.enter_context, build._memory_files(*names))
         build._write_sealed(graph, small_graph())
         child = undo.enter_context(build._Child(recipe, graph=graph, plan=plan, output=output, lock=None))
