@@ -138,6 +138,12 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
     return leave(CUDA_SUCCESS);
 }
 
+CUresult cuCtxGetDevice(CUdevice *device) {
+    ENTER(true);
+    *device = current_context()->device;
+    return leave(CUDA_SUCCESS);
+}
+
 CUresult cuCtxSetCurrent(CUcontext context) {
     ENTER(false);
     int *depth;

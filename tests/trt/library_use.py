@@ -9,7 +9,7 @@ import onnx
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, Array, graph_files
 from smart_runtime.engines.cuda.device import Device
-from smart_runtime.engines.trt.library import Library, Log
+from smart_runtime.engines.trt.library import Library, LibraryName, Log
 
 MAX_BATCH = 4
 IMAGE = (CHANNELS, HEIGHT, WIDTH)
@@ -34,7 +34,13 @@ def configured(library: Library, builder: Any, **chosen: Any) -> Any:
     profile = builder.create_optimization_profile()
     profile.set_shape("image", (1, *IMAGE), (2, *IMAGE), (MAX_BATCH, *IMAGE))
     config.add_optimization_profile(profile)
-    recipe = {"precision": "fp32", "tf32": False, "sparse_weights": False, "workspace_bytes": 1 << 20, "level": 3}
+    recipe: dict[str, Any] = {
+        "precision": "fp32",
+        "tf32": False,
+        "sparse_weights": False,
+        "workspace_bytes": 1 << 20,
+        "level": 3,
+    }
     library.configure(config, **(recipe | chosen))
     return config
 
@@ -42,7 +48,7 @@ def configured(library: Library, builder: Any, **chosen: Any) -> Any:
 def built(library: Library, graph: bytes | None = None, log: Log | None = None, **chosen: Any) -> bytes:
     """The plan of a graph; a context of the device is current where the library needs one."""
     log = log or library.logger()
-    builder = library.module.Builder(log.trt)
+    builder = library.builder(log)
     network = library.network(builder)
     parser = library.module.OnnxParser(network, log.trt)
     assert parser.parse(inlined_graph() if graph is None else graph), library.parse_errors(parser)
@@ -57,7 +63,7 @@ class Running:
     def __init__(self, library: Library, device: Device, plan: bytes) -> None:
         self.library, self.log = library, library.logger()
         self.stream = device.stream()
-        self.runtime: Any = library.module.Runtime(self.log.trt)
+        self.runtime: Any = library.runtime(self.log)
         self.engine: Any = library.deserialize(self.runtime, plan)
         assert self.engine is not None, self.log.last_error
         self.scratch = device.memory(max(library.activation_bytes(self.engine), 1))
@@ -88,3 +94,8 @@ class Running:
         self.runtime = None
         for held in (self.stream, self.scratch, self.images, self.scores):
             held.release()
+
+
+def name_of(dialect: str) -> LibraryName:
+    """The library that a dialect is of."""
+    return "tensorrt-rtx" if dialect.startswith("rtx") else "tensorrt"

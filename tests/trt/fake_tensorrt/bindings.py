@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from trt.fake_tensorrt.rules import undefined
+from trt.fake_tensorrt.rules import DriverError, undefined
 
 
 @dataclass
@@ -138,6 +138,9 @@ class Constant:
 
     __members__: dict[str, Constant] = {}  # noqa: RUF012  # each enumeration has its own
 
+    value: int
+    name: str
+
     def __init__(self, value: int) -> None:
         found = next((other for other in self.__members__.values() if other.value == value), None)
         self.value = value
@@ -186,10 +189,21 @@ def fitted(found: type, world: World) -> type:
             continue
         if not name.startswith("_") and name not in recorded:
             continue
-        members[name] = member
+        members[name] = _constructor(member) if name == "__init__" else member
         if callable(member) and isinstance(recorded.get(name), list) and recorded[name]:
             members[name] = _checked(member, recorded[name])
     return type(found.__name__, found.__bases__, members)
+
+
+def _constructor(method: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(method)
+    def make(*arguments: Any, **named: Any) -> None:
+        try:
+            method(*arguments, **named)
+        except DriverError as error:
+            raise TypeError("pybind11::init(): factory function returned nullptr") from error
+
+    return make
 
 
 def _checked(method: Callable[..., Any], overloads: Sequence[Sequence[str]]) -> Callable[..., Any]:

@@ -244,12 +244,15 @@ class IBuilderConfig(Bound):
         data = bytes(memoryview(serialized_timing_cache))
         try:
             found = json.loads(data) if data else {"entries": {}, "of": _here(self._world)}
-        except ValueError:
+        except (ValueError, DriverError):
             return None
         return self._world.new("ITimingCache", entries=found["entries"], of=found["of"])
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-        if not ignore_mismatch and cache._of != _here(self._world):
+        try:
+            if not ignore_mismatch and cache._of != _here(self._world):
+                return False
+        except DriverError:
             return False
         self._cache = cache
         return True

@@ -42,10 +42,10 @@ def _faults(model: onnx.ModelProto) -> Iterator[Fault]:
         where = {"node": number, "node_name": node.name, "operator": node.op_type}
         if not onnx.defs.has(node.op_type):
             words = 'creator && "Plugin not found, are the plugin name, version, and namespace correct?"'
-            yield Fault("INVALID_NODE", words, **where)  # type: ignore[arg-type]
+            yield Fault("INVALID_NODE", words, **where)
         if node.op_type == "DequantizeLinear" and kinds.get(node.input[0]) == onnx.TensorProto.INT32:
             words = "Assertion failed: INT32 is not a type that can be dequantized"
-            yield Fault("UNSUPPORTED_NODE", words, **where)  # type: ignore[arg-type]
+            yield Fault("UNSUPPORTED_NODE", words, **where)
 
 
 def tensors(values: Any) -> tuple[Tensor, ...]:

@@ -27,15 +27,19 @@ def undefined(what: str) -> Undefined:
 
 
 class DriverError(Exception):
-    """A call of the driver failed, as it does in the real library: the caller logs it and returns nothing."""
+    """A call of the driver failed. What the real library calls then logs that, and returns nothing."""
+
+    def __init__(self, function: str, code: int) -> None:
+        super().__init__(f"{function} returned {code}")
+        self.code = code
 
 
+_NOT_INITIALIZED = 3  # cuda.h, CUresult
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76  # cuda.h, CUdevice_attribute
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _jobs: dict[int, Callable[[], None]] = {}
 
 
-@_HOST_FUNCTION
 def _run_job(number: int) -> None:
     """Run in a stream's thread what `Cuda.launch` put there."""
     job = _jobs.pop(number)
@@ -45,21 +49,30 @@ def _run_job(number: int) -> None:
         UNDEFINED.append(f"a job in a stream failed: {error!r}")
 
 
+_RUN_JOB = _HOST_FUNCTION(_run_job)  # for all jobs, since one that is made for each might go while it is running
+
+
 class Cuda:
     """The driver of this process. It is not loaded here: the runtime does that before anything of TensorRT.
 
     Raises:
         Undefined: Nobody has loaded it, or no context is current: the real library ends in a segmentation fault, or
             takes the first device that there is.
+        DriverError: The driver fails.
     """
 
     def __init__(self, why: str) -> None:
         try:
             self.library = ctypes.CDLL(driver.LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         except OSError:
-            raise undefined(f"{why} before the driver was loaded") from None
+            raise undefined(f"{why} before the driver was in use") from None
         context = ctypes.c_void_p()
-        self.call("cuCtxGetCurrent", ctypes.byref(context))
+        try:
+            self._call_twice("cuCtxGetCurrent", ctypes.byref(context))
+        except DriverError as error:
+            if error.code == _NOT_INITIALIZED:
+                raise undefined(f"{why} before the driver was in use") from None
+            raise
         if not context.value:
             raise undefined(f"{why} while no context of the driver is current")
         self.context: int = context.value
@@ -67,7 +80,7 @@ class Cuda:
     def call(self, function: str, *arguments: Any) -> None:
         code = getattr(self.library, function)(*arguments)
         if code:
-            raise DriverError(f"{function} returned {code}")
+            raise DriverError(function, code)
 
     def allocate(self, size: int) -> int:
         address = ctypes.c_uint64()
@@ -88,7 +101,7 @@ class Cuda:
                 self._call_twice(function, argument)
 
     def _call_twice(self, function: str, argument: Any) -> None:
-        """Call again what failed: a failure that a test injects strikes once, and is not to look like a leak."""
+        """Call again what failed: a failure that a test injects once is not to strike what only the stand-in asks."""
         try:
             self.call(function, argument)
         except DriverError:
@@ -97,8 +110,7 @@ class Cuda:
     def device(self) -> tuple[str, int]:
         """Return the compute capability of the current context's device, as ``8.7``, and its multiprocessors."""
         ordinal = ctypes.c_int(0)
-        if hasattr(self.library, "cuCtxGetDevice"):
-            self.call("cuCtxGetDevice", ctypes.byref(ordinal))
+        self.call("cuCtxGetDevice", ctypes.byref(ordinal))
         found = []
         for attribute in (_MAJOR, _MINOR, _MULTIPROCESSORS):
             value = ctypes.c_int()
@@ -111,7 +123,7 @@ class Cuda:
         number = id(job)
         _jobs[number] = job
         try:
-            self.call("cuLaunchHostFunc", ctypes.c_void_p(stream), _run_job, ctypes.c_void_p(number))
+            self.call("cuLaunchHostFunc", ctypes.c_void_p(stream), _RUN_JOB, ctypes.c_void_p(number))
         except DriverError:
             del _jobs[number]
             raise

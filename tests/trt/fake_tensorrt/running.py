@@ -62,10 +62,10 @@ class Runtime(Bound):
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> Any | None:
         self._enter()
-        cuda = Cuda("a plan was deserialised")
         world = self._world
         world.plans_opened += 1
         try:
+            cuda = Cuda("a plan was deserialised")
             plan = unpack(bytes(memoryview(serialized_engine)), world.name, world.version)
             self._check_device(plan, cuda)
             weights = cuda.allocate(len(plan.graph))
@@ -140,7 +140,11 @@ class ICudaEngine(Bound):
 
     def _context(self, cache: Any) -> Any | None:
         self._enter()
-        self._core.check_current("a context was made")
+        try:
+            self._core.check_current("a context was made")
+        except DriverError as error:
+            self._core.logger.log(self._world.module.ILogger.ERROR, f"Error Code 1: Cuda Runtime ({error})")
+            return None
         self._core.contexts += 1
         state = Context(fixed={t.name: t.shape for t in self._core.plan.inputs if -1 not in t.shape})
         return self._world.new("IExecutionContext", core=self._core, state=state, cache=cache)
@@ -222,8 +226,11 @@ class IRuntimeConfig(Bound):
     def get_execution_context_allocation_strategy(self) -> Any:
         return self._strategy
 
-    def create_runtime_cache(self) -> Any:
-        device = Cuda("a runtime cache was made").device()
+    def create_runtime_cache(self) -> Any | None:
+        try:
+            device = Cuda("a runtime cache was made").device()
+        except DriverError:
+            return None
         return self._world.new("IRuntimeCache", kernels=[], of=[self._world.version, *map(str, device)])
 
     def set_runtime_cache(self, cache: Any = None) -> bool:
@@ -340,7 +347,6 @@ class IExecutionContext(Bound):
     def execute_async_v3(self, stream_handle: int) -> bool:
         self._enter()
         core, state = self._core, self._state
-        core.check_current("a context was run")
         for tensor in core.plan.inputs:
             if tensor.name not in state.shapes and -1 in tensor.shape:
                 return self._fail("enqueueV3", f"the shape of {tensor.name} is not set")
@@ -353,13 +359,14 @@ class IExecutionContext(Bound):
             self._cache._kernels.append(repr(state.shapes))
         call = Call(
             session=core.session,
-            shapes=state.fixed | state.shapes,
+            shapes={**state.fixed, **state.shapes},
             inputs={tensor.name: tensor.dtype for tensor in core.plan.inputs},
             outputs=tuple(tensor.name for tensor in core.plan.outputs),
             addresses=dict(state.addresses),
             memory=(state.memory or 0, core.activation_bytes),
         )
         try:
+            core.check_current("a context was run")
             execute(call, state, stream=int(stream_handle), cuda=core.cuda, busy=self._world.busy)
         except DriverError as failure:
             return self._fail("enqueueV3", f"Cuda Runtime ({failure})")

@@ -96,10 +96,18 @@ class Library:
 
     # What runs a plan.
 
+    def runtime(self, log: Log) -> Any:
+        """Return a ``Runtime``, which must outlive its engines; raises EngineError if the library cannot make one.
+
+        A device is retained and its context current, or this is a segmentation fault.
+        """
+        return self._made(self.module.Runtime, log)
+
     def deserialize(self, runtime: Any, plan: bytes) -> Any | None:
         """Return the engine of a plan; None if the library refuses it, with the reason in the runtime's log.
 
-        A plan is code that runs: only plans that this user's own builds left in the private cache come here.
+        The engine must outlive its contexts. A plan is code that runs: only those that this user's own builds left in
+        the private cache come here.
         """
         return runtime.deserialize_cuda_engine(plan)
 
@@ -108,13 +116,12 @@ class Library:
 
         Args:
             engine: What `deserialize` returned; it outlives the context.
-            cache: What `kernel_cache` returned for this engine.
+            cache: What `kernel_cache` returned for this engine, if anything; it outlives the context.
         """
-        if hasattr(engine, "create_runtime_config"):
+        if cache is not None:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(self._user_managed)
-            if cache is not None:
-                config.set_runtime_cache(cache)
+            config.set_runtime_cache(cache)
             return engine.create_execution_context(config)
         if hasattr(self.module, "ExecutionContextAllocationStrategy"):
             return engine.create_execution_context(self._user_managed)
@@ -139,7 +146,7 @@ class Library:
         if not hasattr(config, "create_runtime_cache"):
             return None
         cache = config.create_runtime_cache()
-        if saved:
+        if cache is not None and saved:
             cache.deserialize(saved)
         return cache
 
@@ -163,6 +170,19 @@ class Library:
             context.device_memory = address
 
     # What builds one.
+
+    def builder(self, log: Log) -> Any:
+        """Return a ``Builder``; raises EngineError if the library cannot make one.
+
+        For TensorRT, and for the device's own compute capability, a device is retained and its context current.
+        """
+        return self._made(self.module.Builder, log)
+
+    def _made(self, kind: Any, log: Log) -> Any:
+        try:
+            return kind(log.trt)
+        except TypeError as error:  # pybind11's, for a constructor that returned nothing
+            raise EngineError(f"{self.title} cannot start on this device: {log.last_error}; {_REMEDY}") from error
 
     def network(self, builder: Any) -> Any:
         """Return an empty network with explicit batch sizes whose layers compute in the precision of the graph.
@@ -245,15 +265,20 @@ class Library:
 
         Args:
             config: The build's.
-            saved: What `timing_cache_bytes` returned earlier, on this very device and version; empty for none.
+            saved: What the cache of an earlier build was as bytes; empty for none. One that is damaged, or of another
+                device or version, is passed over.
 
         Returns:
-            The cache, which must outlive the build; its ``serialize()`` and ``combine()`` are the library's.
+            The cache, which must outlive the build. Its ``serialize()`` gives the bytes to save; the library has
+            ``combine()`` to merge two.
         """
         if hasattr(config, "set_compute_capability"):  # it builds for named devices, so there is nothing to time
             return None
-        cache = config.create_timing_cache(saved) or config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)  # not one of another device
+        cache = config.create_timing_cache(saved)
+        if cache is None or not config.set_timing_cache(cache, False):  # damaged, or of another device or version
+            cache = config.create_timing_cache(b"")
+            if cache is not None:
+                config.set_timing_cache(cache, False)
         return cache
 
     def watch(
@@ -312,7 +337,10 @@ def load_library(name: LibraryName) -> Library:
 def _parse_error(error: Any) -> str:
     """Return what the parser has against one node: its operator and name, or its number where that is all, and why."""
     node = f"node {error.node()}"
-    has_names = hasattr(error, "node_operator")
-    where = f"{error.node_operator()} ({error.node_name() or node})" if has_names else node
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
     reason = error.desc()
-    return f"{where}: {'it has no such operator' if reason == 'false' else reason}"  # its word for that is "false"
+    if reason == "false" or "Plugin not found" in reason:  # its words for that, by version
+        reason = "it has no such operator"
+    if not operator:
+        return reason if error.node() < 0 else f"{node}: {reason}"
+    return f"{operator} ({error.node_name() or node}): {reason}"
