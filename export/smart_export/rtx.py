@@ -19,25 +19,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smart_common.errors import shortened
+from smart_common.errors import few, shortened
 from smart_devices import MissingExtraError, Profile, Target, load_profile, profile_names
 from smart_export.errors import ExportError
+from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec
+from smart_runtime.engines import BatchRange
+from smart_runtime.engines.onnx_inline import inlined
+from smart_runtime.engines.onnx_weights import external_locations
+from smart_runtime.engines.trt.build import BuildRecipe, BuildRefusedError, plan_in_process
+from smart_runtime.engines.trt.library import Library, LibraryName, load_library
+from smart_runtime.errors import EngineError
 
 FOLDER = "engines"
 _ALONE = "7.5"
-
-
-@dataclass(frozen=True)
-class BatchRange:
-    """The batch sizes that a plan takes, and the one that it is tuned for."""
-
-    min: int = 1
-    opt: int = 8
-    max: int = 64
+_LIBRARY: LibraryName = "tensorrt-rtx"
 
 
 BATCH = BatchRange()
+"""The batch sizes that a plan takes, and the one that it is tuned for."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,19 @@ class Plan:
         return found
 
 
-def library() -> Any:
-    """Return the module ``tensorrt_rtx``; raises MissingExtraError if it is not installed."""
+def library() -> Library:
+    """Return the library; raises MissingExtraError if it is not installed."""
     try:
-        import tensorrt_rtx  # noqa: PLC0415  # an engine is imported where it is used
-    except ImportError as error:
+        return load_library(_LIBRARY)
+    except MissingExtraError as error:
         raise MissingExtraError(
             "--rtx needs the TensorRT-RTX library, which is not installed; pip install 'smart-edge[tensorrt-rtx]'"
         ) from error
-    return tensorrt_rtx
 
 
 def known_capabilities() -> dict[str, Any]:
     """Return what the installed library builds for: its constants by compute capability, lowest first."""
-    members = library().ComputeCapability.__members__
-    found = {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
-    return dict(sorted(found.items(), key=lambda item: tuple(map(int, item[0].split(".")))))
+    return library().capabilities()
 
 
 def parse_capabilities(text: str, *, target: Target) -> tuple[str, ...]:
@@ -150,7 +147,7 @@ def build_plans(
         MissingExtraError: the library is not installed.
         OSError: the system cannot write a file.
     """
-    version = str(library().__version__)
+    version = library().version
     (folder / FOLDER).mkdir(exist_ok=True)  # a path may have that name
     for group in together(capabilities):
         started = time.perf_counter()
@@ -191,56 +188,35 @@ def plan_from_onnx(
         ExportError: the library cannot read or build the graph.
         MissingExtraError: the library is not installed.
     """
-    trt, log = library(), _log()
-    builder = trt.Builder(log)
-    network = builder.create_network()
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(file)):
-        found = [_parse_error(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise _refused(file, capabilities, "; ".join(dict.fromkeys(found)))
-    config = builder.create_builder_config()
-    for flag, wanted in (("SPARSE_WEIGHTS", sparse_weights), ("STRIP_PLAN", weightless)):
-        if wanted:
-            config.set_flag(getattr(trt.BuilderFlag, flag))
-    profile = builder.create_optimization_profile()
-    profile.set_shape(inputs.name, *((size, *inputs.shape) for size in (BATCH.min, BATCH.opt, BATCH.max)))
-    config.add_optimization_profile(profile)
-    known = known_capabilities()
-    config.num_compute_capabilities = len(capabilities)
-    for i, name in enumerate(capabilities):
-        config.set_compute_capability(known[name], i)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _refused(file, capabilities, log.errors[0] if log.errors else "no plan and no reason")
-    return memoryview(plan)
+    library()  # says in our words that it is missing
+    recipe = BuildRecipe(
+        library=_LIBRARY,
+        batch=BATCH,
+        inputs=inputs,
+        outputs=None,
+        sparse_weights=sparse_weights,
+        capabilities=tuple(capabilities),
+        weightless=weightless,
+    )
+    try:
+        return memoryview(plan_in_process(inlined(_graph_bytes(file)), recipe).plan)
+    except BuildRefusedError as error:
+        raise _refused(file, capabilities, error.reason) from error
+    except EngineError as error:
+        raise _refused(file, capabilities, str(error)) from error
 
 
-def _log() -> Any:
-    """Return a logger for the library that keeps its errors and prints nothing."""
-    base: Any = library().ILogger
-    errors = (base.ERROR, base.INTERNAL_ERROR)
-
-    class Log(base):  # type: ignore[misc]  # the library ships no types
-        def __init__(self) -> None:
-            base.__init__(self)  # not super(): what the binding asks for
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in errors:
-                self.errors.append(message)
-
-    return Log()
-
-
-def _parse_error(error: Any) -> str:
-    """Return what the parser has against one node: its operator, its name or number, and why."""
-    where = f"{error.node_operator()} ({error.node_name() or f'node {error.node()}'})"
-    reason = error.desc()
-    return f"{where}: {'it has no such operator' if reason == 'false' else reason}"  # its word for that is "false"
+def _graph_bytes(file: Path) -> GraphBytes:
+    model = file.read_bytes()
+    beside = external_locations(model)
+    if len(beside) > 1:
+        raise ExportError(f"expected the weights of {file} in one file, got {few(beside)}; save it with one")
+    weights = (file.parent / beside[0]).read_bytes() if beside else None
+    return GraphBytes(model=model, weights=weights, weights_name=beside[0] if beside else None)
 
 
 def _refused(file: Path, capabilities: Sequence[str], why: str) -> ExportError:
     return ExportError(
-        f"TensorRT-RTX {library().__version__} refuses {file.parent.name}/{file.name} for compute capability "
+        f"{library().title} refuses {file.parent.name}/{file.name} for compute capability "
         f"{', '.join(capabilities)}: {shortened(why)}; leave out --rtx, or the capability, to export without"
     )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from smart_common.errors import shortened
 from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.engines.protobuf import fields, integer, messages, text, varint
 from smart_runtime.errors import EngineError
 
 Tensor: TypeAlias = npt.NDArray[Any]
@@ -77,9 +78,6 @@ _DTYPES: Mapping[int, npt.DTypeLike] = {
     13: "<u8",
 }
 
-# A field's number and its value: an integer, or the bytes of a text, a message or a packed list.
-_Field: TypeAlias = tuple[int, "int | memoryview"]
-
 
 def external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     """Return the graph's external tensors by name: views of ``graph.weights``, read only.
@@ -108,7 +106,7 @@ def external_locations(model: bytes) -> tuple[str, ...]:
         locations = {
             _external_data(message).get("location", "")
             for kind, message in _parts(memoryview(model))
-            if _is_tensor(kind) and _is_external(message)
+            if _is_tensor(kind) and is_external(message)
         }
     except ValueError as error:
         raise EngineError(f"expected an ONNX file, got {shortened(str(error))}; check what the file is") from error
@@ -138,10 +136,10 @@ def _external_tensors(graph: GraphBytes) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for kind, message in _parts(memoryview(graph.model)):
         _check_plain(kind, message)
-        if not _is_tensor(kind) or not _is_external(message):
+        if not _is_tensor(kind) or not is_external(message):
             continue
         if kind != _INITIALIZER:
-            name = _text(message, _TENSOR_NAME)
+            name = text(message, _TENSOR_NAME)
             raise ValueError(f"the external tensor {name!r} outside the main graph's initializers")
         name, value = _tensor(message, graph)
         if name in tensors:  # the session would replace one of them and look for the other on its own
@@ -161,9 +159,9 @@ def _check_plain(kind: str, message: memoryview) -> None:
     """Refuse the parts of a model that no graph of a bundle has; see the top of the module."""
     if kind in _FOREIGN:
         raise ValueError(_FOREIGN[kind])
-    if kind == "node" and (domain := _text(message, _NODE_DOMAIN)) not in _DOMAINS:
+    if kind == "node" and (domain := text(message, _NODE_DOMAIN)) not in _DOMAINS:
         raise ValueError(f"an operator of the domain {domain!r}")
-    if kind == "model" and any(_text(m, _ENTRY_KEY) == _SESSION_OPTIONS for m in _messages(message, _MODEL_METADATA)):
+    if kind == "model" and any(text(m, _ENTRY_KEY) == _SESSION_OPTIONS for m in messages(message, _MODEL_METADATA)):
         raise ValueError(f"session options in the metadata {_SESSION_OPTIONS!r}")
 
 
@@ -178,7 +176,7 @@ def _parts(model: memoryview) -> Iterator[tuple[str, memoryview]]:
         kind, message = waiting.popleft()
         yield kind, message
         for number, child in _CHILDREN.get(kind, {}).items():
-            for inner in _messages(message, number):
+            for inner in messages(message, number):
                 parts += 1
                 if parts > MAX_PARTS:  # one of two bytes takes over a hundred here
                     raise ValueError(f"more than {MAX_PARTS} nodes, attributes and tensors")
@@ -189,17 +187,17 @@ def _is_tensor(kind: str) -> bool:
     return kind not in _CHILDREN
 
 
-def _is_external(tensor: memoryview) -> bool:
+def is_external(tensor: memoryview) -> bool:
     """Say whether protobuf could read the tensor as external; it cuts a location to 32 bits and skips unknown ones."""
-    return any(number == _TENSOR_DATA_LOCATION and value != 0 for number, value in _fields(tensor))
+    return any(number == _TENSOR_DATA_LOCATION and value != 0 for number, value, _ in fields(tensor))
 
 
 def _tensor(initializer: memoryview, graph: GraphBytes) -> tuple[str, Tensor]:
-    name = _text(initializer, _TENSOR_NAME)
+    name = text(initializer, _TENSOR_NAME)
     entries = _external_data(initializer)
     if graph.weights is None or entries.get("location") != graph.weights_name:
         raise ValueError(f"{name!r} in {entries.get('location')!r} instead of {graph.weights_name!r}")
-    data_type = _integer(initializer, _TENSOR_DATA_TYPE)
+    data_type = integer(initializer, _TENSOR_DATA_TYPE)
     if data_type not in _DTYPES:
         raise ValueError(f"{name!r} of the ONNX data type {data_type}, which has no NumPy equal")
     dtype = np.dtype(_DTYPES[data_type])
@@ -213,39 +211,12 @@ def _tensor(initializer: memoryview, graph: GraphBytes) -> tuple[str, Tensor]:
 
 def _external_data(tensor: memoryview) -> dict[str, str]:
     """Return where an external tensor lies: ``location``, and where given ``offset`` and ``length``."""
-    entries = _messages(tensor, _TENSOR_EXTERNAL_DATA)
-    return {_text(entry, _ENTRY_KEY): _text(entry, _ENTRY_VALUE) for entry in entries}
-
-
-def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
-    for field, value in _fields(message):
-        if field == number:
-            if isinstance(value, int):
-                raise ValueError("a number in the place of a message")
-            yield value
-
-
-def _text(message: memoryview, number: int) -> str:
-    """Return the last value of a text field, "" without one, as protobuf does."""
-    result = b""
-    for value in _messages(message, number):
-        result = bytes(value)
-    return result.decode("utf-8")
-
-
-def _integer(message: memoryview, number: int) -> int:
-    """Return the last value of an integer field, 0 without one, as protobuf does."""
-    result = 0
-    for field, value in _fields(message):
-        if field == number:
-            if not isinstance(value, int):
-                raise ValueError("a message in the place of a number")
-            result = value
-    return result
+    entries = messages(tensor, _TENSOR_EXTERNAL_DATA)
+    return {text(entry, _ENTRY_KEY): text(entry, _ENTRY_VALUE) for entry in entries}
 
 
 def _dims(tensor: memoryview) -> Iterator[int]:
-    for field, value in _fields(tensor):
+    for field, value, _ in fields(tensor):
         if field != _TENSOR_DIMS:
             continue
         if isinstance(value, int):
@@ -253,7 +224,7 @@ def _dims(tensor: memoryview) -> Iterator[int]:
         else:  # packed: one field with all the numbers
             position = 0
             while position < len(value):
-                number, position = _varint(value, position)
+                number, position = varint(value, position)
                 yield number
 
 
@@ -265,41 +236,3 @@ def _shape(tensor: memoryview) -> tuple[int, ...]:
         if len(shape) > _MAX_DIMS or size >= 2**31:
             raise ValueError(f"a tensor of more than {_MAX_DIMS} dimensions, or of 2**31 and more in one")
     return tuple(shape)
-
-
-def _fields(message: memoryview) -> Iterator[_Field]:
-    """Yield the fields of a protobuf message (protobuf.dev, Encoding); fixed-size numbers as their bytes."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        if key >= 2**32:  # protobuf would cut it to the number of another field
-            raise ValueError(f"the protobuf field {key >> 3}, which ONNX does not use")
-        wire_type = key & 7
-        if wire_type == 0:
-            value, position = _varint(message, position)
-            yield key >> 3, value
-            continue
-        if wire_type == 2:
-            size, position = _varint(message, position)
-        elif wire_type in {1, 5}:
-            size = 8 if wire_type == 1 else 4
-        else:
-            raise ValueError(f"the protobuf wire type {wire_type}, which ONNX does not use")
-        if position + size > len(message):
-            raise ValueError("a file that ends too early")
-        yield key >> 3, message[position : position + size]
-        position += size
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return the number at ``position`` and where the next one begins."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(message):
-            break
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a file that ends too early or is no protobuf")
