@@ -254,7 +254,9 @@ class Library:
         known = self.capabilities()
         for name in capabilities or ():
             if name not in known:
-                raise EngineError(f"{self.title} builds for compute capability {', '.join(known)}, not {name!a:.40}")
+                raise EngineError(
+                    f"{self.title} does not build for compute capability {name!a:.40}; choose among {', '.join(known)}"
+                )
         wanted = [self.module.ComputeCapability.CURRENT] if capabilities is None else [known[n] for n in capabilities]
         config.num_compute_capabilities = len(wanted)
         for place, value in enumerate(wanted):
