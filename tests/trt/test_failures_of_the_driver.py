@@ -1,172 +1,69 @@
-"""A failure at every driver call in turn, of each kind: no wrong score, nothing leaked, only errors of ours."""
+"""Whatever call of the driver fails, a TensorRT that stands in leaks nothing and says so in the library's ways."""
 
 from __future__ import annotations
 
-import gc
-from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import as_float, random_images, write_bundle
-from smart_common.errors import MissingExtraError
-from smart_runtime import BatchRange, ClosedError, DeviceLostError, EngineError, EngineOptions, SmartModel
-from smart_runtime.engines import REFERENCE_ENGINE
-from smart_runtime.engines.cuda import device, lane_pool
-from smart_runtime.memory import ON_DEMAND, RESIDENT
-from trt.machine import gpu_machine
+from runtime.bundles import expected_scores
+from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.driver import CudaError
+from smart_runtime.engines.trt.library import load_library
+from smart_runtime.errors import EngineError
+from trt.fake_tensorrt import UNDEFINED, installed
+from trt.library_use import IMAGE, Running, built, name_of
 
-IMAGES = as_float(random_images(6))
-OPTIONS = EngineOptions(batch=BatchRange(1, 2, 4))
-SHORTAGE, REFUSAL, STICKY = 2, 1, 700  # CUresult: out of memory, invalid value, illegal address
-CODES = pytest.mark.parametrize("code", [SHORTAGE, REFUSAL, STICKY])
-EVERY = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
-
-Work = Callable[[SmartModel], Any]
+IMAGES = (np.random.default_rng(3).integers(0, 9, (2, *IMAGE)) / 8).astype(np.float32)
+EXPECTED = expected_scores("clean", IMAGES)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+def load_run_close(dialect: str, plan: bytes) -> bool:
+    """Go through an engine's life; whether it came to scores, or a step of it gave nothing, as the library's do."""
+    library = load_library(name_of(dialect))
+    device = Device.shared(0)
+    try:
+        with device.use():
+            try:
+                running = Running(library, device, plan)
+            except AssertionError:
+                return False
+            try:
+                scores = running.run(IMAGES)
+            except AssertionError:
+                return False
+            finally:
+                with suppress(CudaError):
+                    running.stream.synchronize()
+                running.close()
+            np.testing.assert_allclose(scores, EXPECTED, rtol=1e-6)
+            return True
+    finally:
+        device.release()
 
 
-@pytest.fixture(scope="module")
-def expected(bundle: Path) -> dict[str, np.ndarray]:
-    with SmartModel.load(bundle, engine=REFERENCE_ENGINE, threads=1) as model:
-        found = {}
-        for path in model.paths:
-            model.path = path
-            found[path] = np.concatenate([model(image[None]) for image in IMAGES])
-    return found
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path) -> Iterator[Any]:
-    """The stand-in; the plans of the bundle are in the cache, so that a load calls the driver alone."""
-    with gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path):
-        load(bundle).close()
-        yield stand_in
-
-
-def load(bundle: Path, memory: Any = RESIDENT) -> SmartModel:
-    return SmartModel.load(bundle, engine="tensorrt", options=OPTIONS, memory=memory)
-
-
-def as_new(driver: StandInDriver) -> None:
-    """Let a lost device be one that is not, as a new process would."""
-    gc.collect()
-    for process in device._processes.values():
-        assert not any(left.held for left in process.devices.values())
-        process.devices.clear()
-    lane_pool._pools.clear()
-    assert driver.leaks() in ({}, {"contexts": 1})  # a context that could not be released is the process's to the end
-    driver.reset()
-
-
-def calls_of(driver: StandInDriver, work: Callable[[], Any]) -> int:
-    before = driver.calls()
-    work()
-    return driver.calls() - before
-
-
-@EVERY
-@CODES
-def test_while_loading_and_closing(driver: StandInDriver, bundle: Path, code: int, every: int) -> None:
-    count = calls_of(driver, lambda: load(bundle).close())
-    outcomes: Counter[str] = Counter()
-    for call in range(code % every, count, every):
-        driver.fail(call, code)
-        try:
-            load(bundle).close()
-            outcomes["loaded"] += 1
-        except (EngineError, MissingExtraError) as error:
-            outcomes[type(error).__name__] += 1
-        driver.fail(-1, 0)
-        as_new(driver)
-    assert count > 50
-    assert {SHORTAGE: "OutOfMemoryError", REFUSAL: "EngineError", STICKY: "DeviceLostError"}[code] in outcomes
-
-
-@EVERY
-@CODES
-def test_while_running(
-    driver: StandInDriver, bundle: Path, expected: dict[str, np.ndarray], code: int, every: int
-) -> None:
-    model = load(bundle)
-    count = calls_of(driver, lambda: model(IMAGES))
-    for call in range(code % every, count, every):
-        driver.fail(call, code)
-        with suppress(EngineError):
-            assert np.array_equal(model(IMAGES), expected["clean"])
-        driver.fail(-1, 0)
-        if code == STICKY and device_of(model).lost:
-            with pytest.raises(DeviceLostError, match="start the process again"):
-                model(IMAGES)
-            model.close()
-            as_new(driver)
-            model = load(bundle)
-        assert np.array_equal(model(IMAGES), expected["clean"])
-    model.close()
-    assert count >= 8
-
-
-def device_of(model: SmartModel) -> Any:
-    (one, *_) = model._state.loaded.values()
-    return one.engine._device  # type: ignore[attr-defined]
-
-
-CHANGES: dict[str, tuple[Any, Work]] = {
-    "switch": (ON_DEMAND, lambda model: model.switch("robust")),
-    "reload": (RESIDENT, lambda model: model.reload(model.bundle.root)),
-    "reload on demand": (ON_DEMAND, lambda model: model.reload(model.bundle.root)),
-}
-
-
-@EVERY
-@CODES
-@pytest.mark.parametrize("change", CHANGES)
-def test_while_changing(  # noqa: PLR0917
-    driver: StandInDriver, bundle: Path, expected: dict[str, np.ndarray], change: str, code: int, every: int
-) -> None:
-    memory, work = CHANGES[change]
-    with load(bundle, memory) as model:
-        count = calls_of(driver, lambda: work(model))
-    as_new(driver)
-    for call in range(code % every, count, every):
-        model = load(bundle, memory)
-        driver.fail(call, code)
-        failed = False
-        try:
-            work(model)
-        except EngineError:
-            failed = True
-        driver.fail(-1, 0)
-        if device_of(model).lost:
-            with pytest.raises(DeviceLostError):
-                model(IMAGES)
-        else:
-            assert np.array_equal(model(IMAGES), expected[model.path])
-            assert not failed or model.path == "clean", "the old path serves"
-        model.close()
-        as_new(driver)
-    assert count > 20
-
-
-@EVERY
-@CODES
-def test_while_closing(driver: StandInDriver, bundle: Path, code: int, every: int) -> None:
-    count = calls_of(driver, load(bundle).close)
-    for call in range(code % every, count, every):
-        model = load(bundle)
-        driver.fail(call, code)
-        model.close()
-        driver.fail(-1, 0)
-        with pytest.raises(ClosedError):
-            model(IMAGES)
-        as_new(driver)
-    assert count > 10
+@pytest.mark.parametrize("code", [1, 2, 700], ids=["invalid value", "out of memory", "illegal address"])
+@pytest.mark.parametrize("dialect", ["8.6", "10.3", "rtx-1.7"])
+def test_a_failure_at_each_call_in_turn(dialect: str, code: int, stand_in: StandInDriver) -> None:
+    with installed(dialect):
+        device = Device.shared(0)
+        with device.use():
+            plan = built(load_library(name_of(dialect)))
+        device.release()
+        before = stand_in.calls()
+        assert load_run_close(dialect, plan)
+        calls = stand_in.calls() - before
+        assert calls > 25
+        failed = 0
+        for after in range(calls):
+            stand_in.fail(after, code)
+            try:
+                failed += not load_run_close(dialect, plan)
+            except EngineError:
+                failed += 1
+            stand_in.fail(-1, 0)
+            assert not stand_in.leaks(), f"call {after} of {calls}"
+            assert not UNDEFINED, f"call {after} of {calls}"
+        assert failed > calls // 3

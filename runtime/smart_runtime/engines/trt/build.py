@@ -12,9 +12,11 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from io import FileIO
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from smart_common.children import python_command
 from smart_common.errors import MissingExtraError, shortened
@@ -29,6 +31,7 @@ STARTING = "starting"
 
 _WORKER = "smart_runtime.engines.trt.plan_worker"
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+_CLOEXEC = os.O_CLOEXEC
 _TICK_SECONDS = 1.0
 _RAISED: Mapping[str, type[Exception]] = {
     kind.__name__: kind
@@ -65,7 +68,7 @@ def build_plan(
     started = time.monotonic()
     with ExitStack() as undo:
         try:
-            graph, plan, output = (undo.enter_context(_memory_file(name)) for name in ("graph", "plan", "output"))
+            graph, plan, output = map(undo.enter_context, _memory_files("graph", "plan", "output"))
             _write_sealed(graph, model)
             child = undo.enter_context(_Child(recipe, graph=graph, plan=plan, output=output, lock=lock))
         except OSError as error:
@@ -94,18 +97,15 @@ def build_plan(
 class _Child:
     """The process that builds; in a ``with`` block, at whose end it is dead."""
 
-    def __init__(
-        self, recipe: BuildRecipe, *, graph: BinaryIO, plan: BinaryIO, output: BinaryIO, lock: Path | None
-    ) -> None:
+    def __init__(self, recipe: BuildRecipe, *, graph: FileIO, plan: FileIO, output: FileIO, lock: Path | None) -> None:
         self.timed_out = False
         with ExitStack() as undo:
-            reading, writing = (os.fdopen(end, mode, 0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
-            undo.callback(reading.close)
-            passed = {"graph": graph, "plan": plan, "report": undo.enter_context(writing)}
+            reading, writing = map(undo.enter_context, _owned(chain.from_iterable(map(os.pipe2, [_CLOEXEC])), "r", "w"))
+            passed = {"graph": graph, "plan": plan, "report": writing}
             if lock is not None:
                 # Only the child keeps it, so that its end, whatever that is, opens the lock.
-                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                passed["lock"] = undo.enter_context(os.fdopen(descriptor, "r+b", 0))
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | _CLOEXEC
+                (passed["lock"],) = map(undo.enter_context, _owned(map(os.open, [lock], [flags], [0o600]), "r+"))
             numbers = {name: file.fileno() for name, file in passed.items()}
             request = {"lock": None, **numbers, "recipe": recipe.document, "parent": os.getpid()}
             self._process = subprocess.Popen(
@@ -160,22 +160,29 @@ class _Child:
             yield from map(json.loads, lines)
 
 
-@contextmanager
-def _memory_file(name: str) -> Iterator[BinaryIO]:
-    """Yield a file that is in memory only and has no path, so that nobody else can open it."""
-    descriptor = os.memfd_create(f"smart-edge-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with os.fdopen(descriptor, "w+b", 0) as file:
-        yield file
+def _memory_files(*names: str) -> list[FileIO]:
+    """Return files that are in memory only and have no path, so that nobody else can open them."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    numbers = map(os.memfd_create, (f"smart-edge-{name}" for name in names), repeat(flags))
+    return _owned(numbers, *repeat("r+", len(names)))
 
 
-def _write_sealed(file: BinaryIO, content: bytes) -> None:
+def _owned(numbers: Iterator[int], *modes: str) -> list[FileIO]:
+    """Return a file, which closes itself, for each descriptor that ``numbers`` makes when it is asked.
+
+    Ctrl-C comes between two steps of Python's: with ``numbers`` in C too, there is none from a descriptor to its owner.
+    """
+    return list(map(FileIO, numbers, modes))
+
+
+def _write_sealed(file: FileIO, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[file.write(left) :]
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
 
 
-def _plan_of(told: Mapping[str, Any], file: BinaryIO) -> BuiltPlan:
+def _plan_of(told: Mapping[str, Any], file: FileIO) -> BuiltPlan:
     """Return what a child that is dead by now has left, if it is whole."""
     file.seek(0)
     plan = file.read()
@@ -184,7 +191,7 @@ def _plan_of(told: Mapping[str, Any], file: BinaryIO) -> BuiltPlan:
     return BuiltPlan(plan=plan, **told["done"])
 
 
-def _death(code: int, *, phase: str, output: BinaryIO) -> EngineError:
+def _death(code: int, *, phase: str, output: FileIO) -> EngineError:
     """Return the error for a child that ended without an answer."""
     if code == -9:
         return EngineError(

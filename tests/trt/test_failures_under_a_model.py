@@ -1,0 +1,172 @@
+"""A failure at every driver call in turn, of each kind: no wrong score, nothing leaked, only errors of ours."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cuda.stand_in import StandInDriver
+from runtime.bundles import as_float, random_images, write_bundle
+from smart_common.errors import MissingExtraError
+from smart_runtime import BatchRange, ClosedError, DeviceLostError, EngineError, EngineOptions, SmartModel
+from smart_runtime.engines import REFERENCE_ENGINE
+from smart_runtime.engines.cuda import device, lane_pool
+from smart_runtime.memory import ON_DEMAND, RESIDENT
+from trt.machine import gpu_machine
+
+IMAGES = as_float(random_images(6))
+OPTIONS = EngineOptions(batch=BatchRange(1, 2, 4))
+SHORTAGE, REFUSAL, STICKY = 2, 1, 700  # CUresult: out of memory, invalid value, illegal address
+CODES = pytest.mark.parametrize("code", [SHORTAGE, REFUSAL, STICKY])
+EVERY = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+
+Work = Callable[[SmartModel], Any]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Path) -> dict[str, np.ndarray]:
+    with SmartModel.load(bundle, engine=REFERENCE_ENGINE, threads=1) as model:
+        found = {}
+        for path in model.paths:
+            model.path = path
+            found[path] = np.concatenate([model(image[None]) for image in IMAGES])
+    return found
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path) -> Iterator[Any]:
+    """The stand-in; the plans of the bundle are in the cache, so that a load calls the driver alone."""
+    with gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path):
+        load(bundle).close()
+        yield stand_in
+
+
+def load(bundle: Path, memory: Any = RESIDENT) -> SmartModel:
+    return SmartModel.load(bundle, engine="tensorrt", options=OPTIONS, memory=memory)
+
+
+def as_new(driver: StandInDriver) -> None:
+    """Let a lost device be one that is not, as a new process would."""
+    gc.collect()
+    for process in device._processes.values():
+        assert not any(left.held for left in process.devices.values())
+        process.devices.clear()
+    lane_pool._pools.clear()
+    assert driver.leaks() in ({}, {"contexts": 1})  # a context that could not be released is the process's to the end
+    driver.reset()
+
+
+def calls_of(driver: StandInDriver, work: Callable[[], Any]) -> int:
+    before = driver.calls()
+    work()
+    return driver.calls() - before
+
+
+@EVERY
+@CODES
+def test_while_loading_and_closing(driver: StandInDriver, bundle: Path, code: int, every: int) -> None:
+    count = calls_of(driver, lambda: load(bundle).close())
+    outcomes: Counter[str] = Counter()
+    for call in range(code % every, count, every):
+        driver.fail(call, code)
+        try:
+            load(bundle).close()
+            outcomes["loaded"] += 1
+        except (EngineError, MissingExtraError) as error:
+            outcomes[type(error).__name__] += 1
+        driver.fail(-1, 0)
+        as_new(driver)
+    assert count > 50
+    assert {SHORTAGE: "OutOfMemoryError", REFUSAL: "EngineError", STICKY: "DeviceLostError"}[code] in outcomes
+
+
+@EVERY
+@CODES
+def test_while_running(
+    driver: StandInDriver, bundle: Path, expected: dict[str, np.ndarray], code: int, every: int
+) -> None:
+    model = load(bundle)
+    count = calls_of(driver, lambda: model(IMAGES))
+    for call in range(code % every, count, every):
+        driver.fail(call, code)
+        with suppress(EngineError):
+            assert np.array_equal(model(IMAGES), expected["clean"])
+        driver.fail(-1, 0)
+        if code == STICKY and device_of(model).lost:
+            with pytest.raises(DeviceLostError, match="start the process again"):
+                model(IMAGES)
+            model.close()
+            as_new(driver)
+            model = load(bundle)
+        assert np.array_equal(model(IMAGES), expected["clean"])
+    model.close()
+    assert count >= 8
+
+
+def device_of(model: SmartModel) -> Any:
+    (one, *_) = model._state.loaded.values()
+    return one.engine._device  # type: ignore[attr-defined]
+
+
+CHANGES: dict[str, tuple[Any, Work]] = {
+    "switch": (ON_DEMAND, lambda model: model.switch("robust")),
+    "reload": (RESIDENT, lambda model: model.reload(model.bundle.root)),
+    "reload on demand": (ON_DEMAND, lambda model: model.reload(model.bundle.root)),
+}
+
+
+@EVERY
+@CODES
+@pytest.mark.parametrize("change", CHANGES)
+def test_while_changing(  # noqa: PLR0917
+    driver: StandInDriver, bundle: Path, expected: dict[str, np.ndarray], change: str, code: int, every: int
+) -> None:
+    memory, work = CHANGES[change]
+    with load(bundle, memory) as model:
+        count = calls_of(driver, lambda: work(model))
+    as_new(driver)
+    for call in range(code % every, count, every):
+        model = load(bundle, memory)
+        driver.fail(call, code)
+        failed = False
+        try:
+            work(model)
+        except EngineError:
+            failed = True
+        driver.fail(-1, 0)
+        if device_of(model).lost:
+            with pytest.raises(DeviceLostError):
+                model(IMAGES)
+        else:
+            assert np.array_equal(model(IMAGES), expected[model.path])
+            assert not failed or model.path == "clean", "the old path serves"
+        model.close()
+        as_new(driver)
+    assert count > 20
+
+
+@EVERY
+@CODES
+def test_while_closing(driver: StandInDriver, bundle: Path, code: int, every: int) -> None:
+    count = calls_of(driver, load(bundle).close)
+    for call in range(code % every, count, every):
+        model = load(bundle)
+        driver.fail(call, code)
+        model.close()
+        driver.fail(-1, 0)
+        with pytest.raises(ClosedError):
+            model(IMAGES)
+        as_new(driver)
+    assert count > 10
