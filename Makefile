@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 PACKAGES := devices/smart_common devices/smart_devices runtime/smart_runtime train/smart_train train/smart_eval export/smart_export
 # mypy refuses a folder without Python files, so folders come in once they have some.
-SCRIPTS := $(wildcard examples benchmarks fuzz)
+SCRIPTS := $(wildcard examples benchmarks fuzz tools)
 SCRIPTS := $(foreach folder,$(SCRIPTS),$(if $(wildcard $(folder)/*.py),$(folder)))
 
 # A module found through these would hide an install step that is missing.

@@ -38,7 +38,7 @@ def configured(library: Library, builder: Any, **chosen: Any) -> Any:
         "precision": "fp32",
         "tf32": False,
         "sparse_weights": False,
-        "workspace_bytes": 1 << 20,
+        "workspace_bytes": 1 << 28,
         "level": 3,
     }
     library.configure(config, **(recipe | chosen))
@@ -71,8 +71,8 @@ class Running:
         self.scores = device.memory(4 * MAX_BATCH * CLASSES)
         self.context = self.new_context()
 
-    def new_context(self) -> Any:
-        context = self.library.new_context(self.engine)
+    def new_context(self, cache: Any = None) -> Any:
+        context = self.library.new_context(self.engine, cache)
         assert context is not None
         self.library.set_activation_memory(context, self.scratch.address, self.scratch.bytes)
         assert context.set_tensor_address("image", self.images.address)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,7 +25,6 @@ def library(request: pytest.FixtureRequest, stand_in: StandInDriver) -> Iterator
     """An imported stand-in; what is found by the end was meant."""
     with installed(request.param):
         yield load_library(name_of(request.param))
-    gc.collect()
     UNDEFINED.clear()
 
 

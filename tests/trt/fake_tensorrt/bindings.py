@@ -191,7 +191,7 @@ def fitted(found: type, world: World) -> type:
             continue
         members[name] = _constructor(member) if name == "__init__" else member
         if callable(member) and isinstance(recorded.get(name), list) and recorded[name]:
-            members[name] = _checked(member, recorded[name])
+            members[name] = _checked(members[name], recorded[name])
     return type(found.__name__, found.__bases__, members)
 
 

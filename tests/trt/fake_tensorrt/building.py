@@ -51,7 +51,9 @@ class Builder(Bound):
     def create_builder_config(self) -> Any:
         self._enter()
         flags = {"TF32"}  # the library's own choice
-        return self._world.new("IBuilderConfig", set=flags, pools={}, profiles=[], cache=None, aims=[], builder=self)
+        config = self._world.new("IBuilderConfig", set=flags, pools={}, profiles=[], cache=None, aims=[], builder=self)
+        config.profiling_verbosity = self._world.module.ProfilingVerbosity.LAYER_NAMES_ONLY
+        return config
 
     def create_optimization_profile(self) -> Any:
         self._enter()
@@ -237,6 +239,8 @@ class IBuilderConfig(Bound):
             if not all(name.startswith("SM") for name in names):
                 raise _RefusedError("3: API Usage Error (a compute capability is not set)")
             return tuple(f"{name[2:-1]}.{name[-1]}" for name in names), None
+        if self._world.is_rtx and not Cuda.in_use():
+            raise _RefusedError("1: Cuda Runtime (cudaError 35: CUDA driver version is insufficient)")
         capability, multiprocessors = Cuda("a plan was built for the current device").device()
         return (capability,), None if self._world.is_rtx else multiprocessors
 

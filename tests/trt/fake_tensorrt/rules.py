@@ -61,6 +61,16 @@ class Cuda:
         DriverError: The driver fails.
     """
 
+    @staticmethod
+    def in_use() -> bool:
+        """Whether this process has loaded the driver and begun to use it."""
+        try:
+            library = ctypes.CDLL(driver.LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        except OSError:
+            return False
+        code: int = library.cuCtxGetCurrent(ctypes.byref(ctypes.c_void_p()))
+        return code != _NOT_INITIALIZED
+
     def __init__(self, why: str) -> None:
         try:
             self.library = ctypes.CDLL(driver.LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_NOW)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from smart_common.errors import MissingExtraError, alternatives, shortened
+from smart_common.errors import MissingExtraError, shortened
 from smart_runtime.errors import EngineError
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
@@ -254,7 +254,9 @@ class Library:
         known = self.capabilities()
         for name in capabilities or ():
             if name not in known:
-                raise EngineError(f"{self.title} does not build for compute capability {alternatives(name, known)}")
+                raise EngineError(
+                    f"{self.title} does not build for compute capability {name!a:.40}; choose among {', '.join(known)}"
+                )
         wanted = [self.module.ComputeCapability.CURRENT] if capabilities is None else [known[n] for n in capabilities]
         config.num_compute_capabilities = len(wanted)
         for place, value in enumerate(wanted):
