@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from cuda.stand_in import StandInDriver
-from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.device import Device, _this_process
 from smart_runtime.errors import ClosedError
 
 
@@ -22,7 +22,7 @@ def in_forked_child(work: Callable[[], None]) -> None:
         try:
             work()
             code = 0
-        except BaseException as error:  # noqa: BLE001  # the parent is told that there was one
+        except BaseException as error:  # the parent is told that there was one
             os.write(2, f"in the child: {type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(code)
@@ -63,8 +63,6 @@ def test_a_child_forked_while_another_thread_opens_the_device_is_refused_too(sta
             Device.shared(1)
         device.release()
 
-    from smart_runtime.engines.cuda.device import _this_process
-
     with _this_process().lock:  # nobody in the child will ever give it back
         in_forked_child(child)
     device.release()
@@ -85,7 +83,7 @@ def test_a_child_forked_before_the_driver_was_used_has_it_for_itself(stand_in: S
 
 CHILD = """
 import ctypes, threading
-from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.device import Device, _this_process
 
 library = ctypes.CDLL("libcuda.so.1")
 device = Device.shared()

@@ -23,7 +23,7 @@ def at_once(count: int, work: Callable[[int], None]) -> None:
         try:
             barrier.wait()
             work(number)
-        except BaseException as error:  # noqa: BLE001  # raised below
+        except BaseException as error:  # raised below
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
