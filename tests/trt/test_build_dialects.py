@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cuda.stand_in import StandInDriver
 from cuda.stand_in import build as driver_folder
+from smart_common.errors import MissingExtraError
+from smart_runtime.engines.cuda import device
 from smart_runtime.engines.engine import BatchRange
 from smart_runtime.engines.trt import plan_worker
-from smart_runtime.engines.trt.build import BuildRecipe, BuildRefusedError, build_plan
+from smart_runtime.engines.trt.build import BuildRecipe, BuildRefusedError, build_plan, plan_in_process
 from smart_runtime.engines.trt.sparsity import SparsityLog, layers_of
 from smart_runtime.errors import EngineError
 from trt.builds import INPUTS, OUTPUTS, graph_of, nothing_left, small_graph
-from trt.fake_tensorrt import DIALECTS, VARIABLE, environment, recorded
+from trt.fake_tensorrt import DIALECTS, VARIABLE, environment, installed, recorded
 from trt.fake_tensorrt.plan import unpack
 
 TIMED = [dialect for dialect in DIALECTS if not dialect.startswith("rtx")]
@@ -174,3 +178,28 @@ def test_the_log_of_8_6_names_layers_and_the_inspector_kernels() -> None:
 )
 def test_what_an_inspector_says_is_counted(information: str, expected: tuple[int | None, int | None]) -> None:
     assert layers_of(information) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("8.6", 1), ("10.3", 2), ("10.3", 700), ("rtx-1.7", 999)], ids=str
+)
+def test_a_driver_that_fails_at_any_call_gives_our_errors_and_leaves_nothing(
+    name: str, code: int, stand_in: StandInDriver
+) -> None:
+    graph, recipe = small_graph(), recipe_for(name)
+    with installed(name):
+        for after in range(1000):
+            stand_in.reset()
+            device._processes.clear()  # a lost device stays lost in its process; here each build has one of its own
+            stand_in.fail(after, code)
+            before = stand_in.calls()
+            try:
+                plan_in_process(graph, recipe)
+            except (EngineError, MissingExtraError) as error:
+                assert len(str(error).splitlines()) == 1  # noqa: PT017  # whatever failed, it says so
+            else:
+                if stand_in.calls() - before <= after:
+                    break
+            gc.collect()
+            assert not stand_in.leaks()
+    assert after > 20
