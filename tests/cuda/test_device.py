@@ -64,6 +64,35 @@ def test_it_is_one_for_all_until_the_last_has_released_it(stand_in: StandInDrive
     assert stand_in.leaks() == {}
 
 
+class Circle:
+    """What releases a device when the garbage collector finds it."""
+
+    def __init__(self) -> None:
+        self.device = Device.shared()
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.device.release()
+
+
+def test_the_garbage_collector_may_release_it_while_it_is_being_opened(
+    stand_in: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Circle()
+    retain = Device._retain
+
+    def collect_after(device: Device) -> None:
+        retain(device)
+        gc.collect()
+
+    monkeypatch.setattr(Device, "_retain", collect_after)
+    device = Device.shared()
+    with device.use():
+        assert device.free_bytes() == 2**30
+    device.release()
+    assert stand_in.leaks() == {}
+
+
 def test_a_device_that_is_not_there_is_refused(stand_in: StandInDriver) -> None:
     for ordinal in (2, -1):
         with pytest.raises(
@@ -298,13 +327,13 @@ def test_releasing_goes_on_and_logs_the_first_error(stand_in: StandInDriver, cap
     device = Device.shared()
     makers = (lambda: device.memory(10), lambda: device.pinned(10), device.stream, device.event)
     for make in makers:
-        one = make()  # type: ignore[no-untyped-call]
+        one = make()
         start = stand_in.calls()
         one.release()
         steps = stand_in.trace(start)
         for step in range(len(steps)):
             caplog.clear()
-            one = make()  # type: ignore[no-untyped-call]
+            one = make()
             stand_in.fail(step, 1)
             one.release()
             assert current() is None or steps[step] == "cuCtxGetCurrent"

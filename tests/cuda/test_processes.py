@@ -14,6 +14,9 @@ from smart_runtime.engines.cuda.device import Device, _this_process
 from smart_runtime.errors import ClosedError
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+
+
 def in_forked_child(work: Callable[[], None]) -> None:
     """Do ``work`` in a forked child and fail as it fails; the child ends without finalizers."""
     pid = os.fork()
@@ -29,16 +32,16 @@ def in_forked_child(work: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: StandInDriver) -> None:
     device = Device.shared()
-    held = [device.memory(10), device.pinned(10), device.stream(), device.event()]
+    stream = device.stream()
+    held = [device.memory(10), device.pinned(10), device.event(), stream]
     calls = stand_in.calls()
 
     def child() -> None:
         for refused in (Device.shared, lambda: device.memory(10), lambda: device.use().__enter__()):
             with pytest.raises(ClosedError, match=r"^this process was forked from one that uses the GPU.*'spawn'"):
-                refused()  # type: ignore[no-untyped-call]
+                refused()
         held[0].release()
         held.clear()  # the rest goes by its finalizers
         device.release()
@@ -47,14 +50,13 @@ def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: Sta
     in_forked_child(child)
     assert stand_in.calls() == calls
     with device.use():
-        held[2].synchronize()
+        stream.synchronize()
     for one in held:
         one.release()
     device.release()
     assert stand_in.leaks() == {}
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_child_forked_while_another_thread_opens_the_device_is_refused_too(stand_in: StandInDriver) -> None:
     device = Device.shared()
 

@@ -146,11 +146,8 @@ static void shrink_quarantine(size_t room) {
         struct object **oldest = &freed;
         while ((*oldest)->next) oldest = &(*oldest)->next;
         struct object *block = *oldest;
-        for (size_t i = 0; i < block->size; i++)
-            if (block->bytes[i] != FREED) {
-                touched++;
-                break;
-            }
+        // All bytes are FREED if the first one is and each is what the next one is.
+        if (block->bytes[0] != FREED || memcmp(block->bytes, block->bytes + 1, block->size - 1)) touched++;
         *oldest = NULL;
         quarantined -= block->size;
         free(block->bytes);

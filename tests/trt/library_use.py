@@ -62,11 +62,18 @@ class Running:
 
     def __init__(self, library: Library, device: Device, plan: bytes) -> None:
         self.library, self.log = library, library.logger()
+        try:
+            self._load(device, plan)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, device: Device, plan: bytes) -> None:
         self.stream = device.stream()
-        self.runtime: Any = library.runtime(self.log)
-        self.engine: Any = library.deserialize(self.runtime, plan)
+        self.runtime: Any = self.library.runtime(self.log)
+        self.engine: Any = self.library.deserialize(self.runtime, plan)
         assert self.engine is not None, self.log.last_error
-        self.scratch = device.memory(max(library.activation_bytes(self.engine), 1))
+        self.scratch = device.memory(max(self.library.activation_bytes(self.engine), 1))
         self.images = device.memory(4 * MAX_BATCH * int(np.prod(IMAGE)))
         self.scores = device.memory(4 * MAX_BATCH * CLASSES)
         self.context = self.new_context()
@@ -89,11 +96,11 @@ class Running:
         return scores
 
     def close(self) -> None:
-        self.context = None
-        self.engine = None
-        self.runtime = None
-        for held in (self.stream, self.scratch, self.images, self.scores):
-            held.release()
+        for name in ("context", "engine", "runtime"):
+            setattr(self, name, None)
+        for name in ("stream", "scratch", "images", "scores"):
+            if hasattr(self, name):  # it may not have come to that
+                getattr(self, name).release()
 
 
 def name_of(dialect: str) -> LibraryName:

@@ -101,7 +101,7 @@ class Cuda:
         """Free what `allocate` returned, on whatever thread drops the last reference; never raises."""
         before = ctypes.c_void_p()
         with suppress(DriverError):
-            self.call("cuCtxGetCurrent", ctypes.byref(before))
+            self._call_twice("cuCtxGetCurrent", ctypes.byref(before))
         for function, argument in (
             ("cuCtxSetCurrent", ctypes.c_void_p(self.context)),
             ("cuMemFree_v2", ctypes.c_uint64(address)),

@@ -309,8 +309,11 @@ class IExecutionContext(Bound):
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if name in self._state.shapes:
+            return self._state.shapes[name]
         tensor = self._core.tensor(name)
-        return self._state.shapes.get(name, tensor.shape if tensor else ())
+        batch = next((shape[0] for shape in self._state.shapes.values()), -1)
+        return tuple(batch if size == -1 else size for size in tensor.shape) if tensor else ()
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._enter()
