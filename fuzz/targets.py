@@ -41,7 +41,13 @@ class Target:
 def _manifest(_: Path) -> Subject:
     from runtime.bundles import manifest_document  # noqa: PLC0415
     from smart_common.names import is_printable  # noqa: PLC0415
-    from smart_runtime.bundle.manifest import DENSE, PATH_NAME, is_inside, parse_manifest  # noqa: PLC0415
+    from smart_runtime.bundle.manifest import (  # noqa: PLC0415
+        DENSE,
+        MAX_REFERENCE_IMAGES,
+        PATH_NAME,
+        is_inside,
+        parse_manifest,
+    )
     from smart_runtime.errors import BundleError  # noqa: PLC0415
 
     def check(data: bytes) -> None:
@@ -64,8 +70,16 @@ def _manifest(_: Path) -> Subject:
                 assert fraction is None or 0 <= fraction <= 1
             for number in (graph.tolerance, graph.max_rel_diff):
                 assert number is None or 0 <= number < float("inf")
+        if (reference := manifest.reference) is not None:
+            assert 2 <= reference.images <= MAX_REFERENCE_IMAGES
+            assert set(reference.scores) <= {graph.name for graph in manifest.graphs}
+            assert all(map(is_inside, [reference.inputs, *reference.scores.values()]))
 
-    documents = (manifest_document(), manifest_document(baseline=False, channels=1), manifest_document(channels=5))
+    documents = (
+        manifest_document(reference=True),
+        manifest_document(baseline=False, channels=1),
+        manifest_document(channels=5),
+    )
     return Subject(
         seeds=tuple(json.dumps(document).encode() for document in documents),
         mutate=mutate_json,
@@ -126,11 +140,14 @@ def _graph(_: Path) -> Subject:
 
 def _bundle(folder: Path) -> Subject:
     """An input is the number of the file that it changes, whether the checksums are made anew, and its new bytes."""
+    import numpy as np  # noqa: PLC0415
+
     from runtime.bundles import write_bundle  # noqa: PLC0415
     from smart_common.errors import SmartError  # noqa: PLC0415
     from smart_runtime.bundle.bundle import CHECKSUMS, Bundle  # noqa: PLC0415
+    from smart_runtime.reference import stored_scores  # noqa: PLC0415
 
-    root = write_bundle(folder / "bundle")
+    root = write_bundle(folder / "bundle", reference=True)
     whole = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     names = sorted(whole)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in whole.items() if name != CHECKSUMS}
@@ -150,6 +167,11 @@ def _bundle(folder: Path) -> Subject:
                 read = bundle.graph_bytes(graph.name)
                 assert read.model == (root / graph.file).read_bytes()
                 assert graph.weights is None or read.weights == (root / graph.weights).read_bytes()
+                if (stored := stored_scores(bundle, graph.name)) is not None:
+                    assert stored.images.shape[1:] == bundle.manifest.input.shape
+                    assert stored.scores.shape == (len(stored.images), bundle.manifest.output.classes)
+                    assert stored.scores.dtype == stored.images.dtype == np.float32
+                    assert 0 <= stored.images.min() <= stored.images.max() <= 1
             assert again or content == whole[name], f"{name} was changed and nothing noticed"
             assert bundle.digest == hashlib.sha256((root / CHECKSUMS).read_bytes()).hexdigest()
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -118,7 +118,8 @@ def compare(engine: Engine, stored: StoredScores, *, tolerance: float | None = N
         check_shape(scores, images=len(images), classes=stored.scores.shape[1], name=stored.name)
         found.append(scores)
     expected = np.concatenate([stored.scores, stored.scores[:1]])
-    return parity(expected, np.concatenate(found), tolerance=stored.tolerance if tolerance is None else tolerance)
+    result = parity(expected, np.concatenate(found), tolerance=stored.tolerance if tolerance is None else tolerance)
+    return replace(result, images=len(stored.images))
 
 
 def parity(expected: Scores, got: Scores, *, tolerance: float | None) -> ParityResult:

@@ -13,12 +13,14 @@ import onnx
 import onnx.parser
 
 from smart_runtime.bundle.bundle import write_checksums
+from smart_runtime.reference import INPUTS, SCORES, npy_bytes
 
 Array = npt.NDArray[np.float32]
 
 CHANNELS, HEIGHT, WIDTH, CLASSES = 3, 6, 4, 5
 CLASS_NAMES = ["ant", "bee", "cat", "dog", "elk"]
 GRAPHS = {"clean": 1, "robust": 2, "dense": 3}  # name -> seed of its weights; dense has twice the filters
+REFERENCE_IMAGES = 5
 FILTERS = {"clean": 4, "robust": 4, "dense": 8}
 
 _TEXT = """
@@ -110,8 +112,19 @@ def graph_entry(name: str, *, size: int) -> dict[str, Any]:
     }
 
 
-def manifest_document(*, baseline: bool = True, channels: int = CHANNELS) -> dict[str, Any]:
+def reference_entry(names: list[str]) -> dict[str, Any]:
+    return {
+        "engine": "onnxruntime-cpu 1.32.0",
+        "images": REFERENCE_IMAGES,
+        "tolerance": 1e-3,
+        "inputs": INPUTS,
+        "scores": {name: f"{name}/{SCORES}" for name in names},
+    }
+
+
+def manifest_document(*, baseline: bool = True, channels: int = CHANNELS, reference: bool = False) -> dict[str, Any]:
     """A manifest as docs/formats.md describes it."""
+    names = [name for name in GRAPHS if baseline or name != "dense"]
     sizes = {name: sum(len(data) for data in graph_files(name, channels=channels)) for name in GRAPHS}
     dense = graph_entry("dense", size=sizes["dense"]) | {"name": "dense"}
     for key in ("density", "parameter_density", "metrics"):
@@ -158,6 +171,7 @@ def manifest_document(*, baseline: bool = True, channels: int = CHANNELS) -> dic
                 "class_names": list(CLASS_NAMES),
                 "paths": {name: graph_entry(name, size=sizes[name]) for name in ("clean", "robust")},
                 "baseline": dense if baseline else None,
+                **({"reference": reference_entry(names)} if reference else {}),
                 "training": {"data": "synthetic", "seed": 0},
             }
         },
@@ -176,9 +190,10 @@ def write_bundle(
     baseline: bool = True,
     channels: int = CHANNELS,
     ballast_bytes: int = 0,
+    reference: bool = False,
     change: Callable[[dict[str, Any]], None] | None = None,
 ) -> Path:
-    """Write a whole bundle; ``change`` edits the manifest before the checksums are made."""
+    """Write a whole bundle, with ``reference`` scores or as those of before; ``change`` edits the manifest in time."""
     for name in GRAPHS:
         if name == "dense" and not baseline:
             continue
@@ -186,7 +201,12 @@ def write_bundle(
         model, weights = graph_files(name, channels=channels, ballast_bytes=ballast_bytes)
         (directory / name / "model.onnx").write_bytes(model)
         (directory / name / "weights.bin").write_bytes(weights)
-    document = manifest_document(baseline=baseline, channels=channels)
+        if reference:
+            scores = expected_scores(name, as_float(random_images(REFERENCE_IMAGES, channels=channels)))
+            (directory / name / SCORES).write_bytes(npy_bytes(scores.astype(np.float32)))
+    if reference:
+        (directory / INPUTS).write_bytes(npy_bytes(as_float(random_images(REFERENCE_IMAGES, channels=channels))))
+    document = manifest_document(baseline=baseline, channels=channels, reference=reference)
     if change is not None:
         change(document)
     (directory / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
