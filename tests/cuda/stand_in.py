@@ -20,7 +20,7 @@ from smart_runtime.engines.cuda import device, driver
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("memory", "pinned", "streams", "events", "contexts")  # in the order of world.h
-_FLAGS = "-std=c11 -O1 -g -Wall -Wextra -Werror -Wmissing-prototypes -fvisibility=hidden".split()
+_FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wmissing-prototypes", "-fvisibility=hidden"]
 
 
 def headers() -> Path:

@@ -70,7 +70,9 @@ struct entry enter(const char *function, bool needs_context) {
     trace[calls++ % TRACED] = function;
     struct entry entry = {0};
     struct CUctx_st *context = current_context();
-    if (!process && strcmp(function, "cuInit") && strcmp(function, "cuDriverGetVersion"))
+    if (stuck)  // nothing is told apart any more
+        entry.failure = stuck;
+    else if (!process && strcmp(function, "cuInit") && strcmp(function, "cuDriverGetVersion"))
         entry.refused = CUDA_ERROR_NOT_INITIALIZED;
     else if (needs_context && !context)
         entry.refused = CUDA_ERROR_INVALID_CONTEXT;
@@ -80,7 +82,6 @@ struct entry enter(const char *function, bool needs_context) {
         entry.failure = failure;
         if (failure_stays) stuck = failure;
     }
-    if (stuck) entry.failure = stuck;
     if (entry.refused) pthread_mutex_unlock(&world);
     return entry;
 }
@@ -102,7 +103,7 @@ struct object *add(enum kind kind, struct CUctx_st *context) {
 struct object *find_handle(const void *handle, enum kind kind) {
     for (struct object *object = live; object; object = object->next) {
         const void *own = kind <= PINNED ? (const void *)object->bytes : (const void *)object;
-        bool is_ours = object->context == current_context() && !object->going;
+        bool is_ours = (stuck || object->context == current_context()) && !object->going;
         if (object->kind == kind && own == handle && is_ours) return object;
     }
     return NULL;

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _MULTIPROCESSOR_COUNT, _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 18, 75, 76  # CUdevice_attribute
 _DEVICE_ORDINAL = 9  # CUpointer_attribute
 _INVALID_VALUE = 1  # CUresult
+_GONE = {201, 709}  # INVALID_CONTEXT, CONTEXT_IS_DESTROYED: whoever made the context before ours has destroyed it
 _LONGEST_NAME = 256
 
 
@@ -92,16 +93,22 @@ class Device:
             DeviceLostError: This process cannot use it any more.
             ClosedError: This process was forked from one that uses the driver.
         """
-        process = _this_process()
-        with process.lock:
-            device = process.devices.get(ordinal)
-            if device is None:
-                driver = load_driver()
-                process.uses_driver = True
-                _check_ordinal(driver, ordinal)
-                device = process.devices[ordinal] = cls(driver, ordinal)
-            device._retain()
-            device._users += 1
+        process, counted = _this_process(), False
+        try:
+            with process.lock:
+                device = process.devices.get(ordinal)
+                if device is None:
+                    driver = load_driver()
+                    process.uses_driver = True
+                    _check_ordinal(driver, ordinal)
+                    device = process.devices[ordinal] = cls(driver, ordinal)
+                device._retain()
+                device._users += 1
+                counted = True
+        except BaseException:  # Ctrl-C while the lock is given back
+            if counted and device is not None:
+                device.release()
+            raise
         return device
 
     def release(self) -> None:
@@ -328,14 +335,16 @@ class _Use:
         failed = self._put_back()
         if isinstance(error, CudaError):
             raise self._device._explained(error) from error
-        if failed is not None and error is None:
-            raise failed
+        if failed is not None:
+            explained = self._device._explained(failed)
+            if error is None:
+                raise explained from failed
 
-    def _put_back(self) -> EngineError | None:
+    def _put_back(self) -> CudaError | None:
         errors: list[CudaError] = []
         if self._previous is not None:
             self._device._insist(errors, "cuCtxSetCurrent", self._previous)
-        return self._device._explained(errors[0]) if errors else None
+        return next((error for error in errors if error.code not in _GONE), None)
 
 
 def _check_ordinal(driver: Driver, ordinal: int) -> None:

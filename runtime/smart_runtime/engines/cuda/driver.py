@@ -57,7 +57,7 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 
 _OUT_OF_MEMORY = 2
 # cuda.h says of these that the process "must be terminated and relaunched", or (214, 709, 999) leaves no way on.
-STICKY = frozenset({214, 700, 702, 709, 710, *range(714, 720), 721, 810, 999})
+STICKY = frozenset({214, 226, 700, 702, 709, 710, *range(714, 720), 721, 810, 911, 999})
 
 
 class CudaError(Exception):

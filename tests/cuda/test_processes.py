@@ -1,0 +1,125 @@
+"""Forks, child processes and the end of a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from cuda.stand_in import StandInDriver
+from smart_runtime.engines.cuda.device import Device, _this_process
+from smart_runtime.errors import ClosedError
+
+
+def in_forked_child(work: Callable[[], None]) -> None:
+    """Do ``work`` in a forked child and fail as it fails; the child ends without finalizers."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException as error:  # the parent is told that there was one
+            os.write(2, f"in the child: {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: StandInDriver) -> None:
+    device = Device.shared()
+    held = [device.memory(10), device.pinned(10), device.stream(), device.event()]
+    calls = stand_in.calls()
+
+    def child() -> None:
+        for refused in (Device.shared, lambda: device.memory(10), lambda: device.use().__enter__()):
+            with pytest.raises(ClosedError, match=r"^this process was forked from one that uses the GPU.*'spawn'"):
+                refused()  # type: ignore[no-untyped-call]
+        held[0].release()
+        held.clear()  # the rest goes by its finalizers
+        device.release()
+        assert stand_in.calls() == calls
+
+    in_forked_child(child)
+    assert stand_in.calls() == calls
+    with device.use():
+        held[2].synchronize()
+    for one in held:
+        one.release()
+    device.release()
+    assert stand_in.leaks() == {}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_forked_while_another_thread_opens_the_device_is_refused_too(stand_in: StandInDriver) -> None:
+    device = Device.shared()
+
+    def child() -> None:
+        with pytest.raises(ClosedError):
+            Device.shared(1)
+        device.release()
+
+    with _this_process().lock:  # nobody in the child will ever give it back
+        in_forked_child(child)
+    device.release()
+
+
+def test_a_child_forked_before_the_driver_was_used_has_it_for_itself(stand_in: StandInDriver) -> None:
+    def child() -> None:
+        device = Device.shared()
+        with device.use():
+            device.memory(10).release()
+        device.release()
+        assert stand_in.leaks() == {}
+        assert stand_in.calls() > 0
+
+    in_forked_child(child)
+    assert stand_in.calls() == 0
+
+
+CHILD = """
+import ctypes, threading
+from smart_runtime.engines.cuda.device import Device, _this_process
+
+library = ctypes.CDLL("libcuda.so.1")
+device = Device.shared()
+stream, event = device.stream(), device.event()
+memory, pinned = device.memory(1000), device.pinned(1000)
+array = pinned.array
+library.fake_delay(1000)
+with device.use():
+    for _ in range(50):
+        stream.copy_in(memory.address, pinned.address, 1000)
+        event.record(stream)
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["", "import os; os._exit(0)", "import atexit; atexit.register(device.release)", "keep = [stream]; del stream"],
+    ids=["everything is left", "at once", "released in atexit", "half is left"],
+)
+def test_a_process_may_end_at_any_time(stand_in: StandInDriver, end: str) -> None:
+    """Work is queued and nothing is released; it ends without a word, and finds the driver by its name."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CHILD.format(end=end)],
+        env=stand_in.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_importing_the_layer_loads_no_driver(stand_in: StandInDriver) -> None:
+    code = "import smart_runtime.engines.cuda.device; print('libcuda' in open('/proc/self/maps').read())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=stand_in.environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
