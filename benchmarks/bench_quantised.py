@@ -39,6 +39,7 @@ from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch, speed_up, summarise
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import DENSE, InputSpec, Manifest
+from smart_runtime.engines import EngineOptions
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 RESULT = Path(__file__).resolve().parent / "results/quantised.json"
@@ -103,7 +104,8 @@ def engine(model: Path, manifest: Manifest, *, config: Sequence[tuple[str, str]]
     for key, value in (("session.force_spinning_stop", "1"), *config):
         settings.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
-    return OnnxRuntimeEngine(session, input_name=manifest.input.name, output_name=manifest.output.name, threads=1)
+    options = EngineOptions(threads=1)
+    return OnnxRuntimeEngine(session, input_name=manifest.input.name, output_name=manifest.output.name, options=options)
 
 
 def quantised(model: Path, recipe: str, manifest: Manifest, folder: Path) -> Path:

@@ -183,7 +183,10 @@ def measure_calls(folder: Path, *, blocks: int) -> dict[str, Any]:
     path, spec = manifest.default_path, manifest.input
     session = bare_session(folder, path)
     model = model_around(
-        bundle, OnnxRuntimeEngine(session, input_name=spec.name, output_name=manifest.output.name, threads=1)
+        bundle,
+        OnnxRuntimeEngine(
+            session, input_name=spec.name, output_name=manifest.output.name, options=EngineOptions(threads=1)
+        ),
     )
     around = model_around(bundle, Idle(manifest.output.classes))
     image, pixels = random_batch(spec.shape, size=1, rng=np.random.default_rng(SEED)), random_pixels(spec)
