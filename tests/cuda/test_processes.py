@@ -13,7 +13,6 @@ from cuda.stand_in import StandInDriver
 from smart_runtime.engines.cuda.device import Device, _this_process
 from smart_runtime.errors import ClosedError
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 
 
