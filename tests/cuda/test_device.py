@@ -64,6 +64,35 @@ def test_it_is_one_for_all_until_the_last_has_released_it(stand_in: StandInDrive
     assert stand_in.leaks() == {}
 
 
+class Circle:
+    """What releases a device when the garbage collector finds it."""
+
+    def __init__(self) -> None:
+        self.device = Device.shared()
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.device.release()
+
+
+def test_the_garbage_collector_may_release_it_while_it_is_being_opened(
+    stand_in: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Circle()
+    retain = Device._retain
+
+    def collect_after(device: Device) -> None:
+        retain(device)
+        gc.collect()
+
+    monkeypatch.setattr(Device, "_retain", collect_after)
+    device = Device.shared()
+    with device.use():
+        assert device.free_bytes() == 2**30
+    device.release()
+    assert stand_in.leaks() == {}
+
+
 def test_a_device_that_is_not_there_is_refused(stand_in: StandInDriver) -> None:
     for ordinal in (2, -1):
         with pytest.raises(
@@ -100,6 +129,16 @@ def test_its_context_is_current_inside_and_the_one_before_it_after(stand_in: Sta
         memory.release()
         assert current() == before
     set_current(None)
+    device.release()
+    assert stand_in.leaks() == {}
+
+
+def test_a_context_that_cannot_be_put_back_is_an_error(stand_in: StandInDriver) -> None:
+    device = Device.shared()
+    stand_in.fail(2, 1)
+    with pytest.raises(EngineError, match=r"refused a call \(cuCtxSetCurrent: CUDA_ERROR_INVALID_VALUE"), device.use():
+        pass
+    assert current() is None, "it was tried again"
     device.release()
     assert stand_in.leaks() == {}
 
@@ -173,6 +212,19 @@ def test_bytes_go_in_across_and_out_in_order(stand_in: StandInDriver) -> None:
         one.release()
     device.release()
     assert stand_in.leaks() == {}
+
+
+def test_a_stream_that_is_released_has_done_its_work(stand_in: StandInDriver) -> None:
+    stand_in.delay(2000)
+    device = Device.shared()
+    memory, pinned, stream = device.memory(1000), device.pinned(1000), device.stream()
+    with device.use():
+        for _ in range(20):
+            stream.copy_in(memory.address, pinned.address, 1000)
+    for one in (stream, memory, pinned):
+        one.release()
+    device.release()
+    assert stand_in.leaks() == {}, "memory was freed that a copy used"
 
 
 def test_events_measure_what_lies_between_them(stand_in: StandInDriver) -> None:
@@ -298,13 +350,13 @@ def test_releasing_goes_on_and_logs_the_first_error(stand_in: StandInDriver, cap
     device = Device.shared()
     makers = (lambda: device.memory(10), lambda: device.pinned(10), device.stream, device.event)
     for make in makers:
-        one = make()  # type: ignore[no-untyped-call]
+        one = make()
         start = stand_in.calls()
         one.release()
         steps = stand_in.trace(start)
         for step in range(len(steps)):
             caplog.clear()
-            one = make()  # type: ignore[no-untyped-call]
+            one = make()
             stand_in.fail(step, 1)
             one.release()
             assert current() is None or steps[step] == "cuCtxGetCurrent"

@@ -10,8 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from cuda.stand_in import StandInDriver
-from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.device import Device, _this_process
 from smart_runtime.errors import ClosedError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 
 
 def in_forked_child(work: Callable[[], None]) -> None:
@@ -22,23 +24,23 @@ def in_forked_child(work: Callable[[], None]) -> None:
         try:
             work()
             code = 0
-        except BaseException as error:  # noqa: BLE001  # the parent is told that there was one
+        except BaseException as error:  # the parent is told that there was one
             os.write(2, f"in the child: {type(error).__name__}: {error}\n".encode())
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: StandInDriver) -> None:
     device = Device.shared()
-    held = [device.memory(10), device.pinned(10), device.stream(), device.event()]
+    stream = device.stream()
+    held = [device.memory(10), device.pinned(10), device.event(), stream]
     calls = stand_in.calls()
 
     def child() -> None:
         for refused in (Device.shared, lambda: device.memory(10), lambda: device.use().__enter__()):
             with pytest.raises(ClosedError, match=r"^this process was forked from one that uses the GPU.*'spawn'"):
-                refused()  # type: ignore[no-untyped-call]
+                refused()
         held[0].release()
         held.clear()  # the rest goes by its finalizers
         device.release()
@@ -47,14 +49,13 @@ def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: Sta
     in_forked_child(child)
     assert stand_in.calls() == calls
     with device.use():
-        held[2].synchronize()
+        stream.synchronize()
     for one in held:
         one.release()
     device.release()
     assert stand_in.leaks() == {}
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_a_child_forked_while_another_thread_opens_the_device_is_refused_too(stand_in: StandInDriver) -> None:
     device = Device.shared()
 
@@ -62,8 +63,6 @@ def test_a_child_forked_while_another_thread_opens_the_device_is_refused_too(sta
         with pytest.raises(ClosedError):
             Device.shared(1)
         device.release()
-
-    from smart_runtime.engines.cuda.device import _this_process
 
     with _this_process().lock:  # nobody in the child will ever give it back
         in_forked_child(child)
@@ -85,7 +84,7 @@ def test_a_child_forked_before_the_driver_was_used_has_it_for_itself(stand_in: S
 
 CHILD = """
 import ctypes, threading
-from smart_runtime.engines.cuda.device import Device
+from smart_runtime.engines.cuda.device import Device, _this_process
 
 library = ctypes.CDLL("libcuda.so.1")
 device = Device.shared()
@@ -103,8 +102,15 @@ with device.use():
 
 @pytest.mark.parametrize(
     "end",
-    ["", "import os; os._exit(0)", "import atexit; atexit.register(device.release)", "keep = [stream]; del stream"],
-    ids=["everything is left", "at once", "released in atexit", "half is left"],
+    [
+        "",
+        "import os; os._exit(0)",
+        "import atexit; atexit.register(device.release)",
+        "keep = [stream]; del stream",
+        # The driver may go before Python does: CUDA_ERROR_DEINITIALIZED from then on.
+        "import atexit; atexit.register(library.fake_stick, 4)",
+    ],
+    ids=["everything is left", "at once", "released in atexit", "half is left", "the driver goes first"],
 )
 def test_a_process_may_end_at_any_time(stand_in: StandInDriver, end: str) -> None:
     """Work is queued and nothing is released; it ends without a word, and finds the driver by its name."""

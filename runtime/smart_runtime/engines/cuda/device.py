@@ -29,7 +29,7 @@ class _Process:
     """What one process has of the driver; a forked child inherits that of its parent and must not touch it."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # the garbage collector may release a device while another one is being opened
         self.devices: dict[int, Device] = {}
         self.uses_driver = False
 
@@ -102,10 +102,10 @@ class Device:
                     process.uses_driver = True
                     _check_ordinal(driver, ordinal)
                     device = process.devices[ordinal] = cls(driver, ordinal)
-                device._retain()
-                device._users += 1
+                device._users += 1  # first, so that nobody who releases it meanwhile is the last
                 counted = True
-        except BaseException:  # Ctrl-C while the lock is given back
+                device._retain()
+        except BaseException:  # Ctrl-C too, which may come as the lock is given back
             if counted and device is not None:
                 device.release()
             raise
@@ -175,7 +175,7 @@ class Device:
                 if error.code != _INVALID_VALUE:
                     raise
                 return None
-        return ordinal.value
+        return ordinal.value if ordinal.value >= 0 else None  # negative: memory of the host that CUDA knows
 
     def __str__(self) -> str:
         """Return its number and name."""
