@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES, GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import create_engine
 from smart_runtime.engines.onnx_inline import inlined
+from smart_runtime.engines.onnx_weights import external_tensors
 from smart_runtime.errors import EngineError
 
 ARRAYS = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
@@ -101,6 +103,31 @@ def test_a_hostile_graph_is_refused_as_ever() -> None:
     elsewhere = GraphBytes(model=graph.model, weights=graph.weights, weights_name="other.bin")
     with pytest.raises(EngineError, match=r"'a' in 'w\.bin' instead of 'other\.bin'"):
         inlined(elsewhere)
+
+
+@given(st.data())
+def test_whatever_becomes_of_a_damaged_graph_nothing_is_outside_afterwards(data: st.DataObject) -> None:
+    model, weights = graph_files("clean")
+    damaged = bytearray(model)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(model) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        result = inlined(GraphBytes(model=bytes(damaged), weights=weights, weights_name="weights.bin"))
+    except EngineError:
+        return
+    assert external_tensors(GraphBytes(model=result, weights=None, weights_name=None)) == {}
+
+
+def test_weights_are_copied_once() -> None:
+    size = 2**25
+    graph = graph_with({"a": np.zeros(size // 4, np.float32)})
+    tracemalloc.start()
+    try:
+        result = inlined(graph)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < len(result) <= peak < 1.01 * size
 
 
 def test_what_no_onnx_file_can_hold_is_refused_before_it_is_copied() -> None:

@@ -38,12 +38,11 @@ def small_graph(name: str = "clean") -> bytes:
     return inlined(GraphBytes(model=model, weights=weights, weights_name="weights.bin"))
 
 
-def graph_of(text: str, **tensors: Any) -> bytes:
-    """A graph from images to scores of the same shape, given as text, with its tensors."""
-    shape = f"float[N, {CHANNELS}, {HEIGHT}, {WIDTH}]"
-    model = onnx.parser.parse_model(
-        f'<ir_version: 9, opset_import: ["": 20]> g ({shape} image) => ({shape} scores) {{{text}}}'
-    )
+def graph_of(text: str, *, output: str | None = None, **tensors: Any) -> bytes:
+    """A graph from images to scores, by default of the same shape, given as text, with its tensors."""
+    shape = f"N, {CHANNELS}, {HEIGHT}, {WIDTH}"
+    signature = f"g (float[{shape}] image) => (float[{output or shape}] scores)"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 20]> {signature} {{{text}}}')
     model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in tensors.items())
     return bytes(model.SerializeToString())
 

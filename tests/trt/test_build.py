@@ -256,6 +256,26 @@ def test_a_plan_that_was_damaged_on_its_way_is_refused() -> None:
             build._plan_of(told | {"bytes": 5}, file)
 
 
+_OLD = os.environ.get("SMART_EDGE_OLD_RTX", "")
+
+
+@pytest.mark.skipif(
+    not _OLD, reason="SMART_EDGE_OLD_RTX names no folder with the oldest TensorRT-RTX, 1.4 (pip --target)"
+)
+def test_the_oldest_library_builds_and_refuses_as_the_newest_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(_OLD)  # a child looks where its parent does
+    phases: list[str] = []
+    with nothing_left():
+        built = build_plan(small_graph(), RECIPE, on_phase=lambda name, _: phases.append(name))
+    assert built.version.startswith("1.4.")
+    assert "Building engine" in phases
+    graph = graph_of("a = Bernoulli(image) b = Det(image) scores = Add(a, b)")
+    with nothing_left(), pytest.raises(BuildRefusedError, match=r"Bernoulli \(node 0\)"):
+        build_plan(graph, replace(RECIPE, outputs=None))
+    with pytest.raises(EngineError, match="does not build for compute capability"):
+        build_plan(small_graph(), replace(RECIPE, capabilities=("9.0",)))
+
+
 _TEXT = st.text(max_size=9)
 _RECIPES = st.builds(
     BuildRecipe,

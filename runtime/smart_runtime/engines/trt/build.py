@@ -75,6 +75,8 @@ def build_plan(
             kind = OutOfMemoryError if error.errno in {errno.ENOMEM, errno.ENOSPC} else EngineError
             raise kind(f"the system refuses to start a build: {error}; close other programs and try again") from error
         phase = STARTING
+        if on_phase is not None:
+            on_phase(phase, time.monotonic() - started)
         for told in child.told(None if timeout_s is None else started + timeout_s):
             if "done" in told:
                 child.end()

@@ -61,7 +61,7 @@ def plan_in_process(
     started = time.perf_counter()
     library = load_library(recipe.library)
     with ExitStack() as undo:
-        if recipe.capabilities is None:
+        if recipe.capabilities is None or not library.capabilities():
             # Before any of TensorRT's objects: without a driver they end in a segmentation fault. Being current makes
             # the device the one that TensorRT builds for.
             from smart_runtime.engines.cuda.device import Device  # noqa: PLC0415  # not needed for other cards
