@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import shutil
 import subprocess
@@ -27,8 +26,8 @@ from smart_runtime.bench.measure import WARM_UP_MS, calls_per_block, interleave,
 from smart_runtime.engines import Batch, Scores
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.memory import Mode, resident_bytes
+from smart_runtime.selfcheck import cuda_checks
 
-CHECKS = "smart_runtime.selfcheck.cuda_checks"
 SEED = 0
 # Of the largest score: a GPU adds in another order, and fp16 graphs round in other places.
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2}
@@ -77,12 +76,11 @@ def check_contracts(_: Session) -> dict[str, Any]:
     """Return the figures of every check of the CUDA layer on the driver of this machine, and what failed."""
     try:
         Device.shared().release()
-        checks = importlib.import_module(CHECKS)
-    except (MissingExtraError, ModuleNotFoundError) as error:
+    except MissingExtraError as error:
         raise NotHere(str(error)) from error
     figures: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    for name, check in inspect.getmembers(checks, inspect.isfunction):
+    for name, check in inspect.getmembers(cuda_checks, inspect.isfunction):
         if name.startswith("check_"):
             try:
                 figures[name] = check(0)

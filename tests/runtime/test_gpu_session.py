@@ -60,9 +60,11 @@ def test_a_dry_run_goes_through_every_step_and_goes_on_where_it_was(
     status, outcomes, said = session(*arguments, environment=stand_in.environment())
     assert (status, said) == (0, "")
     assert list(outcomes) == STEPS
-    for step in ("device", "paths-tiny", "storm", "memory"):
+    for step in ("device", "contracts", "paths-tiny", "storm", "memory"):
         assert outcomes[step].startswith("done in "), outcomes
-    records = {step: json.loads((output / f"{step}.json").read_text()) for step in ("paths-tiny", "storm", "memory")}
+    records = {file.stem: json.loads(file.read_text()) for file in output.glob("*.json")}
+    assert len(records["contracts"]["result"]["figures"]) > 5
+    assert not records["contracts"]["result"]["failed"]
     assert all(record["environment"]["versions"]["numpy"] == np.__version__ for record in records.values())
     rows = records["paths-tiny"]["result"]["rows"]
     assert [(row["graph"], row["batch"]) for row in rows] == [

@@ -20,9 +20,10 @@ import pytest
 from cuda.stand_in import StandInDriver
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, as_float, expected_scores, graph_files, random_images
 from smart_common.errors import MissingExtraError
+from smart_devices import EngineStatus
 from smart_runtime.bundle.bundle import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.engines import EngineOptions, onnxruntime_cuda
+from smart_runtime.engines import AUTO, EngineOptions, choose_engine, onnxruntime_cuda
 from smart_runtime.engines.cuda import driver
 from smart_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from smart_runtime.errors import ClosedError, DeviceLostError, EngineError, OutOfMemoryError
@@ -190,6 +191,22 @@ def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_cuda, "_load", None)
     with pytest.raises(MissingExtraError, match=r"no NVIDIA driver that works: libcuda-of-no-machine.*`smart-devices"):
         OnnxRuntimeCudaEngine.create(graph(), inputs=INPUTS, outputs=OUTPUTS, options=OPTIONS)
+
+
+@pytest.mark.usefixtures("_card")
+def test_auto_passes_over_one_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver, and an ONNX Runtime with CUDA whose own libraries are missing: what pip installs without the extras."""
+    fine = EngineStatus("onnxruntime-cuda", available=True)
+    monkeypatch.setattr("smart_runtime.engines.has_library", lambda info: info.name.startswith("onnxruntime-"))
+    monkeypatch.setattr("smart_devices.gpu_engines.onnxruntime_cuda", lambda _: fine)
+    choice = choose_engine(AUTO)
+    assert choice.engine == "onnxruntime-cpu"
+    (why,) = choice.passed_over
+    assert why.startswith("onnxruntime-cuda: ONNX Runtime's CUDA provider does not load: ")
+    monkeypatch.setattr(onnxruntime_cuda, "_load", lambda _: None)
+    assert choose_engine(AUTO).engine == "onnxruntime-cuda"
+    with pytest.raises(EngineError, match="there is no GPU 9"):
+        OnnxRuntimeCudaEngine.why_not_now(None, EngineOptions(device=9))
 
 
 @pytest.mark.usefixtures("_card")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO, cast
 
 from smart_common.errors import MissingExtraError, shortened
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.driver import STICKY
 from smart_runtime.engines.engine import EngineOptions
@@ -44,6 +45,16 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     name: ClassVar[str] = CUDA
     provider: ClassVar[str] = "CUDAExecutionProvider"
+
+    @classmethod
+    def why_not_now(cls, bundle: Bundle | None, options: EngineOptions) -> str | None:  # noqa: ARG003  # see `Engine`
+        """Return None, since nothing needs building; raise MissingExtraError or EngineError if it does not load."""
+        device = Device.shared(options.device)
+        try:
+            _load_provider()
+        finally:
+            device.release()
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return the engine, ONNX Runtime's version, the GPU's number and whether TF32 is on; see `Engine`."""
