@@ -15,17 +15,23 @@ from smart_runtime.errors import InputError
 NumpyImages: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
 
-class DlpackArray(Protocol):
+class _GpuArray(Protocol):
+    @property
+    def shape(self) -> Any:
+        """The sizes; policies may look at them, a call takes what the protocol says."""
+
+
+class DlpackArray(_GpuArray, Protocol):
     """An array on a GPU, as PyTorch and CuPy have it (Python array API standard, "Data interchange mechanisms")."""
 
-    def __dlpack__(self, *, stream: Any = None) -> Any:
+    def __dlpack__(self, *, stream: Any) -> Any:
         """Return a capsule with the array, which ``stream`` may read from then on."""
 
     def __dlpack_device__(self) -> tuple[Any, Any]:
         """Return the type and the number of its device."""
 
 
-class CudaArray(Protocol):
+class CudaArray(_GpuArray, Protocol):
     """An array on a GPU, as Numba has it (Numba, "CUDA Array Interface", versions 2 and 3)."""
 
     @property

@@ -32,13 +32,15 @@ rename = ctypes.PYFUNCTYPE(c_int, ctypes.py_object, c_char_p)(("PyCapsule_SetNam
 _alive: dict[int, tuple[Any, GpuArray]] = {}  # the struct that a capsule points to, and whose it is
 
 
-@_Destructor
 def _destroy(capsule: int) -> None:
     """Call the deleter unless a consumer has renamed the capsule, as the array API standard has it."""
     for name in (NAME, VERSIONED_NAME):
         if _valid(capsule, name):
             _, array = _alive.pop(_pointer(capsule, name))
             array.delete()
+
+
+_destructor = _Destructor(_destroy)
 
 
 class GpuLibrary:
@@ -115,7 +117,7 @@ class GpuArray:
         address = ctypes.addressof(managed)
         _alive[address] = (managed, self)
         self.given += 1
-        return _new(address, VERSIONED_NAME if versioned else NAME, _destroy)
+        return _new(address, VERSIONED_NAME if versioned else NAME, _destructor)
 
     def delete(self) -> None:
         self.deleted += 1
@@ -146,6 +148,7 @@ class InterfaceArray:
 
     def __init__(self, array: GpuArray, **entries: Any) -> None:
         self._array = array
+        self.shape = array.shape
         self.__cuda_array_interface__ = {
             "shape": array.shape,
             "typestr": "<f4",

@@ -143,6 +143,8 @@ def test_while_running_on_images_of_the_gpu(  # noqa: PLR0917
     def new_array() -> GpuArray:
         array = library.array(IMAGES[:5], frees=True)  # two pieces
         array.__class__ = Clumsy
+        with library.device.use():
+            library.stream.synchronize()  # so that whatever is in the way of freeing it is not the library's own work
         return array
 
     array = new_array()
@@ -152,10 +154,8 @@ def test_while_running_on_images_of_the_gpu(  # noqa: PLR0917
     while call < count:
         array = new_array()
         driver.fail(call, code)
-        try:
+        with suppress(EngineError, InputError):
             assert np.array_equal(model(given(array)), expected["clean"][:5])
-        except (EngineError, InputError):
-            pass
         driver.fail(-1, 0)
         assert array.deleted == array.given
         assert not any(driver.faults().values())

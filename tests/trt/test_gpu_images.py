@@ -276,6 +276,7 @@ class Elsewhere:
 
     def __init__(self, kind: int | None) -> None:
         self.kind = kind
+        self.shape = F32.shape
 
     def __dlpack_device__(self) -> tuple[int | None, int]:
         if self.kind is None:
