@@ -180,9 +180,7 @@ def test_what_an_inspector_says_is_counted(information: str, expected: tuple[int
     assert layers_of(information) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("8.6", 1), ("10.3", 2), ("10.3", 700), ("rtx-1.7", 999)], ids=str
-)
+@pytest.mark.parametrize(("name", "code"), [("8.6", 1), ("10.3", 2), ("10.3", 700), ("rtx-1.7", 999)], ids=str)
 def test_a_driver_that_fails_at_any_call_gives_our_errors_and_leaves_nothing(
     name: str, code: int, stand_in: StandInDriver
 ) -> None:
