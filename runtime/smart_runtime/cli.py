@@ -28,6 +28,7 @@ from smart_common.outputs import check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
+from smart_runtime.installing.cli import install
 
 if TYPE_CHECKING:
     from smart_runtime.bundle.bundle import Bundle
@@ -64,6 +65,9 @@ def engine_option(default: str) -> Callable[[_F], _F]:
 def main(context: click.Context) -> None:
     """Run a bundle on this device."""
     context.with_resource(warnings_as_notes("smart_runtime"))
+
+
+main.add_command(install)
 
 
 @main.command(epilog="Example: smart-run infer bundle/ cat.jpg holiday/ 'frames/*.png' --path robust --top 3")

@@ -18,6 +18,16 @@
         if (entry_.failure) return leave(entry_.failure);      \
     } while (0)
 
+// What makes something may write anything where it fails: nobody promises that it does not.
+#define ENTER_TO_MAKE(result, needs_context)                                  \
+    do {                                                       \
+        struct entry entry_ = enter(__func__, needs_context);  \
+        if (entry_.refused) return entry_.refused;             \
+        if (!entry_.failure) break;                            \
+        memset(result, 0xBA, sizeof *(result));                \
+        return leave(entry_.failure);                          \
+    } while (0)
+
 // What gives something back reports the errors of earlier work ("may also return error codes from previous,
 // asynchronous launches", cuda.h) and does its own: a failure that a test asks for comes after the deed.
 #define ENTER_TO_FREE(failure)                                 \
@@ -116,7 +126,7 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
-    ENTER(false);
+    ENTER_TO_MAKE(context, false);
     NEED_DEVICE(device);
     primary[device].retained++;
     *context = &primary[device];
@@ -127,6 +137,7 @@ CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
     struct entry entry = enter(__func__, false);
     if (entry.refused) return entry.refused;
     NEED_DEVICE(device);
+    unknown_frees += !primary[device].retained;
     NEED(primary[device].retained, CUDA_ERROR_INVALID_CONTEXT);
     primary[device].retained--;
     return leave(entry.failure);
@@ -182,7 +193,7 @@ CUresult cuMemGetInfo(size_t *free, size_t *total) {
 }
 
 CUresult cuMemAlloc(CUdeviceptr *address, size_t size) {
-    ENTER(true);
+    ENTER_TO_MAKE(address, true);
     struct object *block;
     CUresult result = allocate(MEMORY, size, &block);
     if (!result) *address = (CUdeviceptr)block->bytes;
@@ -191,7 +202,7 @@ CUresult cuMemAlloc(CUdeviceptr *address, size_t size) {
 
 CUresult cuMemHostAlloc(void **address, size_t size, unsigned int flags) {
     (void)flags;
-    ENTER(true);
+    ENTER_TO_MAKE(address, true);
     struct object *block;
     CUresult result = allocate(PINNED, size, &block);
     if (!result) *address = block->bytes;
@@ -201,6 +212,7 @@ CUresult cuMemHostAlloc(void **address, size_t size, unsigned int flags) {
 CUresult cuMemFree(CUdeviceptr address) {
     ENTER_TO_FREE(failure);
     struct object *block = find_handle((void *)address, MEMORY);
+    unknown_frees += !block;
     NEED(block, CUDA_ERROR_INVALID_VALUE);
     destroy(block);
     return leave(failure);
@@ -209,6 +221,7 @@ CUresult cuMemFree(CUdeviceptr address) {
 CUresult cuMemFreeHost(void *address) {
     ENTER_TO_FREE(failure);
     struct object *block = find_handle(address, PINNED);
+    unknown_frees += !block;
     NEED(block, CUDA_ERROR_INVALID_VALUE);
     destroy(block);
     return leave(failure);
@@ -292,7 +305,7 @@ CUresult cuStreamWaitEvent(CUstream handle, CUevent event_handle, unsigned int f
 }
 
 CUresult cuStreamCreate(CUstream *handle, unsigned int flags) {
-    ENTER(true);
+    ENTER_TO_MAKE(handle, true);
     NEED(!(flags & ~CU_STREAM_NON_BLOCKING), CUDA_ERROR_INVALID_VALUE);
     *handle = (CUstream)new_stream();
     return leave(CUDA_SUCCESS);
@@ -301,13 +314,14 @@ CUresult cuStreamCreate(CUstream *handle, unsigned int flags) {
 CUresult cuStreamDestroy(CUstream handle) {
     ENTER_TO_FREE(failure);
     struct object *stream = find_handle(handle, STREAM);
+    unknown_frees += !stream;
     NEED(stream, CUDA_ERROR_INVALID_HANDLE);
     destroy(stream);
     return leave(failure);
 }
 
 CUresult cuEventCreate(CUevent *handle, unsigned int flags) {
-    ENTER(true);
+    ENTER_TO_MAKE(handle, true);
     struct object *event = add(EVENT, current_context());
     event->timed = !(flags & CU_EVENT_DISABLE_TIMING);
     *handle = (CUevent)event;
@@ -355,6 +369,7 @@ CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
 CUresult cuEventDestroy(CUevent handle) {
     ENTER_TO_FREE(failure);
     struct object *event = find_handle(handle, EVENT);
+    unknown_frees += !event;
     NEED(event, CUDA_ERROR_INVALID_HANDLE);
     destroy(event);
     return leave(failure);

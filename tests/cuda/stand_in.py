@@ -64,7 +64,7 @@ class StandInDriver:
     def __init__(self, library: ctypes.CDLL | None = None) -> None:
         self.path = build() / "libcuda.so.1" if library is None else Path(library._name)
         self.library = ctypes.CDLL(str(self.path)) if library is None else library
-        for name in ("live", "calls", "pageable_copies", "freed_in_use", "touched"):
+        for name in ("live", "calls", "pageable_copies", "freed_in_use", "unknown_frees", "touched"):
             getattr(self.library, f"fake_{name}").restype = ctypes.c_long
         self.library.fake_used.restype = ctypes.c_size_t
         self.library.fake_traced.restype = ctypes.c_char_p
@@ -118,8 +118,9 @@ class StandInDriver:
         return int(self.library.fake_pageable_copies())
 
     def faults(self) -> dict[str, int]:
-        """What the real driver would have let pass: blocks freed in use, and freed ones that were written to."""
-        return {"freed in use": self.library.fake_freed_in_use(), "written when free": self.library.fake_touched()}
+        """What nobody may do: free blocks in use, or what is not there, and write to what is freed."""
+        names = ("freed_in_use", "unknown_frees", "touched")
+        return {name: int(getattr(self.library, f"fake_{name}")()) for name in names}
 
     def foreign_context(self) -> int:
         """A context on device 0 that is not its primary one."""

@@ -133,6 +133,16 @@ def test_its_context_is_current_inside_and_the_one_before_it_after(stand_in: Sta
     assert stand_in.leaks() == {}
 
 
+def test_a_context_that_cannot_be_put_back_is_an_error(stand_in: StandInDriver) -> None:
+    device = Device.shared()
+    stand_in.fail(2, 1)
+    with pytest.raises(EngineError, match=r"refused a call \(cuCtxSetCurrent: CUDA_ERROR_INVALID_VALUE"), device.use():
+        pass
+    assert current() is None, "it was tried again"
+    device.release()
+    assert stand_in.leaks() == {}
+
+
 def test_entering_costs_three_calls_and_one_where_it_is_current(stand_in: StandInDriver) -> None:
     device = Device.shared()
     start = stand_in.calls()
@@ -202,6 +212,19 @@ def test_bytes_go_in_across_and_out_in_order(stand_in: StandInDriver) -> None:
         one.release()
     device.release()
     assert stand_in.leaks() == {}
+
+
+def test_a_stream_that_is_released_has_done_its_work(stand_in: StandInDriver) -> None:
+    stand_in.delay(2000)
+    device = Device.shared()
+    memory, pinned, stream = device.memory(1000), device.pinned(1000), device.stream()
+    with device.use():
+        for _ in range(20):
+            stream.copy_in(memory.address, pinned.address, 1000)
+    for one in (stream, memory, pinned):
+        one.release()
+    device.release()
+    assert stand_in.leaks() == {}, "memory was freed that a copy used"
 
 
 def test_events_measure_what_lies_between_them(stand_in: StandInDriver) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import suppress
@@ -113,6 +114,12 @@ def quiet() -> Iterator[None]:
         gc.unfreeze()
 
 
+def current_context() -> int | None:
+    context = ctypes.c_void_p()
+    driver_module.load_driver().call("cuCtxGetCurrent", ctypes.byref(context))
+    return context.value
+
+
 def settle(driver: StandInDriver) -> None:
     """What the caller of an interrupted call has left to do, which is to let go."""
     gc.collect()
@@ -135,6 +142,7 @@ def test_an_interrupt_after_every_call_of_the_driver_leaks_nothing(anew: Any, qu
         with suppress(Stop):
             use_everything()
         state["left"] = -1
+        assert current_context() is None
         settle(driver)
         assert driver.leaks() == {}, driver.trace()[call - 1]
 

@@ -13,7 +13,6 @@ from cuda.stand_in import StandInDriver
 from smart_runtime.engines.cuda.device import Device, _this_process
 from smart_runtime.errors import ClosedError
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 
 
@@ -103,8 +102,15 @@ with device.use():
 
 @pytest.mark.parametrize(
     "end",
-    ["", "import os; os._exit(0)", "import atexit; atexit.register(device.release)", "keep = [stream]; del stream"],
-    ids=["everything is left", "at once", "released in atexit", "half is left"],
+    [
+        "",
+        "import os; os._exit(0)",
+        "import atexit; atexit.register(device.release)",
+        "keep = [stream]; del stream",
+        # The driver may go before Python does: CUDA_ERROR_DEINITIALIZED from then on.
+        "import atexit; atexit.register(library.fake_stick, 4)",
+    ],
+    ids=["everything is left", "at once", "released in atexit", "half is left", "the driver goes first"],
 )
 def test_a_process_may_end_at_any_time(stand_in: StandInDriver, end: str) -> None:
     """Work is queued and nothing is released; it ends without a word, and finds the driver by its name."""

@@ -10,6 +10,7 @@ enum { THREADS = 6, ROUNDS = 40, SIZE = 512 };
 void fake_delay(unsigned microseconds);
 long fake_live(int kind);
 long fake_freed_in_use(void);
+long fake_unknown_frees(void);
 long fake_touched(void);
 
 #define MUST(call)                                                       \
@@ -76,7 +77,7 @@ int main(void) {
     fake_delay(20);
     for (size_t i = 0; i < THREADS; i++) pthread_create(&threads[i], NULL, work, (void *)i);
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
-    long left = fake_freed_in_use() + fake_touched();
+    long left = fake_freed_in_use() + fake_unknown_frees() + fake_touched();
     for (int kind = 0; kind < 5; kind++) left += fake_live(kind);
     printf("%ld\n", left);
     return 0;

@@ -17,7 +17,7 @@ pthread_mutex_t world = PTHREAD_MUTEX_INITIALIZER;
 pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 struct device devices[DEVICES];
 struct CUctx_st primary[DEVICES] = {{.device = 0}, {.device = 1}}, foreign = {.device = 0, .retained = 1};
-long pageable_copies, freed_in_use;
+long pageable_copies, freed_in_use, unknown_frees;
 
 static struct object *live, *freed;  // `freed` holds memory only, newest first
 static size_t quarantined;
@@ -155,17 +155,15 @@ static void shrink_quarantine(size_t room) {
     }
 }
 
-// Wait for all that uses the object, as the real driver does, and free it.
+// Free the object once nothing uses it any more. As of the real driver, the call for a stream returns at once, and the
+// stream does what is left of its work (cuStreamDestroy in cuda.h); the others wait.
 void destroy(struct object *object) {
     object->going = true;
     if (object->kind == STREAM) {
         pthread_cond_broadcast(&changed);
-        pthread_mutex_unlock(&world);
-        pthread_join(object->thread, NULL);  // it ends once its queue is empty
-        pthread_mutex_lock(&world);
-    } else if (object->kind <= PINNED && object->pins) {
-        freed_in_use++;
+        return;
     }
+    if (object->kind <= PINNED && object->pins && !stuck) freed_in_use++;  // of a lost device nobody can wait for work
     while (object->pins) pthread_cond_wait(&changed, &world);
     unlink_from(&live, object);
     if (object->kind > PINNED) {
@@ -219,12 +217,18 @@ static void *run_stream(void *argument) {
         free(work);
         pthread_cond_broadcast(&changed);
     }
-    return (void *)(intptr_t)pthread_mutex_unlock(&world);
+    while (stream->pins) pthread_cond_wait(&changed, &world);
+    unlink_from(&live, stream);
+    free(stream);
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&world);
+    return NULL;
 }
 
 struct object *new_stream(void) {
     struct object *stream = add(STREAM, current_context());
-    if (pthread_create(&stream->thread, NULL, run_stream, stream)) abort();
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, run_stream, stream) || pthread_detach(thread)) abort();
     return stream;
 }
 
@@ -282,6 +286,7 @@ long fake_calls(void) { return calls; }
 const char *fake_traced(long call) { return trace[call % TRACED]; }
 long fake_pageable_copies(void) { return pageable_copies; }
 long fake_freed_in_use(void) { return freed_in_use; }
+long fake_unknown_frees(void) { return unknown_frees; }
 CUcontext fake_foreign_context(void) { return &foreign; }
 
 void fake_device(int device, const char *name, int major, int minor, int multiprocessors, int integrated) {
@@ -299,7 +304,7 @@ long fake_live(int kind) {
     if (kind == KINDS)
         for (int i = 0; i < DEVICES; i++) count += primary[i].retained;
     for (struct object *object = live; object; object = object->next)
-        count += object->kind == (enum kind)kind && object != object->context->default_stream;
+        count += object->kind == (enum kind)kind && object != object->context->default_stream && !object->going;
     pthread_mutex_unlock(&world);
     return count;
 }
@@ -315,13 +320,17 @@ long fake_touched(void) {
 __attribute__((constructor)) void fake_reset(void) {
     pthread_mutex_lock(&world);
     // Streams first: their work uses the others.
-    for (struct object *object = live; object; object = live) {
-        while (object->next && object->kind != STREAM) object = object->next;
-        destroy(object->kind == STREAM ? object : live);
+    for (struct object *object = live; object; object = object->next)
+        if (object->kind == STREAM) object->going = true;
+    pthread_cond_broadcast(&changed);
+    for (struct object *object = live; object;) {
+        if (object->kind == STREAM) pthread_cond_wait(&changed, &world);
+        object = object->kind == STREAM ? live : object->next;
     }
+    while (live) destroy(live);
     shrink_quarantine(0);
     process = 0;
-    calls = touched = pageable_copies = freed_in_use = 0;
+    calls = touched = pageable_copies = freed_in_use = unknown_frees = 0;
     fail_after = -1;
     failure = stuck = CUDA_SUCCESS;
     delay_us = randomness = 0;

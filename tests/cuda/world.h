@@ -31,7 +31,6 @@ struct object {
     unsigned char *bytes;
     size_t size;
     // STREAM
-    pthread_t thread;
     struct work *first, *last;
     bool busy;
     // EVENT: the number of the last record, and of the last one that its stream has come to
@@ -69,7 +68,7 @@ extern pthread_mutex_t world;     // guards everything here
 extern pthread_cond_t changed;    // broadcast whenever anything here changes
 extern struct device devices[DEVICES];
 extern struct CUctx_st primary[DEVICES], foreign;
-extern long pageable_copies, freed_in_use;
+extern long pageable_copies, freed_in_use, unknown_frees;
 
 // Begin the call of a function; the world is locked afterwards if and only if nothing is refused.
 struct entry enter(const char *function, bool needs_context);
@@ -103,6 +102,7 @@ long fake_calls(void);
 const char *fake_traced(long call);
 long fake_pageable_copies(void);
 long fake_freed_in_use(void);  // blocks that were freed while work that uses them was queued
+long fake_unknown_frees(void); // calls that would free what is not there
 long fake_touched(void);       // blocks that were written to after they were freed
 CUcontext fake_foreign_context(void);
 void fake_reset(void);  // forget everything; nobody may be using the driver

@@ -197,7 +197,10 @@ def test_an_export_of_two_equal_paths_names_one_file(tmp_path: Path, monkeypatch
     for group, mask in enumerate(net.masks("clean")):
         net.set_mask("robust", group, mask)
     built = build_bundle(checkpoint, output=tmp_path / "bundle", target="x86-cpu", max_drop=1.0, baseline=False)
-    paths = Bundle.open(built.bundle).manifest.paths
+    manifest = Bundle.open(built.bundle).manifest
+    paths = manifest.paths
+    assert manifest.reference is not None
+    assert manifest.reference.scores == dict.fromkeys(paths, "clean/reference-scores.npy")
     assert paths["robust"].files == paths["clean"].files == ("clean/model.onnx", "clean/weights.bin")
     assert not (built.bundle / "robust").exists()
     with SmartModel.load(built.bundle, threads=1) as model:

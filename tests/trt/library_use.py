@@ -28,11 +28,13 @@ def inlined_graph(name: str = "clean") -> bytes:
     return bytes(model.SerializeToString())
 
 
-def configured(library: Library, builder: Any, **chosen: Any) -> Any:
+def configured(
+    library: Library, builder: Any, *, batch: tuple[int, int, int] = (1, 2, MAX_BATCH), **chosen: Any
+) -> Any:
     """A configuration with a profile for batches of 1 to ``MAX_BATCH``."""
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    profile.set_shape("image", (1, *IMAGE), (2, *IMAGE), (MAX_BATCH, *IMAGE))
+    profile.set_shape("image", *((size, *IMAGE) for size in batch))
     config.add_optimization_profile(profile)
     recipe: dict[str, Any] = {
         "precision": "fp32",

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.bundles import graph_files
+from runtime.bundles import as_float, graph_files, random_images
 from runtime.fakes import TIMEOUT
 from smart_common.errors import MissingExtraError
 from smart_runtime.engines.engine import BatchRange
@@ -122,6 +123,22 @@ def test_the_int8_of_a_cpu_is_refused_before_anything_is_started(
         build_plan(graph_of(text, **tensors), RECIPE)
     assert "--target" in str(caught.value)
     assert children.pids == []
+
+
+def test_of_the_exports_two_recipes_the_one_for_a_gpu_is_built() -> None:
+    pytest.importorskip("onnx_ir", reason="needs the extra export")
+    import onnx_ir  # noqa: PLC0415
+
+    from smart_export.quantise import quantised  # noqa: PLC0415  # loads onnxruntime's quantizer
+
+    model = onnx_ir.from_proto(onnx.load_from_string(small_graph()))
+    images = as_float(random_images(16))
+    gpu, cpu = (
+        onnx_ir.to_proto(quantised(model, images, recipe=recipe)).SerializeToString() for recipe in ("tensorrt", "cpu")
+    )
+    assert build_plan(gpu, replace(RECIPE, precision="int8")).plan
+    with pytest.raises(EngineError, match="recipe 'cpu'"):
+        build_plan(cpu, replace(RECIPE, precision="int8"))
 
 
 def test_the_int8_of_a_gpu_is_not() -> None:

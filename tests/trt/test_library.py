@@ -16,7 +16,7 @@ import onnx.parser
 import pytest
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import expected_scores
+from runtime.bundles import CLASSES, expected_scores
 from smart_common.errors import MissingExtraError
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.trt.library import Library, Precision, load_library
@@ -39,6 +39,21 @@ def test_a_graph_is_built_and_run_in_every_dialect(dialect: str, stand_in: Stand
             running.close()
         device.release()
     assert not stand_in.leaks()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_profile_of_one_size_leaves_nothing_to_vary(dialect: str, stand_in: StandInDriver) -> None:
+    """So says TensorRT-RTX 1.7 of such a plan, in its most verbose messages."""
+    with installed(dialect):
+        library, device = library_of(dialect), Device.shared(0)
+        with device.use():
+            running = Running(library, device, built(library, batch=(3, 3, 3)))
+            shapes = [tuple(running.engine.get_tensor_shape(name)) for name in ("image", "scores")]
+            assert shapes == [(3, *IMAGE), (3, CLASSES)]
+            np.testing.assert_allclose(running.run(IMAGES), expected_scores("clean", IMAGES), rtol=1e-6)
+            assert not running.context.set_input_shape("image", (2, *IMAGE))
+            running.close()
+        device.release()
 
 
 def library_of(dialect: str) -> Library:

@@ -104,6 +104,13 @@ def test_sizes_that_vary_need_a_profile(library: Library) -> None:
     assert "Error Code 4: API Usage Error" in parsed.log.last_error
 
 
+def test_a_workspace_may_be_too_small(library: Library) -> None:
+    parsed = Parsed(library, inlined_graph())
+    config = configured(library, parsed.builder, capabilities=FOR_ONE, workspace_bytes=1 << 10)
+    assert parsed.builder.build_serialized_network(parsed.network, config) is None
+    assert "workspace limit" in parsed.log.last_error
+
+
 def test_the_current_device_needs_a_driver(library: Library) -> None:
     parsed = Parsed(library, inlined_graph())
     assert parsed.builder.build_serialized_network(parsed.network, configured(library, parsed.builder)) is None

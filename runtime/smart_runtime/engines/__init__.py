@@ -34,7 +34,9 @@ __all__ = [
     "Engine",
     "EngineOptions",
     "Scores",
+    "check_available",
     "choose_engine",
+    "class_of",
     "create_engine",
     "open_engine",
     "resolve_engine",
@@ -68,9 +70,7 @@ def choose_engine(name: str, bundle: Bundle | None = None, *, options: EngineOpt
     if name != AUTO:
         if name not in driven:
             raise _unknown(name, driven)
-        status = engine_status(name)
-        if not status.available:
-            raise MissingExtraError(f"this device cannot run {_refusal(status)}")
+        check_available(name)
         return Choice(name)
     passed_over: list[str] = []
     for candidate in driven:
@@ -81,6 +81,13 @@ def choose_engine(name: str, bundle: Bundle | None = None, *, options: EngineOpt
             passed_over.append(why_not)
     refused = [_refusal(status) for status in map(engine_status, driven) if not status.available]
     raise MissingExtraError(f"no engine can run on this device ({'; '.join(refused + passed_over)})")
+
+
+def check_available(name: str) -> None:
+    """Raise MissingExtraError, with the remedy, if the engine ``name`` cannot run here."""
+    status = engine_status(name)
+    if not status.available:
+        raise MissingExtraError(f"this device cannot run {_refusal(status)}")
 
 
 def _unknown(name: str, driven: Sequence[str]) -> EngineError:
@@ -98,7 +105,7 @@ def _refusal(status: EngineStatus) -> str:
 
 def _why_not(candidate: str, bundle: Bundle | None, options: EngineOptions) -> str | None:
     try:
-        return _class_of(candidate).why_not_now(bundle, options)
+        return class_of(candidate).why_not_now(bundle, options)
     except (EngineError, MissingExtraError) as error:  # it is installed, and does not load
         return f"{candidate}: {error}"
 
@@ -145,10 +152,11 @@ def open_engine(
 
 
 def _factory(name: str) -> type[Engine]:
-    return _class_of(resolve_engine(name))
+    return class_of(resolve_engine(name))
 
 
-def _class_of(name: str) -> type[Engine]:
+def class_of(name: str) -> type[Engine]:
+    """Return what makes engines of the name; its library is not imported."""
     place = engine_info(name).factory
     assert place is not None, "only what can be driven comes here"  # for the type checker
     factory: type[Engine] = load(place)

@@ -68,9 +68,9 @@ class EngineOptions:
             Larger and smaller ones run too, in pieces or filled up.
         lanes: Runs that may be on the GPU at once, each with buffers of its own; fewer if they do not fit.
         tf32: Whether a GPU may round fp32 to TF32, which is faster and was not judged at export.
-        workspace_bytes: What a build may use of the GPU's memory; None leaves it to the engine.
+        workspace_bytes: What a layer may use of the GPU's memory; None leaves it to the engine.
         memory_limit_bytes: What one graph may hold of the GPU's memory while it runs (ONNX Runtime); None for no limit.
-        level: How hard a build tries, 0 to 5 (TensorRT's builder optimization level).
+        level: How hard a build tries, 0 to 5 (TensorRT's builder optimization level); None leaves it to the engine.
         cache_dir: Where an engine keeps what it built for this device; None for the user's own cache.
 
     Raises:
@@ -84,7 +84,7 @@ class EngineOptions:
     tf32: bool = False
     workspace_bytes: int | None = None
     memory_limit_bytes: int | None = None
-    level: int = 3
+    level: int | None = None
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class EngineOptions:
             raise EngineError(f"expected a workspace of 1 byte or more, got {self.workspace_bytes}")
         if self.memory_limit_bytes is not None and self.memory_limit_bytes < 1:
             raise EngineError(f"expected a memory limit of 1 byte or more, got {self.memory_limit_bytes}")
-        if not 0 <= self.level <= 5:
+        if self.level is not None and not 0 <= self.level <= 5:
             raise EngineError(f"expected a level of 0 to 5, got {self.level}")
 
 

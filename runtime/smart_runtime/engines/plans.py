@@ -14,9 +14,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _PLAN, _META = "plan", "meta.json"
 _BUILD_LOCK = "build.lock"
+_INSTALLED = "installed_ns"  # a fact: nanoseconds since 1970
 _NEW = "new"  # what is written beside its place is called after this, and tidied up by whoever writes next
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
@@ -123,10 +126,17 @@ class PlanCache:
         with self._folder.opened() as place, self._folder.refusing():
             return None if place is None else self._look(place, key_digest(key))
 
-    def has(self, key: Key) -> bool:
-        """Say whether there is a plan of ``key``, which `find` looks at more closely."""
+    def newest(self, key: Key, *, free: Collection[str]) -> Key | None:
+        """Return the key of the plan that was installed last, of those that are as ``key`` says but for ``free``.
+
+        None if there is none. ``free`` are names of fields that nobody has asked for in particular.
+        """
+        found: list[tuple[int, Key]] = []
         with self._folder.opened() as place, self._folder.refusing():
-            return place is not None and (place / key_digest(key)).exists()
+            for _, meta in () if place is None else self._metas(place):
+                if meta is not None and all(meta.key.get(field) == key[field] for field in key.keys() - free):
+                    found.append((meta.facts.get(_INSTALLED, 0), meta.key))
+        return max(found, key=itemgetter(0))[1] if found else None
 
     def build_once(
         self,
@@ -134,6 +144,7 @@ class PlanCache:
         build: Callable[[], tuple[bytes, Mapping[str, Any]]],
         *,
         on_wait: Callable[[int | None], None] = lambda _: None,
+        anew: bool = False,
     ) -> StoredPlan:
         """Return the plan of ``key``, which ``build`` makes if there is none; of all callers one builds at a time.
 
@@ -143,6 +154,7 @@ class PlanCache:
                 stored then.
             on_wait: Told, before waiting for another build, the ID of the process that does it, None where it is not
                 known.
+            anew: Build in any case; a plan that is there serves until the new one takes its place.
         """
         digest = key_digest(key)
         with self._folder.opened(create=True) as place, ExitStack() as locks:
@@ -150,12 +162,12 @@ class PlanCache:
             with self._folder.refusing():
                 # First a lock of the key's own: who waited for this very plan need not wait for other builds as well.
                 locks.enter_context(holding(place / f"{digest}.lock", on_wait=on_wait))
-                if (found := self._look(place, digest)) is not None:
+                if not anew and (found := self._look(place, digest)) is not None:
                     return found
                 locks.enter_context(holding(place / _BUILD_LOCK, on_wait=on_wait))
             plan, facts = build()
             with self._folder.refusing():
-                return self._publish(place, key, plan, facts)
+                return self._publish(place, key, plan, facts, anew=anew)
 
     def update(self, key: Key, facts: Mapping[str, Any]) -> None:
         """Add ``facts``, JSON values, to those of the plan of ``key``; nothing happens if there is none."""
@@ -311,9 +323,10 @@ class PlanCache:
                 meta = self._meta(entry, name)
             yield name, meta
 
-    def _publish(self, place: Path, key: Key, plan: bytes, facts: Mapping[str, Any]) -> StoredPlan:
+    def _publish(self, place: Path, key: Key, plan: bytes, facts: Mapping[str, Any], *, anew: bool) -> StoredPlan:
         digest = key_digest(key)
-        meta = _Meta(key=_plain(key), size=len(plan), sha256=hashlib.sha256(plan).hexdigest(), facts=_plain(facts))
+        facts = _plain({**facts, _INSTALLED: time.time_ns()})
+        meta = _Meta(key=_plain(key), size=len(plan), sha256=hashlib.sha256(plan).hexdigest(), facts=facts)
         with new_folder_beside(place / _NEW) as beside:
             beside.chmod(0o700)
             for name, data in ((_PLAN, plan), (_META, meta.written())):
@@ -328,8 +341,8 @@ class PlanCache:
                 except OSError as error:
                     if error.errno not in _TAKEN:
                         raise
-                # A damaged one lies there; or on a file system without locks somebody else was first.
-                if (found := self._look(place, digest)) is not None:
+                # A damaged one lies there, or an older one; or on a file system without locks somebody else was first.
+                if not anew and (found := self._look(place, digest)) is not None:
                     return found
                 self._put_aside(place, digest)
         _flush(place)

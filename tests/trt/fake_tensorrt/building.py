@@ -85,6 +85,10 @@ class Builder(Bound):
         layers = graphs.layer_names(model)
         eligible = graphs.two_four_layers(model) if "SPARSE_WEIGHTS" in config._set else ()
         sparse = eligible[:-1]  # the last one is faster as it is, as some always are
+        elements = sum(_elements(tensor.profile[2]) for tensor in inputs)
+        activation_bytes = -(-(8 * elements + 1024 * len(layers)) // 256) * 256
+        if config.get_memory_pool_limit(self._world.module.MemoryPoolType.WORKSPACE) < activation_bytes:
+            raise _RefusedError(f"10: Internal Error (no implementation of {layers[0]} within the workspace limit)")
         with _phase(config, "Building engine", None, len(_PHASES)) as step:
             for number, (name, steps) in enumerate(_PHASES.items()):
                 with _phase(config, name, "Building engine", steps) as inner:
@@ -96,18 +100,17 @@ class Builder(Bound):
         if "SPARSE_WEIGHTS" in config._set and not self._world.is_rtx:
             self._say("INFO", _sparsity("Found", eligible, "eligible to use sparse tactics"))
             self._say("INFO", _sparsity("Chose", sparse, "using sparse tactics"))
-        elements = sum(_elements(tensor.profile[2]) for tensor in inputs)
         return Plan(
             version=self._world.version,
             capabilities=capabilities,
             multiprocessors=multiprocessors,
             inputs=inputs,
-            outputs=graphs.tensors(model.graph.output),
+            outputs=_outputs(graphs.tensors(model.graph.output), inputs),
             layers=layers,
             eligible=eligible,
             sparse=sparse,
             detailed=config.profiling_verbosity == self._world.module.ProfilingVerbosity.DETAILED,
-            activation_bytes=-(-(8 * elements + 1024 * len(layers)) // 256) * 256,
+            activation_bytes=activation_bytes,
             graph=model.SerializeToString(),
         )
 
@@ -142,7 +145,17 @@ def _profiled(tensor: Tensor, profiles: list[Any]) -> Tensor:
     )
     if not fits:
         raise _RefusedError(f"4: API Usage Error (the profile of {tensor.name} does not fit its shape)")
-    return Tensor(tensor.name, tensor.dtype, tensor.shape, shapes)
+    fixed = shapes[0] == shapes[2]  # then no size varies, whatever the graph says
+    return Tensor(tensor.name, tensor.dtype, shapes[0] if fixed else tensor.shape, shapes)
+
+
+def _outputs(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the outputs as the profile leaves them; what varies in a classifier is the batch alone."""
+    batch = inputs[0].shape[0]
+    return tuple(
+        Tensor(tensor.name, tensor.dtype, tuple(batch if size == -1 else size for size in tensor.shape))
+        for tensor in outputs
+    )
 
 
 @contextmanager

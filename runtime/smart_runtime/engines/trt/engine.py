@@ -21,7 +21,8 @@ from smart_runtime.engines.cuda.driver import CudaError
 from smart_runtime.engines.cuda.lane import Lane, Seat
 from smart_runtime.engines.cuda.lane_pool import LanePool, Turn
 from smart_runtime.engines.engine import Batch, BatchRange, DeviceTimes, Engine, EngineOptions, Scores
-from smart_runtime.engines.trt.installed import Installer
+from smart_runtime.engines.plans import StoredPlan
+from smart_runtime.engines.trt.installed import Installer, batch_of
 from smart_runtime.engines.trt.library import Library, LibraryName
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 
@@ -219,24 +220,24 @@ class TensorRtEngine(Engine):
         try:
             installer = Installer(cls.LIBRARY, device, options)
             engine = cls(device, installer.library)
-            load = partial(engine._load, inputs=inputs, outputs=outputs, batch=installer.batch, lanes=options.lanes)
+            load = partial(engine._load, inputs=inputs, outputs=outputs, lanes=options.lanes)
             plan = installer.plan_of(graph, inputs=inputs, outputs=outputs)
             try:
-                load(plan.plan)
+                load(plan)
             except _RefusedError as error:  # once more: it may be damaged in a way that its checksum does not show
                 _log.warning("%s; building it again", str(error))  # not its traceback, which holds the plan
-                load(installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs).plan)
+                load(installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs))
         except BaseException:
             device.release()
             raise
         return engine
 
-    def _load(self, plan: bytes, *, inputs: InputSpec, outputs: OutputSpec, batch: BatchRange, lanes: int) -> None:
-        device = self._device
+    def _load(self, stored: StoredPlan, *, inputs: InputSpec, outputs: OutputSpec, lanes: int) -> None:
+        device, batch = self._device, batch_of(stored.key)
         try:
             with device.use():
                 free = device.free_bytes()
-                self._program = Program(self._library, plan, inputs=inputs, outputs=outputs, batch=batch)
+                self._program = Program(self._library, stored.plan, inputs=inputs, outputs=outputs, batch=batch)
                 self._device_bytes = max(0, free - device.free_bytes())
                 self._pool.attach(self._program, lanes=lanes)
         except BaseException:

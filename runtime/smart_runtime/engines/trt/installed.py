@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast, get_args
 
 from smart_devices import detect
 from smart_runtime.bundle.bundle import Bundle, GraphBytes, GraphIdentity
@@ -17,9 +16,12 @@ from smart_runtime.engines.engine import BatchRange, EngineOptions
 from smart_runtime.engines.onnx_inline import inlined
 from smart_runtime.engines.plan_keys import Key, plan_key
 from smart_runtime.engines.plans import PlanCache, StoredPlan
-from smart_runtime.engines.trt.build import BuildRecipe, BuiltPlan, build_plan
-from smart_runtime.engines.trt.library import LibraryName, load_library
+from smart_runtime.engines.trt.build import BuildRecipe, build_plan
+from smart_runtime.engines.trt.library import LibraryName, Precision, load_library
 from smart_runtime.errors import EngineError
+
+LEVEL = 3
+"""TensorRT's own default (`IBuilderConfig.builder_optimization_level`)."""
 
 JETSON_BATCH, CARD_BATCH = BatchRange(1, 1, 8), BatchRange(1, 8, 64)
 """What is built for unless somebody says otherwise: a board answers frames as they come, a card serves many."""
@@ -35,7 +37,7 @@ class Installer:
 
     Attributes:
         library: The library.
-        batch: The batch sizes that plans are built for.
+        cache: Where the plans are.
     """
 
     def __init__(
@@ -47,23 +49,24 @@ class Installer:
         timeout_s: float | None = None,
         on_phase: OnPhase | None = None,
     ) -> None:
-        """Take what decides which plan a graph has.
+        """Take what decides which plan a graph has; ``on_phase`` says that somebody is watching.
 
         Raises:
             MissingExtraError: The library does not import.
             EngineError: There is no place for a cache.
         """
         self.library = load_library(library)
-        self.batch = options.batch or (JETSON_BATCH if device.integrated else CARD_BATCH)
         self.cache = PlanCache(options.cache_dir)
         self._name = library
         self._device = device
         self._options = options
         self._timeout_s = timeout_s
         self._on_phase = on_phase
+        asked = {"batch": options.batch, "level": options.level, "workspace_bytes": options.workspace_bytes}
+        self._free = {name for name, value in asked.items() if value is None}
 
     def key_of(self, graph: GraphBytes | GraphIdentity, *, inputs: InputSpec, outputs: OutputSpec) -> Key:
-        """Return all that decides which plan ``graph`` has here."""
+        """Return all that decides which plan a build of ``graph`` would give here."""
         options = self._options
         return plan_key(
             engine=self._name,
@@ -72,85 +75,104 @@ class Installer:
             graph=graph,
             inputs=inputs,
             outputs=outputs,
-            batch=self.batch,
+            batch=options.batch or (JETSON_BATCH if self._device.integrated else CARD_BATCH),
             precision=graph.precision,
             recipe=graph.recipe,
             tf32=options.tf32,
             sparse=graph.two_four > 0,
-            level=options.level,
+            level=LEVEL if options.level is None else options.level,
             workspace_bytes=options.workspace_bytes,
             gpu=self._device,
             system=_system(self._device),
         )
 
+    def installed(self, graph: GraphBytes | GraphIdentity, *, inputs: InputSpec, outputs: OutputSpec) -> Key | None:
+        """Return the key of the plan that ``graph`` has here, of several the newest; None if it has none.
+
+        Whatever the options leave open may be as whoever installed it has chosen.
+        """
+        return self.cache.newest(self.key_of(graph, inputs=inputs, outputs=outputs), free=self._free)
+
     def has_all(self, bundle: Bundle) -> bool:
         """Say whether the plans of all paths of ``bundle`` are there; their bytes are not read."""
         manifest = bundle.manifest
         return all(
-            self.cache.has(self.key_of(bundle.identity(path), inputs=manifest.input, outputs=manifest.output))
+            self.installed(bundle.identity(path), inputs=manifest.input, outputs=manifest.output) is not None
             for path in manifest.paths
         )
 
-    def plan_of(self, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec) -> StoredPlan:
-        """Return the plan of ``graph``, built now if it is not installed.
+    def can_use(self, key: Key) -> bool:
+        """Say whether this machine could ask for the plan of ``key``."""
+        other = self.key_of(_NO_GRAPH, inputs=_NO_INPUT, outputs=_NO_OUTPUT)
+        return all(key.get(name) == other[name] for name in ("format", "library", "version", "gpu", "system"))
+
+    def plan_of(self, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, anew: bool = False) -> StoredPlan:
+        """Return the plan of ``graph``, built now if it is not installed, or, with ``anew``, in any case.
 
         Raises:
             EngineError: It cannot be built; see `build_plan`.
         """
-        key = self.key_of(graph, inputs=inputs, outputs=outputs)
-        found = self.cache.find(key)
+        key = self.installed(graph, inputs=inputs, outputs=outputs)
+        found = None if key is None or anew else self.cache.find(key)
         if found is not None:
             return found
+        key = self.key_of(graph, inputs=inputs, outputs=outputs)
         if self._on_phase is None:
             why = self.cache.explain_missing(key) or "no plan of this graph is installed"
             _log.warning("%s; building it now, which may take minutes: `smart-run install BUNDLE` does it before", why)
-        return self.cache.build_once(
-            key, lambda: self._built(graph, inputs=inputs, outputs=outputs), on_wait=self._say_waiting
-        )
+        return self._build(key, graph, inputs=inputs, outputs=outputs, anew=anew)
 
     def rebuilt(self, key: Key, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec) -> StoredPlan:
-        """Put the plan of ``key`` aside and return a new one."""
+        """Put the plan of ``key`` aside and return a new one of ``graph``; errors are those of `plan_of`."""
         self.cache.set_aside(key)
-        return self.cache.build_once(
-            key, lambda: self._built(graph, inputs=inputs, outputs=outputs), on_wait=self._say_waiting
-        )
+        return self._build(key, graph, inputs=inputs, outputs=outputs)
 
-    def _built(self, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec) -> tuple[bytes, Mapping[str, Any]]:
-        if graph.precision == "int8" and graph.recipe == "cpu":
-            raise EngineError(
-                f"{self.library.title} takes no int8 graphs of the recipe `cpu`; export for this device, "
-                "`smart-export build --target desktop-gpu` for one"
-            )
+    def _build(
+        self, key: Key, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, anew: bool = False
+    ) -> StoredPlan:
+        def build() -> tuple[bytes, Mapping[str, Any]]:
+            return self._built(key, graph, inputs=inputs, outputs=outputs)
+
+        return self.cache.build_once(key, build, on_wait=self._say_waiting, anew=anew)
+
+    def _built(
+        self, key: Key, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec
+    ) -> tuple[bytes, Mapping[str, Any]]:
         options = self._options
-        started = time.perf_counter()
-        built = build_plan(
-            inlined(graph),
-            BuildRecipe(
-                library=self._name,
-                batch=self.batch,
-                inputs=inputs,
-                outputs=outputs,
-                precision=graph.precision,
-                tf32=options.tf32,
-                sparse_weights=graph.two_four > 0,
-                workspace_bytes=options.workspace_bytes,
-                level=options.level,
-                device=options.device,
-                capabilities=None,
-                timing_cache=None,
-            ),
-            timeout_s=self._timeout_s,
-            on_phase=self._on_phase,
+        recipe = BuildRecipe(
+            library=self._name,
+            batch=batch_of(key),
+            inputs=inputs,
+            outputs=outputs,
+            precision=_precision(graph),
+            tf32=options.tf32,
+            sparse_weights=graph.two_four > 0,
+            workspace_bytes=key["workspace_bytes"],
+            level=key["level"],
+            device=options.device,
         )
-        return built.plan, _facts(built, eligible=graph.two_four, seconds=time.perf_counter() - started)
+        built = build_plan(inlined(graph), recipe, timeout_s=self._timeout_s, on_phase=self._on_phase)
+        facts = {name: value for name, value in asdict(built).items() if name != "plan"}
+        return built.plan, {**facts, "eligible": graph.two_four, "plan_bytes": len(built.plan)}
 
     def _say_waiting(self, pid: int | None) -> None:
         _log.warning("waiting for another build of this machine%s", "" if pid is None else f", that of process {pid}")
 
 
-def _facts(built: BuiltPlan, *, eligible: int, seconds: float) -> dict[str, Any]:
-    known = {name: value for name, value in asdict(built).items() if name != "plan"}
-    return {**known, "eligible": eligible, "seconds": seconds}
+def batch_of(key: Key) -> BatchRange:
+    """Return the batch sizes that the plan of ``key`` takes."""
+    return BatchRange(**key["batch"])
+
+
+def _precision(graph: GraphBytes) -> Precision:
+    for known in get_args(Precision):
+        if graph.precision == known:
+            return cast("Precision", known)
+    raise EngineError(f"expected a graph in {', '.join(get_args(Precision))}, got {graph.precision!a:.20}")
+
+
+_NO_GRAPH = GraphIdentity(digests=("", None), precision="", recipe=None, two_four=0)
+_NO_INPUT, _NO_OUTPUT = InputSpec(name="", channels=1, height=1, width=1), OutputSpec(name="", classes=1)
 
 
 @lru_cache(maxsize=1)
