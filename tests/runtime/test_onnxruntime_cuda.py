@@ -82,7 +82,7 @@ class TestOnAnotherProvider:
             "engine": "onnxruntime-cuda",
             "library": f"onnxruntime {onnxruntime.__version__}",
             "threads": None,
-            "device": 1,
+            "ordinal": 1,
             "tf32": True,
         }
         engine.close()
