@@ -66,15 +66,15 @@ class MemoryReport:
 
 
 def memory_report(
-    mode: Mode, memory: Mode | int, *, costs: Mapping[str, int], loaded: Mapping[str, LoadedPath]
+    mode: Mode, memory: Mode | int, *, sizes: Mapping[str, int], loaded: Mapping[str, LoadedPath]
 ) -> MemoryReport:
     """Return what a model costs: bytes of files by path, and of those that are loaded what they took."""
     paths = {}
-    for name, cost in costs.items():
+    for name, size in sizes.items():
         one = loaded.get(name)
         paths[name] = PathMemory(
             loaded=one is not None,
-            file_bytes=cost,
+            file_bytes=size,
             resident_bytes=None if one is None else one.resident_bytes,
             device_bytes=None if one is None else one.engine.device_bytes,
         )
