@@ -188,7 +188,7 @@ def _disproved(name: str, proof: Proof) -> str:
     result = proof.result
     return (
         f"the plan of {name!r} computes something else on this device: its scores differ by {result.max_rel_diff:.2g} "
-        f"of the largest from {proof.against}, and {result.tolerance:.2g} are allowed, or another class is best; it was "
+        f"of the largest from {proof.against}, {result.tolerance:.2g} are allowed, or another class is best; it was "
         "set aside: try --level 2, and report this with what `smart-run selftest --json` prints"
     )
 
