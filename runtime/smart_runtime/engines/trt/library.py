@@ -255,7 +255,7 @@ class Library:
         if precision != "fp32" and not hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
             config.set_flag(flags.FP16 if precision == "fp16" else flags.INT8)
         # Every lane has a context, and in 8.6 the contexts of a plan share its one profile only if that is asked for.
-        preview = getattr(self.module, "PreviewFeature", None)
+        preview: Any = getattr(self.module, "PreviewFeature", None)
         if hasattr(preview, "PROFILE_SHARING_0806"):
             config.set_preview_feature(preview.PROFILE_SHARING_0806, True)
         if hasattr(config, "set_compute_capability"):
