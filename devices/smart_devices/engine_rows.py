@@ -66,7 +66,7 @@ ENGINES = (
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt",
         library="tensorrt",
-        factory="smart_runtime.engines.trt.engine:TensorRtEngine",
+        factory="smart_runtime.engines.trt.tensorrt_engine:TensorRtEngine",
     ),
     EngineInfo(
         name="tensorrt-rtx",
@@ -74,7 +74,7 @@ ENGINES = (
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt_rtx",
         library="tensorrt_rtx",
-        factory="smart_runtime.engines.trt.engine:TensorRtRtxEngine",
+        factory="smart_runtime.engines.trt.tensorrt_engine:TensorRtRtxEngine",
     ),
     EngineInfo(
         name="onnxruntime-cuda",

@@ -29,6 +29,7 @@ from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
 from smart_runtime.installing.cli import install
+from smart_runtime.selfcheck.cli import selftest
 
 if TYPE_CHECKING:
     from smart_runtime.bundle.bundle import Bundle
@@ -68,6 +69,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(install)
+main.add_command(selftest)
 
 
 @main.command(epilog="Example: smart-run infer bundle/ cat.jpg holiday/ 'frames/*.png' --path robust --top 3")

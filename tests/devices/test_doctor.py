@@ -112,7 +112,7 @@ def test_a_look_imports_no_engine() -> None:
     script = (
         "import sys\nbefore = set(sys.modules)\nfrom smart_devices.engines import diagnose\ndiagnose()\n"
         "engines = {'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'numpy', 'cuda', 'torch'}\n"
-        "print(sorted(engines & (set(sys.modules) - before)))"  # packages of the developer's may come with Python itself
+        "print(sorted(engines & (set(sys.modules) - before)))"  # Python itself may come with some
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "[]\n", done.stderr

@@ -12,7 +12,7 @@ import pytest
 import smart_runtime.serving
 from runtime.bundles import CLASSES, graph_files
 from smart_devices import EngineInfo, EngineStatus
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import Batch, DeviceTimes, Engine, EngineOptions, Scores
 
@@ -73,7 +73,7 @@ class OnCard(Faster):
         return self.run(batch), DeviceTimes(copy_in_ms=once * 1, compute_ms=once * 2, copy_out_ms=once * 3)
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": "on-card", "library": "cards 1.2", "lanes": 2}
+        return {"engine": "on-card", "library": "cards 1.2", "device": "Abacus 8000", "lanes": 2}
 
 
 ON_CARD = EngineInfo(

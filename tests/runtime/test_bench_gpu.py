@@ -72,6 +72,15 @@ def test_the_environment_has_the_card_and_the_library(report: Report) -> None:
 
 
 @pytest.mark.usefixtures("_on_card")
+def test_without_the_management_library_the_engine_names_the_card(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smart_runtime.bench.compare.open_gpu", lambda: "no nvidia-ml-py")
+    report = compare({"tiny/": Bundle.open(bundle)}, blocks=2, engine="on-card")
+    assert (report.environment.gpu, report.environment.gpu_driver) == ("Abacus 8000", None)
+
+
+@pytest.mark.usefixtures("_on_card")
 def test_the_table_has_two_columns_more(bundle: Path) -> None:
     said = CliRunner().invoke(main, [str(bundle), "--engine", "on-card", "--blocks", "2"], env={"COLUMNS": "200"})
     assert said.exit_code == 0, said.output

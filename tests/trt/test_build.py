@@ -125,6 +125,7 @@ def test_the_int8_of_a_cpu_is_refused_before_anything_is_started(
     assert children.pids == []
 
 
+@pytest.mark.slow  # the quantizer takes seconds to import
 def test_of_the_exports_two_recipes_the_one_for_a_gpu_is_built() -> None:
     pytest.importorskip("onnx_ir", reason="needs the extra export")
     import onnx_ir  # noqa: PLC0415

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,12 @@ def compare(
         energy=sensing,
         clocks=clocks,
         throttled=throttled,
-        environment=replace(environment, library=timed.library, lanes=timed.lanes),
+        environment=replace(
+            environment,
+            gpu=environment.gpu or timed.described.get("device"),  # without nvidia-ml-py the engine still knows it
+            library=timed.described.get("library"),
+            lanes=timed.described.get("lanes"),
+        ),
     )
 
 
@@ -157,13 +163,15 @@ def _card(engine: str) -> Gpu | None:
 
 @dataclass(kw_only=True)
 class _Timed:
-    """What the interleaved blocks gave, for each graph: calls a block, its blocks, calls by the GPU's own clock."""
+    """What the interleaved blocks gave, for each graph: calls a block, its blocks, calls by the GPU's own clock.
+
+    ``described`` is what the first graph's engine says of itself.
+    """
 
     calls: list[int]
     blocks: list[list[Block]] = field(default_factory=list)
     on_device: list[list[DeviceTimes]]
-    library: str | None
-    lanes: int | None
+    described: Mapping[str, Any]
 
 
 def _interleaved(
@@ -184,12 +192,10 @@ def _interleaved(
             made = open_contender(graph.source, engine=engine, batch=len(images), threads=threads)
             open_engines.callback(made.close)
             engines.append(made)
-        described = engines[0].describe()
         timed = _Timed(
             calls=[calls_per_block(made, images, warm_up_ms=warm_up_ms) for made in engines],
             on_device=[[] for _ in engines],
-            library=described.get("library"),
-            lanes=described.get("lanes"),
+            described=engines[0].describe(),
         )
 
         def after_block(index: int) -> None:

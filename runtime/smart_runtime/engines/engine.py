@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.errors import EngineError, InputError
 
@@ -156,6 +158,14 @@ class Engine(ABC):
             EngineError, MissingExtraError: It does not work here; ``auto`` takes the next one.
         """
         return None
+
+    @classmethod
+    def measured_bytes(cls, bundle: Bundle, options: EngineOptions) -> Mapping[str, int]:  # noqa: ARG003  # as above
+        """Return what paths of ``bundle`` take of a GPU's memory, as far as that is known before they are loaded.
+
+        Budgets count the larger of this and the size of a path's files. Errors are those of `create`.
+        """
+        return {}
 
     @abstractmethod
     def run(self, batch: Batch) -> Scores:

@@ -58,7 +58,7 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     def describe(self) -> dict[str, Any]:
         """Return the engine, ONNX Runtime's version, the GPU's number and whether TF32 is on; see `Engine`."""
-        return super().describe() | {"device": self._options.device, "tf32": self._options.tf32}
+        return super().describe() | {"ordinal": self._options.device, "tf32": self._options.tf32}
 
     @classmethod
     def _settings(cls, options: EngineOptions) -> onnxruntime.SessionOptions:

@@ -17,14 +17,14 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from smart_common.files import default_cache_dir, holding, locked, new_folder_beside, replacing
 from smart_runtime.bundle.files import read_at_most
 from smart_runtime.engines.plan_keys import Key, canonical, differences, key_digest
+from smart_runtime.engines.plan_meta import META, DamagedError, Meta
 from smart_runtime.engines.private_folder import PrivateFolder, through
 from smart_runtime.errors import EngineError
 
@@ -33,9 +33,8 @@ INSTALL = "`smart-run install BUNDLE`"
 
 _log = logging.getLogger(__name__)
 
-_PLAN, _META = "plan", "meta.json"
+_PLAN = "plan"
 _BUILD_LOCK = "build.lock"
-_INSTALLED = "installed_ns"  # a fact: nanoseconds since 1970
 _NEW = "new"  # what is written beside its place is called after this, and tidied up by whoever writes next
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
@@ -60,6 +59,13 @@ class StoredPlan:
     facts: Mapping[str, Any]
 
 
+class Entry(NamedTuple):
+    """What is known of a plan that is in the cache: what it depends on, and `StoredPlan.facts`."""
+
+    key: Key
+    facts: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
     """An entry that was, or would be, removed: the name of its folder, its size, and why, in words.
@@ -71,34 +77,6 @@ class Pruned:
     bytes: int
     why: str
     key: Key | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Meta:
-    key: Key
-    size: int
-    sha256: str
-    facts: Mapping[str, Any]
-
-    def written(self) -> bytes:
-        said = {"key": self.key, "plan": {"bytes": self.size, "sha256": self.sha256}, "facts": self.facts}
-        return json.dumps({**said, "sha256": hashlib.sha256(canonical(said)).hexdigest()}, indent=1).encode() + b"\n"
-
-    @classmethod
-    def read(cls, data: bytes) -> _Meta:
-        try:
-            said = json.loads(data)
-            digest = said.pop("sha256")
-            if digest != hashlib.sha256(canonical(said)).hexdigest():
-                raise _DamagedError(f"{_META} is not as it was written")
-            plan = said["plan"]
-            return cls(key=dict(said["key"]), size=plan["bytes"], sha256=plan["sha256"], facts=said["facts"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _DamagedError(f"{_META} is no description of a plan") from error
-
-
-class _DamagedError(Exception):
-    """An entry that is not as it was written."""
 
 
 class PlanCache:
@@ -126,17 +104,18 @@ class PlanCache:
         with self._folder.opened() as place, self._folder.refusing():
             return None if place is None else self._look(place, key_digest(key))
 
-    def newest(self, key: Key, *, free: Collection[str]) -> Key | None:
-        """Return the key of the plan that was installed last, of those that are as ``key`` says but for ``free``.
+    def newest(self, key: Key, *, free: Collection[str]) -> Entry | None:
+        """Return what is known of the plan that was installed last, of those that are as ``key`` says but for ``free``.
 
         None if there is none. ``free`` are names of fields that nobody has asked for in particular.
         """
-        found: list[tuple[int, Key]] = []
+        found: list[Meta] = []
         with self._folder.opened() as place, self._folder.refusing():
             for _, meta in () if place is None else self._metas(place):
                 if meta is not None and all(meta.key.get(field) == key[field] for field in key.keys() - free):
-                    found.append((meta.facts.get(_INSTALLED, 0), meta.key))
-        return max(found, key=itemgetter(0))[1] if found else None
+                    found.append(meta)
+        last = max(found, key=lambda meta: meta.installed_ns, default=None)
+        return None if last is None else Entry(last.key, last.facts)
 
     def build_once(
         self,
@@ -172,7 +151,7 @@ class PlanCache:
     def update(self, key: Key, facts: Mapping[str, Any]) -> None:
         """Add ``facts``, JSON values, to those of the plan of ``key``; nothing happens if there is none."""
         digest = key_digest(key)
-        with self._folder.opened() as place, self._folder.refusing(), suppress(FileNotFoundError, _DamagedError):
+        with self._folder.opened() as place, self._folder.refusing(), suppress(FileNotFoundError, DamagedError):
             if place is None:
                 return
             with (
@@ -180,8 +159,8 @@ class PlanCache:
                 self._folder.subfolder(place, digest) as entry,
             ):
                 meta = self._meta(entry, digest)
-                changed = _Meta(key=meta.key, size=meta.size, sha256=meta.sha256, facts=_plain({**meta.facts, **facts}))
-                with replacing(through(entry) / _META) as file:
+                changed = replace(meta, facts=_plain({**meta.facts, **facts}))
+                with replacing(through(entry) / META) as file:
                     os.fchmod(file.fileno(), 0o600)
                     file.write(changed.written())
 
@@ -283,7 +262,7 @@ class PlanCache:
             return self._read(place, digest)
         except FileNotFoundError:
             return None
-        except _DamagedError as error:
+        except DamagedError as error:
             _log.warning("the plan %s is damaged: %s; it is built again", self.folder / digest, error)
             return None
 
@@ -293,7 +272,7 @@ class PlanCache:
             with self._file(entry, digest, _PLAN) as (file, size):
                 plan = read_at_most(file, meta.size + 1) if size == meta.size else b""
                 if hashlib.sha256(plan).hexdigest() != meta.sha256:
-                    raise _DamagedError(f"its {size} bytes are not those that were written")
+                    raise DamagedError(f"its {size} bytes are not those that were written")
                 with suppress(OSError):  # a disk that is read-only; prune goes by when it was last used
                     os.utime(file.fileno())
         return StoredPlan(key=meta.key, plan=plan, facts=meta.facts)
@@ -304,32 +283,37 @@ class PlanCache:
             with self._folder.file(entry, name, shown=f"{digest}/{name}") as opened:
                 yield opened
         except FileNotFoundError as error:
-            raise _DamagedError(f"no {name} is in it") from error
+            raise DamagedError(f"no {name} is in it") from error
 
-    def _meta(self, entry: int, digest: str) -> _Meta:
-        with self._file(entry, digest, _META) as (file, size):
+    def _meta(self, entry: int, digest: str) -> Meta:
+        with self._file(entry, digest, META) as (file, size):
             if size > MAX_META_BYTES:
-                raise _DamagedError(f"{_META} has {size} bytes")
-            meta = _Meta.read(read_at_most(file, MAX_META_BYTES))
+                raise DamagedError(f"{META} has {size} bytes")
+            meta = Meta.read(read_at_most(file, MAX_META_BYTES))
         if key_digest(meta.key) != digest:
-            raise _DamagedError("it is of another key")
+            raise DamagedError("it is of another key")
         return meta
 
-    def _metas(self, place: Path) -> Iterator[tuple[str, _Meta | None]]:
+    def _metas(self, place: Path) -> Iterator[tuple[str, Meta | None]]:
         """Yield the name of each entry with what it says of itself, None where that is damaged."""
         for name in sorted(filter(_ENTRY.fullmatch, os.listdir(place))):  # noqa: PTH208  # names alone
             meta = None
-            with suppress(FileNotFoundError, _DamagedError), self._folder.subfolder(place, name) as entry:
+            with suppress(FileNotFoundError, DamagedError), self._folder.subfolder(place, name) as entry:
                 meta = self._meta(entry, name)
             yield name, meta
 
     def _publish(self, place: Path, key: Key, plan: bytes, facts: Mapping[str, Any], *, anew: bool) -> StoredPlan:
         digest = key_digest(key)
-        facts = _plain({**facts, _INSTALLED: time.time_ns()})
-        meta = _Meta(key=_plain(key), size=len(plan), sha256=hashlib.sha256(plan).hexdigest(), facts=facts)
+        meta = Meta(
+            key=_plain(key),
+            size=len(plan),
+            sha256=hashlib.sha256(plan).hexdigest(),
+            facts=_plain(facts),
+            installed_ns=time.time_ns(),
+        )
         with new_folder_beside(place / _NEW) as beside:
             beside.chmod(0o700)
-            for name, data in ((_PLAN, plan), (_META, meta.written())):
+            for name, data in ((_PLAN, plan), (META, meta.written())):
                 with replacing(beside / name) as file:
                     os.fchmod(file.fileno(), 0o600)
                     file.write(data)
@@ -374,7 +358,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _used(entry: Path) -> tuple[int, int]:
     """Return when an entry was last used, in nanoseconds, and how many bytes its files have."""
-    files = [(entry / name).lstat() for name in (_PLAN, _META) if os.path.lexists(entry / name)]
+    files = [(entry / name).lstat() for name in (_PLAN, META) if os.path.lexists(entry / name)]
     return max((file.st_mtime_ns for file in files), default=0), sum(file.st_size for file in files)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_names
 from smart_devices.engines import engine_status
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines import check_available, class_of, create_engine, resolve_engine
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import Engine, EngineOptions
 from smart_runtime.engines.plans import Pruned
-from smart_runtime.engines.trt.engine import TensorRtEngine
 from smart_runtime.engines.trt.installed import Installer, OnPhase, batch_of
+from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
 from smart_runtime.errors import EngineError
 from smart_runtime.reference import TOLERANCES, ParityResult, StoredScores, compare, stored_scores
 

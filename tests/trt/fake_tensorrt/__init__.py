@@ -5,7 +5,8 @@
     assert not UNDEFINED                 # nothing was done that NVIDIA calls undefined
 
 Each dialect has those classes and members that were recorded of the real binding (``tests/trt/api``), no others, and
-takes its arguments as that does. A child process gets one by `environment`.
+takes its arguments as that does. A child process gets one by `environment`. Another version is a recording made by
+``tools/record_api.py`` and a row in `DIALECTS`.
 """
 
 from __future__ import annotations
