@@ -19,11 +19,13 @@ from runtime.fakes import TIMEOUT
 from smart_runtime import BatchRange, EngineError, EngineOptions, InputError, SmartModel, SwitchRequest
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.cuda.dlpack import CUDA_MANAGED, DLDataType
+from smart_runtime.engines.cuda.lane_pool import LanePool
 from smart_runtime.engines.cuda.resources import Stream
 from smart_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from trt.gpu_arrays import GpuArray, GpuLibrary, InterfaceArray, OldGpuArray
 from trt.machine import gpu_machine
 
+N, C, H, W = 2, CHANNELS, HEIGHT, WIDTH
 IMAGES = as_float(random_images(17))
 OPTIONS = EngineOptions(batch=BatchRange(3, 4, 8))
 UINT8, FLOAT16, FLOAT32X4, BFLOAT16 = (
@@ -145,13 +147,30 @@ def test_the_default_streams_are_waited_for_by_their_names(
 
 
 def test_strides_that_say_contiguous_will_do(model: SmartModel, library: GpuLibrary, expected: np.ndarray) -> None:
-    steps = (CHANNELS * HEIGHT * WIDTH, HEIGHT * WIDTH, WIDTH, 1)
+    steps = (C * H * W, H * W, W, 1)
     for strides in (steps, (7, *steps[1:])):  # the first one counts for nothing: it is of one image
         array = library.array(IMAGES[:1], strides=strides)
         assert np.array_equal(model(array), expected[:1])
         interface = finished(array, strides=tuple(4 * step for step in strides))
         assert np.array_equal(model(interface), expected[:1])
         array.release()
+
+
+def test_a_batch_that_is_too_small_is_filled_up_with_zeros(model: SmartModel, library: GpuLibrary) -> None:
+    def views() -> list[np.ndarray]:
+        """The lanes' inputs, which the host can read here."""
+        lanes = LanePool.shared(library.device)._lanes
+        return [np.ctypeslib.as_array((ctypes.c_float * (3 * C * H * W)).from_address(a))
+                for lane in lanes for a in (lane.device_in.address, lane.host_in.address)]  # fmt: skip
+
+    for images in (IMAGES[:1], library.array(IMAGES[:1])):
+        for view in views():
+            view[:] = np.nan
+        model(images)
+        (seen,) = (view for view in views()[::2] if not np.isnan(view[0]))
+        assert np.array_equal(seen.reshape(3, C, H, W), np.concatenate([IMAGES[:1], np.zeros((2, C, H, W))]))
+    assert isinstance(images, GpuArray)
+    images.release()
 
 
 def test_managed_memory_is_taken_too(model: SmartModel, library: GpuLibrary, expected: np.ndarray) -> None:
@@ -171,7 +190,6 @@ def test_the_memory_of_an_array_that_nobody_has_is_freed_after_the_call(
     assert not any(stand_in.faults().values())
 
 
-N, C, H, W = 2, CHANNELS, HEIGHT, WIDTH
 BY_DLPACK: dict[str, tuple[dict[str, Any], tuple[int, ...], str]] = {
     "float16": ({"dtype": FLOAT16}, (N, C, H, W), r"got float16; .*images\.float\(\)"),
     "bfloat16": ({"dtype": BFLOAT16}, (N, C, H, W), r"got bfloat16; .*images\.float\(\)"),
@@ -210,6 +228,7 @@ BY_INTERFACE: dict[str, tuple[dict[str, Any], str]] = {
     "version 1": ({"version": 1}, "versions 2 and 3"),
     "version 4": ({"version": 4}, "versions 2 and 3"),
     "stream 0": ({"stream": 0}, "no stream 0"),
+    "a negative stream": ({"stream": -1}, "no stream 0"),
     "a stream that is no number": ({"stream": "default"}, "no stream 0"),
     "a mask": ({"mask": F32}, "without a mask"),
     "no data": ({"data": None}, "got something else"),
