@@ -123,3 +123,12 @@ def test_what_was_compiled_on_the_device_is_kept(
         assert found.kernels == b"", "what was damaged is compiled anew"
         SmartModel.load(bundle, engine="tensorrt-rtx", options=OPTIONS).close()
         assert len(saved) == len(PATHS) + 1
+
+
+def test_a_plan_for_one_batch_size_takes_every_batch(
+    machine: str, bundle: Path, expected: dict[str, np.ndarray]
+) -> None:
+    """Smaller ones are filled up, larger ones cut into pieces."""
+    with SmartModel.load(bundle, engine=machine, options=EngineOptions(batch=BatchRange(4, 4, 4))) as model:
+        for images in (1, 4, 6):
+            assert np.array_equal(model(IMAGES[:images]), expected["clean"][:images])

@@ -78,14 +78,16 @@ class Program:
         trt = self._library.module
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         expected = {
-            self._inputs.name: (trt.TensorIOMode.INPUT, (-1, *self._inputs.shape)),
-            self._outputs.name: (trt.TensorIOMode.OUTPUT, (-1, self._outputs.classes)),
+            self._inputs.name: (trt.TensorIOMode.INPUT, self._inputs.shape),
+            self._outputs.name: (trt.TensorIOMode.OUTPUT, (self._outputs.classes,)),
         }
-        if self._batch.min == self._batch.max:  # the only size, so the batch is not free
-            expected = {name: (mode, (self._batch.max, *shape[1:])) for name, (mode, shape) in expected.items()}
-        found = {name: (engine.get_tensor_mode(name), tuple(engine.get_tensor_shape(name))) for name in names}
-        if found != expected or any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
-            got = " and ".join(f"{name} {shape}" for name, (_, shape) in found.items()) or "none"
+        shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        found = {name: (engine.get_tensor_mode(name), shape[1:]) for name, shape in shapes.items()}
+        # Where the plan takes one size only, some versions call the batch fixed and some free.
+        sizes = {-1, self._batch.max} if self._batch.min == self._batch.max else {-1}
+        free = all(shape[:1] and shape[0] in sizes for shape in shapes.values())
+        if found != expected or not free or any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
+            got = " and ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
             raise _RefusedError(f"expected a plan from images to scores in float32, got {shortened(got)}")
 
     def release(self) -> None:
