@@ -1,8 +1,9 @@
 """Images that a caller has on the GPU already, in an array of another library: found, checked, and read in order.
 
-They are copied into the lane, from one place of the GPU to another, and not read where they lie: a copy takes a
-hundredth of what a network takes, while TensorRT would have to be told another address in each call, wants more of its
-alignment than arrays promise, and cannot read a batch that has to be filled up.
+They are copied into the lane, from one place of the GPU to another, and not read where they lie. That is one pass over
+the input at the speed of the GPU's memory, of the many that a network makes over its layers; without it TensorRT would
+have to be told another address in each call, wants more alignment than arrays promise, and has no room for the images
+by which a batch that is too small is filled up.
 """
 
 from __future__ import annotations
