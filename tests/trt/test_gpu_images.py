@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
+from hardened.striking import places, struck
 from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images, write_bundle
 from runtime.fakes import TIMEOUT
 from smart_runtime import BatchRange, EngineError, EngineOptions, InputError, SmartModel, SwitchRequest
@@ -25,6 +26,7 @@ from smart_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from trt.gpu_arrays import GpuArray, GpuLibrary, InterfaceArray, OldGpuArray
 from trt.machine import gpu_machine
 
+EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 N, C, H, W = 2, CHANNELS, HEIGHT, WIDTH
 IMAGES = as_float(random_images(17))
 OPTIONS = EngineOptions(batch=BatchRange(3, 4, 8))
@@ -384,3 +386,35 @@ def test_threads_with_images_here_and_there_mix_nothing(
     for thread in threads:
         thread.join()
     assert right == [True] * 96
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # within a finalizer it is only printed
+@pytest.mark.parametrize("protocol", ["DLPack 1", "interface 3"])
+@EVERY
+def test_an_interrupt_at_any_place_keeps_no_array_and_lets_none_go_too_early(  # noqa: PLR0917
+    model: SmartModel, stand_in: StandInDriver, library: GpuLibrary, expected: np.ndarray, protocol: str, every: int
+) -> None:
+    stand_in.delay(20)
+
+    def new_array() -> GpuArray:
+        array = library.array(IMAGES[:9], frees=True)
+        with library.device.use():
+            library.stream.synchronize()  # so that whatever is in the way of freeing it is not the library's own work
+        return array
+
+    def call(array: GpuArray) -> None:
+        assert np.array_equal(model(PROTOCOLS[protocol](array)), expected[:9])
+
+    array = library.array(IMAGES[:9])
+    call(array)  # what is imported is no place of the next one
+    numbers = places(lambda: call(array))
+    array.release()
+    stops = 0
+    for at in numbers[::every]:
+        array = new_array()
+        stops += struck(lambda array=array: call(array), at=at) is not None  # type: ignore[misc]
+        assert array.deleted == array.given
+        assert not any(stand_in.faults().values())
+        array.free()
+        assert np.array_equal(model(IMAGES), expected)
+    assert stops > 0.8 * len(numbers[::every]) > 10
