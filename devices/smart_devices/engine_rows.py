@@ -67,7 +67,7 @@ ENGINES = (
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt",
         library="tensorrt",
-        factory="smart_runtime.engines.trt.engine:TensorRtEngine",
+        factory="smart_runtime.engines.trt.tensorrt_engine:TensorRtEngine",
         has_plans=True,
     ),
     EngineInfo(
@@ -76,7 +76,7 @@ ENGINES = (
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt_rtx",
         library="tensorrt_rtx",
-        factory="smart_runtime.engines.trt.engine:TensorRtRtxEngine",
+        factory="smart_runtime.engines.trt.tensorrt_engine:TensorRtRtxEngine",
         has_plans=True,
     ),
     EngineInfo(

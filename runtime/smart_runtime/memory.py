@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
+from smart_runtime.engines.engine import Engine
 from smart_runtime.errors import EngineError
-
-if TYPE_CHECKING:
-    from smart_runtime.serving import LoadedPath
 
 Mode: TypeAlias = Literal["resident", "on-demand"]
 
@@ -65,16 +63,23 @@ class MemoryReport:
     shared_device_bytes: int | None = None
 
 
+class _Loaded(Protocol):
+    """A path that is loaded."""
+
+    engine: Engine
+    resident_bytes: int | None
+
+
 def memory_report(
-    mode: Mode, memory: Mode | int, *, costs: Mapping[str, int], loaded: Mapping[str, LoadedPath]
+    mode: Mode, memory: Mode | int, *, sizes: Mapping[str, int], loaded: Mapping[str, _Loaded]
 ) -> MemoryReport:
     """Return what a model costs: bytes of files by path, and of those that are loaded what they took."""
     paths = {}
-    for name, cost in costs.items():
+    for name, size in sizes.items():
         one = loaded.get(name)
         paths[name] = PathMemory(
             loaded=one is not None,
-            file_bytes=cost,
+            file_bytes=size,
             resident_bytes=None if one is None else one.resident_bytes,
             device_bytes=None if one is None else one.engine.device_bytes,
         )

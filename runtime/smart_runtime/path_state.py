@@ -150,8 +150,8 @@ class PathState:
     def memory(self) -> MemoryReport:
         """Return what each path costs, and whether it is loaded."""
         with self._lock:
-            loaded, costs, mode = self.loaded, self._loader.costs, self._mode
-        return memory_report(mode, self._memory, costs=costs, loaded=loaded)
+            loaded, sizes, mode = self.loaded, self._loader.file_bytes, self._mode
+        return memory_report(mode, self._memory, sizes=sizes, loaded=loaded)
 
     def close(self) -> bool:
         """Give back engines and files once the calls in flight have finished; False if that was done before."""

@@ -17,7 +17,7 @@ from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
-from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, choose_engine, create_engine
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, choose_engine, class_of, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.memory import give_back_freed, resident_bytes
 from smart_runtime.outputs import check_scores
@@ -132,14 +132,20 @@ class Loader:
         self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
         try:
             self.choice = choose_engine(engine, self.bundle, options=options)
+            self._measured = class_of(self.choice.engine).measured_bytes(self.bundle, options)
         except BaseException:
             self._files.close()
             raise
 
     @property
-    def costs(self) -> Mapping[str, int]:
+    def file_bytes(self) -> Mapping[str, int]:
         """The bytes of each path's files: what its engine needs at least."""
         return {name: held.bytes for name, held in self._held.items()}
+
+    @property
+    def costs(self) -> Mapping[str, int]:
+        """What each path counts against a budget, in bytes."""
+        return {name: max(size, self._measured.get(name, 0)) for name, size in self.file_bytes.items()}
 
     def verify_all_but(self, paths: Collection[str]) -> None:
         """Check the files of all paths but ``paths``, which `load` checks as it reads them."""

@@ -254,7 +254,7 @@ def test_a_log_keeps_the_newest_errors_and_warnings(device: Device) -> None:
     with installed("10.3") as module:
         lines: list[tuple[str, str]] = []
         log = library_of("10.3").logger(lambda *line: lines.append(line))
-        assert log.last_error == "it gave no reason"
+        assert log.first_error == log.last_error == "it gave no reason"
         for number in range(25):
             log.trt.log(module.ILogger.ERROR, f"error {number}")
             log.trt.log(module.ILogger.WARNING, f"warning\n{number}")
@@ -262,7 +262,7 @@ def test_a_log_keeps_the_newest_errors_and_warnings(device: Device) -> None:
         log.trt.log(module.ILogger.INTERNAL_ERROR, "line\none")
         assert log.errors == [*(f"error {number}" for number in range(6, 25)), "line\none"]
         assert len(log.warnings) == 20
-        assert log.last_error == "line one"
+        assert (log.first_error, log.last_error) == ("error 6", "line one")
         assert len(lines) == 76
         assert lines[0] == ("ERROR", "error 0")
 

@@ -16,7 +16,7 @@ from runtime.bundles import write_bundle
 from smart_runtime.cli import main
 from smart_runtime.engines import Batch, EngineOptions, Scores
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from smart_runtime.engines.trt.engine import Program
+from smart_runtime.engines.trt.tensorrt_engine import Program
 from smart_runtime.selfcheck import model_checks
 from smart_runtime.selfcheck.failure import CheckFailed
 from smart_runtime.selfcheck.model_checks import CHECKS, Subject

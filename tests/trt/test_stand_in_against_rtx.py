@@ -50,15 +50,19 @@ def test_bytes_that_are_no_graph(library: Library) -> None:
     error = parsed.parser.get_error(0)
     assert (error.code().name, error.node(), error.node_operator()) == ("MODEL_DESERIALIZE_FAILED", -1, "")
     assert "Failed to parse the ONNX model" in library.parse_errors(parsed.parser)[0]
-    assert "MODEL_DESERIALIZE_FAILED" in parsed.log.last_error
+    assert "MODEL_DESERIALIZE_FAILED" in parsed.log.first_error
 
 
 def test_an_operator_that_it_has_not(library: Library) -> None:
     parsed = Parsed(library, graph_of("{ scores = Nope(image) }"))
     assert not parsed.well
     error = parsed.parser.get_error(0)
-    assert (error.code().name, error.node(), error.node_name()) == ("INVALID_NODE", 0, "")
-    assert library.parse_errors(parsed.parser) == ["Nope (node 0): it has no such operator"]
+    assert (error.node(), error.node_name()) == (0, "")
+    assert error.code().name in {"INVALID_NODE", "INTERNAL_ERROR"}  # the latter in 1.4
+    (sentence,) = library.parse_errors(parsed.parser)
+    assert sentence.startswith(
+        ("Nope (node 0): it has no such operator", "Nope (node 0): Op type Nope is not supported")
+    )
 
 
 def test_weights_that_are_not_inside(library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -101,27 +105,27 @@ def test_sizes_that_vary_need_a_profile(library: Library) -> None:
     config.num_compute_capabilities = 1
     config.set_compute_capability(library.module.ComputeCapability.SM89, 0)
     assert parsed.builder.build_serialized_network(parsed.network, config) is None
-    assert "Error Code 4: API Usage Error" in parsed.log.last_error
+    assert "Error Code 4: API Usage Error" in parsed.log.first_error
 
 
 def test_a_workspace_may_be_too_small(library: Library) -> None:
     parsed = Parsed(library, inlined_graph())
     config = configured(library, parsed.builder, capabilities=FOR_ONE, workspace_bytes=1 << 10)
     assert parsed.builder.build_serialized_network(parsed.network, config) is None
-    assert "workspace limit" in parsed.log.last_error
+    assert "workspace limit" in parsed.log.first_error
 
 
 def test_the_current_device_needs_a_driver(library: Library) -> None:
     parsed = Parsed(library, inlined_graph())
     assert parsed.builder.build_serialized_network(parsed.network, configured(library, parsed.builder)) is None
-    assert "Error Code 1: Cuda Runtime" in parsed.log.last_error
+    assert "Error Code 1: Cuda Runtime" in parsed.log.first_error
 
 
 def test_a_network_without_outputs_is_refused(library: Library) -> None:
     parsed = Parsed(library, b"")
     config = configured(library, parsed.builder, capabilities=FOR_ONE)
     assert parsed.builder.build_serialized_network(parsed.network, config) is None
-    assert "Error Code 4" in parsed.log.last_error
+    assert "Error Code 4" in parsed.log.first_error
 
 
 def followed(library: Library, parsed: Parsed, answer: Any) -> tuple[bool, list[tuple[Any, ...]]]:
@@ -181,7 +185,7 @@ def test_a_step_answered_with_false_ends_a_build(library: Library) -> None:
     assert not built
     assert_nested(events)
     assert [kind for kind, *_ in events].count("step") == 1
-    assert "Error Code 7: BuildCanceled" in parsed.log.last_error
+    assert "Error Code 7: BuildCanceled" in parsed.log.first_error
 
 
 def test_a_monitor_that_raises_ends_a_build(library: Library, capfd: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +196,7 @@ def test_a_monitor_that_raises_ends_a_build(library: Library, capfd: pytest.Capt
 
     built, _ = followed(library, parsed, fail)
     assert not built
-    assert "Error Code 7: BuildCanceled" in parsed.log.last_error
+    assert "Error Code 7: BuildCanceled" in parsed.log.first_error
     assert "told too much" in "".join(capfd.readouterr())
 
 

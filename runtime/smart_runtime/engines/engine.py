@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -153,6 +154,14 @@ class Engine(ABC):
             EngineError, MissingExtraError: It does not work here; ``auto`` takes the next one.
         """
         return None
+
+    @classmethod
+    def measured_bytes(cls, bundle: Bundle, options: EngineOptions) -> Mapping[str, int]:  # noqa: ARG003  # as above
+        """Return what paths of ``bundle`` take of a GPU's memory, as far as that is known before they are loaded.
+
+        Budgets count the larger of this and the size of a path's files. Errors are those of `create`.
+        """
+        return {}
 
     @abstractmethod
     def run(self, batch: Batch) -> Scores:

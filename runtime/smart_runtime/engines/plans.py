@@ -17,10 +17,9 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from smart_common.files import default_cache_dir, holding, locked, new_folder_beside, replacing
 from smart_runtime.bundle.files import read_at_most
@@ -35,7 +34,6 @@ _log = logging.getLogger(__name__)
 
 _PLAN, _META = "plan", "meta.json"
 _BUILD_LOCK = "build.lock"
-_INSTALLED = "installed_ns"  # a fact: nanoseconds since 1970
 _NEW = "new"  # what is written beside its place is called after this, and tidied up by whoever writes next
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
@@ -60,6 +58,13 @@ class StoredPlan:
     facts: Mapping[str, Any]
 
 
+class Entry(NamedTuple):
+    """What is known of a plan that is in the cache: what it depends on, and `StoredPlan.facts`."""
+
+    key: Key
+    facts: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
     """An entry that was, or would be, removed: the name of its folder, its size, and why, in words.
@@ -79,9 +84,11 @@ class _Meta:
     size: int
     sha256: str
     facts: Mapping[str, Any]
+    installed_ns: int  # since 1970
 
     def written(self) -> bytes:
-        said = {"key": self.key, "plan": {"bytes": self.size, "sha256": self.sha256}, "facts": self.facts}
+        plan = {"bytes": self.size, "sha256": self.sha256, "installed_ns": self.installed_ns}
+        said = {"key": self.key, "plan": plan, "facts": self.facts}
         return json.dumps({**said, "sha256": hashlib.sha256(canonical(said)).hexdigest()}, indent=1).encode() + b"\n"
 
     @classmethod
@@ -92,7 +99,13 @@ class _Meta:
             if digest != hashlib.sha256(canonical(said)).hexdigest():
                 raise _DamagedError(f"{_META} is not as it was written")
             plan = said["plan"]
-            return cls(key=dict(said["key"]), size=plan["bytes"], sha256=plan["sha256"], facts=said["facts"])
+            return cls(
+                key=dict(said["key"]),
+                size=plan["bytes"],
+                sha256=plan["sha256"],
+                facts=said["facts"],
+                installed_ns=int(plan["installed_ns"]),
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _DamagedError(f"{_META} is no description of a plan") from error
 
@@ -126,17 +139,18 @@ class PlanCache:
         with self._folder.opened() as place, self._folder.refusing():
             return None if place is None else self._look(place, key_digest(key))
 
-    def newest(self, key: Key, *, free: Collection[str]) -> Key | None:
-        """Return the key of the plan that was installed last, of those that are as ``key`` says but for ``free``.
+    def newest(self, key: Key, *, free: Collection[str]) -> Entry | None:
+        """Return what is known of the plan that was installed last, of those that are as ``key`` says but for ``free``.
 
         None if there is none. ``free`` are names of fields that nobody has asked for in particular.
         """
-        found: list[tuple[int, Key]] = []
+        found: list[_Meta] = []
         with self._folder.opened() as place, self._folder.refusing():
             for _, meta in () if place is None else self._metas(place):
                 if meta is not None and all(meta.key.get(field) == key[field] for field in key.keys() - free):
-                    found.append((meta.facts.get(_INSTALLED, 0), meta.key))
-        return max(found, key=itemgetter(0))[1] if found else None
+                    found.append(meta)
+        last = max(found, key=lambda meta: meta.installed_ns, default=None)
+        return None if last is None else Entry(last.key, last.facts)
 
     def build_once(
         self,
@@ -180,7 +194,7 @@ class PlanCache:
                 self._folder.subfolder(place, digest) as entry,
             ):
                 meta = self._meta(entry, digest)
-                changed = _Meta(key=meta.key, size=meta.size, sha256=meta.sha256, facts=_plain({**meta.facts, **facts}))
+                changed = replace(meta, facts=_plain({**meta.facts, **facts}))
                 with replacing(through(entry) / _META) as file:
                     os.fchmod(file.fileno(), 0o600)
                     file.write(changed.written())
@@ -325,8 +339,13 @@ class PlanCache:
 
     def _publish(self, place: Path, key: Key, plan: bytes, facts: Mapping[str, Any], *, anew: bool) -> StoredPlan:
         digest = key_digest(key)
-        facts = _plain({**facts, _INSTALLED: time.time_ns()})
-        meta = _Meta(key=_plain(key), size=len(plan), sha256=hashlib.sha256(plan).hexdigest(), facts=facts)
+        meta = _Meta(
+            key=_plain(key),
+            size=len(plan),
+            sha256=hashlib.sha256(plan).hexdigest(),
+            facts=_plain(facts),
+            installed_ns=time.time_ns(),
+        )
         with new_folder_beside(place / _NEW) as beside:
             beside.chmod(0o700)
             for name, data in ((_PLAN, plan), (_META, meta.written())):

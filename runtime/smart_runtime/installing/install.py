@@ -16,8 +16,8 @@ from smart_runtime.engines import check_available, class_of, create_engine, reso
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import Engine, EngineOptions
 from smart_runtime.engines.plans import Pruned
-from smart_runtime.engines.trt.engine import TensorRtEngine
 from smart_runtime.engines.trt.installed import Installer, OnPhase, batch_of
+from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
 from smart_runtime.errors import EngineError
 from smart_runtime.reference import TOLERANCES, ParityResult, StoredScores, compare, stored_scores
 

@@ -15,7 +15,7 @@ from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import BatchRange, EngineOptions
 from smart_runtime.engines.onnx_inline import inlined
 from smart_runtime.engines.plan_keys import Key, plan_key
-from smart_runtime.engines.plans import PlanCache, StoredPlan
+from smart_runtime.engines.plans import Entry, PlanCache, StoredPlan
 from smart_runtime.engines.trt.build import BuildRecipe, build_plan
 from smart_runtime.engines.trt.library import LibraryName, Precision, load_library
 from smart_runtime.errors import EngineError
@@ -86,20 +86,20 @@ class Installer:
             system=_system(self._device),
         )
 
-    def installed(self, graph: GraphBytes | GraphIdentity, *, inputs: InputSpec, outputs: OutputSpec) -> Key | None:
-        """Return the key of the plan that ``graph`` has here, of several the newest; None if it has none.
+    def installed(self, graph: GraphBytes | GraphIdentity, *, inputs: InputSpec, outputs: OutputSpec) -> Entry | None:
+        """Return what is known of the plan that ``graph`` has here, of several the newest; None if it has none.
 
         Whatever the options leave open may be as whoever installed it has chosen.
         """
         return self.cache.newest(self.key_of(graph, inputs=inputs, outputs=outputs), free=self._free)
 
-    def has_all(self, bundle: Bundle) -> bool:
-        """Say whether the plans of all paths of ``bundle`` are there; their bytes are not read."""
+    def of_paths(self, bundle: Bundle) -> dict[str, Entry | None]:
+        """Return what is known of the plans of all paths of ``bundle``; their bytes are not read."""
         manifest = bundle.manifest
-        return all(
-            self.installed(bundle.identity(path), inputs=manifest.input, outputs=manifest.output) is not None
+        return {
+            path: self.installed(bundle.identity(path), inputs=manifest.input, outputs=manifest.output)
             for path in manifest.paths
-        )
+        }
 
     def can_use(self, key: Key) -> bool:
         """Say whether this machine could ask for the plan of ``key``."""
@@ -112,8 +112,8 @@ class Installer:
         Raises:
             EngineError: It cannot be built; see `build_plan`.
         """
-        key = self.installed(graph, inputs=inputs, outputs=outputs)
-        found = None if key is None or anew else self.cache.find(key)
+        entry = self.installed(graph, inputs=inputs, outputs=outputs)
+        found = None if entry is None or anew else self.cache.find(entry.key)
         if found is not None:
             return found
         key = self.key_of(graph, inputs=inputs, outputs=outputs)

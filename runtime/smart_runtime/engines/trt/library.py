@@ -27,6 +27,7 @@ ALIGNMENT = 256
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _REMEDY = "`smart-devices doctor` says what this device lacks"
+_NO_REASON = "it gave no reason"
 _KEPT = 20  # messages of a kind that a log keeps; the newest say why a call failed
 
 
@@ -46,8 +47,16 @@ class Log:
 
     @property
     def last_error(self) -> str:
-        """The newest error in one short line; a sentence that says so where there is none."""
-        return shortened(self.errors[-1]) if self.errors else "it gave no reason"
+        """The newest error in one short line: of what failed just now; or words that say that there is none."""
+        return shortened(self.errors[-1]) if self.errors else _NO_REASON
+
+    @property
+    def first_error(self) -> str:
+        """The oldest error in one short line: why a build failed, before the errors that follow from it.
+
+        Without a GPU, TensorRT-RTX 1.4 ends with "Cuda Runtime", whatever it refused.
+        """
+        return shortened(self.errors[0]) if self.errors else _NO_REASON
 
 
 @dataclass(frozen=True)

@@ -134,12 +134,12 @@ def _built(
     plan = builder.build_serialized_network(network, config)
     del monitor  # it had to outlive the build
     if plan is None:
-        if any(words in log.last_error.lower() for words in _SHORTAGE):
+        if any(words in log.first_error.lower() for words in _SHORTAGE):
             raise OutOfMemoryError(
-                f"too little memory for {library.title} to build the graph: {log.last_error}; "
+                f"too little memory for {library.title} to build the graph: {log.first_error}; "
                 "close other programs, or build with less --workspace or with --level 2"
             )
-        raise BuildRefusedError(library.title, log.last_error)
+        raise BuildRefusedError(library.title, log.first_error)
     if timings is not None and recipe.timing_cache is not None:
         _save_timings(config, timings, recipe.timing_cache)
     return bytes(memoryview(plan).cast("B"))  # TensorRT-RTX calls its bytes floats

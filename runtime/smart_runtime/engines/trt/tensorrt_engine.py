@@ -6,7 +6,7 @@ import logging
 import math
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -282,12 +282,23 @@ class TensorRtEngine(Engine):
         return self._pool.device_bytes
 
     @classmethod
+    def measured_bytes(cls, bundle: Bundle, options: EngineOptions) -> Mapping[str, int]:
+        """See `Engine.measured_bytes`: `smart-run install` measures them."""
+        device = Device.shared(options.device)
+        try:
+            entries = Installer(cls.LIBRARY, device, options).of_paths(bundle)
+        finally:
+            device.release()
+        known = {path: entry.facts.get("device_bytes") for path, entry in entries.items() if entry is not None}
+        return {path: size for path, size in known.items() if isinstance(size, int)}
+
+    @classmethod
     def why_not_now(cls, bundle: Bundle | None, options: EngineOptions) -> str | None:
         """See `Engine.why_not_now`: TensorRT builds for minutes, so its plans must be there."""
         device = Device.shared(options.device)
         try:
             installer = Installer(cls.LIBRARY, device, options)
-            if not cls.BUILDS_FOR_MINUTES or (bundle is not None and installer.has_all(bundle)):
+            if not cls.BUILDS_FOR_MINUTES or (bundle is not None and all(installer.of_paths(bundle).values())):
                 return None
         finally:
             device.release()
