@@ -152,7 +152,7 @@ def _too_old(around: Surroundings, version: str | None) -> _Fault | None:
         return None
     reason = f"TensorRT {version} is older than {'.'.join(map(str, _TENSORRT_AT_LEAST))}"
     if around.machine.jetson is not None:
-        return _Fault(f"{reason}, which came with JetPack 6: flash that or a newer one")
+        return _Fault(f"{reason}, which came with JetPack 6; flash that or newer")
     return _Fault(reason, f"{_INSTALL_TENSORRT} --upgrade")
 
 

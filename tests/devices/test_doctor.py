@@ -163,7 +163,7 @@ class TestTensorRtOnAJetson:
         system = python("3.8", virtual=False, system_packages=True, modules={"tensorrt": self.MODULE})
         status = self.status(tmp_path, system, "Xavier NX")
         assert (status.available, status.version, status.install) == (False, "8.5.2.2", None)
-        assert status.reason == "TensorRT 8.5.2.2 is older than 8.6, which came with JetPack 6: flash that or a newer one"
+        assert status.reason == "TensorRT 8.5.2.2 is older than 8.6, which came with JetPack 6; flash that or newer"
 
     def test_one_from_the_registry_hides_it_and_that_is_a_warning(self, tmp_path: Path) -> None:
         shadow = "/home/me/venv/lib/python3.10/site-packages/tensorrt/__init__.py"

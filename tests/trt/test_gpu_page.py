@@ -1,4 +1,4 @@
-"""What docs/gpu.md has its readers do: on stand-ins all of it, without a GPU up to the driver, which one sentence names."""
+"""What docs/gpu.md has its readers do: on stand-ins all of it; without a GPU up to the driver, in one sentence."""
 
 from __future__ import annotations
 
