@@ -40,7 +40,7 @@ from smart_export.verify import engine_scores, reference_scores, verification_im
 from smart_runtime.bench.compare import compare
 from smart_runtime.bench.contenders import open_bundles
 from smart_runtime.bench.environment import read_environment
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint

@@ -34,7 +34,7 @@ from outcome import finish
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import Block, Interval, calls_per_block, interleave, interval, random_batch, resampled
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import Batch, Engine, EngineOptions, Scores
 from smart_runtime.engines.onnxruntime import CPU, OnnxRuntimeEngine

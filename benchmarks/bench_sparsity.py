@@ -36,7 +36,8 @@ from smart_common.children import python_command
 from smart_export.sparsity import FileSparsity, sparsity_of_onnx
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.bench.measure import calls_per_block, interleave, random_batch, speed_up, summarise
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 

@@ -33,7 +33,7 @@ from smart_devices.nvml import Gpu, open_gpu
 from smart_runtime.bench.environment import read_environment
 
 RESULTS = Path(__file__).resolve().parent / "results/gpu"
-SANITIZER = "compute-sanitizer"
+SANITIZER = ("compute-sanitizer", "--error-exitcode=9", "--report-api-errors=no")  # the checks ask for such errors
 PRECISIONS = ("fp32", "fp16")
 MINUTES = 8.0
 _NOT_HERE = 3  # the status of a step that this machine cannot do
@@ -46,7 +46,7 @@ class Step:
     name: str
     seconds: float
     work: Callable[[Session], dict[str, Any]]
-    under: str | None = None
+    under: tuple[str, ...] = ()
 
 
 def steps(session: Session) -> list[Step]:
@@ -78,25 +78,34 @@ def run_all(options: argparse.Namespace) -> int:
 
 def _outcome(step: Step, options: argparse.Namespace, *, left: float) -> str:
     """Run one step if it is due and fits; return what became of it, in words."""
-    if (options.output / f"{step.name}.json").exists():
+    file = options.output / f"{step.name}.json"
+    if file.exists():
         return "done before"
-    if step.under is not None and shutil.which(step.under) is None:
-        return f"skipped: {step.under} is not installed"
-    if left < step.seconds and not options.dry_run:
+    if step.under and shutil.which(step.under[0]) is None:
+        return f"skipped: {step.under[0]} is not installed"
+    if left < (1 if options.dry_run else step.seconds):
         return f"skipped: it takes up to {step.seconds:.0f} s, and {max(0, left):.0f} s are left; run the session again"
-    command = [sys.executable, __file__, *_again(options), "--step", step.name]
-    before = [] if step.under is None else [step.under, "--error-exitcode", "9"]
+    return _run(step, options, file=file, left=left)
+
+
+def _run(step: Step, options: argparse.Namespace, *, file: Path, left: float) -> str:
+    """Run one step in a process of its own; return what became of it, in words."""
+    command = [*step.under, sys.executable, __file__, *_again(options), "--step", step.name]
     start = time.monotonic()
     try:
-        done = subprocess.run(
-            [*before, *command], capture_output=True, text=True, errors="replace", check=False, timeout=max(left, 1)
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=left)
     except subprocess.TimeoutExpired:
         return f"failed: it did not end in the {left:.0f} s that were left"
+    if done.stdout:  # the sanitizer's report; a step itself prints nothing there
+        file.with_suffix(".log").write_text(done.stdout, encoding="utf-8")
     last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     if done.returncode == _NOT_HERE:
         return f"skipped: {last}"
-    return f"done in {time.monotonic() - start:.0f} s" if done.returncode == 0 else f"failed: {last}"
+    if done.returncode != 0:
+        if file.exists():  # its figures are kept, and the next session does it again
+            file.replace(file.with_suffix(".failed.json"))
+        return f"failed: {last}"
+    return f"done in {time.monotonic() - start:.0f} s"
 
 
 def _again(options: argparse.Namespace) -> list[str]:
@@ -132,7 +141,7 @@ def run_step(name: str, options: argparse.Namespace) -> int:
     part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(file)
     if result.get("failed"):
-        print(f"{len(result['failed'])} checks failed, see {file}", file=sys.stderr)
+        print(f"{len(result['failed'])} checks failed, see {file.with_suffix('.failed.json')}", file=sys.stderr)
         return 1
     return 0
 

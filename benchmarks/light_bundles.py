@@ -18,7 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from smart_runtime import Bundle
-from smart_runtime.bundle.bundle import GraphBytes, write_checksums
+from smart_runtime.bundle.bundle import write_checksums
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines.onnx_weights import external_tensors
 
 RECIPE = "WEIGHTS.json"

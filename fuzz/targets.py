@@ -112,7 +112,7 @@ def _graph(_: Path) -> Subject:
     import numpy as np  # noqa: PLC0415
 
     from runtime.bundles import GRAPHS, graph_files  # noqa: PLC0415
-    from smart_runtime.bundle.bundle import GraphBytes  # noqa: PLC0415
+    from smart_runtime.bundle.graph_bytes import GraphBytes  # noqa: PLC0415
     from smart_runtime.engines.onnx_weights import external_locations, external_tensors  # noqa: PLC0415
     from smart_runtime.errors import EngineError  # noqa: PLC0415
 
@@ -213,7 +213,7 @@ def _session(_: Path) -> Subject:
     import numpy as np  # noqa: PLC0415
 
     from runtime.bundles import CHANNELS, CLASSES, GRAPHS, HEIGHT, WIDTH, graph_files  # noqa: PLC0415
-    from smart_runtime.bundle.bundle import GraphBytes  # noqa: PLC0415
+    from smart_runtime.bundle.graph_bytes import GraphBytes  # noqa: PLC0415
     from smart_runtime.bundle.manifest import InputSpec, OutputSpec  # noqa: PLC0415
     from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine  # noqa: PLC0415
     from smart_runtime.errors import EngineError  # noqa: PLC0415

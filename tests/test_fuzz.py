@@ -17,7 +17,7 @@ from subject import Subject
 from targets import TARGETS
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, graph_files
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import AUTO, create_engine
 from smart_runtime.errors import EngineError

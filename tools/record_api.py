@@ -30,7 +30,7 @@ _CLASSES = re.compile(
     r"|RuntimeConfig|I?RuntimeCache|CudaGraphStrategy|DynamicShapesKernelSpecializationStrategy|ComputeCapability"
     r"|EngineValidity|EngineInvalidityDiagnostics|EngineInspector|LayerInformationFormat|MemoryPoolType"
     r"|ProfilingVerbosity|TensorIOMode|TensorLocation|TensorFormat|DataType|HardwareCompatibilityLevel|EngineCapability"
-    r"|EngineStat|Dims"
+    r"|EngineStat|Dims|PreviewFeature"
 )
 _MADE_OF_LAYERS = re.compile(r"add_|mark_|unmark_")  # members of a network that a parser uses, not we
 _SKIPPED = {"INetworkDefinition": _MADE_OF_LAYERS}

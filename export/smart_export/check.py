@@ -42,7 +42,8 @@ from smart_export.weights import (
     share_of_weights,
     weights_of,
 )
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, GraphInfo, Manifest
 from smart_runtime.bundle.signatures import short_fingerprint
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine

@@ -22,7 +22,7 @@ from typing import Any
 from smart_common.errors import few, shortened
 from smart_devices import MissingExtraError, Profile, Target, load_profile, profile_names
 from smart_export.errors import ExportError
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines import BatchRange
 from smart_runtime.engines.onnx_inline import inlined

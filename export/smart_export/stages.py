@@ -38,7 +38,7 @@ from smart_export.verify import (
     require_gate,
     verification_images,
 )
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
 from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_runtime.reference import SCORES, ParityResult, npy_bytes

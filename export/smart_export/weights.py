@@ -16,7 +16,7 @@ from smart_export.errors import VerificationError
 from smart_export.folding import affines_to_convolutions_
 from smart_export.graph import OLDEST_WRITTEN, onnx_from_module
 from smart_export.precision import FP16, FP32, INT8, Precision
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines.onnx_weights import external_tensors
 
 LEAST_SHARE = 0.9

@@ -302,12 +302,12 @@ class SmartModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about the bundle on this engine, a sentence each; logged as warnings when it is loaded."""
-        return notes_on(self.manifest, engine_name=self.engine_name) + self._state.choice.passed_over
+        return notes_on(self.manifest, engine_name=self.engine_name) + self._state.loader.choice.passed_over
 
     @property
     def engine_name(self) -> str:
         """The engine that runs the bundle."""
-        return self._state.choice.engine
+        return self._state.loader.choice.engine
 
     @property
     def class_names(self) -> tuple[str, ...]:

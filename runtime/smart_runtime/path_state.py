@@ -15,7 +15,6 @@ from typing import Any, TypeAlias, TypeVar
 from smart_runtime import forks
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import check_path, check_replaces
-from smart_runtime.engines import Choice
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 from smart_runtime.memory import (
     LOAD_PEAK,
@@ -71,7 +70,7 @@ class PathState:
         self._active: LoadedPath | None = loaded[path]
         self.loaded: Mapping[str, LoadedPath] = dict(loaded)  # replaced, never changed
         self.path = path
-        self._loader = loader
+        self.loader = loader
         self._mode = mode
         self._blocks: set[Scope] = set()
         self._unusable = ""  # why nothing may be done any more
@@ -121,12 +120,7 @@ class PathState:
     @property
     def bundle(self) -> Bundle:
         """The bundle whose paths these are."""
-        return self._loader.bundle
-
-    @property
-    def choice(self) -> Choice:
-        """The engine that runs them."""
-        return self._loader.choice
+        return self.loader.bundle
 
     def check_usable(self) -> None:
         """Raise ClosedError if the model was closed, or this process was forked from the one that loaded it."""
@@ -150,7 +144,7 @@ class PathState:
     def memory(self) -> MemoryReport:
         """Return what each path costs, and whether it is loaded."""
         with self._lock:
-            loaded, sizes, mode = self.loaded, self._loader.file_bytes, self._mode
+            loaded, sizes, mode = self.loaded, self.loader.file_bytes, self._mode
         return memory_report(mode, self._memory, sizes=sizes, loaded=loaded)
 
     def close(self) -> bool:
@@ -173,7 +167,7 @@ class PathState:
         for one in loaded.values():
             one.retire()
         with self._changes:
-            self._loader.close()
+            self.loader.close()
 
     def _become(self, **fields: Any) -> None:
         """Set fields of this object, all in one call of C, so that an interrupt finds every one set or none."""
@@ -258,7 +252,7 @@ class PathState:
                 f"expected a budget of at least {needed} bytes for {', '.join(map(repr, sorted(together)))} at once, "
                 f"got {self._memory}; end the block that uses one of them, or allow more"
             )
-        return self._loader.load(name)
+        return self.loader.load(name)
 
     def _may_take_the_place_of(self, old: LoadedPath, name: str) -> bool:
         """Say whether dropping ``old``, which no scope uses, makes room for ``name`` as far as the budget goes."""
@@ -267,7 +261,7 @@ class PathState:
 
     def _bytes_over_budget(self, paths: Collection[str]) -> int:
         """Return the bytes that ``paths`` need together if the budget is smaller, else 0."""
-        needed = sum(self._loader.costs[path] for path in paths)
+        needed = sum(self.loader.costs[path] for path in paths)
         return needed if isinstance(self._memory, int) and needed > self._memory else 0
 
     def _check_unused(self, old: LoadedPath) -> None:
@@ -279,7 +273,7 @@ class PathState:
 
     def _switch_in_place_of(self, old: LoadedPath, name: str, reason: str, *, outside: BaseException | None) -> bool:
         """Drop ``old``, then load ``name``; if that fails, load ``old`` again and raise. Calls wait meanwhile."""
-        costs = self._loader.costs
+        costs = self.loader.costs
         if not has_room(LOAD_PEAK * max(costs[name], costs[old.name]) - costs[old.name]):
             raise OutOfMemoryError(
                 f"too little memory to load the path {name!r} in the place of {old.name!r}: loading takes more for a "
@@ -295,7 +289,7 @@ class PathState:
                 self._become(settled=False, _active=None, loaded=others)
             old.drain()
             give_back_freed()
-            return self._install(self._loader.load(name), reason)
+            return self._install(self.loader.load(name), reason)
         except BaseException as error:
             if not dropped or isinstance(error, ClosedError):
                 raise
@@ -305,7 +299,7 @@ class PathState:
             release_frames(error, outside=outside)
             give_back_freed()
             try:
-                self._install(self._loader.load(old.name), "")
+                self._install(self.loader.load(old.name), "")
             except Exception as second:
                 self._lost += f", and loading {old.name!r} again failed too ({second}); switch or reload to try again"
                 _log.error("%s", self._lost)
@@ -368,7 +362,7 @@ class PathState:
         _log.info("the bundle %.12s serves from now on", self.bundle.digest)
 
     def _reload(self, bundle: str | os.PathLike[str]) -> None:
-        old_loader, fresh = self._loader, None
+        old_loader, fresh = self.loader, None
         old: Mapping[str, LoadedPath] = {}
         loaded: dict[str, LoadedPath] = {}
         try:
@@ -377,7 +371,7 @@ class PathState:
             check_replaces(manifest, self.bundle.manifest)
             mode = choose_mode(self._memory, costs=fresh.costs)
             fresh.verify_all_but(manifest.paths if mode == RESIDENT else (self.path,))
-            while self._loader is not fresh:
+            while self.loader is not fresh:
                 with self._lock:
                     self.check_usable()
                     wanted = set(manifest.paths) if mode == RESIDENT else {self.path, *self.pins}
@@ -385,7 +379,7 @@ class PathState:
                     if not missing:
                         old, active = self.loaded, loaded[self.path]
                         self.recorder.add_paths(manifest.paths)
-                        self._become(_loader=fresh, loaded=loaded, _mode=mode, _active=active, _lost="")
+                        self._become(loader=fresh, loaded=loaded, _mode=mode, _active=active, _lost="")
                         self.recorder.reload()
                 for name in manifest.paths:
                     if name in missing:
@@ -394,7 +388,7 @@ class PathState:
             _log.warning("reload failed; the bundle %.12s goes on serving", self.bundle.digest)
             raise
         finally:  # whichever of the two does not serve goes
-            gone, loader = (old, old_loader) if self._loader is fresh else (loaded, fresh)
+            gone, loader = (old, old_loader) if self.loader is fresh else (loaded, fresh)
             for one in gone.values():
                 one.retire()
             if loader is not None:

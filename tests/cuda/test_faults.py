@@ -79,6 +79,7 @@ def test_a_failure_at_every_call_leaks_nothing(anew: Any, code: int, stays: bool
         except SmartError as error:
             outcomes.add(type(error))
         assert driver.calls() > call
+        assert driver.unknown_frees() == 0, driver.trace()[call]
         assert driver.leaks() == {}, f"after a failure of {driver.trace()[call]}, call {call}"
         for process in device_module._processes.values():
             for device in process.devices.values():
@@ -145,6 +146,7 @@ def test_an_interrupt_after_every_call_of_the_driver_leaks_nothing(anew: Any, qu
         assert current_context() is None
         settle(driver)
         assert driver.leaks() == {}, driver.trace()[call - 1]
+        assert driver.unknown_frees() == 0, driver.trace()[call - 1]
 
 
 def test_an_interrupt_at_every_place_leaks_nothing(anew: Any, quiet: None) -> None:
@@ -157,3 +159,4 @@ def test_an_interrupt_at_every_place_leaks_nothing(anew: Any, quiet: None) -> No
         struck(use_everything, at=at)
         settle(driver)
         assert driver.leaks() == {}, f"struck the {at}th time"
+        assert driver.unknown_frees() == 0, f"struck the {at}th time"

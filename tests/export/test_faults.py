@@ -177,7 +177,7 @@ cd "$disk/bundle" && sha256sum --quiet --check SHA256SUMS && echo whole
 """
 
 
-@pytest.mark.parametrize("kilobytes", [140, 240], ids=["first graph", "dense graph"])
+@pytest.mark.parametrize("kilobytes", [168, 276], ids=["first graph", "dense graph"])
 def test_a_full_disk_leaves_the_old_bundle(checkpoint_file: Path, old: Path, tmp_path: Path, kilobytes: int) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -12,7 +12,7 @@ import pytest
 import smart_runtime.serving
 from runtime.bundles import CLASSES, graph_files
 from smart_devices import EngineInfo, EngineStatus
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import Batch, DeviceTimes, Engine, EngineOptions, Scores
 

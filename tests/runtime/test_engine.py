@@ -21,7 +21,7 @@ from smart_devices import EngineStatus, engine_rows, engine_status
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.bench.cli import main as bench_command
 from smart_runtime.bench.compare import compare
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.cli import main as run_command
 from smart_runtime.engines import AUTO, REFERENCE_ENGINE, EngineOptions, create_engine, open_engine, resolve_engine

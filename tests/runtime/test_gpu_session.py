@@ -116,3 +116,22 @@ def test_noise_that_comes_out_otherwise_is_no_bundle(light: Path, tmp_path: Path
     (light / "tiny/WEIGHTS.json").write_text(json.dumps(recipe))
     with pytest.raises(BundleError):
         light_bundles().restore(light / "tiny", output=tmp_path / "whole")
+
+
+def test_a_sanitizer_that_finds_something_fails_its_step(light: Path, tmp_path: Path, stand_in: StandInDriver) -> None:
+    """One that runs the checks, reports an error of its own and ends as it was told to."""
+    fake = tmp_path / "bin/compute-sanitizer"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nshift 2\n"$@"\necho "1 error found"\nexit 9\n')
+    fake.chmod(0o755)
+    output = tmp_path / "results"
+    output.mkdir()
+    for step in STEPS[:-1]:
+        (output / f"{step}.json").write_text("{}")
+    environment = stand_in.environment()
+    environment["PATH"] = f"{fake.parent}{os.pathsep}{environment['PATH']}"
+    status, outcomes, _ = session("--bundles", light, "--output", output, "--dry-run", environment=environment)
+    assert status == 1
+    assert outcomes["contracts-sanitized"].startswith("failed: ")
+    assert (output / "contracts-sanitized.log").read_text() == "1 error found\n"
+    assert not json.loads((output / "contracts-sanitized.failed.json").read_text())["result"]["failed"]

@@ -19,7 +19,8 @@ from hypothesis.extra import numpy as hnp
 
 from runtime.bundles import as_float, expected_scores, graph_files, random_images
 from runtime.test_onnx_weights import DTYPES, graph_with
-from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES, GraphBytes
+from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import create_engine
 from smart_runtime.engines.onnx_inline import inlined

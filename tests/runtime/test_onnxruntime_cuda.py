@@ -21,7 +21,7 @@ from cuda.stand_in import StandInDriver
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, as_float, expected_scores, graph_files, random_images
 from smart_common.errors import MissingExtraError
 from smart_devices import EngineStatus
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import AUTO, EngineOptions, choose_engine, onnxruntime_cuda
 from smart_runtime.engines.cuda import driver

@@ -16,7 +16,7 @@ import pytest
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, graph_files
 from runtime.fakes import TIMEOUT
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import BatchRange
 from smart_runtime.engines.onnx_inline import inlined

@@ -16,7 +16,7 @@ from typing import Any
 
 from forks import serve
 from smart_common import files
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines import plans, private_folder
 from smart_runtime.engines.engine import BatchRange

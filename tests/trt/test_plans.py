@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smart_common.files import default_cache_dir
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines.engine import BatchRange
 from smart_runtime.engines.plan_keys import Key, differences, key_digest
 from smart_runtime.engines.plans import MAX_META_BYTES, PlanCache, StoredPlan

@@ -47,6 +47,7 @@ DIFFERING = {
     "FP16": "8.6 10.3 10.16 rtx-1.4",
     "node_operator": "10.3 10.16 11.4 rtx-1.4 rtx-1.7",
     "node_name": "10.3 10.16 11.4 rtx-1.4 rtx-1.7",
+    "PROFILE_SHARING_0806": "8.6 10.3 10.16 rtx-1.4",
     "STRIP_PLAN": "10.3 10.16 11.4 rtx-1.4 rtx-1.7",
 }
 NOT_THEIRS = {"name", "value", "parse", "log", "version", "reset", "module", "logger", "engine", "get_flag", "flags"}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from smart_runtime.bench.contenders import check_same
-from smart_runtime.bundle.bundle import Bundle, GraphBytes, check_sum
+from smart_runtime.bundle.bundle import Bundle, check_sum
 from smart_runtime.bundle.files import MAX_FILE_BYTES, read_bounded
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines import Batch, EngineOptions, create_engine
 from smart_runtime.model import SmartModel
 

@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -21,6 +21,7 @@ from smart_runtime.bundle.files import (
     read_at_most,
     read_bounded,
 )
+from smart_runtime.bundle.graph_bytes import GraphBytes, GraphIdentity
 from smart_runtime.bundle.manifest import MAX_BYTES, GraphInfo, Manifest, is_inside, parse_manifest
 from smart_runtime.bundle.signatures import SIGNATURE_BYTES, PublicKey, public_key
 from smart_runtime.errors import BundleError, ClosedError, SignatureError
@@ -40,51 +41,6 @@ MAX_BARE_GRAPH_BYTES = 2**26
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 # Below malloc's 128 KiB, from which on freed memory teaches it to keep more of what is freed: see `SmartModel.load`.
 _CHUNK_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphIdentity:
-    """What tells one graph from all others, without its bytes; see `GraphBytes`."""
-
-    digests: tuple[str, str | None]
-    precision: str
-    recipe: str | None
-    two_four: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphBytes:
-    """One graph, checked and in memory: what an engine is made from.
-
-    ``model`` is an ONNX file; ``weights`` is the file that its external tensors call ``weights_name``, both None for a
-    graph without external tensors. ``precision`` is the one of the bundle, ``recipe`` what its int8 was made by, and
-    ``two_four`` how many of the graph's layers have 2:4 weights.
-    """
-
-    model: bytes = field(repr=False)
-    weights: bytes | None = field(repr=False)
-    weights_name: str | None
-    precision: str = "fp32"
-    recipe: str | None = None
-    two_four: int = 0
-
-    @classmethod
-    def of(cls, graph: GraphInfo, contents: Sequence[bytes], *, manifest: Manifest) -> GraphBytes:
-        """Return ``graph``, one of ``manifest``'s, with the contents of its files, in their order."""
-        return cls(
-            model=contents[0],
-            weights=contents[1] if contents[1:] else None,
-            weights_name=graph.weights_name,
-            precision=manifest.precision,
-            recipe=manifest.recipe,
-            two_four=graph.two_four,
-        )
-
-    @property
-    def digests(self) -> tuple[str, str | None]:
-        """The SHA-256 of ``model`` and of ``weights``, in hexadecimal digits; computed at each call."""
-        weights = None if self.weights is None else hashlib.sha256(self.weights).hexdigest()
-        return hashlib.sha256(self.model).hexdigest(), weights
 
 
 @dataclass(frozen=True, kw_only=True)

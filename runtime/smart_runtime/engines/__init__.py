@@ -11,7 +11,8 @@ from smart_common.lazy import load
 from smart_devices import engine_rows
 from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, EngineStatus, engine_info, engine_names
 from smart_devices.engines import engine_status, has_library
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import (
     DEFAULT_OPTIONS,

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.errors import EngineError
 

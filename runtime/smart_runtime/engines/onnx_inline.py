@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES, GraphBytes
+from smart_runtime.bundle.bundle import MAX_GRAPH_BYTES
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines.onnx_weights import Tensor, external_tensors, is_external
 from smart_runtime.engines.protobuf import fields, message_field, text
 from smart_runtime.errors import EngineError

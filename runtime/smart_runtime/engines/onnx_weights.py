@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_common.errors import shortened
-from smart_runtime.bundle.bundle import GraphBytes
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines.protobuf import fields, integer, messages, text, varint
 from smart_runtime.errors import EngineError
 

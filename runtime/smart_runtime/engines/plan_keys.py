@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 from smart_common.errors import shortened
-from smart_runtime.bundle.bundle import GraphBytes, GraphIdentity
+from smart_runtime.bundle.graph_bytes import GraphBytes, GraphIdentity
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import BatchRange
 

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 from smart_common.files import default_cache_dir, holding, locked, new_folder_beside, replacing
 from smart_runtime.bundle.files import read_at_most
 from smart_runtime.engines.plan_keys import Key, canonical, differences, key_digest
+from smart_runtime.engines.plan_meta import META, DamagedError, Meta
 from smart_runtime.engines.private_folder import PrivateFolder, through
 from smart_runtime.errors import EngineError
 
@@ -32,7 +33,7 @@ INSTALL = "`smart-run install BUNDLE`"
 
 _log = logging.getLogger(__name__)
 
-_PLAN, _META = "plan", "meta.json"
+_PLAN = "plan"
 _BUILD_LOCK = "build.lock"
 _NEW = "new"  # what is written beside its place is called after this, and tidied up by whoever writes next
 
@@ -78,42 +79,6 @@ class Pruned:
     key: Key | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Meta:
-    key: Key
-    size: int
-    sha256: str
-    facts: Mapping[str, Any]
-    installed_ns: int  # since 1970
-
-    def written(self) -> bytes:
-        plan = {"bytes": self.size, "sha256": self.sha256, "installed_ns": self.installed_ns}
-        said = {"key": self.key, "plan": plan, "facts": self.facts}
-        return json.dumps({**said, "sha256": hashlib.sha256(canonical(said)).hexdigest()}, indent=1).encode() + b"\n"
-
-    @classmethod
-    def read(cls, data: bytes) -> _Meta:
-        try:
-            said = json.loads(data)
-            digest = said.pop("sha256")
-            if digest != hashlib.sha256(canonical(said)).hexdigest():
-                raise _DamagedError(f"{_META} is not as it was written")
-            plan = said["plan"]
-            return cls(
-                key=dict(said["key"]),
-                size=plan["bytes"],
-                sha256=plan["sha256"],
-                facts=said["facts"],
-                installed_ns=int(plan["installed_ns"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _DamagedError(f"{_META} is no description of a plan") from error
-
-
-class _DamagedError(Exception):
-    """An entry that is not as it was written."""
-
-
 class PlanCache:
     """The plans of one user on one machine; safe to use from several threads and processes at once.
 
@@ -144,7 +109,7 @@ class PlanCache:
 
         None if there is none. ``free`` are names of fields that nobody has asked for in particular.
         """
-        found: list[_Meta] = []
+        found: list[Meta] = []
         with self._folder.opened() as place, self._folder.refusing():
             for _, meta in () if place is None else self._metas(place):
                 if meta is not None and all(meta.key.get(field) == key[field] for field in key.keys() - free):
@@ -186,7 +151,7 @@ class PlanCache:
     def update(self, key: Key, facts: Mapping[str, Any]) -> None:
         """Add ``facts``, JSON values, to those of the plan of ``key``; nothing happens if there is none."""
         digest = key_digest(key)
-        with self._folder.opened() as place, self._folder.refusing(), suppress(FileNotFoundError, _DamagedError):
+        with self._folder.opened() as place, self._folder.refusing(), suppress(FileNotFoundError, DamagedError):
             if place is None:
                 return
             with (
@@ -195,7 +160,7 @@ class PlanCache:
             ):
                 meta = self._meta(entry, digest)
                 changed = replace(meta, facts=_plain({**meta.facts, **facts}))
-                with replacing(through(entry) / _META) as file:
+                with replacing(through(entry) / META) as file:
                     os.fchmod(file.fileno(), 0o600)
                     file.write(changed.written())
 
@@ -297,7 +262,7 @@ class PlanCache:
             return self._read(place, digest)
         except FileNotFoundError:
             return None
-        except _DamagedError as error:
+        except DamagedError as error:
             _log.warning("the plan %s is damaged: %s; it is built again", self.folder / digest, error)
             return None
 
@@ -307,7 +272,7 @@ class PlanCache:
             with self._file(entry, digest, _PLAN) as (file, size):
                 plan = read_at_most(file, meta.size + 1) if size == meta.size else b""
                 if hashlib.sha256(plan).hexdigest() != meta.sha256:
-                    raise _DamagedError(f"its {size} bytes are not those that were written")
+                    raise DamagedError(f"its {size} bytes are not those that were written")
                 with suppress(OSError):  # a disk that is read-only; prune goes by when it was last used
                     os.utime(file.fileno())
         return StoredPlan(key=meta.key, plan=plan, facts=meta.facts)
@@ -318,28 +283,28 @@ class PlanCache:
             with self._folder.file(entry, name, shown=f"{digest}/{name}") as opened:
                 yield opened
         except FileNotFoundError as error:
-            raise _DamagedError(f"no {name} is in it") from error
+            raise DamagedError(f"no {name} is in it") from error
 
-    def _meta(self, entry: int, digest: str) -> _Meta:
-        with self._file(entry, digest, _META) as (file, size):
+    def _meta(self, entry: int, digest: str) -> Meta:
+        with self._file(entry, digest, META) as (file, size):
             if size > MAX_META_BYTES:
-                raise _DamagedError(f"{_META} has {size} bytes")
-            meta = _Meta.read(read_at_most(file, MAX_META_BYTES))
+                raise DamagedError(f"{META} has {size} bytes")
+            meta = Meta.read(read_at_most(file, MAX_META_BYTES))
         if key_digest(meta.key) != digest:
-            raise _DamagedError("it is of another key")
+            raise DamagedError("it is of another key")
         return meta
 
-    def _metas(self, place: Path) -> Iterator[tuple[str, _Meta | None]]:
+    def _metas(self, place: Path) -> Iterator[tuple[str, Meta | None]]:
         """Yield the name of each entry with what it says of itself, None where that is damaged."""
         for name in sorted(filter(_ENTRY.fullmatch, os.listdir(place))):  # noqa: PTH208  # names alone
             meta = None
-            with suppress(FileNotFoundError, _DamagedError), self._folder.subfolder(place, name) as entry:
+            with suppress(FileNotFoundError, DamagedError), self._folder.subfolder(place, name) as entry:
                 meta = self._meta(entry, name)
             yield name, meta
 
     def _publish(self, place: Path, key: Key, plan: bytes, facts: Mapping[str, Any], *, anew: bool) -> StoredPlan:
         digest = key_digest(key)
-        meta = _Meta(
+        meta = Meta(
             key=_plain(key),
             size=len(plan),
             sha256=hashlib.sha256(plan).hexdigest(),
@@ -348,7 +313,7 @@ class PlanCache:
         )
         with new_folder_beside(place / _NEW) as beside:
             beside.chmod(0o700)
-            for name, data in ((_PLAN, plan), (_META, meta.written())):
+            for name, data in ((_PLAN, plan), (META, meta.written())):
                 with replacing(beside / name) as file:
                     os.fchmod(file.fileno(), 0o600)
                     file.write(data)
@@ -393,7 +358,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _used(entry: Path) -> tuple[int, int]:
     """Return when an entry was last used, in nanoseconds, and how many bytes its files have."""
-    files = [(entry / name).lstat() for name in (_PLAN, _META) if os.path.lexists(entry / name)]
+    files = [(entry / name).lstat() for name in (_PLAN, META) if os.path.lexists(entry / name)]
     return max((file.st_mtime_ns for file in files), default=0), sum(file.st_size for file in files)
 
 

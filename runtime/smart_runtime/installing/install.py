@@ -11,7 +11,8 @@ import numpy as np
 
 from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engine_names
 from smart_devices.engines import engine_status
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines import check_available, class_of, create_engine, resolve_engine
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import Engine, EngineOptions

@@ -51,7 +51,9 @@ class Builder(Bound):
     def create_builder_config(self) -> Any:
         self._enter()
         flags = {"TF32"}  # the library's own choice
-        config = self._world.new("IBuilderConfig", set=flags, pools={}, profiles=[], cache=None, aims=[], builder=self)
+        config = self._world.new(
+            "IBuilderConfig", set=flags, features=set(), pools={}, profiles=[], cache=None, aims=[], builder=self
+        )
         config.profiling_verbosity = self._world.module.ProfilingVerbosity.LAYER_NAMES_ONLY
         return config
 
@@ -111,6 +113,7 @@ class Builder(Bound):
             sparse=sparse,
             detailed=config.profiling_verbosity == self._world.module.ProfilingVerbosity.DETAILED,
             activation_bytes=activation_bytes,
+            shares_profile=not self._world.version.startswith("8.") or "PROFILE_SHARING_0806" in config._features,
             graph=model.SerializeToString(),
         )
 
@@ -204,6 +207,7 @@ class IBuilderConfig(Bound):
     num_compute_capabilities = Value(0, lambda config, count: config._aim_at(count))
 
     _set: set[str]
+    _features: set[str]
     _pools: dict[str, int]
     _profiles: list[Any]
     _aims: list[str]
@@ -217,6 +221,12 @@ class IBuilderConfig(Bound):
 
     def get_flag(self, flag: Any) -> bool:
         return flag.name in self._set
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        (self._features.add if enable else self._features.discard)(feature.name)
+
+    def get_preview_feature(self, feature: Any) -> bool:
+        return feature.name in self._features
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self._pools[pool.name] = int(pool_size)

@@ -22,6 +22,7 @@ class Context:
     """What was set on a context, and the streams in which it is running, by how many calls."""
 
     fixed: Mapping[str, tuple[int, ...]]
+    has_profile: bool = True
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     addresses: dict[str, int] = field(default_factory=dict)
     memory: int | None = None

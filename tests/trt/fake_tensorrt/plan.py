@@ -42,6 +42,7 @@ class Plan:
         sparse: Those whose tactic uses that.
         detailed: Whether the inspector may name tactics.
         activation_bytes: What a context needs.
+        shares_profile: Whether several contexts may use its one profile: in 8.6 only if that was asked for.
         graph: The ONNX model.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     sparse: tuple[str, ...]
     detailed: bool
     activation_bytes: int
+    shares_profile: bool
     graph: bytes
 
 

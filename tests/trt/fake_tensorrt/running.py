@@ -145,8 +145,10 @@ class ICudaEngine(Bound):
         except DriverError as error:
             self._core.logger.log(self._world.module.ILogger.ERROR, f"Error Code 1: Cuda Runtime ({error})")
             return None
+        has_profile = self._core.plan.shares_profile or not self._core.contexts
         self._core.contexts += 1
-        state = Context(fixed={t.name: t.shape for t in self._core.plan.inputs if -1 not in t.shape})
+        fixed = {t.name: t.shape for t in self._core.plan.inputs if -1 not in t.shape}
+        state = Context(fixed=fixed, has_profile=has_profile)
         return self._world.new("IExecutionContext", core=self._core, state=state, cache=cache)
 
     def create_runtime_config(self) -> Any:
@@ -302,6 +304,8 @@ class IExecutionContext(Bound):
         wanted, tensor = tuple(map(int, shape)), self._core.tensor(name)
         if tensor is None or tensor not in self._core.plan.inputs or len(wanted) != len(tensor.shape):
             return self._fail("setInputShape", f"{name} is no input of {len(wanted)} dimensions")
+        if not self._state.has_profile:
+            return self._fail("setInputShape", "profile 0 has been chosen by another IExecutionContext")
         least, _, most = tensor.profile
         if not all(low <= size <= high for low, size, high in zip(least, wanted, most, strict=True)):
             return self._fail("setInputShape", f"{wanted} does not satisfy any optimization profile: {least} to {most}")

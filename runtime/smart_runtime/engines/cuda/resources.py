@@ -116,7 +116,8 @@ class PinnedMemory(_Resource):
         """A view of the memory, uint8, (bytes,). It keeps the memory, but not past a call of `release`."""
         view: Any = (c_uint8 * self.bytes).from_address(self.address)
         view.owner = self  # and the array holds ``view``
-        return np.ndarray((self.bytes,), np.uint8, buffer=view)
+        array: npt.NDArray[np.uint8] = np.ndarray((self.bytes,), np.uint8, buffer=view)
+        return array
 
 
 class Event(_Resource):

@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any, cast, get_args
 
 from smart_devices import detect
-from smart_runtime.bundle.bundle import Bundle, GraphBytes, GraphIdentity
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes, GraphIdentity
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import BatchRange, EngineOptions

@@ -254,6 +254,10 @@ class Library:
         # Without strong typing a precision has to be allowed; what an int8 graph leaves in fp32 stays so, as judged.
         if precision != "fp32" and not hasattr(self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
             config.set_flag(flags.FP16 if precision == "fp16" else flags.INT8)
+        # Every lane has a context, and in 8.6 the contexts of a plan share its one profile only if that is asked for.
+        preview: Any = getattr(self.module, "PreviewFeature", None)
+        if hasattr(preview, "PROFILE_SHARING_0806"):
+            config.set_preview_feature(preview.PROFILE_SHARING_0806, True)
         if hasattr(config, "set_compute_capability"):
             self._aim(config, capabilities)
         elif capabilities is not None:

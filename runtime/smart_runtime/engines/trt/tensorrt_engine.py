@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from smart_common.errors import SmartError, shortened
-from smart_runtime.bundle.bundle import Bundle, GraphBytes
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.driver import CudaError
