@@ -68,3 +68,24 @@ def test_the_jetpack_table_says_what_the_profiles_say() -> None:
         assert row.tensorrt is not None
         assert row.tensorrt.startswith(tensorrt)
         assert str(row.onnx_opset) == opset or (row.onnx_opset is None and opset == "20 or more")
+
+
+TEXTS = {
+    path: re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
+    for path in (*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *ROOT.glob("docs/*.md"))
+}
+
+
+def test_every_link_within_the_repository_leads_to_a_file_and_its_heading() -> None:
+    headings = {
+        path: {
+            re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        }
+        for path, text in TEXTS.items()
+    }
+    for path, text in TEXTS.items():
+        for file, heading in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", text):
+            target = (path.parent / file).resolve() if file else path
+            assert target.is_file(), f"{path.name}: {file}"
+            assert not heading or heading in headings[target], f"{path.name}: {file}#{heading}"

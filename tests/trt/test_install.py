@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import as_float, random_images, write_bundle, write_checksums
+from runtime.bundles import as_float, random_images, write_bundle
 from smart_runtime import SmartModel
+from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.cli import main
 from smart_runtime.engines.trt.library import Library
 from smart_runtime.engines.trt.tensorrt_engine import Program
