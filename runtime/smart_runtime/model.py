@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import NoReturn, cast
 
@@ -97,6 +98,8 @@ class SmartModel:
         options = EngineOptions(threads=threads) if options is None else options
         if not isinstance(options, EngineOptions):
             raise EngineError(f"expected options as EngineOptions(...), got {options!r:.100}")
+        if isinstance(memory, int) and options.memory_limit_bytes is None:
+            options = replace(options, memory_limit_bytes=max(1, memory))
         if policy is not None and (isinstance(policy, type) or not hasattr(policy, "observe")):
             raise InputError(
                 f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import as_float, graph_files, random_images
-from runtime.fakes import TIMEOUT
 from smart_common.errors import MissingExtraError
 from smart_runtime.engines.engine import BatchRange
 from smart_runtime.engines.trt import build, plan_worker
-from smart_runtime.engines.trt.build import BuildRecipe, BuildRefusedError, BuiltPlan, build_plan, plan_in_process
+from smart_runtime.engines.trt.build import BuildRecipe, BuildRefusedError, build_plan, plan_in_process
 from smart_runtime.errors import EngineError
 from trt.builds import (
     INPUTS,
@@ -212,39 +209,6 @@ def test_what_the_library_prints_stays_out_of_everything(
     monkeypatch.syspath_prepend(tmp_path)
     assert build_plan(small_graph(), RECIPE).plan
     assert capfd.readouterr() == ("", "")
-
-
-def test_one_build_waits_for_another_one(tmp_path: Path) -> None:
-    lock = tmp_path / "build.lock"
-    waiting, ended = threading.Event(), threading.Event()
-    built: list[BuiltPlan] = []
-
-    def on_phase(name: str, _: float) -> None:
-        if name == plan_worker.WAITING:
-            waiting.set()
-
-    def second() -> None:
-        built.append(build_plan(small_graph(), RECIPE, on_phase=on_phase, lock=lock))
-        ended.set()
-
-    with lock.open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert waiting.wait(TIMEOUT)
-        assert not ended.is_set()
-    thread.join(TIMEOUT)
-    assert built[0].plan
-    with lock.open("wb") as free:
-        fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@pytest.mark.parametrize("place", ["missing/build.lock", "link"])
-def test_a_lock_that_cannot_be_made_is_said_and_starts_nothing(tmp_path: Path, place: str, children: Children) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with nothing_left(), pytest.raises(EngineError, match="refuses to start a build: .*" + place):
-        build_plan(small_graph(), RECIPE, lock=tmp_path / place)
-    assert children.pids == []
 
 
 def test_without_a_driver_no_plan_for_this_device_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,17 +196,17 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.usefixtures("quick")
-def test_an_interrupt_at_any_place_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_interrupt_at_any_place_leaves_nothing(every: int) -> None:
     model = small_graph()
-    lock = tmp_path / "lock"
 
     def work() -> None:
-        assert build_plan(model, RECIPE, on_phase=lambda *_: None, timeout_s=TIMEOUT, lock=lock).plan == b"plan"
+        assert build_plan(model, RECIPE, on_phase=lambda *_: None, timeout_s=TIMEOUT).plan == b"plan"
 
     before = open_files()
     where = places(work)
     assert len(where) > MOMENTS
-    for at in where:
+    for at in where[::every]:
         assert isinstance(struck(work, at=at), Stop | None)
         gc.collect()  # what was struck between its making and its owner
         subprocess._cleanup()  # type: ignore[attr-defined]  # children whose Popen was struck; the next one does this
@@ -292,7 +292,7 @@ def test_a_child_whose_parent_has_forgotten_it_ends(children: Children) -> None:
     with ExitStack() as undo:
         graph, plan, output = map(undo.enter_context, build._memory_files(*names))
         build._write_sealed(graph, small_graph())
-        child = undo.enter_context(build._Child(recipe, graph=graph, plan=plan, output=output, lock=None))
+        child = undo.enter_context(build._Child(recipe, graph=graph, plan=plan, output=output))
         assert next(told for told in child.told(None) if "phase" in told)
         file = os.pidfd_open(children.pid)
         undo.callback(os.close, file)

@@ -14,6 +14,8 @@ from cuda.stand_in import StandInDriver
 from runtime.bundles import as_float, random_images, write_bundle
 from smart_runtime import BatchRange, EngineOptions, SmartModel
 from smart_runtime.engines import REFERENCE_ENGINE
+from smart_runtime.engines.plan_keys import Key, key_digest
+from smart_runtime.engines.plans import PlanCache
 from trt.fake_tensorrt import DIALECTS
 from trt.machine import gpu_machine
 
@@ -64,7 +66,7 @@ def test_a_storm_of_switches_mixes_nothing(
     bundle: Path,
     expected: dict[str, np.ndarray],
 ) -> None:
-    calls_each, wrong = 60, []
+    calls_each, wrong = 20, []
     stand_in.delay(200)
 
     def work(model: SmartModel, seed: int) -> None:
@@ -91,3 +93,42 @@ def test_a_storm_of_switches_mixes_nothing(
         assert not wrong
         assert sum(one.calls for one in stats.paths.values()) == 8 * calls_each
         assert all(one.calls for one in stats.paths.values())
+
+
+def test_what_was_compiled_on_the_device_is_kept(
+    monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path
+) -> None:
+    saved: list[tuple[Key, bytes]] = []
+    save = PlanCache.save_kernels
+
+    def saving(self: PlanCache, key: Key, kernels: bytes) -> None:
+        saved.append((key, kernels))
+        save(self, key, kernels)
+
+    monkeypatch.setattr(PlanCache, "save_kernels", saving)
+    with gpu_machine(monkeypatch, stand_in, "rtx-1.7", cache=tmp_path):
+        SmartModel.load(bundle, engine="tensorrt-rtx", options=OPTIONS).close()
+        assert len(saved) == len(PATHS)
+        SmartModel.load(bundle, engine="tensorrt-rtx", options=OPTIONS).close()
+        assert len(saved) == len(PATHS), "they were there"
+        kept = PlanCache()
+        for key, data in saved:
+            found = kept.find(key)
+            assert found is not None
+            assert found.kernels == data
+        (file,) = kept.folder.glob(f"{key_digest(saved[0][0])}/kernels")
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+        found = kept.find(saved[0][0])
+        assert found is not None
+        assert found.kernels == b"", "what was damaged is compiled anew"
+        SmartModel.load(bundle, engine="tensorrt-rtx", options=OPTIONS).close()
+        assert len(saved) == len(PATHS) + 1
+
+
+def test_a_plan_for_one_batch_size_takes_every_batch(
+    machine: str, bundle: Path, expected: dict[str, np.ndarray]
+) -> None:
+    """Smaller ones are filled up, larger ones cut into pieces."""
+    with SmartModel.load(bundle, engine=machine, options=EngineOptions(batch=BatchRange(4, 4, 4))) as model:
+        for images in (1, 4, 6):
+            assert np.array_equal(model(IMAGES[:images]), expected["clean"][:images])

@@ -29,11 +29,13 @@ from smart_runtime.engines.private_folder import PrivateFolder, through
 from smart_runtime.errors import EngineError
 
 MAX_META_BYTES = 2**20
+MAX_KERNELS_BYTES = 2**28
 INSTALL = "`smart-run install BUNDLE`"
 
 _log = logging.getLogger(__name__)
 
-_PLAN = "plan"
+_PLAN, _KERNELS = "plan", "kernels"
+_SUM_BYTES = 32
 _BUILD_LOCK = "build.lock"
 _NEW = "new"  # what is written beside its place is called after this, and tidied up by whoever writes next
 
@@ -52,11 +54,13 @@ class StoredPlan:
         key: What it depends on.
         plan: The library's own bytes.
         facts: What else is known of it: JSON values, such as the build's seconds.
+        kernels: What `PlanCache.save_kernels` has kept for it, empty if nothing.
     """
 
     key: Key
     plan: bytes = field(repr=False)
     facts: Mapping[str, Any]
+    kernels: bytes = field(repr=False, default=b"")
 
 
 class Entry(NamedTuple):
@@ -150,6 +154,14 @@ class PlanCache:
 
     def update(self, key: Key, facts: Mapping[str, Any]) -> None:
         """Add ``facts``, JSON values, to those of the plan of ``key``; nothing happens if there is none."""
+        self._put(key, META, lambda meta: replace(meta, facts=_plain({**meta.facts, **facts})).written())
+
+    def save_kernels(self, key: Key, kernels: bytes) -> None:
+        """Keep what the library compiled for the plan of ``key`` when it ran; nothing happens if there is none."""
+        if len(kernels) <= MAX_KERNELS_BYTES:
+            self._put(key, _KERNELS, lambda meta: _kernels_sum(meta, kernels) + kernels)
+
+    def _put(self, key: Key, name: str, content: Callable[[Meta], bytes]) -> None:
         digest = key_digest(key)
         with self._folder.opened() as place, self._folder.refusing(), suppress(FileNotFoundError, DamagedError):
             if place is None:
@@ -158,11 +170,10 @@ class PlanCache:
                 holding(place / f"{digest}.lock", on_wait=lambda _: None),
                 self._folder.subfolder(place, digest) as entry,
             ):
-                meta = self._meta(entry, digest)
-                changed = replace(meta, facts=_plain({**meta.facts, **facts}))
-                with replacing(through(entry) / META) as file:
+                data = content(self._meta(entry, digest))
+                with replacing(through(entry) / name) as file:
                     os.fchmod(file.fileno(), 0o600)
-                    file.write(changed.written())
+                    file.write(data)
 
     def set_aside(self, key: Key) -> None:
         """Rename the plan of ``key``, which the library does not take, so that it is built once more.
@@ -275,7 +286,15 @@ class PlanCache:
                     raise DamagedError(f"its {size} bytes are not those that were written")
                 with suppress(OSError):  # a disk that is read-only; prune goes by when it was last used
                     os.utime(file.fileno())
-        return StoredPlan(key=meta.key, plan=plan, facts=meta.facts)
+            return StoredPlan(key=meta.key, plan=plan, facts=meta.facts, kernels=self._kernels(entry, digest, meta))
+
+    def _kernels(self, entry: int, digest: str, meta: Meta) -> bytes:
+        """Return the kernels that were kept for a plan; nothing if there are none, or they are not as they were."""
+        with suppress(DamagedError), self._file(entry, digest, _KERNELS) as (file, _):
+            data = read_at_most(file, _SUM_BYTES + MAX_KERNELS_BYTES)
+            if data[:_SUM_BYTES] == _kernels_sum(meta, data[_SUM_BYTES:]):
+                return data[_SUM_BYTES:]
+        return b""
 
     @contextmanager
     def _file(self, entry: int, digest: str, name: str) -> Iterator[tuple[BinaryIO, int]]:
@@ -356,9 +375,14 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def _kernels_sum(meta: Meta, kernels: bytes) -> bytes:
+    """Return the sum that stands before kernels: of them, and of the plan that they belong to."""
+    return hashlib.sha256(meta.sha256.encode("ascii") + kernels).digest()
+
+
 def _used(entry: Path) -> tuple[int, int]:
     """Return when an entry was last used, in nanoseconds, and how many bytes its files have."""
-    files = [(entry / name).lstat() for name in (_PLAN, META) if os.path.lexists(entry / name)]
+    files = [(entry / name).lstat() for name in (_PLAN, _KERNELS, META) if os.path.lexists(entry / name)]
     return max((file.st_mtime_ns for file in files), default=0), sum(file.st_size for file in files)
 
 

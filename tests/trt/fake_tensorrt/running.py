@@ -362,8 +362,8 @@ class IExecutionContext(Bound):
             return self._fail("enqueueV3", f"the address of {', '.join(unset)} is not set")
         if core.activation_bytes and state.memory is None:
             raise undefined("a context was run without activation memory")
-        if self._cache is not None:
-            self._cache._kernels.append(repr(state.shapes))
+        if self._cache is not None and repr(state.shapes) not in self._cache._kernels:
+            self._cache._kernels.append(repr(state.shapes))  # compiled once for each shape
         call = Call(
             session=core.session,
             shapes={**state.fixed, **state.shapes},

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from io import FileIO
 from itertools import chain, repeat
-from pathlib import Path
 from typing import Any
 
 from smart_common.children import python_command
@@ -47,7 +46,6 @@ def build_plan(
     *,
     timeout_s: float | None = None,
     on_phase: Callable[[str, float], None] | None = None,
-    lock: Path | None = None,
 ) -> BuiltPlan:
     """Build a plan in a child process; it ends with this call, however that ends, and with this process.
 
@@ -57,7 +55,6 @@ def build_plan(
         timeout_s: What it may take, waiting included; None for as long as it takes.
         on_phase: Called with what happens now and the seconds since the beginning; at each change, and each second.
             Libraries say too little for a percentage. What it raises ends the build.
-        lock: A file, made if need be, in a folder that is there: of all builds with the same one, one runs at a time.
 
     Raises:
         EngineError: The library refuses the graph (`BuildRefusedError`), or the child was killed, crashed or took too
@@ -70,7 +67,7 @@ def build_plan(
         try:
             graph, plan, output = map(undo.enter_context, _memory_files("graph", "plan", "output"))
             _write_sealed(graph, model)
-            child = undo.enter_context(_Child(recipe, graph=graph, plan=plan, output=output, lock=lock))
+            child = undo.enter_context(_Child(recipe, graph=graph, plan=plan, output=output))
         except OSError as error:
             kind = OutOfMemoryError if error.errno in {errno.ENOMEM, errno.ENOSPC} else EngineError
             raise kind(f"the system refuses to start a build: {error}; close other programs and try again") from error
@@ -99,17 +96,13 @@ def build_plan(
 class _Child:
     """The process that builds; in a ``with`` block, at whose end it is dead."""
 
-    def __init__(self, recipe: BuildRecipe, *, graph: FileIO, plan: FileIO, output: FileIO, lock: Path | None) -> None:
+    def __init__(self, recipe: BuildRecipe, *, graph: FileIO, plan: FileIO, output: FileIO) -> None:
         self.timed_out = False
         with ExitStack() as undo:
             reading, writing = map(undo.enter_context, _owned(chain.from_iterable(map(os.pipe2, [_CLOEXEC])), "r", "w"))
             passed = {"graph": graph, "plan": plan, "report": writing}
-            if lock is not None:
-                # Only the child keeps it, so that its end, whatever that is, opens the lock.
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | _CLOEXEC
-                (passed["lock"],) = map(undo.enter_context, _owned(map(os.open, [lock], [flags], [0o600]), "r+"))
             numbers = {name: file.fileno() for name, file in passed.items()}
-            request = {"lock": None, **numbers, "recipe": recipe.document, "parent": os.getpid()}
+            request = {**numbers, "recipe": recipe.document, "parent": os.getpid()}
             self._process = subprocess.Popen(
                 python_command(_WORKER, json.dumps(request)),
                 stdin=subprocess.PIPE,  # never written to: the child ends when it is closed, and so when it is lost
@@ -120,8 +113,6 @@ class _Child:
             self._reading = reading
             undo.pop_all()
             writing.close()
-            if lock is not None:
-                passed["lock"].close()
 
     def __enter__(self) -> _Child:
         return self

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from smart_devices import detect
@@ -15,7 +16,7 @@ from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import BatchRange, EngineOptions
 from smart_runtime.engines.onnx_inline import inlined
-from smart_runtime.engines.plan_keys import Key, plan_key
+from smart_runtime.engines.plan_keys import Key, key_digest, plan_key
 from smart_runtime.engines.plans import Entry, PlanCache, StoredPlan
 from smart_runtime.engines.trt.build import BuildRecipe, build_plan
 from smart_runtime.engines.trt.library import LibraryName, Precision, load_library
@@ -151,10 +152,16 @@ class Installer:
             workspace_bytes=key["workspace_bytes"],
             level=key["level"],
             device=options.device,
+            timing_cache=self._timing_cache(key),
         )
         built = build_plan(inlined(graph), recipe, timeout_s=self._timeout_s, on_phase=self._on_phase)
         facts = {name: value for name, value in asdict(built).items() if name != "plan"}
         return built.plan, {**facts, "eligible": graph.two_four, "plan_bytes": len(built.plan)}
+
+    def _timing_cache(self, key: Key) -> Path:
+        """Return the file of what layers took on this GPU, which all builds of this library here may use."""
+        same = {name: key[name] for name in ("library", "version", "gpu", "system")}
+        return self.cache.folder / f"timing-{key_digest(same)[:16]}.cache"
 
     def _say_waiting(self, pid: int | None) -> None:
         _log.warning("waiting for another build of this machine%s", "" if pid is None else f", that of process {pid}")

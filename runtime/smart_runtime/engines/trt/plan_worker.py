@@ -8,7 +8,6 @@ check and its use. It tells what it does in lines of JSON on a pipe of their own
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import mmap
@@ -29,7 +28,7 @@ from smart_runtime.engines.trt.recipe import BuildRecipe, BuildRefusedError, Bui
 from smart_runtime.engines.trt.sparsity import SparsityLog, layers_of
 from smart_runtime.errors import EngineError, OutOfMemoryError
 
-READING, BUILDING, INSPECTING, WAITING = "reading the graph", "building", "inspecting", "waiting for another build"
+READING, BUILDING, INSPECTING = "reading the graph", "building", "inspecting"
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NICE = 10
@@ -139,7 +138,8 @@ def _built(
                 f"too little memory for {library.title} to build the graph: {log.first_error}; "
                 "close other programs, or build with less --workspace or with --level 2"
             )
-        raise BuildRefusedError(library.title, log.first_error)
+        more = "" if recipe.workspace_bytes is None else " (more --workspace may help)"
+        raise BuildRefusedError(library.title, f"{log.first_error}{more}")
     if timings is not None and recipe.timing_cache is not None:
         _save_timings(config, timings, recipe.timing_cache)
     return bytes(memoryview(plan).cast("B"))  # TensorRT-RTX calls its bytes floats
@@ -202,12 +202,10 @@ def main() -> None:
     """Answer the one request of `build_plan`, in that child."""
     request = json.loads(sys.argv[1])
     report = _Report(request["report"])
-    for descriptor in filter(None, (request[name] for name in ("graph", "plan", "report", "lock"))):
-        os.set_inheritable(descriptor, False)
+    for name in ("graph", "plan", "report"):
+        os.set_inheritable(request[name], False)
     _be_a_good_child(request["parent"])
     try:
-        if request["lock"] is not None:
-            _wait_for(request["lock"], report)
         size = os.fstat(request["graph"]).st_size
         # Private: older kernels let nobody map a sealed file in any other way.
         model = mmap.mmap(request["graph"], size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
@@ -247,16 +245,6 @@ def _end_with_input() -> None:
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _wait_for(lock: int, report: _Report) -> None:
-    """Take the lock, which goes with this process; the parent has closed its own copy."""
-    with suppress(OSError):  # a file system without locks leaves it to its users to build one at a time
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report.phase(WAITING)
-            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 class _Report:

@@ -21,8 +21,8 @@ from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.driver import CudaError
 from smart_runtime.engines.cuda.lane import Lane, Seat
 from smart_runtime.engines.cuda.lane_pool import LanePool, Turn
-from smart_runtime.engines.engine import Batch, BatchRange, DeviceTimes, Engine, EngineOptions, Scores
-from smart_runtime.engines.plans import StoredPlan
+from smart_runtime.engines.engine import Batch, DeviceTimes, Engine, EngineOptions, Scores
+from smart_runtime.engines.plans import PlanCache, StoredPlan
 from smart_runtime.engines.trt.installed import Installer, batch_of
 from smart_runtime.engines.trt.library import Library, LibraryName
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
@@ -39,39 +39,38 @@ class _RefusedError(EngineError):
 class Program:
     """A plan that is loaded onto a GPU; what the lanes need to know of it is in `smart_runtime.engines.cuda.lane`."""
 
-    def __init__(
-        self, library: Library, plan: bytes, *, inputs: InputSpec, outputs: OutputSpec, batch: BatchRange
-    ) -> None:
-        """Load ``plan``, inside of `Device.use`.
+    def __init__(self, library: Library, stored: StoredPlan, *, inputs: InputSpec, outputs: OutputSpec) -> None:
+        """Load a plan, inside of `Device.use`.
 
         Raises:
             OutOfMemoryError: There is no room for its weights.
             EngineError: The library does not take it, or it takes or gives something else than the graph.
         """
         self._library = library
-        self._inputs, self._outputs, self._batch = inputs, outputs, batch
-        self.input_bytes = _FLOAT_BYTES * batch.max * math.prod(inputs.shape)
-        self.output_bytes = _FLOAT_BYTES * batch.max * outputs.classes
+        self._inputs, self._outputs, self._batch = inputs, outputs, batch_of(stored.key)
+        self.input_bytes = _FLOAT_BYTES * self._batch.max * math.prod(inputs.shape)
+        self.output_bytes = _FLOAT_BYTES * self._batch.max * outputs.classes
         self._log = library.logger()
-        self._engine = self._cache = None
+        self._engine: Any = None
+        self._cache: Any = None
         self.keeps: tuple[Any, ...] = ()
         try:
             with self._refusing("failed with its plan"):
-                self._open(plan)
+                self._open(stored)
         except BaseException:
             self.release()  # now, and not when the exception goes, whose traceback holds this
             raise
 
-    def _open(self, plan: bytes) -> None:
+    def _open(self, stored: StoredPlan) -> None:
         library = self._library
         # What is made goes into these at once, and a tuple lets go of its last item first.
         self.keeps = (self._log, library.module.Runtime(self._log.trt))
-        self._engine = library.deserialize(self.keeps[1], plan)
+        self._engine = library.deserialize(self.keeps[1], stored.plan)
         if self._engine is None:
             raise self._refused("did not take its own plan", _RefusedError)
         self.keeps += (self._engine,)
         self._check_tensors()
-        self._cache = library.kernel_cache(self._engine)
+        self._cache = library.kernel_cache(self._engine, stored.kernels)
         self.activation_bytes = library.activation_bytes(self._engine)
 
     def _check_tensors(self) -> None:
@@ -79,20 +78,28 @@ class Program:
         trt = self._library.module
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         expected = {
-            self._inputs.name: (trt.TensorIOMode.INPUT, (-1, *self._inputs.shape)),
-            self._outputs.name: (trt.TensorIOMode.OUTPUT, (-1, self._outputs.classes)),
+            self._inputs.name: (trt.TensorIOMode.INPUT, self._inputs.shape),
+            self._outputs.name: (trt.TensorIOMode.OUTPUT, (self._outputs.classes,)),
         }
-        if self._batch.min == self._batch.max:  # the only size, so the batch is not free
-            expected = {name: (mode, (self._batch.max, *shape[1:])) for name, (mode, shape) in expected.items()}
-        found = {name: (engine.get_tensor_mode(name), tuple(engine.get_tensor_shape(name))) for name in names}
-        if found != expected or any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
-            got = " and ".join(f"{name} {shape}" for name, (_, shape) in found.items()) or "none"
+        shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        found = {name: (engine.get_tensor_mode(name), shape[1:]) for name, shape in shapes.items()}
+        # Where the plan takes one size only, some versions call the batch fixed and some free.
+        sizes = {-1, self._batch.max} if self._batch.min == self._batch.max else {-1}
+        free = all(shape[:1] and shape[0] in sizes for shape in shapes.values())
+        if found != expected or not free or any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
+            got = " and ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
             raise _RefusedError(f"expected a plan from images to scores in float32, got {shortened(got)}")
 
     def release(self) -> None:
         """Let go of the plan; contexts that are there still keep it."""
-        self._engine = self._cache = None
+        self._engine = None
+        self._cache = None
         self.keeps = ()
+
+    def kernels(self) -> bytes:
+        """Return what the library compiled for this GPU as contexts ran; empty where it compiles nothing there."""
+        with self._refusing("did not say what it compiled"):
+            return b"" if self._cache is None else bytes(memoryview(self._cache.serialize()).cast("B"))
 
     def new_context(self) -> Any:
         """Return a new execution context, which has no memory of its own for activations."""
@@ -221,7 +228,7 @@ class TensorRtEngine(Engine):
         try:
             installer = Installer(cls.LIBRARY, device, options)
             engine = cls(device, installer.library)
-            load = partial(engine._load, inputs=inputs, outputs=outputs, lanes=options.lanes)
+            load = partial(engine._load, cache=installer.cache, inputs=inputs, outputs=outputs, lanes=options.lanes)
             plan = installer.plan_of(graph, inputs=inputs, outputs=outputs)
             try:
                 load(plan)
@@ -233,17 +240,29 @@ class TensorRtEngine(Engine):
             raise
         return engine
 
-    def _load(self, stored: StoredPlan, *, inputs: InputSpec, outputs: OutputSpec, lanes: int) -> None:
-        device, batch = self._device, batch_of(stored.key)
+    def _load(
+        self, stored: StoredPlan, *, cache: PlanCache, inputs: InputSpec, outputs: OutputSpec, lanes: int
+    ) -> None:
+        device = self._device
         try:
             with device.use():
                 free = device.free_bytes()
-                self._program = Program(self._library, stored.plan, inputs=inputs, outputs=outputs, batch=batch)
+                self._program = Program(self._library, stored, inputs=inputs, outputs=outputs)
                 self._device_bytes = max(0, free - device.free_bytes())
                 self._pool.attach(self._program, lanes=lanes)
+                self._keep_kernels(stored, cache)
         except BaseException:
             self._let_go()
             raise
+
+    def _keep_kernels(self, stored: StoredPlan, cache: PlanCache) -> None:
+        """Keep what was compiled in the first runs, so that the next load need not."""
+        kernels = b"" if self._program is None else self._program.kernels()
+        if kernels and kernels != stored.kernels:
+            try:
+                cache.save_kernels(stored.key, kernels)
+            except EngineError as error:  # a disk that is full, for one: it loads more slowly next time
+                _log.warning("what was compiled cannot be kept: %s", str(error))
 
     def run(self, batch: Batch) -> Scores:
         """Return the scores of a batch; see `Engine.run`."""
