@@ -165,10 +165,17 @@ class TestTensorRtOnAJetson:
         assert (status.available, status.version, status.install) == (False, "8.5.2.2", None)
         assert status.reason == "TensorRT 8.5.2.2 is older than 8.6, which came with JetPack 6; flash that or newer"
 
-    def test_one_from_the_registry_hides_it_and_that_is_a_warning(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("installed", "named"),
+        [([], "tensorrt"), (["tensorrt", "tensorrt-cu12", "tensorrt-cu12-bindings", "tensorrt-cu12-libs"], None)],
+    )
+    def test_one_from_the_registry_hides_it_and_that_is_a_warning(
+        self, tmp_path: Path, installed: list[str], named: str | None
+    ) -> None:
         shadow = "/home/me/venv/lib/python3.10/site-packages/tensorrt/__init__.py"
-        diagnosis = diagnose(on(BOARDS["AGX Orin 64GB"], tmp_path, python(modules={"tensorrt": shadow})))
-        assert any("pip uninstall -y tensorrt" in warning for warning in diagnosis.warnings)
+        here = python(modules={"tensorrt": shadow}, distributions=dict.fromkeys(installed, "11.4.0"))
+        (warning,) = diagnose(on(BOARDS["AGX Orin 64GB"], tmp_path, here)).warnings
+        assert warning.endswith(f"for this board: pip uninstall -y {named or ' '.join(installed)}")
 
     def test_that_advice_does_it(self, tmp_path: Path) -> None:
         """Made over an environment that is there, as the doctor says, a new one keeps it and changes the key."""

@@ -65,6 +65,9 @@ def test_every_command_runs_on_stand_ins(
         for command in COMMANDS:
             done = invoke(command)
             assert done.exit_code == 0, f"{command}\n{done.output}"
+            if command == "smart-devices doctor":
+                assert "next: smart-run install BUNDLE --engine tensorrt builds" in done.stdout
+                assert "next: smart-run selftest BUNDLE --json checks" in done.stdout
             if "--json" in command:
                 assert json.loads(done.stdout)
         assert {(recipe.level, recipe.workspace_bytes) for recipe in built} == {(3, None), (2, 512 * 2**20)}
