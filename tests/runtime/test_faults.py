@@ -12,7 +12,6 @@ import logging
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,21 +22,19 @@ import numpy as np
 import pytest
 
 from runtime.bundles import as_float, expected_scores, graph_files, ours, random_images, write_bundle
+from runtime.each_engine import EngineUnderTest, cpu_only
 from runtime.fakes import TIMEOUT, Thread
 from smart_common.errors import SmartError
 from smart_runtime import Bundle, EngineError, SmartModel
 from smart_runtime.bundle.bundle import write_checksums
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 FLOATS = as_float(random_images(4))
 
 
 def assert_scores(model: SmartModel, made_by: str) -> None:
     np.testing.assert_allclose(model(FLOATS), expected_scores(made_by, FLOATS), rtol=0, atol=1e-6)
-
-
-def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 # Threads
@@ -171,9 +168,11 @@ model.close()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(bundle: Path, threads: int) -> None:
+def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(
+    engine: EngineUnderTest, bundle: Path, threads: int
+) -> None:
     """With two threads a session's pool stays behind: to run it or to free it would hang or crash the child."""
-    done = run_script(_FORK, bundle, threads)
+    done = engine.run(_FORK, bundle, threads)
     assert done.returncode == 0, done.stderr
     sentence = "the model was loaded before a fork; load the bundle in this process"
     assert done.stdout.splitlines() == [sentence] * 4
@@ -215,8 +214,8 @@ for other in others:
 """
 
 
-def test_a_fork_while_other_threads_hold_locks(bundle: Path) -> None:
-    done = run_script(_FORK_UNDER_FIRE, bundle)
+def test_a_fork_while_other_threads_hold_locks(engine: EngineUnderTest, bundle: Path) -> None:
+    done = engine.run(_FORK_UNDER_FIRE, bundle)
     assert done.returncode == 0, done.stderr
 
 
@@ -231,11 +230,13 @@ while True:
 
 
 @pytest.mark.parametrize("memory", ["resident", "on-demand"])
-def test_kill_9_during_a_reload_leaves_the_bundle_whole(own_bundle: Path, memory: str) -> None:
+def test_kill_9_during_a_reload_leaves_the_bundle_whole(
+    engine: EngineUnderTest, own_bundle: Path, memory: str
+) -> None:
     before = {path: path.read_bytes() for path in own_bundle.rglob("*") if path.is_file()}
     for _ in range(3):
-        command = [sys.executable, "-c", _RELOAD_FOR_EVER, str(own_bundle), memory]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        command = engine.command(_RELOAD_FOR_EVER, own_bundle, memory)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=engine.environment()) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
             child.kill()
@@ -264,9 +265,11 @@ print(model.run(np.zeros((1, *model.manifest.input.shape), np.float32)).path)
 
 
 @pytest.mark.parametrize("memory", ["resident", "on-demand"])
-def test_a_model_needs_no_disk_to_write_to(bundle: Path, tmp_path: Path, memory: str) -> None:
+def test_a_model_needs_no_disk_to_write_to(
+    engine: EngineUnderTest, bundle: Path, tmp_path: Path, memory: str
+) -> None:
     """A process that cannot write a single byte to any file loads, reloads and switches."""
-    done = run_script(_FULL_DISK, bundle, tmp_path / "file", memory)
+    done = engine.run(_FULL_DISK, bundle, tmp_path / "file", memory)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["OSError 27", "robust"]
 
@@ -356,6 +359,7 @@ def test_a_bundle_written_over_while_it_is_loaded_is_refused(own_bundle: Path, m
         SmartModel.load(own_bundle)
 
 
+@cpu_only("no engine")
 def test_other_labels_for_the_same_files_need_other_checksums(tmp_path: Path) -> None:
     """The manifest says which file is which path, and the checksums cover it: to change a label changes the digest."""
 
