@@ -38,6 +38,10 @@ class Program(Protocol):
         """Run on ``lane``, on which it has a seat: libraries load what they need when they first run."""
         ...
 
+    def release(self) -> None:
+        """Let go of what was loaded; contexts that are there still keep it."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Sizes:

@@ -57,7 +57,6 @@ class LanePool:
         self._claiming = threading.RLock()
         self._attaching = threading.RLock()
         self._attacher: int | None = None
-        self._holds_device = False  # of its own, as long as there are lanes: calls may outlive their engine
 
     @classmethod
     def shared(cls, device: Device) -> LanePool:
@@ -106,7 +105,8 @@ class LanePool:
         """Let others have the lane of a call that has left the line; inside of `Device.use`."""
         self._wake()
         if self._untidy():
-            self._tidy()
+            self._tidy_lanes()
+            self._leave_device()
 
     def _wake(self) -> None:
         for turn in tuple(self.line):
@@ -184,9 +184,8 @@ class LanePool:
             try:
                 with self._claiming:
                     self._programs[program] = lanes
-                    if not self._holds_device:
-                        Device.shared(self.device.ordinal)
-                        self._holds_device = True
+                    if self not in self.device.users:  # from now on, as long as there are lanes
+                        Device.shared(self.device.ordinal, user=self)
                 self._seat_everywhere(program)
             except BaseException:
                 self.detach(program)
@@ -234,16 +233,30 @@ class LanePool:
         _log.warning("the GPU has room for %d lanes only, which calls share (%s)", len(self._lanes), str(error))
 
     def detach(self, program: Program) -> None:
-        """Forget ``program``; runs of it that hold a lane finish. Never raises; may be called again."""
+        """Forget ``program`` and release it; runs of it that hold a lane finish. Never raises; may be called again."""
         self._programs.pop(program, None)
-        self._tidy()
+        self._tidy_lanes()
+        program.release()
+        self._leave_device()
+
+    def forsake(self, program: Program) -> None:
+        """Do what `detach` does, for a finalizer: its thread may hold anything, so this waits for no lock.
+
+        What cannot be done now is done by the next call.
+        """
+        self._programs.pop(program, None)
+        if self._claiming.acquire(blocking=False):
+            try:
+                self.detach(program)
+            finally:
+                self._claiming.release()
 
     def _untidy(self) -> bool:
         """Whether a lane has a seat for a program that is not attached any more."""
         lanes = tuple(self._lanes)
         return any(program not in self._programs for lane in lanes for program in tuple(lane.seats))
 
-    def _tidy(self) -> None:
+    def _tidy_lanes(self) -> None:
         """Give back what no attached program needs, of the lanes that no call holds; who holds one does it on leaving.
 
         Without any program the lanes themselves go.
@@ -257,10 +270,12 @@ class LanePool:
             finally:
                 self.line.pop(turn, None)
                 self._wake()
+
+    def _leave_device(self) -> None:
         with self._claiming:
-            if self._holds_device and not self._programs and not self._lanes:
-                self._holds_device = False
-                self.device.release()
+            if not self._programs and not self._lanes:
+                self.device.users.pop(self, None)
+                self.device.left()
 
     def _tidy_lane(self, turn: Turn, lane: Lane) -> None:
         programs = tuple(self._programs)
