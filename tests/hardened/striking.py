@@ -49,6 +49,8 @@ class Places:
         # What is thrown into a generator looks like the beginning of a function here, but is none to an interrupt.
         if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_lasti > 8:
             return
+        if _in_a_library(frame):
+            return
         self._seen += 1
         self.first.setdefault((frame.f_code, frame.f_lasti, event), self._seen)
         if self._seen == self._at:

@@ -153,17 +153,22 @@ class LanePool:
         except OutOfMemoryError as error:
             if len(self._lanes) == 1:
                 raise
+            self._give_up(lane)
             turn.lane = None
-            self._give_up(lane, error)
+            self._say_fewer(error)
             return False
-        self._lanes[self._lanes.index(lane)] = fresh
-        turn.lane = fresh
+        try:
+            self._lanes[self._lanes.index(lane)] = turn.lane = fresh
+        except BaseException:
+            fresh.release()
+            raise
         return True
 
-    def _give_up(self, lane: Lane, error: OutOfMemoryError) -> None:
-        self._lanes.remove(lane)
+    def _give_up(self, lane: Lane) -> None:
+        """Do without a lane, which is in the list as long as anything of it is left."""
+        lane.clean = False
         lane.release()
-        self._say_fewer(error)
+        self._lanes.remove(lane)
 
     def attach(self, program: Program, *, lanes: int) -> None:
         """Let calls run ``program``: seat it on every lane, and make lanes up to ``lanes``, as many as fit.
@@ -224,7 +229,8 @@ class LanePool:
         except OutOfMemoryError as error:
             if len(self._lanes) == 1:
                 raise
-            self._give_up(lane, error)
+            self._give_up(lane)
+            self._say_fewer(error)
         finally:
             self.line.pop(turn, None)
             self.left()
@@ -280,8 +286,7 @@ class LanePool:
     def _tidy_lane(self, turn: Turn, lane: Lane) -> None:
         programs = tuple(self._programs)
         if not programs:
-            self._lanes.remove(lane)
-            lane.release()
+            self._give_up(lane)
             return
         with suppress(EngineError):  # no room for smaller buffers beside the old ones: these serve on
             if lane.clean:

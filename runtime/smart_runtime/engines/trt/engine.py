@@ -77,15 +77,18 @@ class Program:
     def _check_tensors(self) -> None:
         engine: Any = self._engine
         trt = self._library.module
-        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        # No comprehensions: what one holds lives on with the traceback of whatever strikes in it.
+        names = list(map(engine.get_tensor_name, range(engine.num_io_tensors)))
+        shapes = map(tuple, map(engine.get_tensor_shape, names))
+        found = dict(zip(names, zip(map(engine.get_tensor_mode, names), shapes, strict=True), strict=True))
+        dtypes = list(map(engine.get_tensor_dtype, names))
         expected = {
             self._inputs.name: (trt.TensorIOMode.INPUT, (-1, *self._inputs.shape)),
             self._outputs.name: (trt.TensorIOMode.OUTPUT, (-1, self._outputs.classes)),
         }
         if self._batch.min == self._batch.max:  # the only size, so the batch is not free
             expected = {name: (mode, (self._batch.max, *shape[1:])) for name, (mode, shape) in expected.items()}
-        found = {name: (engine.get_tensor_mode(name), tuple(engine.get_tensor_shape(name))) for name in names}
-        if found != expected or any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
+        if found != expected or dtypes != [trt.DataType.FLOAT] * len(names):
             got = " and ".join(f"{name} {shape}" for name, (_, shape) in found.items()) or "none"
             raise _RefusedError(f"expected a plan from images to scores in float32, got {shortened(got)}")
 
