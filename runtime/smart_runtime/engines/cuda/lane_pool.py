@@ -94,11 +94,13 @@ class LanePool:
                 if turn.wanted is not None and turn.wanted not in self._lanes:
                     return None
                 if turn.program is not None and turn.program not in self._programs:
-                    raise ClosedError("the engine is closed; load the model again")
+                    raise _closed()
                 self._check_not_waiting_for_itself(turn)
                 turn.bell.acquire(timeout=_LOOK_AGAIN_SECONDS)
             lane = turn.lane
             if lane is None or lane.clean or self._renew(turn, lane):
+                if turn.program is not None and turn.lane is not None and turn.program not in turn.lane.seats:
+                    raise _closed()  # just before the lane was claimed
                 return turn.lane
 
     def left(self) -> None:
@@ -185,15 +187,17 @@ class LanePool:
                 "let the handler only note the signal, and act on it outside"
             )
         with self._attaching:
-            self._attacher = threading.get_ident()
+            self._attacher, before = threading.get_ident(), len(self._lanes)
             try:
                 with self._claiming:
                     self._programs[program] = lanes
                     if self not in self.device.users:  # from now on, as long as there are lanes
                         Device.shared(self.device.ordinal, user=self)
                 self._seat_everywhere(program)
-            except BaseException:
+            except BaseException as error:
                 self.detach(program)
+                if isinstance(error, OutOfMemoryError):
+                    self._restore(before)
                 raise
             finally:
                 self._attacher = None
@@ -208,6 +212,12 @@ class LanePool:
             if not self._lanes:
                 raise
             self._say_fewer(error)
+
+    def _restore(self, lanes: int) -> None:
+        """Make lanes again that were given up for the sake of a program that fits nowhere."""
+        with suppress(EngineError):
+            while self._programs and len(self._lanes) < lanes:
+                self._add(next(iter(self._programs)))
 
     def _add(self, program: Program) -> None:
         lane = Lane(self.device, tuple(self._programs))
@@ -236,7 +246,8 @@ class LanePool:
             self.left()
 
     def _say_fewer(self, error: OutOfMemoryError) -> None:
-        _log.warning("the GPU has room for %d lanes only, which calls share (%s)", len(self._lanes), str(error))
+        lanes = "one lane" if len(self._lanes) == 1 else f"{len(self._lanes)} lanes"
+        _log.warning("the GPU has room for %s only, which calls share (%s)", lanes, str(error))
 
     def detach(self, program: Program) -> None:
         """Forget ``program`` and release it; runs of it that hold a lane finish. Never raises; may be called again."""
@@ -293,6 +304,10 @@ class LanePool:
                 lane.fit([program for program in programs if program in lane.seats])
             else:
                 self._renew(turn, lane)
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the engine is closed; load the model again")
 
 
 _pools: dict[int, LanePool] = {}
