@@ -126,7 +126,7 @@ def settle(driver: StandInDriver) -> None:
     gc.collect()
     for process in device_module._processes.values():
         for device in process.devices.values():
-            while device._users or device._has_context:
+            while device.users or device._has_context:
                 device.release()
 
 

@@ -38,6 +38,10 @@ class Program(Protocol):
         """Run on ``lane``, on which it has a seat: libraries load what they need when they first run."""
         ...
 
+    def release(self) -> None:
+        """Let go of what was loaded; contexts that are there still keep it."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Sizes:
@@ -66,7 +70,12 @@ class Seat:
     def __init__(self, program: Program) -> None:
         self.images = 0
         self._keeps = program.keeps
-        self.context = program.new_context()
+        self.context: Any = None
+        try:
+            self.context = program.new_context()
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let go of the context, then of what it needs; now, since the traceback of an exception may hold this."""
