@@ -35,6 +35,7 @@ class Copying:
         return object()
 
     def bind(self, seat: Seat, lane: Lane) -> None:
+        assert seat.context is not None
         assert lane.activation.bytes >= self.activation_bytes
 
     def warm(self, lane: Lane) -> None:

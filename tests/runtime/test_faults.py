@@ -6,7 +6,6 @@ docs/reliability.md lists every fault with its test.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
 import shutil
@@ -209,9 +208,7 @@ while True:
 
 
 @pytest.mark.parametrize("memory", ["resident", "on-demand"])
-def test_kill_9_during_a_reload_leaves_the_bundle_whole(
-    engine: EngineUnderTest, own_bundle: Path, memory: str
-) -> None:
+def test_kill_9_during_a_reload_leaves_the_bundle_whole(engine: EngineUnderTest, own_bundle: Path, memory: str) -> None:
     before = {path: path.read_bytes() for path in own_bundle.rglob("*") if path.is_file()}
     for _ in range(3):
         command = engine.command(_RELOAD_FOR_EVER, own_bundle, memory)
@@ -244,9 +241,7 @@ print(model.run(np.zeros((1, *model.manifest.input.shape), np.float32)).path)
 
 
 @pytest.mark.parametrize("memory", ["resident", "on-demand"])
-def test_a_model_needs_no_disk_to_write_to(
-    engine: EngineUnderTest, bundle: Path, tmp_path: Path, memory: str
-) -> None:
+def test_a_model_needs_no_disk_to_write_to(engine: EngineUnderTest, bundle: Path, tmp_path: Path, memory: str) -> None:
     """A process that cannot write a single byte to any file loads, reloads and switches."""
     done = engine.run(_FULL_DISK, bundle, tmp_path / "file", memory)
     assert done.returncode == 0, done.stderr
