@@ -34,7 +34,8 @@ class Copying:
     def new_context(self) -> object:
         return object()
 
-    def bind(self, seat: Seat, lane: Lane) -> None:  # noqa: ARG002  # a program's
+    def bind(self, seat: Seat, lane: Lane) -> None:
+        assert seat.context is not None
         assert lane.activation.bytes >= self.activation_bytes
 
     def warm(self, lane: Lane) -> None:

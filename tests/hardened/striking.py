@@ -30,16 +30,23 @@ class Stop(BaseException):
     """What Ctrl-C, or one thread to another, throws in."""
 
 
+def _stop() -> None:
+    raise Stop
+
+
 class Places:
-    """Counts, as the profiler, how often an interrupt could strike in code of ours; raises `Stop` the ``at``-th time.
+    """Counts, as the profiler, how often an interrupt could strike in code of ours; does ``then`` the ``at``-th time.
+
+    By default that raises `Stop`; what does not is as a signal handler, which returns to where it came from.
 
     Python looks for signals and for exceptions from other threads where a function of its own begins and where a call
     of C has returned (and at backward jumps, which loops here make between two such places). ``first`` has the number
     at which each place was reached for the first time.
     """
 
-    def __init__(self, *, at: int = 0) -> None:
+    def __init__(self, *, at: int = 0, then: Callable[[], object] = _stop) -> None:
         self.first: dict[_Place, int] = {}
+        self._then = then
         self._seen = 0
         self._at = at
 
@@ -55,7 +62,7 @@ class Places:
         self.first.setdefault((frame.f_code, frame.f_lasti, event), self._seen)
         if self._seen == self._at:
             sys.setprofile(None)
-            raise Stop
+            self._then()
 
 
 def places(work: Callable[[], object]) -> list[int]:
@@ -72,6 +79,11 @@ def struck(work: Callable[[], object], *, at: int) -> Stop | None:
     except Stop as error:
         return error
     return None
+
+
+def handled(work: Callable[[], object], handler: Callable[[], object], *, at: int) -> None:
+    """Do ``work``, interrupted by a signal handler the ``at``-th time that it can be."""
+    _profiled(work, Places(at=at, then=handler))
 
 
 def _profiled(work: Callable[[], object], profiler: Places) -> None:

@@ -1,4 +1,4 @@
-"""The engines that the runtime's own suites run on, and how one that no test names becomes the one that serves.
+"""The engines that the runtime's own suites run on, and how one of them serves where the test names none.
 
 A module whose tests are to hold for each has ``pytestmark = pytest.mark.usefixtures("engine")``.
 """

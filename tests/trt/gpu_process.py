@@ -12,7 +12,7 @@ from smart_devices import gpu_engines
 from trt.machine import available
 
 if __name__ == "__main__":
-    gpu_engines.tensorrt = available(GPU)  # type: ignore[assignment]  # which would miss the files of NVIDIA's driver
+    setattr(gpu_engines, "tensorrt", available(GPU))  # noqa: B010  # which would miss the files of NVIDIA's driver
     script = sys.argv[1]
     sys.argv[:2] = ["-c"]
     with serving_by_default(GPU):

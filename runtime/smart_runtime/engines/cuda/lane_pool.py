@@ -120,15 +120,17 @@ class LanePool:
         """Let ``turn`` hold a lane if one is free that nobody wants who asked before.
 
         Each claims for itself alone: a signal handler may call from the middle of this, and its call is over, and its
-        lane free again, before this goes on.
+        lane free again, before this goes on. So its call goes first, in the place of the one that it interrupted.
         """
         with self._claiming:
             turns = tuple(self.line)
             held = {id(other.lane) for other in turns}
             free = [lane for lane in self._lanes if id(lane) not in held]
             for other in turns:
-                lane = next((lane for lane in free if other.wanted is None or other.wanted is lane), None)
-                if other is turn:
+                own = other is turn or (other.lane is None and other.thread == turn.thread)
+                wanted = (turn if own else other).wanted
+                lane = next((lane for lane in free if wanted is None or wanted is lane), None)
+                if own:
                     turn.lane = lane
                     break
                 if lane is not None and other.lane is None:
