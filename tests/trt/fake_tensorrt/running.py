@@ -48,11 +48,15 @@ class Runtime(Bound):
     def __init__(self, logger: Any) -> None:
         if not isinstance(logger, self._world.module.ILogger):
             raise TypeError("__init__(): incompatible constructor arguments")
-        self._pid, self._logger = os.getpid(), logger
+        self._pid = os.getpid()
         self._engines: list[Core] = []
         Cuda("a Runtime was made")
+        self._world.register(logger, "createInferRuntime")
+        self._logger = logger
 
     def __del__(self) -> None:
+        if hasattr(self, "_logger"):
+            self._world.unregister()
         if getattr(self, "_engines", None) and not sys.is_finalizing() and os.getpid() == self._pid:
             UNDEFINED.append("a Runtime was destroyed before its engines")
 

@@ -103,7 +103,7 @@ def _built(
     library: Library, log: Log, model: bytes | mmap.mmap, recipe: BuildRecipe, *, on_phase: Callable[[str], None]
 ) -> bytes:
     on_phase(READING)
-    builder = library.module.Builder(log.trt)
+    builder = library.builder(log)
     network = library.network(builder)
     parser = library.module.OnnxParser(network, log.trt)
     if not parser.parse(model):
@@ -165,7 +165,7 @@ def _check_ports(network: Any, recipe: BuildRecipe) -> None:
 
 def _inspected(library: Library, log: Log, plan: bytes) -> tuple[int | None, int | None]:
     """Return the layers of a plan that runs here, and how many have a sparse tactic; None for what is not known."""
-    runtime = library.module.Runtime(log.trt)
+    runtime = library.runtime(log)
     engine = library.deserialize(runtime, plan)
     if engine is None:
         raise EngineError(
