@@ -36,7 +36,7 @@ FORBIDDEN = {
 }
 MODULES = [(package, path) for package, folder in PACKAGES.items() for path in sorted(folder.rglob("*.py"))]
 # Tested on machines of their own, so no version of them is pinned: both need an NVIDIA GPU.
-UNPINNED = {"onnxruntime-gpu", "cuda-python"}
+UNPINNED = {"onnxruntime-gpu", "tensorrt-cu12"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

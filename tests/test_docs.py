@@ -32,7 +32,9 @@ def test_reliability_names_tests() -> None:
 
 
 JETSON = (ROOT / "docs/jetson.md").read_text("utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", JETSON, re.DOTALL) + re.findall(r"`(smart-[^`.]+ [^`]+)`", JETSON)
+GPU = (ROOT / "docs/gpu.md").read_text("utf-8")
+PAGES = JETSON + GPU
+BLOCKS = re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL) + re.findall(r"`(smart-[^`.]+ [^`]+)`", PAGES)
 COMMANDS = sorted(
     {line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("smart-")}
 )
@@ -45,9 +47,9 @@ GROUPS: dict[str, click.Command] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_ours_for_a_jetson_is_one_that_exists(command: str) -> None:
-    """Read as the command line reads it, and not run."""
-    name, *words = shlex.split(command)
+def test_every_command_of_ours_for_a_gpu_is_one_that_exists(command: str) -> None:
+    """Read as the command line reads it; `tests/trt/test_gpu_page.py` runs those that need no checkpoint."""
+    name, *words = shlex.split(command.partition(" > ")[0])
     found = GROUPS[name]
     if isinstance(found, click.Group):
         found = found.commands[words.pop(0) if words[0] in found.commands else "build"]
@@ -66,3 +68,24 @@ def test_the_jetpack_table_says_what_the_profiles_say() -> None:
         assert row.tensorrt is not None
         assert row.tensorrt.startswith(tensorrt)
         assert str(row.onnx_opset) == opset or (row.onnx_opset is None and opset == "20 or more")
+
+
+TEXTS = {
+    path: re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
+    for path in (*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *ROOT.glob("docs/*.md"))
+}
+
+
+def test_every_link_within_the_repository_leads_to_a_file_and_its_heading() -> None:
+    headings = {
+        path: {
+            re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        }
+        for path, text in TEXTS.items()
+    }
+    for path, text in TEXTS.items():
+        for file, heading in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", text):
+            target = (path.parent / file).resolve() if file else path
+            assert target.is_file(), f"{path.name}: {file}"
+            assert not heading or heading in headings[target], f"{path.name}: {file}#{heading}"

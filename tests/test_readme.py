@@ -76,12 +76,6 @@ def test_every_command_of_the_readme_runs_and_the_example_prints_what_it_says(wo
     assert done.stdout == example[1]
 
 
-def test_every_link_to_a_file_of_the_repository_holds() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).is_file(), target
-
-
 def test_the_tables_say_what_the_results_say() -> None:
     command = [sys.executable, str(ROOT / "benchmarks/tables.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

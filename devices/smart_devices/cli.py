@@ -118,7 +118,7 @@ def detect_machine(root: Path, *, as_json: bool) -> None:
 def doctor(context: click.Context, *, as_json: bool) -> None:
     """Say which engines can run here, what is missing and how to get it.
 
-    The exit status is 0 when smart-edge can drive at least one of them here, else 1.
+    The exit status is 0 when at least one of them can run here, else 1.
     """
     from rich.padding import Padding  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -127,8 +127,8 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
 
     diagnosis = diagnose()
     if as_json:
-        engines = [{**dataclasses.asdict(status), "driven": _driven(status)} for status in diagnosis.engines]
-        print_json({**dataclasses.asdict(diagnosis), "engines": engines, "can_run": diagnosis.can_run})
+        answer = {"can_run": diagnosis.can_run, "next_steps": diagnosis.next_steps}
+        print_json({**dataclasses.asdict(diagnosis), **answer})
     else:
         _lines(
             [
@@ -148,6 +148,9 @@ def doctor(context: click.Context, *, as_json: bool) -> None:
         for warning in diagnosis.warnings:
             screen.print()
             say(f"warning: {warning}")
+        for step in diagnosis.next_steps:
+            screen.print()
+            say(f"next: {step}")
     context.exit(0 if diagnosis.can_run else 1)
 
 
@@ -184,16 +187,10 @@ def _lines(rows: Iterable[tuple[str, str | None]]) -> None:
     console().print(lines)
 
 
-def _driven(status: EngineStatus) -> bool:
-    return engine_info(status.name).factory is not None
-
-
 def _answer(status: EngineStatus) -> str:
     version = f", {status.version}" if status.version else ""
-    if engine_info(status.name).builds_only:
-        return f"{'yes' if status.available else 'no'}{version} (builds engines, runs none)"
-    driven = "" if _driven(status) else " (smart-edge cannot drive it yet)"
-    return f"{'yes' if status.available else 'no'}{version}{driven}"
+    runs = "" if engine_info(status.name).factory is not None else " (builds engines, runs none)"
+    return f"{'yes' if status.available else 'no'}{version}{runs}"
 
 
 def _document(profile: Profile) -> dict[str, object]:

@@ -27,8 +27,9 @@ class EngineInfo:
             `smart_devices.gpu_engines.Surroundings`, or None to look itself, and returns an `EngineStatus`.
         library: ``"module"``, or ``"module/file"`` of a file beside its code, without which it runs nowhere: looking
             for it is quick, while judging an engine of a GPU looks at the whole machine. Empty where judging is quick.
-        factory: ``"module:class"`` of a `smart_runtime.engines.Engine`; None where smart-edge cannot drive it yet.
-        builds_only: Whether it makes engines for other devices and runs none.
+        factory: ``"module:class"`` of a `smart_runtime.engines.Engine`; None for what builds for other devices and runs
+            nothing.
+        has_plans: Whether it runs plans, which ``smart-run install`` builds on the very device.
     """
 
     name: str
@@ -37,7 +38,7 @@ class EngineInfo:
     judge: str
     library: str = ""
     factory: str | None = None
-    builds_only: bool = False
+    has_plans: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ class EngineStatus:
 ENGINES = (
     EngineInfo(
         name="tensorrt",
-        needs="an NVIDIA GPU and TensorRT",
+        needs="an NVIDIA GPU and TensorRT 8.6 or newer",
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt",
         library="tensorrt",
         factory="smart_runtime.engines.trt.tensorrt_engine:TensorRtEngine",
+        has_plans=True,
     ),
     EngineInfo(
         name="tensorrt-rtx",
@@ -75,6 +77,7 @@ ENGINES = (
         judge="smart_devices.gpu_engines:tensorrt_rtx",
         library="tensorrt_rtx",
         factory="smart_runtime.engines.trt.tensorrt_engine:TensorRtRtxEngine",
+        has_plans=True,
     ),
     EngineInfo(
         name="onnxruntime-cuda",
@@ -96,15 +99,14 @@ ENGINES = (
         needs="TensorRT-RTX, but no GPU",
         part="gpu",
         judge="smart_devices.gpu_engines:tensorrt_rtx_builder",
-        builds_only=True,
     ),
 )
-"""Best first; ``auto`` takes the first that smart-edge can drive and that can run here."""
+"""Best first; ``auto`` takes the first that can run here and has nothing to build for minutes first."""
 
 
-def engine_names(*, driven: bool = False) -> tuple[str, ...]:
-    """Return the engines that can run graphs on some device, best first; with ``driven`` those smart-edge can drive."""
-    return tuple(info.name for info in ENGINES if not info.builds_only and (info.factory is not None or not driven))
+def engine_names() -> tuple[str, ...]:
+    """Return the engines that can run graphs on some device, best first."""
+    return tuple(info.name for info in ENGINES if info.factory is not None)
 
 
 def engine_info(name: str) -> EngineInfo:

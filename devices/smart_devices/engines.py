@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from smart_common.lazy import load
 from smart_devices import engine_rows
 from smart_devices.engine_rows import EngineInfo, EngineStatus, engine_info, engine_names
-from smart_devices.python_environment import find_module, version_of
+from smart_devices.python_environment import find_module, is_older, version_of
 
 if TYPE_CHECKING:
     from smart_devices.detection import Machine
@@ -22,6 +21,7 @@ _ONNXRUNTIME_AT_LEAST = (1, 23)
 # Every build of ONNX Runtime installs the module `onnxruntime`, each under a distribution name of its own.
 _ONNXRUNTIME_BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _INSTALL_ONNXRUNTIME = "pip install 'smart-edge[cpu]'"
+_SELFTEST = "smart-run selftest BUNDLE --json checks this device with it, and is what to attach to an issue"
 
 
 def engine_status(name: str, *, around: Surroundings | None = None) -> EngineStatus:
@@ -55,7 +55,7 @@ def onnxruntime_cpu(_: Surroundings | None) -> EngineStatus:
             name, available=False, reason="the Python module onnxruntime is not installed", install=_INSTALL_ONNXRUNTIME
         )
     found = next((version for build in _ONNXRUNTIME_BUILDS if (version := version_of(build))), None)
-    if found is not None and _major_minor(found) < _ONNXRUNTIME_AT_LEAST:
+    if found is not None and is_older(found, _ONNXRUNTIME_AT_LEAST):
         wanted = ".".join(str(part) for part in _ONNXRUNTIME_AT_LEAST)
         return EngineStatus(
             name,
@@ -65,12 +65,6 @@ def onnxruntime_cpu(_: Surroundings | None) -> EngineStatus:
             install=f"{_INSTALL_ONNXRUNTIME} --upgrade",
         )
     return EngineStatus(name, available=True, version=found)
-
-
-def _major_minor(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version such as ``1.23.1+cu12``; (0, 0) when there are none."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -95,8 +89,24 @@ class Diagnosis:
 
     @property
     def can_run(self) -> bool:
-        """Whether an engine that smart-edge can drive runs here."""
-        return any(status.available and status.name in engine_names(driven=True) for status in self.engines)
+        """Whether an engine runs here."""
+        return bool(self._running)
+
+    @property
+    def next_steps(self) -> tuple[str, ...]:
+        """What to do with a GPU that an engine runs on: sentences that each begin with a command; empty without one."""
+        on_gpu = [info for info in self._running if info.part == "gpu"]
+        steps = [
+            f"smart-run install BUNDLE --engine {info.name} builds the plans of a bundle on this device and proves them"
+            for info in on_gpu
+            if info.has_plans
+        ]
+        return (*steps, _SELFTEST) if on_gpu else ()
+
+    @property
+    def _running(self) -> list[EngineInfo]:
+        names = {status.name for status in self.engines if status.available}
+        return [engine_info(name) for name in engine_names() if name in names]
 
 
 def diagnose(around: Surroundings | None = None) -> Diagnosis:

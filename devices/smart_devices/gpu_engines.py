@@ -12,12 +12,15 @@ from typing import Any
 from smart_devices.detection import Machine, detect
 from smart_devices.detection.machine import CONTAINERS
 from smart_devices.engine_rows import EngineStatus
-from smart_devices.python_environment import PythonEnvironment, this_python
+from smart_devices.python_environment import PythonEnvironment, is_older, this_python
 from smart_devices.sysfs import Files
 
+_TENSORRT_AT_LEAST = (8, 6)  # the first with all that smart_runtime.engines.trt.library calls
 _RTX_NEEDS = (7, 5)  # TensorRT-RTX documentation, support matrix: Turing and later
 _TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 _TENSORRT_RTX = ("tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx")
+
+_INSTALL_TENSORRT, _ON_ARM = "pip install 'smart-edge[tensorrt]'", "pip install tensorrt-cu13"
 
 _CUDA, _MANAGEMENT = "libcuda.so.1", "libnvidia-ml.so.1"
 _NVIDIA = "0x10de"  # its number as a PCI vendor
@@ -140,14 +143,26 @@ def tensorrt(around: Surroundings | None) -> EngineStatus:
     around = around or survey()
     here = around.python.find("tensorrt") is not None
     version = (around.python.first_version_of(*_TENSORRT) or around.machine.software.tensorrt) if here else None
-    return _status("tensorrt", version, _no_driver(around), None if here else _tensorrt_module(around))
+    fault = _too_old(around, version) if here else _tensorrt_module(around)
+    return _status("tensorrt", version, _no_driver(around), fault)
+
+
+def _too_old(around: Surroundings, version: str | None) -> _Fault | None:
+    if version is None or not is_older(version, _TENSORRT_AT_LEAST):
+        return None
+    reason = f"TensorRT {version} is older than {'.'.join(map(str, _TENSORRT_AT_LEAST))}"
+    if around.machine.jetson is not None:
+        return _Fault(f"{reason}, which came with JetPack 6; flash that or newer")
+    return _Fault(reason, f"{_INSTALL_TENSORRT} --upgrade")
 
 
 def _tensorrt_module(around: Surroundings) -> _Fault:
     """Say why this Python has no TensorRT; on a Jetson it comes with JetPack, for the system's Python alone."""
     python, software = around.python, around.machine.software
     if around.machine.jetson is None:
-        return _Fault("the Python module tensorrt is not installed", "pip install tensorrt 'smart-edge[tensorrt]'")
+        # The extra is for x86-64 alone: an Arm machine that is no Jetson takes NVIDIA's package by its own name.
+        arm = around.machine.cpu.machine == "aarch64"
+        return _Fault("the Python module tensorrt is not installed", _ON_ARM if arm else _INSTALL_TENSORRT)
     made_for = {path.split("/")[3].removeprefix("python"): path for path in software.tensorrt_modules}
     if not made_for:
         return _Fault("JetPack's Python module tensorrt is not installed", "sudo apt install python3-libnvinfer")
@@ -231,7 +246,11 @@ def warnings(around: Surroundings) -> tuple[str, ...]:
         )
     module, own = python.find("tensorrt"), machine.software.tensorrt_modules
     if machine.jetson is not None and module and own and not any(module.startswith(f"{path}/") for path in own):
-        found.append(f"{module} hides JetPack's TensorRT, the one for this board: pip uninstall -y tensorrt")
+        parts = [
+            f"{name}{part}" for name in _TENSORRT for part in ("", "-bindings", "-libs")
+        ]  # of which one has the module
+        installed = " ".join(filter(python.version_of, parts)) or "tensorrt"
+        found.append(f"{module} hides JetPack's TensorRT, the one for this board: pip uninstall -y {installed}")
     if machine.jetson is None and around.driver.reason is None and not machine.cards.cards:
         found.append(f"the NVIDIA driver is there, but which card this is is unknown: {machine.cards.reason}")
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,12 @@ def version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def is_older(version: str, oldest: tuple[int, int]) -> bool:
+    """Say whether a version such as ``1.23.1+cu12`` is older than ``oldest``; one that has no numbers is not."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return match is not None and (int(match[1]), int(match[2])) < oldest
 
 
 def _lets_system_packages_in(environment: Path) -> bool:

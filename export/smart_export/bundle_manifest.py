@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from smart_common.version import version
-from smart_devices import Profile, Target, engine_names
+from smart_devices import Profile, Target
 from smart_export.errors import ExportError
 from smart_export.graph import GRAPH, INPUT
 from smart_export.quantise import CALIBRATION_METHOD, recipe_for
@@ -170,16 +170,13 @@ def workspace_bytes(profile: Profile) -> int | None:
 
 
 def target_record(target: Target) -> dict[str, Any]:
-    """Return what the manifest says of the target.
-
-    ``engines`` are all that can run a graph there, best first, and which of them this version of smart-edge drives.
-    """
+    """Return what the manifest says of the target; ``engines`` are all that can run a graph there, best first."""
     profile = target.profile
     return {
         "name": target.name,
         "profile": profile.name,
         "kind": profile.kind,
         "jetpack": target.jetpack,
-        "engines": [{"name": name, "driven": name in engine_names(driven=True)} for name in profile.engines],
+        "engines": [{"name": name} for name in profile.engines],
         "workspace_bytes": workspace_bytes(profile),
     }

@@ -56,7 +56,7 @@ def engine_option(default: str) -> Callable[[_F], _F]:
         "--engine",
         metavar="NAME",
         default=None,
-        help=f"Engine that runs the graphs: {', '.join((AUTO, *engine_names(driven=True)))}.  [default: {default}]",
+        help=f"Engine that runs the graphs: {', '.join((AUTO, *engine_names()))}.  [default: {default}]",
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,34 @@ from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.engines.engine import Batch
 from smart_runtime.errors import InputError
 
-Images: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+NumpyImages: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
+
+
+class _GpuArray(Protocol):
+    @property
+    def shape(self) -> Any:
+        """The sizes; policies may look at them, a call takes what the protocol says."""
+
+
+class DlpackArray(_GpuArray, Protocol):
+    """An array on a GPU, as PyTorch and CuPy have it (Python array API standard, "Data interchange mechanisms")."""
+
+    def __dlpack__(self, *, stream: Any) -> Any:
+        """Return a capsule with the array, which ``stream`` may read from then on."""
+
+    def __dlpack_device__(self) -> tuple[Any, Any]:
+        """Return the type and the number of its device."""
+
+
+class CudaArray(_GpuArray, Protocol):
+    """An array on a GPU, as Numba has it (Numba, "CUDA Array Interface", versions 2 and 3)."""
+
+    @property
+    def __cuda_array_interface__(self) -> Mapping[str, Any]:
+        """Where it lies, and what it is."""
+
+
+Images: TypeAlias = NumpyImages | DlpackArray | CudaArray
 
 _FLOAT32 = np.dtype(np.float32)
 _UINT8 = np.dtype(np.uint8)
@@ -20,7 +48,7 @@ _BITS = np.dtype(np.uint32)
 _BITS_OF_ONE = int(np.float32(1).view(np.uint32))
 
 
-def prepare(images: Images, spec: InputSpec) -> Batch:
+def prepare(images: NumpyImages, spec: InputSpec) -> Batch:
     """Return ``images`` as an engine takes them: float32, (N, channels, height, width), C-contiguous, in [0, 1].
 
     Args:
@@ -56,7 +84,7 @@ def prepare(images: Images, spec: InputSpec) -> Batch:
     raise InputError(f"expected images of dtype float32 or uint8, got {images.dtype}; {remedy}")
 
 
-def _check_shape(images: Images, one: tuple[int, int, int], spec: InputSpec) -> None:
+def _check_shape(images: NumpyImages, one: tuple[int, int, int], spec: InputSpec) -> None:
     if images.shape[1:] == one and images.shape[0] >= 1:
         return
     channels, height, width = spec.shape
@@ -78,7 +106,7 @@ def _check_shape(images: Images, one: tuple[int, int, int], spec: InputSpec) -> 
     raise InputError(f"expected {images.dtype} images {wanted} = (N, {expected}), got {images.shape}; {remedy}")
 
 
-def _check_range(images: Images) -> None:
+def _check_range(images: NumpyImages) -> None:
     """Raise InputError unless every value is in [0, 1].
 
     This stands before every call, which may take 50 us only. Read as unsigned integers, the values from 0 to 1 are

@@ -19,7 +19,7 @@ from smart_runtime.classify import Prediction, best_classes
 from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
 from smart_runtime.errors import ClosedError, EngineError, InputError
 from smart_runtime.frames import ChannelOrder, Picture, preprocess
-from smart_runtime.inputs import Images, prepare
+from smart_runtime.inputs import Images
 from smart_runtime.memory import RESIDENT, MemoryReport, Mode
 from smart_runtime.notes import log_notes, notes_on
 from smart_runtime.path_state import PathState
@@ -122,6 +122,7 @@ class SmartModel:
 
         Args:
             images: float32 (N, channels, height, width) in [0, 1], or uint8 (N, height, width, channels); N at least 1.
+                For engines of TensorRT float32 may lie on the model's own GPU: see `run`.
 
         Returns:
             float32 logits, (N, classes); the array is the caller's own.
@@ -134,14 +135,27 @@ class SmartModel:
         return self.run(images).scores
 
     def run(self, images: Images) -> Result:
-        """Return scores with the path that made them and the latency; arguments and errors are those of a call."""
+        """Return scores with the path that made them and the latency; arguments and errors are those of a call.
+
+            images = torch.rand(8, 3, 224, 224, device="cuda")
+            result = model.run(images)
+
+        Images that are on the GPU already stay there. An engine of TensorRT takes contiguous float32
+        (N, channels, height, width) arrays on its own GPU by DLPack, as PyTorch and CuPy have it, or by
+        ``__cuda_array_interface__`` of version 2 or 3. They are copied once, within the GPU. Their values are not
+        looked at: that they are in [0, 1] is yours to see to, and NaN shows only in the scores, where it is refused.
+
+        The GPU reads them when it has done what was queued before this call on the stream where they are made: with
+        PyTorch and CuPy the stream that is current in this thread, else the ``stream`` of the interface. With None
+        there, as in version 2, which has none, nothing is waited for: synchronise first. When this returns the images
+        were read and are yours to change. The scores are a NumPy array, as always.
+        """
         start_ns = time.perf_counter_ns()
         call = Call()
         try:
             loaded = self._state.enter(call, self._scopes.path)
             try:
-                batch = prepare(images, loaded.spec)
-                scores = loaded.run(batch)
+                scores = loaded.scores_of(images)
             except BaseException:  # whatever it was, it is counted and goes on to the caller
                 self._state.recorder.error(loaded.name)
                 raise
@@ -152,7 +166,7 @@ class SmartModel:
                 call.loaded.calls.discard(call)
                 call.loaded.close_if_idle()
         latency_ns = time.perf_counter_ns() - start_ns
-        self._state.recorder.call(loaded.name, images=len(batch), latency_ns=latency_ns)
+        self._state.recorder.call(loaded.name, images=len(scores), latency_ns=latency_ns)
         result = Result(scores, loaded.name, latency_ns / 1e6)
         if self._policy is not None:
             self._observe(self._policy, result, images)
@@ -208,7 +222,8 @@ class SmartModel:
         """Do what `run` does in a thread of asyncio's pool, while the event loop goes on; `using` holds there too.
 
         A call that waits for a free thread takes the path that is active when it gets one. If the task is cancelled,
-        the call goes on in its thread, to no one's use; do not change ``images`` before it has ended.
+        the call goes on in its thread, to no one's use; do not change ``images`` before it has ended. Images on a GPU
+        must be finished, or made on the default stream: the stream that is current here is not current in that thread.
         """
         import asyncio  # noqa: PLC0415  # a fifth of the time of importing this package, and only tasks need it
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -19,8 +20,12 @@ from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, choose_engine, class_of, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
+from smart_runtime.inputs import Images, NumpyImages, prepare
 from smart_runtime.memory import give_back_freed, resident_bytes
 from smart_runtime.outputs import check_scores
+
+if TYPE_CHECKING:
+    from smart_runtime.engines.cuda.gpu_images import GpuImages
 
 _POLL_SECONDS = 0.001
 # Of the largest score. Engines take other kernels, some of fewer bits, for other batches; int8 tolerances reach 0.5.
@@ -72,6 +77,15 @@ class LoadedPath:
         self.calls: set[Call] = set()
         self.retired = False
 
+    def scores_of(self, images: Images) -> Scores:
+        """Return the scores of what a user passes, checked as far as it can be; see `SmartModel.run`."""
+        on_gpu = None if isinstance(images, np.ndarray) else _on_gpu(images, self.spec)
+        if on_gpu is None:
+            return self.run(prepare(cast("NumpyImages", images), self.spec))
+        scores = self.engine.run_gpu_images(on_gpu)
+        check_scores(scores, images=on_gpu.count, classes=self.classes, name=self.name)
+        return scores
+
     def run(self, batch: Batch) -> Scores:
         """Return the scores of a batch as `Engine.run` does; EngineError, too, where its graph gives anything else."""
         scores = self.engine.run(batch)
@@ -107,6 +121,12 @@ class LoadedPath:
         while self.calls:  # polled: an exception sent to a thread may come between its leaving and its saying so
             time.sleep(_POLL_SECONDS)
         self.close_if_idle()
+
+
+def _on_gpu(images: Images, spec: InputSpec) -> GpuImages | None:
+    from smart_runtime.engines.cuda.gpu_images import gpu_images  # noqa: PLC0415  # only for who has such images
+
+    return gpu_images(images, spec=spec)
 
 
 class Loader:

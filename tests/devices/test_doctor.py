@@ -73,14 +73,15 @@ def test_this_machine_runs_the_cpu_engine_and_builds_for_cards_it_does_not_have(
     engines = {status["name"]: status for status in answer["engines"]}
     assert set(engines) == {*engine_names(), "tensorrt-rtx-builder"}
     cpu, rtx, builder = engines["onnxruntime-cpu"], engines["tensorrt-rtx"], engines["tensorrt-rtx-builder"]
-    assert (cpu["available"], cpu["version"], cpu["driven"]) == (True, metadata.version("onnxruntime"), True)
+    assert (cpu["available"], cpu["version"]) == (True, metadata.version("onnxruntime"))
     assert (builder["available"], builder["version"]) == (True, metadata.version("tensorrt-rtx-cu12"))
     assert (rtx["available"], rtx["version"]) == (False, builder["version"])
     for missing in ("no NVIDIA driver", "libcuda.so.1", "libnvidia-ml.so.1", "/dev/nvidia*"):
         assert missing in rtx["reason"]
     assert not engines["tensorrt"]["available"]
-    assert "pip install tensorrt" in engines["tensorrt"]["reason"]
+    assert "pip install 'smart-edge[tensorrt]'" in engines["tensorrt"]["reason"]
     assert answer["can_run"]
+    assert answer["next_steps"] == []
 
 
 @WITHOUT_DRIVER
@@ -90,8 +91,9 @@ def test_the_same_for_people() -> None:
     lines = done.stdout.splitlines()
     assert f"onnxruntime-cpu: yes, {metadata.version('onnxruntime')}" in lines
     assert f"tensorrt-rtx-builder: yes, {metadata.version('tensorrt-rtx-cu12')} (builds engines, runs none)" in lines
-    assert "tensorrt: no (smart-edge cannot drive it yet)" in lines
+    assert "tensorrt: no" in lines
     assert "None" not in done.stdout
+    assert "next:" not in done.stdout
 
 
 def test_without_any_engine_the_exit_status_is_1() -> None:
@@ -119,7 +121,6 @@ def test_a_look_imports_no_engine() -> None:
 
 
 def test_every_engine_of_a_profile_can_be_judged() -> None:
-    assert set(engine_names(driven=True)) <= set(engine_names())
     for profile in map(load_profile, profile_names()):
         assert set(profile.engines) <= set(engine_names()), profile.name
 
@@ -158,10 +159,23 @@ class TestTensorRtOnAJetson:
         status = self.status(tmp_path, python("3.10"), "Orin Nano Super")
         assert (status.available, status.install) == (False, "sudo apt install python3-libnvinfer")
 
-    def test_one_from_the_registry_hides_it_and_that_is_a_warning(self, tmp_path: Path) -> None:
+    def test_one_that_is_too_old_says_which_jetpack_it_takes(self, tmp_path: Path) -> None:
+        system = python("3.8", virtual=False, system_packages=True, modules={"tensorrt": self.MODULE})
+        status = self.status(tmp_path, system, "Xavier NX")
+        assert (status.available, status.version, status.install) == (False, "8.5.2.2", None)
+        assert status.reason == "TensorRT 8.5.2.2 is older than 8.6, which came with JetPack 6; flash that or newer"
+
+    @pytest.mark.parametrize(
+        ("installed", "named"),
+        [([], "tensorrt"), (["tensorrt", "tensorrt-cu12", "tensorrt-cu12-bindings", "tensorrt-cu12-libs"], None)],
+    )
+    def test_one_from_the_registry_hides_it_and_that_is_a_warning(
+        self, tmp_path: Path, installed: list[str], named: str | None
+    ) -> None:
         shadow = "/home/me/venv/lib/python3.10/site-packages/tensorrt/__init__.py"
-        diagnosis = diagnose(on(BOARDS["AGX Orin 64GB"], tmp_path, python(modules={"tensorrt": shadow})))
-        assert any("pip uninstall -y tensorrt" in warning for warning in diagnosis.warnings)
+        here = python(modules={"tensorrt": shadow}, distributions=dict.fromkeys(installed, "11.4.0"))
+        (warning,) = diagnose(on(BOARDS["AGX Orin 64GB"], tmp_path, here)).warnings
+        assert warning.endswith(f"for this board: pip uninstall -y {named or ' '.join(installed)}")
 
     def test_that_advice_does_it(self, tmp_path: Path) -> None:
         """Made over an environment that is there, as the doctor says, a new one keeps it and changes the key."""
@@ -205,6 +219,29 @@ def test_a_pc_with_everything_runs_everything(tmp_path: Path) -> None:
     }
     assert diagnosis.warnings == ()
     assert diagnosis.cuda_driver == "13.0"
+    commands = [step.partition(" builds ")[0].partition(" checks ")[0] for step in diagnosis.next_steps]
+    assert commands == [
+        "smart-run install BUNDLE --engine tensorrt",
+        "smart-run install BUNDLE --engine tensorrt-rtx",
+        "smart-run selftest BUNDLE --json",
+    ]
+
+
+@pytest.mark.parametrize(("version", "available"), [("8.5.3.1", False), ("8.6.1", True), ("11.4.0.106", True)])
+def test_a_tensorrt_that_is_too_old(tmp_path: Path, version: str, available: bool) -> None:
+    here = python(modules={"tensorrt": "/x.py"}, distributions={"tensorrt-cu12": version})
+    status = engine_status("tensorrt", around=on(BOARDS["PC with a card"], tmp_path, here))
+    assert (status.available, status.version) == (available, version)
+    assert status.install == (None if available else "pip install 'smart-edge[tensorrt]' --upgrade")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "install"),
+    [("x86_64", "pip install 'smart-edge[tensorrt]'"), ("aarch64", "pip install tensorrt-cu13")],
+)
+def test_how_to_get_tensorrt_on_a_machine_that_is_no_jetson(tmp_path: Path, architecture: str, install: str) -> None:
+    board = dataclasses.replace(BOARDS["PC with a card"], architecture=architecture)
+    assert engine_status("tensorrt", around=on(board, tmp_path, python())).install == install
 
 
 def test_a_card_that_is_too_old_for_tensorrt_rtx(tmp_path: Path) -> None:

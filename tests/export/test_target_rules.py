@@ -116,7 +116,7 @@ def test_every_device_with_a_gpu_has_a_limit_well_below_its_memory() -> None:
             assert 256 * 2**20 <= limit <= size_gb * GIB / 4
 
 
-def test_the_manifest_names_engines_best_first_and_which_are_driven(built: BuildResult) -> None:
+def test_the_manifest_names_engines_best_first(built: BuildResult) -> None:
     document = json.loads((built.bundle / "manifest.json").read_text())
     target = document["additional_metadata"]["smart_edge"]["target"]
     assert target == {
@@ -124,10 +124,7 @@ def test_the_manifest_names_engines_best_first_and_which_are_driven(built: Build
         "profile": "jetson-agx-orin-64gb",
         "kind": "jetson",
         "jetpack": None,
-        "engines": [
-            {"name": name, "driven": name == "onnxruntime-cpu"}
-            for name in ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
-        ],
+        "engines": [{"name": name} for name in ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")],
         "workspace_bytes": 4 * GIB,
     }
     assert Bundle.open(built.bundle).manifest.target.name == "jetson-orin"

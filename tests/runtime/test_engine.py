@@ -209,7 +209,7 @@ class TestASecondEngine:
         with pytest.raises(EngineError, match=r"opens bundles only, not '.*own\.onnx'; choose another one"):
             open_engine(AUTO, tmp_path / "own.onnx", shape=INPUTS.shape, batch=1)
 
-    def test_a_driven_engine_that_is_missing_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_engine_that_is_missing_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
         absent = EngineStatus("faster", available=False, reason="it is not here")
         monkeypatch.setattr("runtime.fakes.faster", lambda _: absent)
         assert resolve_engine(AUTO) == REFERENCE_ENGINE

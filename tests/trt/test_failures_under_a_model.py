@@ -15,10 +15,12 @@ import pytest
 from cuda.stand_in import StandInDriver
 from runtime.bundles import as_float, random_images, write_bundle
 from smart_common.errors import MissingExtraError
-from smart_runtime import BatchRange, ClosedError, DeviceLostError, EngineError, EngineOptions, SmartModel
+from smart_runtime import BatchRange, ClosedError, DeviceLostError, EngineError, EngineOptions, InputError, SmartModel
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.cuda import device, lane_pool
+from smart_runtime.engines.cuda.driver import CudaError
 from smart_runtime.memory import ON_DEMAND, RESIDENT
+from trt.gpu_arrays import GpuArray, GpuLibrary, InterfaceArray
 from trt.machine import gpu_machine
 
 IMAGES = as_float(random_images(6))
@@ -113,6 +115,62 @@ def test_while_running(
         assert np.array_equal(model(IMAGES), expected["clean"])
     model.close()
     assert count >= 8
+
+
+class Clumsy(GpuArray):
+    """An array of a library that raises exceptions of its own where the driver refuses."""
+
+    def __dlpack__(self, *, stream: int, max_version: tuple[int, int] | None = None) -> object:
+        try:
+            return super().__dlpack__(stream=stream, max_version=max_version)
+        except CudaError as error:
+            raise RuntimeError(f"CUDA error: {error}") from error
+
+
+@EVERY
+@CODES
+@pytest.mark.parametrize("protocol", ["DLPack", "interface"])
+def test_while_running_on_images_of_the_gpu(  # noqa: PLR0917
+    driver: StandInDriver, bundle: Path, expected: dict[str, np.ndarray], protocol: str, code: int, every: int
+) -> None:
+    """The array's memory goes when its producer is told to let go of it: once, and not while the GPU reads it."""
+    driver.delay(20)
+    model, library = load(bundle), GpuLibrary()
+
+    def given(array: GpuArray) -> Any:
+        return InterfaceArray(array) if protocol == "interface" else array
+
+    def new_array() -> GpuArray:
+        array = library.array(IMAGES[:5], frees=True)  # two pieces
+        array.__class__ = Clumsy
+        with library.device.use():
+            library.stream.synchronize()  # so that whatever is in the way of freeing it is not the library's own work
+        return array
+
+    array = new_array()
+    count = calls_of(driver, lambda: model(given(array)))
+    array.free()
+    call = code % every
+    while call < count:
+        array = new_array()
+        driver.fail(call, code)
+        with suppress(EngineError, InputError):
+            assert np.array_equal(model(given(array)), expected["clean"][:5])
+        driver.fail(-1, 0)
+        assert array.deleted == array.given
+        assert not any(driver.faults().values())
+        array.free()
+        if code == STICKY and device_of(model).lost:
+            library.close()
+            model.close()
+            as_new(driver)
+            driver.delay(20)
+            model, library = load(bundle), GpuLibrary()
+        assert np.array_equal(model(IMAGES), expected["clean"])
+        call += every
+    library.close()
+    model.close()
+    assert count >= 14
 
 
 def device_of(model: SmartModel) -> Any:

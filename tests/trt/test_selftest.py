@@ -16,7 +16,7 @@ from runtime.bundles import write_bundle
 from smart_runtime.cli import main
 from smart_runtime.engines import Batch, EngineOptions, Scores
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from smart_runtime.engines.trt.tensorrt_engine import Program
+from smart_runtime.engines.trt.tensorrt_engine import Program, TensorRtEngine
 from smart_runtime.selfcheck import model_checks
 from smart_runtime.selfcheck.failure import CheckFailed
 from smart_runtime.selfcheck.model_checks import CHECKS, Subject
@@ -114,6 +114,20 @@ def test_each_check_fails_where_its_promise_is_broken(monkeypatch: pytest.Monkey
     monkeypatch.setattr("smart_runtime.serving.Loader._try", lambda *_: None)
     with pytest.raises(CheckFailed):
         CHECKS[name](Subject(bundle, "broken", EngineOptions()))
+
+
+def test_the_check_of_images_on_the_gpu_fails_where_they_give_other_scores(
+    monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path
+) -> None:
+    run = TensorRtEngine.run_gpu_images
+    monkeypatch.setattr(TensorRtEngine, "run_gpu_images", lambda self, images: run(self, images) * np.float32(1.1))
+    with (
+        gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path),
+        pytest.raises(CheckFailed, match=r"on the GPU the scores differ by 0\."),
+    ):
+        CHECKS["images on the GPU"](Subject(bundle, "tensorrt", EngineOptions()))
+    skipped = CHECKS["images on the GPU"](Subject(bundle, CPU, EngineOptions()))
+    assert skipped == {"skipped": "onnxruntime-cpu takes images from the host's memory only"}
 
 
 def judge(_: object) -> Any:

@@ -56,7 +56,7 @@ def resolve_engine(name: str) -> str:
     """Return the engine that ``name`` means on this device: itself, or for ``auto`` the best that runs any bundle now.
 
     Raises:
-        EngineError: No engine is called that, or smart-edge cannot drive it yet.
+        EngineError: No engine is called that.
         MissingExtraError: It cannot run here; for ``auto``, none can.
     """
     return choose_engine(name).engine
@@ -67,20 +67,20 @@ def choose_engine(name: str, bundle: Bundle | None = None, *, options: EngineOpt
 
     ``auto`` never means an engine that has to build for minutes first. A name means itself and nothing else.
     """
-    driven = engine_names(driven=True)
+    known = engine_names()
     if name != AUTO:
-        if name not in driven:
-            raise _unknown(name, driven)
+        if name not in known:
+            raise _unknown(name, known)
         check_available(name)
         return Choice(name)
     passed_over: list[str] = []
-    for candidate in driven:
+    for candidate in known:
         if has_library(engine_info(candidate)) and engine_status(candidate).available:
             why_not = _why_not(candidate, bundle, options)
             if why_not is None:
                 return Choice(candidate, tuple(passed_over))
             passed_over.append(why_not)
-    refused = [_refusal(status) for status in map(engine_status, driven) if not status.available]
+    refused = [_refusal(status) for status in map(engine_status, known) if not status.available]
     raise MissingExtraError(f"no engine can run on this device ({'; '.join(refused + passed_over)})")
 
 
@@ -91,13 +91,10 @@ def check_available(name: str) -> None:
         raise MissingExtraError(f"this device cannot run {_refusal(status)}")
 
 
-def _unknown(name: str, driven: Sequence[str]) -> EngineError:
-    others = f"choose among {', '.join((AUTO, *driven))}"
-    if name in engine_names():
-        return EngineError(f"smart-edge cannot drive {name} yet; {others}")
+def _unknown(name: str, known: Sequence[str]) -> EngineError:
     if any(info.name == name for info in engine_rows.ENGINES):
-        return EngineError(f"{name} builds engines and runs none; {others}")
-    return EngineError(f"unknown engine {alternatives(name, [AUTO, *driven])}")
+        return EngineError(f"{name} builds engines and runs none; choose among {', '.join((AUTO, *known))}")
+    return EngineError(f"unknown engine {alternatives(name, [AUTO, *known])}")
 
 
 def _refusal(status: EngineStatus) -> str:
@@ -159,6 +156,6 @@ def _factory(name: str) -> type[Engine]:
 def class_of(name: str) -> type[Engine]:
     """Return what makes engines of the name; its library is not imported."""
     place = engine_info(name).factory
-    assert place is not None, "only what can be driven comes here"  # for the type checker
+    assert place is not None, "only names of engines come here"  # for the type checker
     factory: type[Engine] = load(place)
     return factory

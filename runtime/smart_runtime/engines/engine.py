@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,10 @@ import numpy.typing as npt
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.errors import EngineError
+from smart_runtime.errors import EngineError, InputError
+
+if TYPE_CHECKING:
+    from smart_runtime.engines.cuda.gpu_images import GpuImages
 
 Batch: TypeAlias = npt.NDArray[np.float32]
 Scores: TypeAlias = npt.NDArray[np.float32]
@@ -187,6 +190,21 @@ class Engine(ABC):
         For measuring: it costs a little more than `run`, whose arguments and errors it has.
         """
         return self.run(batch), None
+
+    def run_gpu_images(self, images: GpuImages) -> Scores:
+        """Return the scores of images that lie on the engine's own GPU; they are opened and released here.
+
+        Refused, as here, by an engine that takes images from the host's memory only.
+
+        Raises:
+            InputError: They are not what the graph takes, or lie elsewhere.
+            EngineError: The engine failed.
+            ClosedError: The engine was closed.
+        """
+        raise InputError(
+            f"expected a NumPy array of images for the engine {self.describe()['engine']}, got {images}; copy it, "
+            "images.cpu().numpy(), or load the model with engine='tensorrt'"
+        )
 
     @property
     def device_bytes(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_names
+from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engine_names
 from smart_devices.engines import engine_status
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.graph_bytes import GraphBytes
@@ -96,8 +96,8 @@ def installing_engine(name: str) -> type[TensorRtEngine]:
         EngineError: It has no plans, or no engine is called that.
         MissingExtraError: It cannot run here.
     """
-    having = [known for known in engine_names(driven=True) if issubclass(class_of(known), TensorRtEngine)]
-    if name != AUTO and name in engine_names(driven=True) and name not in having:
+    having = [known for known in engine_names() if engine_info(known).has_plans]
+    if name != AUTO and name in engine_names() and name not in having:
         raise EngineError(f"{name} needs no installing; load the bundle with it, or choose among {', '.join(having)}")
     if name == AUTO:
         name = next((known for known in having if engine_status(known).available), having[0])

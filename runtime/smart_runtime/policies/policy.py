@@ -54,7 +54,8 @@ class Policy(Protocol):
 
         Args:
             result: The caller's own; do not change its scores.
-            images: What was passed to the call; do not change them either, nor use them after returning.
+            images: What was passed to the call, which may be an array on a GPU; do not change them either, nor use them
+                after returning.
         """
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--engine",
     default=AUTO,
     metavar="NAME",
-    help=f"One of {', '.join(engine_names(driven=True))}.  [default: every one that runs on a GPU here]",
+    help=f"One of {', '.join(engine_names())}.  [default: every one that runs on a GPU here]",
 )
 @click.option("--device", default=0, show_default=True, type=click.IntRange(min=0), help="The number of the GPU.")
 @click.option("--trust", metavar="KEY.pub", type=click.Path(path_type=Path), help="Check only what it signed.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,8 @@ from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_devices.engines import engine_status
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey
-from smart_runtime.engines import Batch, EngineOptions, Scores
+from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, class_of
+from smart_runtime.engines.cuda.device import Device
 from smart_runtime.memory import ON_DEMAND, RESIDENT, Mode
 from smart_runtime.model import SmartModel
 from smart_runtime.reference import TOLERANCES, parity, stored_scores
@@ -111,6 +112,44 @@ def check_batches(subject: Subject) -> Figures:
                 check(difference <= tolerance, f"{path}: in a batch of {size} the scores differ by {difference:.2g}")
             many = np.concatenate([images] * 12)
             check(model(many).shape == (len(many), alone.shape[1]), f"{path}: a batch of {len(many)} lost images")
+    return {"max_rel_diff": largest}
+
+
+class _OnGpu:
+    """Images on a GPU, as another library would have them whose stream is still copying them there."""
+
+    def __init__(self, images: Batch, *, device: Device, stack: ExitStack) -> None:
+        memory, pinned, stream = device.memory(images.nbytes), device.pinned(images.nbytes), device.stream()
+        for one in (memory, pinned, stream):  # given back from the last on: the stream waits for its work
+            stack.callback(one.release)
+        pinned.array[:] = images.reshape(-1).view(np.uint8)
+        with device.use():
+            stream.copy_in(memory.address, pinned.address, images.nbytes)
+        self.shape = images.shape
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "typestr": "<f4",
+            "shape": images.shape,
+            "data": (memory.address, False),
+            "stream": stream.handle,
+        }
+
+
+def check_images_on_the_gpu(subject: Subject) -> Figures:
+    """Images that are on the GPU, or on their way there, have the scores that they have from the host's memory."""
+    if class_of(subject.engine).run_gpu_images is Engine.run_gpu_images:
+        return {"skipped": f"{subject.engine} takes images from the host's memory only"}
+    largest = 0.0
+    with subject.loaded() as model, ExitStack() as stack:
+        device = Device.shared(subject.options.device)
+        stack.callback(device.release)
+        tolerance = TOLERANCES[model.manifest.precision]
+        for size in (1, 8, len(subject.images)):
+            images = subject.images[:size]
+            on_gpu = _OnGpu(images, device=device, stack=stack)
+            result = parity(model(images), model(on_gpu), tolerance=tolerance)
+            check(result.holds, f"in a batch of {size} on the GPU the scores differ by {result.max_rel_diff:.2g}")
+            largest = max(largest, result.max_rel_diff)
     return {"max_rel_diff": largest}
 
 
@@ -216,6 +255,7 @@ CHECKS: Mapping[str, Callable[[Subject], Figures]] = MappingProxyType(
         "scores of the export": check_scores_of_the_export,
         "scores of the reference engine": check_scores_of_the_reference_engine,
         "batches": check_batches,
+        "images on the GPU": check_images_on_the_gpu,
         "threads and switches": check_threads_and_switches,
         "on demand": check_on_demand,
         "reloads": check_reloads,

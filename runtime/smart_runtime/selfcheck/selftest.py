@@ -54,7 +54,7 @@ def engines_to_check(name: str) -> tuple[str, ...]:
     """
     if name != AUTO:
         return (resolve_engine(name),)
-    rows = [row for row in engine_names(driven=True) if engine_info(row).part == "gpu"]
+    rows = [row for row in engine_names() if engine_info(row).part == "gpu"]
     return tuple(row for row in rows if engine_status(row).available)
 
 

@@ -19,6 +19,7 @@ from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.driver import CudaError
+from smart_runtime.engines.cuda.gpu_images import GpuBatch, GpuImages
 from smart_runtime.engines.cuda.lane import Lane, Seat
 from smart_runtime.engines.cuda.lane_pool import LanePool, Turn
 from smart_runtime.engines.engine import Batch, DeviceTimes, Engine, EngineOptions, Scores
@@ -123,27 +124,34 @@ class Program:
         for images in sorted({self._batch.min, self._batch.opt, self._batch.max}):
             self.run(lane, np.zeros((images, *self._inputs.shape), np.float32))
 
-    def run(self, lane: Lane, batch: Batch, *, timed: bool = False) -> tuple[Scores, DeviceTimes | None]:
+    def run(self, lane: Lane, batch: Batch | GpuBatch, *, timed: bool = False) -> tuple[Scores, DeviceTimes | None]:
         """Return the scores of a batch, in pieces where it is larger than the plan takes; ``lane`` is the caller's."""
         scores = np.empty((len(batch), self._outputs.classes), np.float32)
         times = [self._run_piece(lane, piece, out, timed=timed) for piece, out in self._pieces(batch, scores)]
         return scores, _sum(times) if timed else None
 
-    def _pieces(self, batch: Batch, scores: Scores) -> list[tuple[Batch, Scores]]:
+    def _pieces(self, batch: Batch | GpuBatch, scores: Scores) -> list[tuple[Batch | GpuBatch, Scores]]:
         most = self._batch.max
         return [(batch[start : start + most], scores[start : start + most]) for start in range(0, len(batch), most)]
 
-    def _run_piece(self, lane: Lane, piece: Batch, out: Scores, *, timed: bool) -> DeviceTimes:
+    def _run_piece(self, lane: Lane, piece: Batch | GpuBatch, out: Scores, *, timed: bool) -> DeviceTimes:
         seat, stream = lane.seats[self], lane.stream
         images = max(len(piece), self._batch.min)
-        host_in = lane.host_in.array[: _FLOAT_BYTES * images * piece[0].size].view(np.float32)
+        size = self.input_bytes // self._batch.max * images
         host_out = lane.host_out.array[: _FLOAT_BYTES * images * out.shape[1]].view(np.float32)
         lane.clean = False
-        host_in[: piece.size] = piece.reshape(-1)
-        host_in[piece.size :] = 0  # a batch that is too small is filled up
+        here = piece.nbytes if isinstance(piece, GpuBatch) else 0  # bytes of it that are on the GPU already
+        if here < size:
+            host_in = lane.host_in.array[:size].view(np.float32)
+            if not isinstance(piece, GpuBatch):
+                host_in[: piece.size] = piece.reshape(-1)
+            host_in[piece.size :] = 0  # a batch that is too small is filled up
         if timed:
             lane.start.record(stream)
-        stream.copy_in(lane.device_in.address, lane.host_in.address, host_in.nbytes)
+        if isinstance(piece, GpuBatch):
+            stream.copy_on_device(lane.device_in.address, piece.address, here)
+        if here < size:
+            stream.copy_in(lane.device_in.address + here, lane.host_in.address + here, size - here)
         if timed:
             lane.copied.record(stream)
         self._enqueue(seat, images, stream.handle)
@@ -274,7 +282,14 @@ class TensorRtEngine(Engine):
         """Return the scores and what the GPU says that they took; see `Engine.run_timed`."""
         return self._run(batch, timed=True)
 
-    def _run(self, batch: Batch, *, timed: bool) -> tuple[Scores, DeviceTimes | None]:
+    def run_gpu_images(self, images: GpuImages) -> Scores:
+        """Return the scores of images that are on this engine's GPU; see `Engine.run_gpu_images`."""
+        try:
+            return self._run(images, timed=False)[0]
+        finally:
+            images.release()  # not earlier: what failed has waited until the GPU does not read them any more
+
+    def _run(self, batch: Batch | GpuImages, *, timed: bool) -> tuple[Scores, DeviceTimes | None]:
         program, pool = self._program, self._pool
         if program is None:
             raise ClosedError("the engine is closed; load the model again")
@@ -284,7 +299,8 @@ class TensorRtEngine(Engine):
                 lane = pool.take(turn)
                 assert lane is not None, "no lane in particular was wanted"
                 try:
-                    return program.run(lane, batch, timed=timed)
+                    given = batch.open(self._device, lane) if isinstance(batch, GpuImages) else batch
+                    return program.run(lane, given, timed=timed)
                 except BaseException:
                     if not lane.clean:  # the GPU may be at it still, and the caller may change its images
                         lane.stream.synchronize()
