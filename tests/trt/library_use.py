@@ -81,7 +81,7 @@ class Running:
         self.context = self.new_context()
 
     def new_context(self, cache: Any = None) -> Any:
-        context = self.library.new_context(self.engine, cache)
+        context = self.library.new_context(self.engine, stream=self.stream.handle, cache=cache)
         assert context is not None
         self.library.set_activation_memory(context, self.scratch.address, self.scratch.bytes)
         assert context.set_tensor_address("image", self.images.address)

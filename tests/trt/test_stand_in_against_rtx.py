@@ -44,6 +44,15 @@ def graph_of(body: str) -> bytes:
     return bytes(onnx.parser.parse_model(head + body).SerializeToString())
 
 
+def test_logs_speak_through_one_logger(library: Library) -> None:
+    first, second = library.logger(), library.logger()
+    builders = [library.builder(first), library.builder(second)]
+    assert not first.warnings + second.warnings, "a second logger is warned of"
+    logger = first.trt
+    del first, builders
+    assert library.logger().trt is logger, "it stays, for good"
+
+
 def test_bytes_that_are_no_graph(library: Library) -> None:
     parsed = Parsed(library, b"no graph")
     assert (parsed.well, parsed.parser.num_errors) == (False, 1)

@@ -75,21 +75,26 @@ class Library:
         """
         return runtime.deserialize_cuda_engine(plan)
 
-    def new_context(self, engine: Any, cache: Any | None = None) -> Any | None:
+    def new_context(self, engine: Any, *, stream: int, cache: Any | None = None) -> Any | None:
         """Return an execution context without activation memory; None if the library cannot make one (see the log).
 
         Args:
             engine: What `deserialize` returned; it outlives the context.
+            stream: Where the context's first run will be: the library may copy something there before.
             cache: What `kernel_cache` returned for this engine, if anything; it outlives the context.
         """
         if cache is not None:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(self._user_managed)
             config.set_runtime_cache(cache)
-            return engine.create_execution_context(config)
-        if hasattr(self.module, "ExecutionContextAllocationStrategy"):
-            return engine.create_execution_context(self._user_managed)
-        return engine.create_execution_context_without_device_memory()
+            context = engine.create_execution_context(config)
+        elif hasattr(self.module, "ExecutionContextAllocationStrategy"):
+            context = engine.create_execution_context(self._user_managed)
+        else:
+            context = engine.create_execution_context_without_device_memory()
+        # In 8.6 the first context of a plan has its profile and the others have none, shared or not: NVIDIA's trtexec
+        # sets it on each, whatever the version.
+        return context if context is not None and context.set_optimization_profile_async(0, stream) else None
 
     @property
     def _user_managed(self) -> Any:

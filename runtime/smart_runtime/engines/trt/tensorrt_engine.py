@@ -103,10 +103,10 @@ class Program:
         with self._refusing("did not say what it compiled"):
             return b"" if self._cache is None else bytes(memoryview(self._cache.serialize()).cast("B"))
 
-    def new_context(self) -> Any:
-        """Return a new execution context, which has no memory of its own for activations."""
+    def new_context(self, stream: int) -> Any:
+        """Return a new execution context for runs in ``stream``, which has no memory of its own for activations."""
         with self._refusing("made no execution context") as log:
-            context = self._library.new_context(self._engine, self._cache)
+            context = self._library.new_context(self._engine, stream=stream, cache=self._cache)
             if context is None:
                 raise self._refused("made no execution context", log)
         return context
