@@ -246,9 +246,8 @@ def warnings(around: Surroundings) -> tuple[str, ...]:
         )
     module, own = python.find("tensorrt"), machine.software.tensorrt_modules
     if machine.jetson is not None and module and own and not any(module.startswith(f"{path}/") for path in own):
-        parts = [
-            f"{name}{part}" for name in _TENSORRT for part in ("", "-bindings", "-libs")
-        ]  # of which one has the module
+        # The package by the plain name is empty: one of its parts has the module.
+        parts = [f"{name}{part}" for name in _TENSORRT for part in ("", "-bindings", "-libs")]
         installed = " ".join(filter(python.version_of, parts)) or "tensorrt"
         found.append(f"{module} hides JetPack's TensorRT, the one for this board: pip uninstall -y {installed}")
     if machine.jetson is None and around.driver.reason is None and not machine.cards.cards:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_int64, c_void_p
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,9 +70,6 @@ class GpuLibrary:
 
 class GpuArray:
     """An array by DLPack. With ``frees`` its deleter frees its memory, as for one to which nobody refers any more."""
-
-    newest: ClassVar[tuple[int, int] | None] = (1, 0)
-    """The newest DLPack that it knows; None from before there were versions."""
 
     def __init__(
         self,
@@ -157,3 +155,25 @@ class InterfaceArray:
             "strides": None,
             "stream": array.library.stream.handle,
         } | entries
+
+
+def old(array: GpuArray) -> GpuArray:
+    """Let an array be one of an older library."""
+    array.__class__ = OldGpuArray
+    return array
+
+
+def finished(array: GpuArray, **entries: Any) -> InterfaceArray:
+    """The interface of an array whose stream has done its work, with ``entries`` of the test's."""
+    with array.library.device.use():
+        array.library.stream.synchronize()
+    return InterfaceArray(array, **entries)
+
+
+PROTOCOLS: dict[str, Callable[[GpuArray], Any]] = {
+    "DLPack 1": lambda array: array,
+    "DLPack before 1": old,
+    "interface 3": InterfaceArray,
+    "interface 3, no stream": lambda array: finished(array, stream=None),
+    "interface 2": lambda array: finished(array, version=2),
+}

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
+from hardened.striking import places, struck
 from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images, write_bundle
 from runtime.fakes import TIMEOUT
-from smart_runtime import BatchRange, EngineError, EngineOptions, InputError, SmartModel, SwitchRequest
+from smart_runtime import BatchRange, EngineOptions, SmartModel, SwitchRequest
 from smart_runtime.engines import REFERENCE_ENGINE
-from smart_runtime.engines.cuda.dlpack import CUDA_MANAGED, DLDataType
+from smart_runtime.engines.cuda.dlpack import CUDA_MANAGED
 from smart_runtime.engines.cuda.lane_pool import LanePool
 from smart_runtime.engines.cuda.resources import Stream
-from smart_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
-from trt.gpu_arrays import GpuArray, GpuLibrary, InterfaceArray, OldGpuArray
+from trt.gpu_arrays import PROTOCOLS, GpuArray, GpuLibrary, finished
 from trt.machine import gpu_machine
 
+EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 N, C, H, W = 2, CHANNELS, HEIGHT, WIDTH
 IMAGES = as_float(random_images(17))
 OPTIONS = EngineOptions(batch=BatchRange(3, 4, 8))
-UINT8, FLOAT16, FLOAT32X4, BFLOAT16 = (
-    DLDataType(1, 8, 1),
-    DLDataType(2, 16, 1),
-    DLDataType(2, 32, 4),
-    DLDataType(4, 16, 1),
-)
 
 
 @pytest.fixture(scope="module")
@@ -65,31 +58,6 @@ def library(model: SmartModel) -> Iterator[GpuLibrary]:  # which checks for leak
         yield one
     finally:
         one.close()
-
-
-def old(array: GpuArray) -> Any:
-    return array_as(OldGpuArray, array)
-
-
-def array_as(kind: type[GpuArray], array: GpuArray) -> GpuArray:
-    array.__class__ = kind
-    return array
-
-
-def finished(array: GpuArray, **entries: Any) -> InterfaceArray:
-    """The interface of an array whose work is done, which names no stream."""
-    with array.library.device.use():
-        array.library.stream.synchronize()
-    return InterfaceArray(array, **entries)
-
-
-PROTOCOLS: dict[str, Callable[[GpuArray], Any]] = {
-    "DLPack 1": lambda array: array,
-    "DLPack before 1": old,
-    "interface 3": InterfaceArray,
-    "interface 3, no stream": lambda array: finished(array, stream=None),
-    "interface 2": lambda array: finished(array, version=2),
-}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -190,133 +158,6 @@ def test_the_memory_of_an_array_that_nobody_has_is_freed_after_the_call(
     assert not any(stand_in.faults().values())
 
 
-BY_DLPACK: dict[str, tuple[dict[str, Any], tuple[int, ...], str]] = {
-    "float16": ({"dtype": FLOAT16}, (N, C, H, W), r"got float16; .*images\.float\(\)"),
-    "bfloat16": ({"dtype": BFLOAT16}, (N, C, H, W), r"got bfloat16; .*images\.float\(\)"),
-    "uint8": ({"dtype": UINT8}, (N, C, H, W), r"got uint8; .*\(images / 255\)\.float\(\)"),
-    "lanes": ({"dtype": FLOAT32X4}, (N, C, H, W), "got float32x4"),
-    "unknown type": ({"dtype": DLDataType(99, 8, 1)}, (N, C, H, W), "got 8 bits of type 99"),
-    "one image": ({}, (C, H, W), r"got \(\d+, \d+, \d+\); add the batch dimension, images\[None\]"),
-    "none": ({}, (0, C, H, W), r"N at least 1, got \(0, "),
-    "a size": ({}, (N, C, H + 1, W), "resize and permute them there"),
-    "no dimensions": ({}, (), r"got \(\)"),
-    "strides": ({"strides": (C * H * W, 1, W * C, C)}, (N, C, H, W), r"expected contiguous .*images\.contiguous\(\)"),
-    "another GPU": ({"ordinal": 1}, (N, C, H, W), r"on GPU 0 .*GpuArray on GPU 1; .*'cuda:0'.*device=1"),
-    "a newer DLPack": ({"major": 2}, (N, C, H, W), r"of DLPack 2\.0, and DLPack 1 was asked for"),
-    "fails": ({"fails": True}, (N, C, H, W), r"no tensor that requires grad; pass images\.detach\(\)"),
-}
-
-
-def test_what_a_network_does_not_take_is_refused_in_a_sentence(
-    model: SmartModel, stand_in: StandInDriver, library: GpuLibrary, expected: np.ndarray
-) -> None:
-    before = stand_in.calls()
-    for case, (attributes, shape, sentence) in BY_DLPACK.items():
-        array = library.array(np.zeros(shape, np.float32), **attributes)
-        with pytest.raises(InputError) as caught:
-            model(array)
-        assert re.search(sentence, str(caught.value)), (case, str(caught.value))
-        assert array.deleted == array.given, "though the exception is still held"
-        array.release()
-    assert np.array_equal(model(IMAGES), expected)
-    assert "cuStreamCreate" not in stand_in.trace(before), "the lanes serve on"
-    assert model.stats.paths["clean"].errors == len(BY_DLPACK)
-
-
-F32 = np.zeros((N, C, H, W), np.float32)
-BY_INTERFACE: dict[str, tuple[dict[str, Any], str]] = {
-    "version 1": ({"version": 1}, "versions 2 and 3"),
-    "version 4": ({"version": 4}, "versions 2 and 3"),
-    "stream 0": ({"stream": 0}, "no stream 0"),
-    "a negative stream": ({"stream": -1}, "no stream 0"),
-    "a stream that is no number": ({"stream": "default"}, "no stream 0"),
-    "a mask": ({"mask": F32}, "without a mask"),
-    "no data": ({"data": None}, "got something else"),
-    "no shape": ({"shape": None}, "got something else"),
-    "too few strides": ({"strides": (4,)}, "got something else"),
-    "no version": ({"version": None}, "versions 2 and 3"),
-    "another type": ({"typestr": "<f8"}, r"got <f8; .*images\.float\(\)"),
-    "pixels": ({"typestr": "|u1"}, r"got \|u1; .*\(images / 255\)\.float\(\)"),
-    "the host's memory": ({"data": (F32.ctypes.data, False)}, "the driver does not know"),
-    "no address": ({"data": (None, False)}, "the driver does not know"),
-    "strides": ({"strides": (4 * C * H * W, 4, 4 * W * C, 4 * C)}, r"images\.contiguous\(\)"),
-    "none": ({"shape": (0, C, H, W), "data": (0, False)}, "N at least 1"),
-}  # fmt: skip
-
-
-def test_an_interface_that_is_none_is_refused_in_a_sentence(
-    model: SmartModel, library: GpuLibrary, expected: np.ndarray
-) -> None:
-    array = library.array(F32)
-    for case, (entries, sentence) in BY_INTERFACE.items():
-        with pytest.raises(InputError) as caught:
-            model(finished(array, **entries))
-        assert re.search(sentence, str(caught.value)), (case, str(caught.value))
-    array.release()
-    assert np.array_equal(model(IMAGES[:2]), expected[:2])
-
-
-def test_images_of_another_gpu_are_refused_by_its_number(model: SmartModel) -> None:
-    other = GpuLibrary(1)
-    for given_as in PROTOCOLS.values():
-        array = other.array(F32)
-        with pytest.raises(InputError, match=r"on GPU 0 \(Stand-in\), got \w+ on GPU 1; .*'cuda:0'.*device=1\)"):
-            model(given_as(array))
-        assert array.given == 0
-        array.release()
-    other.close()
-
-
-def test_an_engine_on_the_cpu_refuses_them(library: GpuLibrary, bundle: Path) -> None:
-    array = library.array(F32)
-    with SmartModel.load(bundle, engine=REFERENCE_ENGINE, threads=1) as on_cpu:
-        for given in (array, InterfaceArray(array)):
-            with pytest.raises(InputError, match=r"onnxruntime-cpu, got \w+ on (a GPU|GPU 0); .*\.cpu\(\)\.numpy\(\)"):
-                on_cpu(given)
-    assert array.given == 0
-    array.release()
-
-
-def test_onnx_runtime_on_the_gpu_refuses_them_too(library: GpuLibrary, model: SmartModel) -> None:
-    from smart_runtime.engines.cuda.gpu_images import gpu_images  # noqa: PLC0415  # only here
-
-    session: Any = None
-    engine = OnnxRuntimeCudaEngine(session, input_name="", output_name="", options=OPTIONS)
-    array = library.array(F32)
-    images = gpu_images(array, spec=model.manifest.input)
-    assert images is not None
-    with pytest.raises(InputError, match="engine onnxruntime-cuda, got GpuArray on GPU 0"):
-        engine.run_gpu_images(images)
-    array.release()
-
-
-class Elsewhere:
-    """An array that lies on no GPU of NVIDIA's."""
-
-    def __init__(self, kind: int | None) -> None:
-        self.kind = kind
-        self.shape = F32.shape
-
-    def __dlpack_device__(self) -> tuple[int | None, int]:
-        if self.kind is None:
-            raise ValueError("unknown device type meta")  # as PyTorch does
-        return self.kind, 0
-
-    def __dlpack__(self, *, stream: Any = None) -> Any:
-        raise NotImplementedError
-
-
-def test_what_is_not_on_a_gpu_is_to_be_converted(model: SmartModel, bundle: Path) -> None:
-    cpu, pinned, rocm = Elsewhere(1), Elsewhere(3), Elsewhere(10)
-    with SmartModel.load(bundle, engine=REFERENCE_ENGINE, threads=1) as on_cpu:
-        for images in (cpu, pinned, rocm, Elsewhere(None), F32.tolist(), None):
-            for one in (model, on_cpu):
-                with pytest.raises(
-                    InputError, match=r"NumPy array of images, got \w+; convert it, with numpy\.asarray"
-                ):
-                    one(images)  # type: ignore[arg-type]
-
-
 class Recorder:
     """A policy that switches at once, and keeps what it was shown."""
 
@@ -349,20 +190,6 @@ def test_a_policy_is_shown_the_array(
         library.close()
 
 
-def test_classify_takes_pictures_only(model: SmartModel, library: GpuLibrary) -> None:
-    array = library.array(IMAGES[:1])
-    with pytest.raises(InputError, match="a Pillow image or a file's name, got GpuArray"):
-        model.classify(array)  # type: ignore[arg-type]
-    array.release()
-
-
-def test_nan_shows_in_the_scores(model: SmartModel, library: GpuLibrary) -> None:
-    array = library.array(np.full((2, C, H, W), np.nan, np.float32))
-    with pytest.raises(EngineError, match="gave NaN among its scores"):
-        model(array)
-    array.release()
-
-
 def test_threads_with_images_here_and_there_mix_nothing(
     model: SmartModel, stand_in: StandInDriver, expected: np.ndarray
 ) -> None:
@@ -384,3 +211,35 @@ def test_threads_with_images_here_and_there_mix_nothing(
     for thread in threads:
         thread.join()
     assert right == [True] * 96
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # within a finalizer it is only printed
+@pytest.mark.parametrize("protocol", ["DLPack 1", "interface 3"])
+@EVERY
+def test_an_interrupt_at_any_place_keeps_no_array_and_lets_none_go_too_early(  # noqa: PLR0917
+    model: SmartModel, stand_in: StandInDriver, library: GpuLibrary, expected: np.ndarray, protocol: str, every: int
+) -> None:
+    stand_in.delay(20)
+
+    def new_array() -> GpuArray:
+        array = library.array(IMAGES[:9], frees=True)
+        with library.device.use():
+            library.stream.synchronize()  # so that whatever is in the way of freeing it is not the library's own work
+        return array
+
+    def call(array: GpuArray) -> None:
+        assert np.array_equal(model(PROTOCOLS[protocol](array)), expected[:9])
+
+    array = library.array(IMAGES[:9])
+    call(array)  # what is imported is no place of the next one
+    numbers = places(lambda: call(array))
+    array.release()
+    stops = 0
+    for at in numbers[::every]:
+        array = new_array()
+        stops += struck(lambda array=array: call(array), at=at) is not None  # type: ignore[misc]
+        assert array.deleted == array.given
+        assert not any(stand_in.faults().values())
+        array.free()
+        assert np.array_equal(model(IMAGES), expected)
+    assert stops > 0.8 * len(numbers[::every]) > 10

@@ -40,8 +40,9 @@ def _reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", reference=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_checks, "_CALLS", 3)
-    monkeypatch.setattr(model_checks, "_RELOADS", 1)
+    for name, fewer in (("_CALLS", 3), ("_RELOADS", 1), ("_IMAGES", 4), ("_THREADS", 2)):
+        monkeypatch.setattr(model_checks, name, fewer)
+    monkeypatch.setattr("smart_runtime.bench.measure._BLOCK_MS", 0.5)
 
 
 def invoke(command: str) -> Result:
