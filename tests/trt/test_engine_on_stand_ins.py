@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from collections.abc import Iterator
@@ -93,6 +94,17 @@ def test_a_storm_of_switches_mixes_nothing(
         assert not wrong
         assert sum(one.calls for one in stats.paths.values()) == 8 * calls_each
         assert all(one.calls for one in stats.paths.values())
+
+
+def test_a_model_that_nobody_closes_gives_back_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path
+) -> None:
+    with gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path):
+        model = SmartModel.load(bundle, engine="tensorrt", options=OPTIONS)
+        assert stand_in.used()
+        del model
+        gc.collect()
+        assert not stand_in.used()
 
 
 def test_what_was_compiled_on_the_device_is_kept(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -228,6 +230,7 @@ class TensorRtEngine(Engine):
         self._program: Program | None = None
         self._device_bytes = 0
         self._closing = threading.Lock()
+        self._pid = os.getpid()
 
     @classmethod
     def create(
@@ -350,6 +353,11 @@ class TensorRtEngine(Engine):
         """Give the plan back; runs in flight on other threads finish."""
         if self._let_go():
             self._device.release()
+
+    def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
+        # Lanes hold the plan, not this: without it a model that nobody closes would keep the GPU's memory for good.
+        if not _finalizing() and getattr(self, "_pid", None) == os.getpid():
+            self.close()
 
     def _let_go(self) -> bool:
         with self._closing:
