@@ -9,7 +9,8 @@ import onnx
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, Array, graph_files
 from smart_runtime.engines.cuda.device import Device
-from smart_runtime.engines.trt.library import Library, LibraryName, Log
+from smart_runtime.engines.trt.library import Library, LibraryName
+from smart_runtime.engines.trt.log import Log
 
 MAX_BATCH = 4
 IMAGE = (CHANNELS, HEIGHT, WIDTH)

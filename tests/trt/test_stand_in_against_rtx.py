@@ -9,7 +9,8 @@ import onnx.parser
 import pytest
 
 from runtime.bundles import graph_files
-from smart_runtime.engines.trt.library import Library, Log, load_library
+from smart_runtime.engines.trt.library import Library, load_library
+from smart_runtime.engines.trt.log import Log
 from trt.fake_tensorrt import installed
 from trt.library_use import IMAGE, configured, inlined_graph
 

@@ -23,7 +23,8 @@ from typing import Any
 
 from smart_common.errors import SmartError, shortened
 from smart_common.files import owning, replacing
-from smart_runtime.engines.trt.library import Library, Log, load_library
+from smart_runtime.engines.trt.library import Library, load_library
+from smart_runtime.engines.trt.log import Log
 from smart_runtime.engines.trt.recipe import BuildRecipe, BuildRefusedError, BuiltPlan
 from smart_runtime.engines.trt.sparsity import SparsityLog, layers_of
 from smart_runtime.errors import EngineError, OutOfMemoryError
