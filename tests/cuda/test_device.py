@@ -110,6 +110,22 @@ def test_a_driver_that_does_not_answer_is_refused(stand_in: StandInDriver) -> No
     Device.shared().release()
 
 
+def test_a_fork_after_another_library_used_the_driver_is_named(stand_in: StandInDriver) -> None:
+    """So `cuInit` answers in a child whose parent used the GPU through, say, PyTorch."""
+    stand_in.stick(3)
+    with pytest.raises(ClosedError, match="was forked from one that uses the GPU"):
+        Device.shared()
+    stand_in.stick(0)
+
+
+def test_a_gpu_that_another_process_has_to_itself_is_named(stand_in: StandInDriver) -> None:
+    Device.shared().release()  # what it is has been read
+    stand_in.fail(0, 46)
+    with pytest.raises(EngineError, match=r"one process at a time .*--compute-mode=DEFAULT"):
+        Device.shared()
+    assert stand_in.leaks() == {}
+
+
 def test_its_context_is_current_inside_and_the_one_before_it_after(stand_in: StandInDriver) -> None:
     device = Device.shared()
     for before in (None, stand_in.foreign_context()):

@@ -9,7 +9,8 @@ import onnx
 
 from runtime.bundles import CHANNELS, CLASSES, HEIGHT, WIDTH, Array, graph_files
 from smart_runtime.engines.cuda.device import Device
-from smart_runtime.engines.trt.library import Library, LibraryName, Log
+from smart_runtime.engines.trt.library import Library, LibraryName
+from smart_runtime.engines.trt.log import Log
 
 MAX_BATCH = 4
 IMAGE = (CHANNELS, HEIGHT, WIDTH)
@@ -81,7 +82,7 @@ class Running:
         self.context = self.new_context()
 
     def new_context(self, cache: Any = None) -> Any:
-        context = self.library.new_context(self.engine, cache)
+        context = self.library.new_context(self.engine, stream=self.stream.handle, cache=cache)
         assert context is not None
         self.library.set_activation_memory(context, self.scratch.address, self.scratch.bytes)
         assert context.set_tensor_address("image", self.images.address)

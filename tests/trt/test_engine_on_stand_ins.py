@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import threading
@@ -178,6 +179,17 @@ def test_tasks_share_the_lanes(gpu: StandInDriver, bundle: Path, expected: dict[
         asyncio.run(main(model))
         assert sum(path.calls for path in model.stats.paths.values()) == 120
     assert gpu.leaks() == {}
+
+
+def test_a_model_that_nobody_closes_gives_back_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path
+) -> None:
+    with gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path):
+        model = SmartModel.load(bundle, engine="tensorrt", options=OPTIONS)
+        assert stand_in.used()
+        del model
+        gc.collect()
+        assert not stand_in.used()
 
 
 def test_what_was_compiled_on_the_device_is_kept(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -328,3 +329,21 @@ def test_a_child_process_imports_the_stand_in(dialect: str, stand_in: StandInDri
     )  # fmt: skip
     title = {"10.16": "TensorRT 10.16.1.11", "rtx-1.4": "TensorRT-RTX 1.4.0.76"}[dialect]
     assert (done.stdout, done.stderr) == (f"{title} (1, 5)\n", "")
+
+
+def test_a_log_hears_its_own_thread_and_those_of_nobody(device: Device) -> None:
+    with installed("10.3") as module:
+        library = library_of("10.3")
+        here, elsewhere = library.logger(), []
+
+        def say(*, with_log: bool) -> None:
+            log = library.logger() if with_log else None
+            here.trt.log(module.ILogger.ERROR, f"with a log: {with_log}")
+            elsewhere.append([] if log is None else log.errors)
+
+        for with_log in (True, False):
+            thread = threading.Thread(target=say, kwargs={"with_log": with_log})
+            thread.start()
+            thread.join()
+        assert elsewhere == [["with a log: True"], []]
+        assert here.errors == ["with a log: False"]

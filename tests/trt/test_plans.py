@@ -134,7 +134,7 @@ FLAT: dict[str, tuple[dict[str, Any], str]] = {
     "gpu": ({"gpu": FakeGpu(name="Thor")}, "GPU Orin instead of Thor"),
     "capability": ({"gpu": FakeGpu(capability="11.0")}, "compute capability 8.7 instead of 11.0"),
     "multiprocessors": ({"gpu": FakeGpu(multiprocessors=16)}, "multiprocessors 8 instead of 16"),
-    "memory": ({"gpu": FakeGpu(total_bytes=1)}, "GPU memory in bytes 8589934592 instead of 1"),
+    "memory": ({"gpu": FakeGpu(total_bytes=4 * 2**30)}, "GPU memory in GiB 8 instead of 4"),
     "integrated": ({"gpu": FakeGpu(integrated=False)}, "integrated GPU on instead of off"),
     "system": ({"system": "L4T 36.3"}, "system L4T 36.4.3 instead of L4T 36.3"),
 }
@@ -158,6 +158,11 @@ def test_any_changes_are_another_key_and_each_is_named(chosen: set[str]) -> None
     said = {FLAT[name][1] for name in chosen if terms | FLAT[name][0] == terms}
     assert key_digest(key(**terms)) != key_digest(key())
     assert set(differences(key(), key(**terms))) == said
+
+
+def test_a_board_with_a_few_kilobytes_less_after_a_start_finds_its_plans(cache: PlanCache) -> None:
+    cache.build_once(key(), build)
+    assert cache.find(key(gpu=FakeGpu(total_bytes=8 * 2**30 - 12 * 2**10))) is not None
 
 
 def test_every_term_of_a_key_is_among_the_changes() -> None:

@@ -9,7 +9,8 @@ import onnx.parser
 import pytest
 
 from runtime.bundles import graph_files
-from smart_runtime.engines.trt.library import Library, Log, load_library
+from smart_runtime.engines.trt.library import Library, load_library
+from smart_runtime.engines.trt.log import Log
 from trt.fake_tensorrt import installed
 from trt.library_use import IMAGE, configured, inlined_graph
 
@@ -42,6 +43,15 @@ class Parsed:
 def graph_of(body: str) -> bytes:
     head = '<ir_version: 10, opset_import: ["" : 20]> g (float[N, 3, 6, 4] image) => (float[N, 5] scores) '
     return bytes(onnx.parser.parse_model(head + body).SerializeToString())
+
+
+def test_logs_speak_through_one_logger(library: Library) -> None:
+    first, second = library.logger(), library.logger()
+    builders = [library.builder(first), library.builder(second)]
+    assert not first.warnings + second.warnings, "a second logger is warned of"
+    logger = first.trt
+    del first, builders
+    assert library.logger().trt is logger, "it stays, for good"
 
 
 def test_bytes_that_are_no_graph(library: Library) -> None:

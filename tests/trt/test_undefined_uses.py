@@ -116,6 +116,39 @@ def test_activation_memory_that_holds_something_else_is_overwritten(running: Run
     assert not np.allclose(scores, expected_scores("clean", IMAGES), equal_nan=False)
 
 
+def test_a_second_context_has_no_profile_in_8_6_until_it_is_set(library: Library, running: Running) -> None:
+    engine: Any = running.engine
+    in_8_6 = hasattr(library.module.BuilderFlag, "FP16") and not hasattr(engine, "device_memory_size_v2")
+    bare = engine.create_execution_context_without_device_memory() if in_8_6 else running.new_context()
+    assert bare.set_input_shape("image", IMAGES.shape) != in_8_6
+    assert bare.set_optimization_profile_async(0, running.stream.handle)
+    assert bare.set_input_shape("image", IMAGES.shape)
+    del bare
+
+
+def test_the_first_logger_outlives_all_that_it_was_not_given_to(library: Library, device: Device) -> None:
+    """What `Library.logger` is for: with a logger for each, the real library ends in a segmentation fault."""
+    first, second = (library_own_logger(library) for _ in range(2))
+    one, other = library.module.Runtime(first), library.module.Runtime(second)
+    assert second.said == ["The logger passed into createInferRuntime differs from one already registered"]
+    del one, first
+    refused("logger was destroyed", lambda: library.deserialize(other, b"no plan"))
+
+
+def library_own_logger(library: Library) -> Any:
+    base: Any = library.module.ILogger
+
+    class Logger(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.said: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:  # noqa: ARG002
+            self.said.append(msg)
+
+    return Logger()
+
+
 def test_activation_memory_is_aligned_and_large_enough(running: Running) -> None:
     address, needed = running.scratch.address, running.library.activation_bytes(running.engine)
     refused("aligned", lambda: running.library.set_activation_memory(running.context, address + 128, needed))
@@ -124,7 +157,7 @@ def test_activation_memory_is_aligned_and_large_enough(running: Running) -> None
 
 
 def test_a_context_does_not_run_without_activation_memory(running: Running) -> None:
-    context = running.library.new_context(running.engine)
+    context = running.library.new_context(running.engine, stream=running.stream.handle)
     assert context is not None
     context.set_tensor_address("image", running.images.address)
     context.set_tensor_address("scores", running.scores.address)
@@ -136,7 +169,7 @@ def test_a_context_does_not_run_without_activation_memory(running: Running) -> N
 def test_an_engine_that_needs_no_activation_memory_runs_without(library: Library, device: Device) -> None:
     library.module._world.activation_bytes = 0
     running = Running(library, device, built(library))
-    context = library.new_context(running.engine)
+    context = library.new_context(running.engine, stream=running.stream.handle)
     assert context is not None
     context.set_tensor_address("image", running.images.address)
     context.set_tensor_address("scores", running.scores.address)
@@ -148,7 +181,7 @@ def test_an_engine_that_needs_no_activation_memory_runs_without(library: Library
 
 
 def test_a_tensor_without_an_address_or_shape_is_an_error_of_the_library(running: Running) -> None:
-    context = running.library.new_context(running.engine)
+    context = running.library.new_context(running.engine, stream=running.stream.handle)
     assert context is not None
     running.library.set_activation_memory(context, running.scratch.address, running.scratch.bytes)
     assert not context.execute_async_v3(running.stream.handle)

@@ -102,7 +102,8 @@ def plan_key(
             "name": gpu.name,
             "capability": gpu.capability,
             "multiprocessors": gpu.multiprocessors,
-            "total_bytes": gpu.total_bytes,
+            # Rounded: a Jetson's is what the kernel leaves of the board's, a little more or less after each start.
+            "memory_gib": round(gpu.total_bytes / 2**30),
             "integrated": gpu.integrated,
         },
         "system": system,
@@ -125,7 +126,7 @@ _WORDS: Mapping[str, str] = MappingProxyType(
         "gpu.name": "GPU",
         "gpu.capability": "compute capability",
         "gpu.multiprocessors": "multiprocessors",
-        "gpu.total_bytes": "GPU memory in bytes",
+        "gpu.memory_gib": "GPU memory in GiB",
         "gpu.integrated": "integrated GPU",
     }
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -23,6 +24,7 @@ class World:
         module: The module itself.
         activation_bytes: What every engine deserialised from now on needs; None derives it from the graph.
         plans_opened: How many plans were deserialised.
+        logger: The first logger that was given to a builder or runtime of those that live, whose number ``users`` is.
     """
 
     name: str
@@ -32,6 +34,29 @@ class World:
     activation_bytes: int | None = None
     plans_opened: int = 0
     busy: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    logger: weakref.ref[Any] | None = None
+    users: int = 0
+
+    def register(self, logger: Any, function: str) -> None:
+        """Keep the logger of a new builder or runtime, or warn that there is another one."""
+        self.check_logger()
+        if self.logger is None:
+            self.logger = weakref.ref(logger)
+        elif self.logger() is not logger:
+            words = f"The logger passed into {function} differs from one already registered"
+            logger.log(self.module.ILogger.WARNING, words)
+        self.users += 1
+
+    def unregister(self) -> None:
+        """Forget a builder or runtime; with the last one goes the logger."""
+        self.users -= 1
+        if not self.users:
+            self.logger = None
+
+    def check_logger(self) -> None:
+        """Fail where the library would speak through a logger that is gone."""
+        if self.logger is not None and self.logger() is None:
+            raise undefined("the first logger was destroyed while the library kept it")
 
     @property
     def is_rtx(self) -> bool:
@@ -66,6 +91,7 @@ class Bound:
         """Check that this process made the object."""
         if os.getpid() != self._pid:
             raise undefined(f"a {type(self).__name__} was used in another process than the one that made it")
+        self._world.check_logger()
 
 
 class ILogger:

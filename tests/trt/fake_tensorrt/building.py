@@ -29,7 +29,12 @@ class Builder(Bound):
         self._pid = os.getpid()
         if not self._world.is_rtx:  # that one builds without a device too
             Cuda("a Builder was made")
+        self._world.register(logger, "createInferBuilder")
         self._logger = logger
+
+    def __del__(self) -> None:
+        if hasattr(self, "_logger"):
+            self._world.unregister()
 
     @property
     def logger(self) -> Any:

@@ -48,11 +48,15 @@ class Runtime(Bound):
     def __init__(self, logger: Any) -> None:
         if not isinstance(logger, self._world.module.ILogger):
             raise TypeError("__init__(): incompatible constructor arguments")
-        self._pid, self._logger = os.getpid(), logger
+        self._pid = os.getpid()
         self._engines: list[Core] = []
         Cuda("a Runtime was made")
+        self._world.register(logger, "createInferRuntime")
+        self._logger = logger
 
     def __del__(self) -> None:
+        if hasattr(self, "_logger"):
+            self._world.unregister()
         if getattr(self, "_engines", None) and not sys.is_finalizing() and os.getpid() == self._pid:
             UNDEFINED.append("a Runtime was destroyed before its engines")
 
@@ -145,7 +149,7 @@ class ICudaEngine(Bound):
         except DriverError as error:
             self._core.logger.log(self._world.module.ILogger.ERROR, f"Error Code 1: Cuda Runtime ({error})")
             return None
-        has_profile = self._core.plan.shares_profile or not self._core.contexts
+        has_profile = not (self._world.version.startswith("8.") and self._core.contexts)
         self._core.contexts += 1
         fixed = {t.name: t.shape for t in self._core.plan.inputs if -1 not in t.shape}
         state = Context(fixed=fixed, has_profile=has_profile)
@@ -299,13 +303,23 @@ class IExecutionContext(Bound):
             UNDEFINED.append("a context was destroyed while it was running")
         self._core.contexts -= 1
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:  # noqa: ARG002
+        self._enter()
+        if profile_index:
+            return self._fail("setOptimizationProfileAsync", f"there is no profile {profile_index}")
+        if not self._core.plan.shares_profile and self._core.contexts > 1:
+            return self._fail("setOptimizationProfileAsync", "profile 0 has been chosen by another IExecutionContext")
+        self._state.has_profile = True
+        self._state.shapes.clear()
+        return True
+
     def set_input_shape(self, name: str, shape: Any) -> bool:
         self._enter()
         wanted, tensor = tuple(map(int, shape)), self._core.tensor(name)
         if tensor is None or tensor not in self._core.plan.inputs or len(wanted) != len(tensor.shape):
             return self._fail("setInputShape", f"{name} is no input of {len(wanted)} dimensions")
         if not self._state.has_profile:
-            return self._fail("setInputShape", "profile 0 has been chosen by another IExecutionContext")
+            return self._fail("setInputShape", "no optimization profile has been chosen")
         least, _, most = tensor.profile
         if not all(low <= size <= high for low, size, high in zip(least, wanted, most, strict=True)):
             return self._fail("setInputShape", f"{wanted} does not satisfy any optimization profile: {least} to {most}")

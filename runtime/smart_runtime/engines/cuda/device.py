@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 # Values of cuda.h.
 _MULTIPROCESSOR_COUNT, _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 18, 75, 76  # CUdevice_attribute
 _DEVICE_ORDINAL = 9  # CUpointer_attribute
-_INVALID_VALUE = 1  # CUresult
+_INVALID_VALUE, _NOT_INITIALIZED, _UNAVAILABLE = 1, 3, 46  # CUresult
 _GONE = {201, 709}  # INVALID_CONTEXT, CONTEXT_IS_DESTROYED: whoever made the context before ours has destroyed it
 _LONGEST_NAME = 256
 
@@ -268,6 +268,11 @@ class Device:
             return OutOfMemoryError(
                 f"{self} has no memory left ({error.function}); end other programs that use it, or lower the batch"
             )
+        if error.code == _UNAVAILABLE:  # the compute mode is "exclusive process", and a build is a process of its own
+            return EngineError(
+                f"{self} serves one process at a time and another one has it ({error.name}); end that one, or let "
+                "several in with `nvidia-smi --compute-mode=DEFAULT`"
+            )
         return EngineError(
             f"{self} refused a call ({error}); try once more, and report it with what `smart-run selftest` prints"
         )
@@ -384,6 +389,8 @@ def _check_ordinal(driver: Driver, ordinal: int) -> None:
         driver.call("cuInit", 0)
         driver.call("cuDeviceGetCount", byref(count))
     except CudaError as error:
+        if error.code == _NOT_INITIALIZED:  # a library that we know nothing of has used the driver before the fork
+            raise _forked() from error
         raise MissingExtraError(
             f"the NVIDIA driver does not answer ({error}); `smart-devices doctor` says what is missing"
         ) from error

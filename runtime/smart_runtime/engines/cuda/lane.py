@@ -26,8 +26,8 @@ class Program(Protocol):
     keeps: tuple[Any, ...]
     """What its contexts need as long as they live."""
 
-    def new_context(self) -> Any:
-        """Return a new execution context, which has no memory of its own for activations."""
+    def new_context(self, stream: int) -> Any:
+        """Return a new execution context for runs in ``stream``, which has no memory of its own for activations."""
         ...
 
     def bind(self, seat: Seat, lane: Lane) -> None:
@@ -67,12 +67,12 @@ class _Sizes:
 class Seat:
     """A program's context on one lane, and the batch size that it is set to, 0 before its first run."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, stream: int) -> None:
         self.images = 0
         self.context: Any = None  # before what it needs: whatever drops this, drops them in this order
         self._keeps = program.keeps
         try:
-            self.context = program.new_context()
+            self.context = program.new_context(stream)
         except BaseException:
             self.release()
             raise
@@ -135,7 +135,7 @@ class Lane:
             self._resize(sizes)
         for program in programs:
             if program not in self.seats:
-                self.seats[program] = seat = Seat(program)
+                self.seats[program] = seat = Seat(program, stream=self.stream.handle)
                 program.bind(seat, self)
 
     def _unseat(self, program: Program) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from smart_common.errors import MissingExtraError, shortened
+from smart_runtime.engines.trt.log import Log
 from smart_runtime.errors import EngineError
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
@@ -27,36 +28,6 @@ ALIGNMENT = 256
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _REMEDY = "`smart-devices doctor` says what this device lacks"
-_NO_REASON = "it gave no reason"
-_KEPT = 20  # messages of a kind that a log keeps; the newest say why a call failed
-
-
-@dataclass(frozen=True)
-class Log:
-    """What a TensorRT object says: pass ``trt`` to it, and keep this for as long as the object lives.
-
-    Attributes:
-        trt: The library's ``ILogger``; it prints nothing.
-        errors: The newest 20 errors, oldest first.
-        warnings: The newest 20 warnings, oldest first.
-    """
-
-    trt: Any
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def last_error(self) -> str:
-        """The newest error in one short line: of what failed just now; or words that say that there is none."""
-        return shortened(self.errors[-1]) if self.errors else _NO_REASON
-
-    @property
-    def first_error(self) -> str:
-        """The oldest error in one short line: why a build failed, before the errors that follow from it.
-
-        Without a GPU, TensorRT-RTX 1.4 ends with "Cuda Runtime", whatever it refused.
-        """
-        return shortened(self.errors[0]) if self.errors else _NO_REASON
 
 
 @dataclass(frozen=True)
@@ -79,29 +50,13 @@ class Library:
         return f"{_TITLES[self.name]} {self.version}"
 
     def logger(self, on_line: Callable[[str, str], None] | None = None) -> Log:
-        """Return a new log.
+        """Return a new log of what the library says from now on.
 
         Args:
             on_line: Called with the severity (``ERROR``, ``WARNING``, ``INFO``...) and the text of each message, on
                 whatever thread speaks; it must not raise.
         """
-        base: Any = self.module.ILogger
-        errors: list[str] = []
-        warnings: list[str] = []
-        kept = {base.INTERNAL_ERROR: errors, base.ERROR: errors, base.WARNING: warnings}
-
-        class Messages(base):  # type: ignore[misc]  # the library ships no types
-            def __init__(self) -> None:
-                base.__init__(self)  # not super(): what the binding asks for
-
-            def log(self, severity: Any, msg: str) -> None:
-                if severity in kept:
-                    kept[severity].append(msg)
-                    del kept[severity][:-_KEPT]
-                if on_line is not None:
-                    on_line(severity.name, msg)
-
-        return Log(Messages(), errors, warnings)
+        return Log(self.module, on_line)
 
     # What runs a plan.
 
@@ -120,21 +75,26 @@ class Library:
         """
         return runtime.deserialize_cuda_engine(plan)
 
-    def new_context(self, engine: Any, cache: Any | None = None) -> Any | None:
+    def new_context(self, engine: Any, *, stream: int, cache: Any | None = None) -> Any | None:
         """Return an execution context without activation memory; None if the library cannot make one (see the log).
 
         Args:
             engine: What `deserialize` returned; it outlives the context.
+            stream: Where the context's first run will be: the library may copy something there before.
             cache: What `kernel_cache` returned for this engine, if anything; it outlives the context.
         """
         if cache is not None:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(self._user_managed)
             config.set_runtime_cache(cache)
-            return engine.create_execution_context(config)
-        if hasattr(self.module, "ExecutionContextAllocationStrategy"):
-            return engine.create_execution_context(self._user_managed)
-        return engine.create_execution_context_without_device_memory()
+            context = engine.create_execution_context(config)
+        elif hasattr(self.module, "ExecutionContextAllocationStrategy"):
+            context = engine.create_execution_context(self._user_managed)
+        else:
+            context = engine.create_execution_context_without_device_memory()
+        # In 8.6 the first context of a plan has its profile and the others have none, shared or not: NVIDIA's trtexec
+        # sets it on each, whatever the version.
+        return context if context is not None and context.set_optimization_profile_async(0, stream) else None
 
     @property
     def _user_managed(self) -> Any:

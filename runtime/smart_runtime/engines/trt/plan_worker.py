@@ -23,7 +23,8 @@ from typing import Any
 
 from smart_common.errors import SmartError, shortened
 from smart_common.files import owning, replacing
-from smart_runtime.engines.trt.library import Library, Log, load_library
+from smart_runtime.engines.trt.library import Library, load_library
+from smart_runtime.engines.trt.log import Log
 from smart_runtime.engines.trt.recipe import BuildRecipe, BuildRefusedError, BuiltPlan
 from smart_runtime.engines.trt.sparsity import SparsityLog, layers_of
 from smart_runtime.errors import EngineError, OutOfMemoryError
@@ -103,7 +104,7 @@ def _built(
     library: Library, log: Log, model: bytes | mmap.mmap, recipe: BuildRecipe, *, on_phase: Callable[[str], None]
 ) -> bytes:
     on_phase(READING)
-    builder = library.module.Builder(log.trt)
+    builder = library.builder(log)
     network = library.network(builder)
     parser = library.module.OnnxParser(network, log.trt)
     if not parser.parse(model):
@@ -165,7 +166,7 @@ def _check_ports(network: Any, recipe: BuildRecipe) -> None:
 
 def _inspected(library: Library, log: Log, plan: bytes) -> tuple[int | None, int | None]:
     """Return the layers of a plan that runs here, and how many have a sparse tactic; None for what is not known."""
-    runtime = library.module.Runtime(log.trt)
+    runtime = library.runtime(log)
     engine = library.deserialize(runtime, plan)
     if engine is None:
         raise EngineError(

@@ -27,6 +27,7 @@ from smart_runtime.engines.engine import Batch, DeviceTimes, Engine, EngineOptio
 from smart_runtime.engines.plans import PlanCache, StoredPlan
 from smart_runtime.engines.trt.installed import Installer, batch_of
 from smart_runtime.engines.trt.library import Library, LibraryName
+from smart_runtime.engines.trt.log import Log
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 
 _FLOAT_BYTES = 4
@@ -52,27 +53,27 @@ class Program:
         self._inputs, self._outputs, self._batch = inputs, outputs, batch_of(stored.key)
         self.input_bytes = _FLOAT_BYTES * self._batch.max * math.prod(inputs.shape)
         self.output_bytes = _FLOAT_BYTES * self._batch.max * outputs.classes
-        self._log = library.logger()
         self._engine: Any = None
         self._cache: Any = None
         self.keeps: tuple[Any, ...] = ()
         try:
-            with self._refusing("failed with its plan"):
-                self._open(stored)
+            with self._refusing("failed with its plan") as log:
+                self._open(stored, log)
         except BaseException:
             self.release()  # now, and not when the exception goes, whose traceback holds this
             raise
 
-    def _open(self, stored: StoredPlan) -> None:
+    def _open(self, stored: StoredPlan, log: Log) -> None:
         library = self._library
         # What is made goes into these at once, and a tuple lets go of its last item first.
-        self.keeps = (self._log, library.module.Runtime(self._log.trt))
-        self._engine = library.deserialize(self.keeps[1], stored.plan)
+        self.keeps = (library.runtime(log),)
+        self._engine = library.deserialize(self.keeps[0], stored.plan)
         if self._engine is None:
-            raise self._refused("did not take its own plan", _RefusedError)
+            raise self._refused("did not take its own plan", log, _RefusedError)
         self.keeps += (self._engine,)
         self._check_tensors()
         self._cache = library.kernel_cache(self._engine, stored.kernels)
+        self.keeps += (self._cache,)
         self.activation_bytes = library.activation_bytes(self._engine)
 
     def _check_tensors(self) -> None:
@@ -106,20 +107,20 @@ class Program:
         with self._refusing("did not say what it compiled"):
             return b"" if self._cache is None else bytes(memoryview(self._cache.serialize()).cast("B"))
 
-    def new_context(self) -> Any:
-        """Return a new execution context, which has no memory of its own for activations."""
-        with self._refusing("made no execution context"):
-            context = self._library.new_context(self._engine, self._cache)
-        if context is None:
-            raise self._refused("made no execution context")
+    def new_context(self, stream: int) -> Any:
+        """Return a new execution context for runs in ``stream``, which has no memory of its own for activations."""
+        with self._refusing("made no execution context") as log:
+            context = self._library.new_context(self._engine, stream=stream, cache=self._cache)
+            if context is None:
+                raise self._refused("made no execution context", log)
         return context
 
     def bind(self, seat: Seat, lane: Lane) -> None:
         """Let the context of ``seat`` work in the buffers of ``lane`` from now on."""
         addresses = {self._inputs.name: lane.device_in.address, self._outputs.name: lane.device_out.address}
-        with self._refusing("did not take its buffers"):
+        with self._refusing("did not take its buffers") as log:
             if not all(seat.context.set_tensor_address(name, address) for name, address in addresses.items()):
-                raise self._refused("did not take its buffers")
+                raise self._refused("did not take its buffers", log)
             self._library.set_activation_memory(seat.context, lane.activation.address, lane.activation.bytes)
 
     def warm(self, lane: Lane) -> None:
@@ -176,28 +177,29 @@ class Program:
         return times
 
     def _enqueue(self, seat: Seat, images: int, stream: int) -> None:
-        with self._refusing("could not run the graph"):
+        with self._refusing("could not run the graph") as log:
             if seat.images != images:
                 seat.images = 0
                 if not seat.context.set_input_shape(self._inputs.name, (images, *self._inputs.shape)):
-                    raise self._refused(f"did not take a batch of {images}")
+                    raise self._refused(f"did not take a batch of {images}", log)
                 seat.images = images
             if not seat.context.execute_async_v3(stream):
-                raise self._refused("could not run the graph")
+                raise self._refused("could not run the graph", log)
 
     @contextmanager
-    def _refusing(self, what: str) -> Iterator[None]:
-        """Make an error of ours of whatever the library raises."""
+    def _refusing(self, what: str) -> Iterator[Log]:
+        """Make an error of ours of whatever the library raises; yields what it says meanwhile."""
+        log = self._library.logger()
         try:
-            yield
+            yield log
         except BaseException as error:
             clear_frames(error.__traceback__)  # they hold objects of the library's, which must not outlive the device
             if isinstance(error, Exception) and not isinstance(error, SmartError | CudaError):
-                raise self._refused(what) from error  # its exceptions have no base class of their own
+                raise self._refused(what, log) from error  # its exceptions have no base class of their own
             raise
 
-    def _refused(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
-        reason = self._log.last_error
+    def _refused(self, what: str, log: Log, kind: type[EngineError] = EngineError) -> EngineError:
+        reason = log.last_error
         if "out of memory" in reason.lower() or "outofmemory" in reason.lower():
             return OutOfMemoryError(
                 f"{self._library.title} {what} for want of memory ({reason}); end other programs that use the GPU, or "
