@@ -109,10 +109,28 @@ class LanePool:
             self._tidy()
 
     def _wake(self) -> None:
+        """Wake those who can have a lane now, and those who wait in vain; to wake dozens of others takes long."""
+        ready = self._ready()
         for turn in tuple(self.line):
-            if turn.lane is None:
+            known = turn.wanted in self._lanes if turn.program is None else turn.program in self._programs
+            if turn in ready or not known:
                 with suppress(RuntimeError):  # it was rung already
                     turn.bell.release()
+
+    def _ready(self) -> dict[Turn, Lane]:
+        """Return what those who wait can have now, in the order of asking."""
+        turns = tuple(self.line)
+        held = {id(turn.lane) for turn in turns}
+        free = [lane for lane in tuple(self._lanes) if id(lane) not in held]
+        found: dict[Turn, Lane] = {}
+        for turn in turns:
+            if not free:
+                break
+            lane = next((lane for lane in free if turn.wanted is None or turn.wanted is lane), None)
+            if lane is not None and turn.lane is None:
+                free.remove(lane)
+                found[turn] = lane
+        return found
 
     def _claim(self, turn: Turn) -> bool:
         """Let ``turn`` hold a lane if one is free that nobody wants who asked before.
@@ -121,16 +139,7 @@ class LanePool:
         lane free again, before this goes on.
         """
         with self._claiming:
-            turns = tuple(self.line)
-            held = {id(other.lane) for other in turns}
-            free = [lane for lane in self._lanes if id(lane) not in held]
-            for other in turns:
-                lane = next((lane for lane in free if other.wanted is None or other.wanted is lane), None)
-                if other is turn:
-                    turn.lane = lane
-                    break
-                if lane is not None and other.lane is None:
-                    free.remove(lane)
+            turn.lane = self._ready().get(turn)
         return turn.lane is not None
 
     def _check_not_waiting_for_itself(self, turn: Turn) -> None:
