@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import CLASSES, REFERENCE_IMAGES, as_float, random_images, write_bundle, write_checksums
+from runtime.bundles import CLASSES, REFERENCE_IMAGES, as_float, random_images, write_bundle
 from smart_runtime import SmartModel
+from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.cli import main
 from smart_runtime.engines.trt import installed as plans_here
 from smart_runtime.errors import EngineError
@@ -83,7 +84,7 @@ def test_what_was_never_proved_is_set_aside_where_it_fails(machine: Any, lying: 
 
 
 def test_an_interrupt_says_what_is_kept(machine: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = plans_here.build_plan
+    build = vars(plans_here)["build_plan"]
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if len(machine) == 1:
@@ -101,7 +102,7 @@ def test_an_interrupt_says_what_is_kept(machine: Any, bundle: Path, monkeypatch:
 
 @pytest.mark.usefixtures("machine")
 def test_a_library_that_is_upgraded_meanwhile_leaves_no_plan(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = plans_here.build_plan
+    build = vars(plans_here)["build_plan"]
     monkeypatch.setattr(plans_here, "build_plan", lambda *args, **named: replace(build(*args, **named), version="12.0"))
     with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 was replaced by 12\.0 .*start the process again"):
         SmartModel.load(bundle, engine="tensorrt")
