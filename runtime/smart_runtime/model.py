@@ -17,6 +17,7 @@ from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.bundle.signatures import PublicKey, public_key
 from smart_runtime.classify import Prediction, best_classes
 from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
+from smart_runtime.engines.engine import MAX_BYTES
 from smart_runtime.errors import ClosedError, EngineError, InputError
 from smart_runtime.frames import ChannelOrder, Picture, preprocess
 from smart_runtime.inputs import Images
@@ -99,7 +100,7 @@ class SmartModel:
         if not isinstance(options, EngineOptions):
             raise EngineError(f"expected options as EngineOptions(...), got {options!r:.100}")
         if isinstance(memory, int) and options.memory_limit_bytes is None:
-            options = replace(options, memory_limit_bytes=max(1, memory))
+            options = replace(options, memory_limit_bytes=min(max(1, memory), MAX_BYTES))
         if policy is not None and (isinstance(policy, type) or not hasattr(policy, "observe")):
             raise InputError(
                 f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"

@@ -86,7 +86,15 @@ def test_an_engine_by_name_never_falls_back() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"device": -1}, "0 or more, got -1"), ({"lanes": 0}, "1 to 16 lanes, got 0"), ({"level": 6}, "0 to 5, got 6")],
+    [
+        ({"device": -1}, "0 or more, got -1"),
+        ({"lanes": 0}, "1 to 16 lanes, got 0"),
+        ({"level": 6}, "0 to 5, got 6"),
+        ({"batch": (1, 8, 64)}, r"expected batch as BatchRange\(min, opt, max\), got \(1, 8, 64\)"),
+        ({"cache_dir": 5}, "expected cache_dir as the path of a folder, got 5"),
+        ({"workspace_bytes": 2**63}, "expected workspace_bytes of 1 to .*, got 9223372036854775808; leave it out"),
+        ({"memory_limit_bytes": 0}, "expected memory_limit_bytes of 1 to .*, got 0; leave it out"),
+    ],
 )
 def test_options_out_of_range(options: dict[str, Any], said: str) -> None:
     with pytest.raises(EngineError, match=said):

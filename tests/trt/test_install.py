@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import as_float, random_images, write_bundle
+from runtime.bundles import CLASSES, REFERENCE_IMAGES, as_float, random_images, write_bundle
 from smart_runtime import SmartModel
 from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.cli import main
+from smart_runtime.engines.trt import installed as plans_here
 from smart_runtime.engines.trt.library import Library
 from smart_runtime.engines.trt.tensorrt_engine import Program
+from smart_runtime.errors import EngineError
+from smart_runtime.reference import SCORES, npy_bytes
 from trt.machine import gpu_machine
 
 
@@ -93,3 +98,74 @@ def test_a_plan_in_a_bundle_is_never_loaded(machine: Any, bundle: Path, monkeypa
         model(as_float(random_images(2)))
     assert len(loaded) >= 4
     assert all(plan.startswith(b"trtstand") for plan in loaded)
+
+
+@pytest.fixture
+def lying(tmp_path: Path) -> Path:
+    """A bundle with the graphs of the other one and scores that nothing computes."""
+    found = write_bundle(tmp_path / "lying", reference=True)
+    (found / "clean" / SCORES).write_bytes(npy_bytes(np.full((REFERENCE_IMAGES, CLASSES), 7, np.float32)))
+    write_checksums(found)
+    return found
+
+
+def test_a_bundle_that_lies_does_not_take_the_plans_of_an_honest_one(machine: Any, bundle: Path, lying: Path) -> None:
+    assert run("install", bundle).exit_code == 0
+    refused = run("install", lying, "--json")
+    assert refused.exit_code == 1
+    assert refused.stdout == ""
+    assert "it was proved before and stays: look where this bundle comes from" in refused.stderr
+    with SmartModel.load(bundle) as model:
+        assert model.engine_name == "tensorrt"
+    assert len(machine) == 2
+
+
+def test_what_was_never_proved_is_set_aside_where_it_fails(machine: Any, lying: Path) -> None:
+    refused = run("install", lying)
+    assert refused.exit_code == 1
+    assert "it was set aside: try --level 2" in refused.stderr
+    assert not json.loads(run("install", lying, "--path", "robust", "--json").stdout)["plans"][0]["was_there"]
+    with SmartModel.load(lying) as model:
+        assert model.engine_name == "onnxruntime-cpu"
+    assert len(machine) == 2
+
+
+def test_an_interrupt_says_what_is_kept(machine: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = vars(plans_here)["build_plan"]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if len(machine) == 1:
+            raise KeyboardInterrupt
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(plans_here, "build_plan", interrupted)
+    stopped = run("install", bundle, "--json")
+    assert stopped.exit_code == 130
+    assert stopped.stdout == ""
+    assert "interrupted: clean is installed; run it again to go on" in stopped.stderr
+    monkeypatch.setattr(plans_here, "build_plan", build)
+    assert [plan["was_there"] for plan in json.loads(run("install", bundle, "--json").stdout)["plans"]] == [True, False]
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_library_that_is_upgraded_meanwhile_leaves_no_plan(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = vars(plans_here)["build_plan"]
+    monkeypatch.setattr(plans_here, "build_plan", lambda *args, **named: replace(build(*args, **named), version="12.0"))
+    with pytest.raises(EngineError, match=r"TensorRT 10\.3\.0 was replaced by 12\.0 .*start the process again"):
+        SmartModel.load(bundle, engine="tensorrt")
+    monkeypatch.setattr(plans_here, "build_plan", build)
+    assert not any(plan["was_there"] for plan in json.loads(run("install", bundle, "--json").stdout)["plans"])
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (["--timeout", "nan"], 2, "expected seconds, got nan"),
+        (["--workspace", str(2**43)], 1, "expected workspace_bytes of 1 to 1125899906842624, got 9223372036854775808"),
+    ],
+)
+def test_numbers_that_no_library_takes_are_refused(bundle: Path, options: list[str], status: int, said: str) -> None:
+    refused = run("install", bundle, *options)
+    assert refused.exit_code == status
+    assert said in refused.stderr

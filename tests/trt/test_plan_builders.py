@@ -199,6 +199,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path, m
     assert done.stdout.split("\n") == ["status 3", "status 0", "status 3", "1", ""]
     said = (
         f"error: the folder of built engines {disk}/engines cannot be used (No space left on device); make room there, "
-        "or name another one with cache_dir"
+        "or name another one with cache_dir or XDG_CACHE_HOME"
     )
     assert done.stderr.splitlines() == [said, said]

@@ -250,8 +250,32 @@ def test_a_link_is_refused(cache: PlanCache, where: str, tmp_path: Path) -> None
     place.rename(tmp_path / "aside")
     place.symlink_to(tmp_path / "aside")
     for use in (cache.find, partial(cache.build_once, build=must_not_build)):
-        with pytest.raises(EngineError, match=r"there is a link or special file where .*engines or what lies in it"):
+        with pytest.raises(EngineError, match=f"there is a link or special file where {place} should be plain; remove"):
             use(key())
+
+
+@pytest.mark.parametrize("what", ["link", "file", "folder for meta", "link for meta", "others may write"])
+def test_one_entry_that_nobody_may_read_is_not_the_end_of_all_others(
+    cache: PlanCache, what: str, tmp_path: Path
+) -> None:
+    cache.build_once(key(), build)
+    cache.build_once(key(level=1), build)
+    odd = entry(cache, key(level=1))
+    if what in {"link", "file"}:
+        odd.rename(tmp_path / "aside")
+        odd.symlink_to(tmp_path / "aside") if what == "link" else odd.touch()
+    elif what == "others may write":
+        odd.chmod(0o777)
+    else:
+        (odd / "meta.json").rename(tmp_path / "aside")
+        link = (odd / "meta.json").symlink_to
+        link(tmp_path / "aside") if what == "link for meta" else (odd / "meta.json").mkdir()
+    found = cache.newest(key(), free={"level"})
+    assert found is not None
+    assert found.key == key()
+    assert [gone.name for gone in cache.prune(usable=lambda _: True)] == [odd.name]
+    assert cache.find(key()) is not None
+    assert what == "others may write" or (tmp_path / "aside").exists()
 
 
 @pytest.mark.parametrize("mode", [0o020, 0o002], ids=["group", "all"])
@@ -335,8 +359,8 @@ def test_what_nothing_here_can_use_goes(cache: PlanCache) -> None:
     assert went == would
     assert {(pruned.name, pruned.why) for pruned in went} == {
         (key_digest(key(version="8.6.2")), "nothing here can use it"),
-        (key_digest(key(level=1)), "damaged"),
-        (f"bad-{key_digest(key(level=2))}", "set aside: the library did not take it"),
+        (key_digest(key(level=1)), "damaged, or not this user's alone"),
+        (f"bad-{key_digest(key(level=2))}", "set aside for a new one"),
     }
     assert all(pruned.bytes > 0 for pruned in went)
     assert names(cache) == [key_digest(key())]

@@ -29,6 +29,9 @@ MAX_LANES = 16
 
 MAX_BATCH = 2**16
 
+MAX_BYTES = 2**50
+"""Of a limit: more than any GPU has. From 2**63 on, libraries count as negative what they are given."""
+
 
 @dataclass(frozen=True)
 class BatchRange:
@@ -107,10 +110,14 @@ class EngineOptions:
             raise EngineError(f"expected the number of a device, 0 or more, got {self.device}")
         if not 1 <= self.lanes <= MAX_LANES:
             raise EngineError(f"expected 1 to {MAX_LANES} lanes, got {self.lanes}")
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise EngineError(f"expected a workspace of 1 byte or more, got {self.workspace_bytes}")
-        if self.memory_limit_bytes is not None and self.memory_limit_bytes < 1:
-            raise EngineError(f"expected a memory limit of 1 byte or more, got {self.memory_limit_bytes}")
+        for name in ("workspace_bytes", "memory_limit_bytes"):
+            size = getattr(self, name)
+            if size is not None and not 1 <= size <= MAX_BYTES:
+                raise EngineError(f"expected {name} of 1 to {MAX_BYTES}, got {size}; leave it out for no limit")
+        if self.batch is not None and not isinstance(self.batch, BatchRange):
+            raise EngineError(f"expected batch as BatchRange(min, opt, max), got {self.batch!r:.40}")
+        if self.cache_dir is not None and not isinstance(self.cache_dir, str | Path):
+            raise EngineError(f"expected cache_dir as the path of a folder, got {self.cache_dir!r:.40}")
         if self.level is not None and not 0 <= self.level <= 5:
             raise EngineError(f"expected a level of 0 to 5, got {self.level}")
 

@@ -232,13 +232,11 @@ class PlanCache:
     def _going(self, place: Path, *, usable: Callable[[Key], bool], keep_bytes: int | None) -> Iterator[Pruned]:
         kept = []
         for name in sorted(filter(_BAD.fullmatch, os.listdir(place))):  # noqa: PTH208  # names alone
-            yield Pruned(
-                name=name, bytes=_used(place / name)[1], why="set aside: the library did not take it", key=None
-            )
+            yield Pruned(name=name, bytes=_used(place / name)[1], why="set aside for a new one", key=None)
         for name, meta in self._metas(place):
             used, size = _used(place / name)
             if meta is None:
-                yield Pruned(name=name, bytes=size, why="damaged", key=None)
+                yield Pruned(name=name, bytes=size, why="damaged, or not this user's alone", key=None)
             elif not usable(meta.key):
                 yield Pruned(name=name, bytes=size, why="nothing here can use it", key=meta.key)
             else:
@@ -314,10 +312,10 @@ class PlanCache:
         return meta
 
     def _metas(self, place: Path) -> Iterator[tuple[str, Meta | None]]:
-        """Yield the name of each entry with what it says of itself, None where that is damaged."""
+        """Yield the name of each entry with what it says of itself, None where that is damaged, or not to be read."""
         for name in sorted(filter(_ENTRY.fullmatch, os.listdir(place))):  # noqa: PTH208  # names alone
             meta = None
-            with suppress(FileNotFoundError, DamagedError), self._folder.subfolder(place, name) as entry:
+            with suppress(OSError, DamagedError, EngineError), self._folder.subfolder(place, name) as entry:
                 meta = self._meta(entry, name)
             yield name, meta
 

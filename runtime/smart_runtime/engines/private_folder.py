@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,10 +14,13 @@ from typing import BinaryIO
 
 from smart_runtime.errors import EngineError
 
+ELSEWHERE = "name another one with cache_dir or XDG_CACHE_HOME"
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in the file's place must not hang us
 _LINKS = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REACHED = re.compile(r"/proc/self/fd/\d+/")
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -57,7 +61,11 @@ class PrivateFolder:
                 if create:
                     with suppress(FileExistsError):
                         os.mkdir(path.name, 0o700, dir_fd=inside)
-                inside = os.open(path.name, _FOLDER, dir_fd=inside)
+                try:
+                    inside = os.open(path.name, _FOLDER, dir_fd=inside)
+                except OSError as error:
+                    error.filename = str(path)
+                    raise
                 descriptors.callback(os.close, inside)
                 _check_ours(inside, path, forbidden=_OTHERS_MAY_WRITE if path == self.path else stat.S_IWOTH)
         except FileNotFoundError:
@@ -78,14 +86,19 @@ class PrivateFolder:
         except OSError as error:
             if error.errno in _LINKS:
                 raise EngineError(
-                    f"there is a link or special file where {self.path} or what lies in it should be plain; remove it, "
-                    "or name another folder with cache_dir"
+                    f"there is a link or special file where {self._named(error)} should be plain; remove it, or "
+                    f"{ELSEWHERE}"
                 ) from error
             remedy = "make room there" if error.errno in _NO_ROOM else "mend that"
             raise EngineError(
                 f"the folder of built engines {self.path} cannot be used ({error.strerror or error}); {remedy}, or "
-                "name another one with cache_dir"
+                f"{ELSEWHERE}"
             ) from error
+
+    def _named(self, error: OSError) -> Path:
+        """Return the path that the system has refused, instead of the name by which it was reached."""
+        name = error.filename if isinstance(error.filename, str) else ""
+        return self.path / _REACHED.sub("", name)
 
     @contextmanager
     def subfolder(self, place: Path, name: str) -> Iterator[int]:
@@ -110,12 +123,19 @@ class PrivateFolder:
             EngineError: It is another user's, or others may write into it, or it is no plain file.
             OSError: There is none, or it is a link.
         """
-        descriptor = os.open(name, _FILE, dir_fd=folder)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
+        try:
+            descriptor = os.open(name, _FILE, dir_fd=folder)
+        except OSError as error:
+            error.filename = str(self.path / shown)
+            raise
+        try:
             status = _check_ours(descriptor, self.path / shown)
             if not stat.S_ISREG(status.st_mode):
                 raise EngineError(f"{self.path / shown} is no plain file; remove it")
-            yield file, status.st_size
+            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+                yield file, status.st_size
+        finally:
+            os.close(descriptor)
 
 
 def through(descriptor: int) -> Path:
@@ -127,8 +147,8 @@ def _check_ours(descriptor: int, path: Path, *, forbidden: int = _OTHERS_MAY_WRI
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid():
         raise EngineError(
-            f"{path} belongs to another user, and built engines are code; remove it, or name a folder of your own with "
-            "cache_dir"
+            f"{path} belongs to another user, and built engines are code; remove it, or name a folder of your own "
+            "with cache_dir or XDG_CACHE_HOME"
         )
     if status.st_mode & forbidden:
         raise EngineError(

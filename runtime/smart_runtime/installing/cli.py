@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smart_common.console.cli import Command, json_option, note, print_json, print_wide, progress, say, table
+from smart_common.console.cli import (
+    Command,
+    if_interrupted,
+    json_option,
+    note,
+    print_json,
+    print_wide,
+    progress,
+    say,
+    table,
+)
 from smart_common.outputs import check_outputs
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
@@ -68,6 +79,8 @@ def install(
     from smart_runtime.engines.engine import BatchRange, EngineOptions  # noqa: PLC0415  # as above
     from smart_runtime.installing import install as work  # noqa: PLC0415  # as above
 
+    if timeout is not None and math.isnan(timeout):
+        raise click.BadParameter("expected seconds, got nan", param_hint="'--timeout'")
     if bundle is None and not prune:
         raise click.UsageError("Missing argument 'BUNDLE', or --prune.")
     check_outputs(inputs=[bundle, trust])
@@ -80,6 +93,7 @@ def install(
     chosen = work.installing_engine(engine)
     gone = work.prune(engine=chosen, options=options) if prune else ()
     plans: list[InstalledPlan] = []
+    if_interrupted(lambda: _kept(plans, gone=len(gone)))
     opened = None
     if bundle is not None:
         opened = Bundle.open(bundle, trust=trust)
@@ -100,6 +114,14 @@ def install(
                 plans.append(plan)
                 advance()
     _report(plans, engine=chosen.LIBRARY, gone=gone, opened=opened, as_json=as_json)
+
+
+def _kept(plans: list[InstalledPlan], *, gone: int) -> str:
+    """Return what an interrupt leaves as it was done."""
+    names = " and ".join(plan.name for plan in plans)
+    done = [f"{names} {'is' if len(plans) == 1 else 'are'} installed"] if plans else []
+    done += [f"{gone} plans were removed"] if gone else []
+    return f"{', '.join(done)}; run it again to go on" if done else "nothing was changed"
 
 
 def _shown(name: str, advance: Callable[..., None]) -> Callable[[str, float], None]:

@@ -166,8 +166,11 @@ def _install(
         running.close()
     for proof in proofs:
         if not proof.result.holds:
-            installer.cache.set_aside(key)
-            raise EngineError(_disproved(name, proof))
+            # What was proved before is another bundle's too, and this one's scores may be anybody's.
+            kept = bool(facts.get("proofs"))
+            if not kept:
+                installer.cache.set_aside(key)
+            raise EngineError(_disproved(name, proof, kept=kept))
     proved = {"device_bytes": device_bytes, "proved_ns": time.time_ns(), "proofs": [one.against for one in proofs]}
     installer.cache.update(key, proved)
     batch = batch_of(key)
@@ -185,12 +188,16 @@ def _install(
     )
 
 
-def _disproved(name: str, proof: Proof) -> str:
+def _disproved(name: str, proof: Proof, *, kept: bool) -> str:
     result = proof.result
+    then = (
+        "it was proved before and stays: look where this bundle comes from, or build it anew with --force"
+        if kept
+        else "it was set aside: try --level 2, and report this with what `smart-run selftest --json` prints"
+    )
     return (
         f"the plan of {name!r} computes something else on this device: its scores differ by {result.max_rel_diff:.2g} "
-        f"of the largest from {proof.against}, {result.tolerance:.2g} are allowed, or another class is best; it was "
-        "set aside: try --level 2, and report this with what `smart-run selftest --json` prints"
+        f"of the largest from {proof.against}, {result.tolerance:.2g} are allowed, or another class is best; {then}"
     )
 
 

@@ -111,10 +111,35 @@ class LanePool:
             self._leave_device()
 
     def _wake(self) -> None:
+        """Wake those who can have a lane now, and those who wait in vain; to wake dozens of others takes long."""
+        ready = self._ready()
         for turn in tuple(self.line):
-            if turn.lane is None:
+            known = turn.wanted in self._lanes if turn.program is None else turn.program in self._programs
+            if turn in ready or not known:
                 with suppress(RuntimeError):  # it was rung already
                     turn.bell.release()
+
+    def _ready(self, claimant: Turn | None = None) -> dict[Turn, Lane]:
+        """Return what those who wait can have now, in the order of asking.
+
+        With ``claimant`` those alone who come before it; a signal handler's call stands in for the one that it
+        interrupted, which waits in the same thread.
+        """
+        turns = tuple(self.line)
+        held = {id(turn.lane) for turn in turns}
+        free = [lane for lane in tuple(self._lanes) if id(lane) not in held]
+        found: dict[Turn, Lane] = {}
+        for turn in turns:
+            if turn.lane is not None:
+                continue
+            asks = claimant if claimant is not None and turn.thread == claimant.thread else turn
+            lane = next((lane for lane in free if asks.wanted is None or asks.wanted is lane), None)
+            if lane is not None:
+                free.remove(lane)
+                found[asks] = lane
+            if not free or asks is claimant:
+                break
+        return found
 
     def _claim(self, turn: Turn) -> bool:
         """Let ``turn`` hold a lane if one is free that nobody wants who asked before.
@@ -123,18 +148,7 @@ class LanePool:
         lane free again, before this goes on. So its call goes first, in the place of the one that it interrupted.
         """
         with self._claiming:
-            turns = tuple(self.line)
-            held = {id(other.lane) for other in turns}
-            free = [lane for lane in self._lanes if id(lane) not in held]
-            for other in turns:
-                own = other is turn or (other.lane is None and other.thread == turn.thread)
-                wanted = (turn if own else other).wanted
-                lane = next((lane for lane in free if wanted is None or wanted is lane), None)
-                if own:
-                    turn.lane = lane
-                    break
-                if lane is not None and other.lane is None:
-                    free.remove(lane)
+            turn.lane = self._ready(turn).get(turn)
         return turn.lane is not None
 
     def _check_not_waiting_for_itself(self, turn: Turn) -> None:

@@ -155,6 +155,11 @@ class Installer:
             timing_cache=self._timing_cache(key),
         )
         built = build_plan(inlined(graph), recipe, timeout_s=self._timeout_s, on_phase=self._on_phase)
+        if built.version != self.library.version:  # it was upgraded: the child has the new one
+            raise EngineError(
+                f"{self.library.title} was replaced by {built.version} while this process runs, which cannot use its "
+                "plans; start the process again"
+            )
         facts = {name: value for name, value in asdict(built).items() if name != "plan"}
         return built.plan, {**facts, "eligible": graph.two_four, "plan_bytes": len(built.plan)}
 
