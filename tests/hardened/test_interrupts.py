@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hardened.striking import Stop, native_threads, places, struck
+from hardened.striking import Stop, native_threads, places, strike, struck
 from runtime.bundles import as_float, expected_scores, graph_files, random_images, write_bundle
-from runtime.fakes import TIMEOUT, Thread
+from runtime.fakes import Thread
 from smart_runtime import ClosedError, EngineError, SmartModel
 
 FLOATS = as_float(random_images(2))
@@ -136,16 +134,6 @@ def test_an_interrupt_at_any_place_of_close(bundle: Path) -> None:
             model.close()
         assert threads_are(threads), at
     assert all(kept)
-
-
-def strike(thread: threading.Thread) -> None:
-    """Throw `Stop` into a thread until it ends: Python ignores one that strikes inside of a finalizer."""
-    assert thread.ident is not None
-    end = time.monotonic() + TIMEOUT
-    while thread.is_alive():
-        assert time.monotonic() < end, "the thread waits for ever"
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Stop))
-        thread.join(timeout=1)
 
 
 @pytest.mark.parametrize("strikes", [300, pytest.param(20_000, marks=pytest.mark.slow)])

@@ -19,6 +19,7 @@ import pytest
 import smart_runtime.path_state
 import smart_runtime.serving
 from runtime.bundles import Array, as_float, expected_scores, graph_files, random_images, write_bundle
+from runtime.each_engine import cpu_only
 from runtime.fakes import TIMEOUT, Gate, Thread, replace_engines
 from smart_runtime import (
     BundleError,
@@ -29,6 +30,8 @@ from smart_runtime import (
 )
 from smart_runtime.engines import create_engine
 from smart_runtime.memory import Mode, choose_mode, resident_bytes
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 FLOATS = as_float(random_images(4))
 BYTES = {name: sum(len(data) for data in graph_files(name)) for name in ("clean", "robust")}
@@ -68,6 +71,7 @@ def test_modes(bundle: Path, memory: Any, mode: str) -> None:
         assert model.stats.switches == 3
 
 
+@cpu_only("no engine")
 @pytest.mark.parametrize("memory", ["all", 0, -1, True, None, 1.5, ["resident"]])
 def test_other_modes_are_refused(bundle: Path, memory: Any) -> None:
     with pytest.raises(EngineError, match="expected 'resident', 'on-demand' or a budget in bytes"):
@@ -79,6 +83,7 @@ def test_a_budget_that_no_mode_fits(bundle: Path) -> None:
         SmartModel.load(bundle, memory=ONE - 1)
 
 
+@cpu_only("no engine")
 def test_a_budget_chooses_by_every_path() -> None:
     costs = {"clean": 10, "robust": 20, "fast": 5}
     assert [choose_mode(budget, costs=costs) for budget in (35, 34, 20)] == ["resident", "on-demand", "on-demand"]
@@ -102,6 +107,7 @@ def test_handles_come_back(bundle: Path) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+@cpu_only("engines of its own")
 def test_the_new_path_is_up_before_the_old_one_goes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = {"clean": Gate(1), "robust": Gate(2)}
     replace_engines(monkeypatch, gates.__getitem__)
@@ -117,6 +123,7 @@ def test_the_new_path_is_up_before_the_old_one_goes(bundle: Path, monkeypatch: p
     model.close()
 
 
+@cpu_only("engines of its own")
 def test_under_a_tight_budget_the_old_path_goes_first_and_calls_wait(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,22 +403,26 @@ def run_tight(bundle: Path, mode: str, room: int) -> list[str]:
     return done.stdout.splitlines()
 
 
+@cpu_only("measured of ONNX Runtime")
 def test_where_memory_forbids_two_paths_the_old_one_goes_first(large_bundle: Path) -> None:
     assert run_tight(large_bundle, "on-demand", 136 * MIB) == ["done robust", "robust False robust"]
 
 
+@cpu_only("measured of ONNX Runtime")
 def test_where_memory_forbids_even_that_the_old_path_stays(large_bundle: Path) -> None:
     lines = run_tight(large_bundle, "on-demand", 8 * MIB)
     assert lines[0].startswith("refused too little memory to load the path 'robust' in the place of 'clean'")
     assert lines[1] == "clean True clean"
 
 
+@cpu_only("measured of ONNX Runtime")
 def test_where_memory_forbids_a_reload_the_old_bundle_serves(large_bundle: Path) -> None:
     lines = run_tight(large_bundle, "resident", 32 * MIB)
     assert lines[0].startswith(("refused expected memory for the", "refused too little memory to read"))
     assert lines[1] == "clean True clean"
 
 
+@cpu_only("no engine")
 def test_the_system_says_how_much_memory_a_process_has() -> None:
     content = b"1" * (8 * MIB)  # made before: what it leaves behind would count
     before = resident_bytes()

@@ -12,10 +12,13 @@ import pytest
 
 import smart_runtime.serving
 from runtime.bundles import CLASS_NAMES, Array, as_float, expected_scores, ours, random_images, write_bundle
+from runtime.each_engine import EngineUnderTest, cpu_only
 from runtime.fakes import FakeEngine
 from smart_common.errors import MissingExtraError
 from smart_runtime import ClosedError, EngineError, InputError, PathError, PathStats, SmartModel
 from smart_runtime.engines import Batch, Scores, create_engine
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 IMAGES = random_images(4)
 FLOATS = as_float(IMAGES)
@@ -31,6 +34,7 @@ def assert_scores(scores: Scores, path: str, images: Array = FLOATS) -> None:
     np.testing.assert_allclose(scores, expected_scores(path, images), rtol=0, atol=1e-6)
 
 
+@cpu_only("no engine")
 def test_the_paths_differ() -> None:
     assert np.abs(expected_scores("clean", FLOATS) - expected_scores("robust", FLOATS)).max() > 0.1
 
@@ -57,11 +61,11 @@ def test_any_batch_size(model: SmartModel, count: int) -> None:
     assert_scores(scores, "clean", floats)
 
 
-def test_what_a_model_says_about_itself(model: SmartModel) -> None:
+def test_what_a_model_says_about_itself(model: SmartModel, engine: EngineUnderTest) -> None:
     assert model.paths == ("clean", "robust")
     assert model.path == "clean"
     assert list(model.class_names) == CLASS_NAMES
-    assert model.engine_name == "onnxruntime-cpu"
+    assert model.engine_name == engine.name
     assert len(model.bundle.digest) == 64
 
 
@@ -156,6 +160,7 @@ def test_a_failed_load_closes_what_it_opened(bundle: Path, monkeypatch: pytest.M
         opened[0].run(FLOATS)
 
 
+@cpu_only("engines of its own")
 def test_both_paths_have_run_before_load_returns(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[int, ...]] = []
 
@@ -169,6 +174,7 @@ def test_both_paths_have_run_before_load_returns(bundle: Path, monkeypatch: pyte
     assert runs == [(1, 3, 6, 4), (2, 3, 6, 4)] * 2
 
 
+@cpu_only("of ONNX Runtime")
 def test_loading_leaves_no_telemetry_files(bundle: Path, tmp_path: Path) -> None:
     code = "import sys; from smart_runtime import SmartModel; SmartModel.load(sys.argv[1]).close()"
     kept = {
@@ -180,6 +186,7 @@ def test_loading_leaves_no_telemetry_files(bundle: Path, tmp_path: Path) -> None
     assert [str(file) for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
+@cpu_only("of ONNX Runtime")
 def test_who_allows_telemetry_keeps_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # the library itself stays out, so that nothing is sent

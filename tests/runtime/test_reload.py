@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from runtime.bundles import as_float, expected_scores, graph_files, ours, random_images, write_bundle
+from runtime.each_engine import cpu_only
 from runtime.fakes import TIMEOUT, Gate, Thread, replace_engines
 from smart_common.errors import SmartError
 from smart_runtime import ClosedError, EngineError, SmartModel
 from smart_runtime.bundle.bundle import write_checksums
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 FLOATS = as_float(random_images(4))
 
@@ -110,7 +113,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated graph": (
         truncate_graph,
-        "a file that ends too early|ONNX Runtime did not accept",
+        "a file that ends too early|did not accept",
     ),
     "missing path": (lambda place: shutil.rmtree(write_bundle(place) / "robust"), "which SHA256SUMS names"),
     "without a path": (lambda place: write_bundle(place, change=remove_robust), "has no path 'robust', which the one"),
@@ -136,6 +139,7 @@ def test_a_failed_reload_leaves_the_old_bundle_serving(bundle: Path, tmp_path: P
         assert_scores(model, "robust")
 
 
+@cpu_only("engines of its own")
 def test_calls_go_on_during_a_reload(model: SmartModel, swapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new bundle's first run is held up; the old one answers meanwhile, and a switch does not wait."""
     gates = {"clean": Gate(1), "robust": Gate(2)}
@@ -151,6 +155,7 @@ def test_calls_go_on_during_a_reload(model: SmartModel, swapped: Path, monkeypat
     assert (model.path, model(FLOATS)[0, 0]) == ("robust", 2)  # the path chosen meanwhile, of the new bundle
 
 
+@cpu_only("engines of its own")
 def test_close_during_a_reload(bundle: Path, swapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SmartModel.load(bundle, threads=1)
     gates = {"clean": Gate(1), "robust": Gate(2)}
@@ -166,6 +171,7 @@ def test_close_during_a_reload(bundle: Path, swapped: Path, monkeypatch: pytest.
     assert gates["clean"].closed
 
 
+@cpu_only("engines of its own")
 def test_a_call_in_flight_finishes_on_the_old_bundle(
     bundle: Path, swapped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +257,7 @@ print(*early, *state())
 """
 
 
+@cpu_only("measured of ONNX Runtime")
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["resident", "on-demand"])
 def test_a_thousand_reloads_leave_memory_threads_and_handles_as_they_were(

@@ -18,8 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import Array, as_float, expected_scores, random_images
+from runtime.each_engine import CPU, EngineUnderTest, cpu_only
 from runtime.fakes import TIMEOUT, Gate, Thread, replace_engines
 from smart_runtime import ClosedError, EngineError, PathError, Result, SmartModel
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 FLOATS = as_float(random_images(4))
 PATHS = ("clean", "robust")
@@ -37,6 +40,7 @@ def made_by(result: Result, images: Array = FLOATS) -> str:
     return path
 
 
+@cpu_only("engines of its own")
 @pytest.mark.parametrize("event", ["switch", "close"])
 def test_a_call_in_flight_finishes_on_its_path(bundle: Path, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
     gates = {"clean": Gate(1), "robust": Gate(2)}
@@ -63,7 +67,9 @@ def test_a_call_in_flight_finishes_on_its_path(bundle: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("with_scopes", [False, True], ids=["switches", "switches and scopes"])
-def test_every_result_is_made_by_the_path_it_names(model: SmartModel, with_scopes: bool) -> None:
+def test_every_result_is_made_by_the_path_it_names(
+    engine: EngineUnderTest, model: SmartModel, with_scopes: bool
+) -> None:
     """Bitwise: a batch always has the same scores on a path, and no two paths have the same."""
     batches = [as_float(random_images(count, seed=count)) for count in (1, 2, 3)]
     known = {}
@@ -71,7 +77,7 @@ def test_every_result_is_made_by_the_path_it_names(model: SmartModel, with_scope
         with model.using(path):
             known[path] = [model(batch) for batch in batches]
     before = model.stats
-    calls, callers = 300, 8
+    calls, callers = (300 if engine.name == CPU else 40), 8  # the stand-ins are slow; tests/trt has a long storm
     start = threading.Barrier(callers + 1)
     running = [True] * callers
 
@@ -156,6 +162,7 @@ def test_a_switch_does_not_reach_into_a_scope(model: SmartModel) -> None:
     assert made_by(model.run(FLOATS)) == model.path == "robust"
 
 
+@cpu_only("of scopes, which no engine sees")
 @given(st.lists(st.sampled_from(PATHS), max_size=6))
 def test_scopes_nest(bundle: Path, names: list[str]) -> None:
     with SmartModel.load(bundle, threads=1) as model:
@@ -259,6 +266,7 @@ def test_what_outlives_a_scope_follows_the_model_again(bundle: Path, memory: Any
             assert made_by(model.run(FLOATS)) == "robust"
 
 
+@cpu_only("engines of its own")
 def test_an_engine_that_does_not_close(bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """It costs no result, and the others are closed."""
     gates = {"clean": Gate(1), "robust": Gate(2)}
@@ -274,6 +282,7 @@ def test_an_engine_that_does_not_close(bundle: Path, monkeypatch: pytest.MonkeyP
     assert "the engine of the path 'clean' did not close" in caplog.text
 
 
+@cpu_only("engines of its own")
 def test_the_event_loop_goes_on_during_a_call(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = {"clean": Gate(1), "robust": Gate(2)}
     replace_engines(monkeypatch, gates.__getitem__)
@@ -294,6 +303,7 @@ def test_the_event_loop_goes_on_during_a_call(bundle: Path, monkeypatch: pytest.
     assert (result.path, result.scores[0, 0]) == ("clean", 1)
 
 
+@cpu_only("engines of its own")
 def test_a_cancelled_task_leaves_the_model_whole(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = {"clean": Gate(1), "robust": Gate(2)}
     replace_engines(monkeypatch, gates.__getitem__)
@@ -315,6 +325,7 @@ def test_a_cancelled_task_leaves_the_model_whole(bundle: Path, monkeypatch: pyte
     assert gates["clean"].closed
 
 
+@cpu_only("engines of its own")
 def test_an_engine_that_raises_in_a_call(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller hears of it, others do not; the path goes on answering, and nothing keeps its engine."""
     gates = {"clean": Gate(1), "robust": Gate(2)}

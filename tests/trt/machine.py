@@ -51,4 +51,5 @@ def gpu_machine(
     monkeypatch.setattr(lane_pool, "_pools", {})
     with installed(dialect):
         yield built
-    assert stand_in.leaks() == {}
+    left = stand_in.leaks()
+    assert not left, left

@@ -27,7 +27,9 @@ IMAGES = as_float(random_images(6))
 OPTIONS = EngineOptions(batch=BatchRange(1, 2, 4))
 SHORTAGE, REFUSAL, STICKY = 2, 1, 700  # CUresult: out of memory, invalid value, illegal address
 CODES = pytest.mark.parametrize("code", [SHORTAGE, REFUSAL, STICKY])
-EVERY = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+SLOW = pytest.param(1, marks=pytest.mark.slow)
+# Strides that come to every kind of call over the codes, which begin at other ones.
+EVERY, EVERY_OF_FEW = pytest.mark.parametrize("every", [41, SLOW]), pytest.mark.parametrize("every", [11, SLOW])
 
 Work = Callable[[SmartModel], Any]
 
@@ -94,7 +96,7 @@ def test_while_loading_and_closing(driver: StandInDriver, bundle: Path, code: in
     assert {SHORTAGE: "OutOfMemoryError", REFUSAL: "EngineError", STICKY: "DeviceLostError"}[code] in outcomes
 
 
-@EVERY
+@EVERY_OF_FEW
 @CODES
 def test_while_running(
     driver: StandInDriver, bundle: Path, expected: dict[str, np.ndarray], code: int, every: int
@@ -215,7 +217,7 @@ def test_while_changing(  # noqa: PLR0917
     assert count > 20
 
 
-@EVERY
+@EVERY_OF_FEW
 @CODES
 def test_while_closing(driver: StandInDriver, bundle: Path, code: int, every: int) -> None:
     count = calls_of(driver, load(bundle).close)

@@ -16,7 +16,7 @@ from smart_runtime.engines.protobuf import fields, message_field, text
 from smart_runtime.errors import EngineError
 
 # Field numbers: onnx.proto3 of ONNX 1.x.
-_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_MODEL_GRAPH, _MODEL_OPSET_IMPORT, _GRAPH_INITIALIZER = 7, 8, 5
 _TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME, _TENSOR_RAW_DATA = 1, 2, 8, 9
 _KEPT = {_TENSOR_DIMS, _TENSOR_DATA_TYPE, _TENSOR_NAME}  # no second value, and nothing that says where one lies
 
@@ -27,9 +27,13 @@ def inlined(graph: GraphBytes) -> bytes:
     The weights are copied once, into the result.
 
     Raises:
-        EngineError: What `external_tensors` refuses, or a file that would be larger than protobuf allows.
+        EngineError: What `external_tensors` refuses, or a file that does not say which operators it means, or would be
+            larger than protobuf allows.
     """
     tensors = external_tensors(graph)
+    if not any(number == _MODEL_OPSET_IMPORT for number, _, _ in fields(memoryview(graph.model))):
+        # It comes last: TensorRT's parser takes a file that was cut off before it, and guesses.
+        raise EngineError("the ONNX file does not say which operator set it uses; it may be cut off: export it again")
     if not tensors:
         return graph.model
     pieces: list[memoryview] = []

@@ -104,8 +104,8 @@ class Cuda:
             self._call_twice("cuCtxGetCurrent", ctypes.byref(before))
         with suppress(DriverError):
             self._call_twice("cuCtxSetCurrent", ctypes.c_void_p(self.context))
-        with suppress(DriverError):
-            self.call("cuMemFree_v2", ctypes.c_uint64(address))  # which frees even if it reports a failure
+        with suppress(DriverError):  # once: what is freed reports a failure after the deed
+            self.call("cuMemFree_v2", ctypes.c_uint64(address))
         with suppress(DriverError):
             self._call_twice("cuCtxSetCurrent", before)
 

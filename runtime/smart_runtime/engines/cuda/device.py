@@ -68,6 +68,8 @@ class Device:
         integrated: Whether it shares its memory with the CPU, as on a Jetson.
         cuda_version: The newest CUDA that the driver runs, such as ``13.0``.
         lost: The error after which this process cannot use the device any more; None while all is well.
+        users: Who uses it. An interrupt strikes between any two calls, so one who must not be left here by it leaves by
+            one operation of C, ``device.users.pop(user, None)``, which may be done twice; then comes `left`.
     """
 
     def __init__(self, driver: Driver, ordinal: int) -> None:
@@ -78,14 +80,18 @@ class Device:
         # By id. The garbage collector gives back too and may take no lock; single operations on a dict need none.
         self.held: dict[int, Held] = {}
         self._pid = os.getpid()
-        self._users = 0
+        self.users: dict[object, None] = {}
         self._handle = c_int(ordinal)
         self._retained = self._no_context()
         self._read()
 
     @classmethod
-    def shared(cls, ordinal: int = 0) -> Device:
-        """Return the device of this process, which stays usable until `release` was called as often as this.
+    def shared(cls, ordinal: int = 0, *, user: object = None) -> Device:
+        """Return the device of this process, which stays usable as long as anyone uses it.
+
+        Args:
+            ordinal: Its number.
+            user: Who uses it from now on, until it leaves ``users``; None for one who will call `release`.
 
         Raises:
             MissingExtraError: There is no driver, or it does not answer.
@@ -93,7 +99,8 @@ class Device:
             DeviceLostError: This process cannot use it any more.
             ClosedError: This process was forked from one that uses the driver.
         """
-        process, counted = _this_process(), False
+        process, device = _this_process(), None
+        user = _Someone() if user is None else user
         try:
             with process.lock:
                 device = process.devices.get(ordinal)
@@ -102,25 +109,32 @@ class Device:
                     process.uses_driver = True
                     _check_ordinal(driver, ordinal)
                     device = process.devices[ordinal] = cls(driver, ordinal)
-                device._users += 1  # first, so that nobody who releases it meanwhile is the last
-                counted = True
+                device.users[user] = None  # first, so that nobody who leaves meanwhile is the last
                 device._retain()
         except BaseException:  # Ctrl-C too, which may come as the lock is given back
-            if counted and device is not None:
-                device.release()
+            if device is not None:
+                device.users.pop(user, None)
+                device.left()
             raise
         return device
 
     def release(self) -> None:
-        """Undo one call of `shared`; the last one gives the context back, and first what anyone has left in it.
+        """Undo one call of `shared` that named no user. Never raises, and does nothing in a forked child."""
+        for user in tuple(self.users):
+            if isinstance(user, _Someone) and self.is_of_this_process:
+                self.users.pop(user, None)
+                break
+        self.left()
+
+    def left(self) -> None:
+        """Give the context back if nobody uses the device any more, and first what anyone has left in it.
 
         Never raises, and does nothing in a forked child.
         """
-        if os.getpid() != self._pid:
+        if not self.is_of_this_process:
             return
         with _this_process().lock:
-            self._users = max(self._users - 1, 0)
-            if self._users or not self._has_context:
+            if self.users or not self._has_context:
                 return
             for held in list(self.held.values()):
                 self.give_back(held)
@@ -128,6 +142,11 @@ class Device:
             self._try_once(errors, self._retained)
             self._retained = self._no_context()
             self._report(errors)
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether this process may use it; a child that was forked may not even give back what is on it."""
+        return os.getpid() == self._pid
 
     def use(self) -> _Use:
         """Return what makes the context current in this thread for a ``with`` block, and puts back the one before it.
@@ -225,7 +244,7 @@ class Device:
             raise self._explained(error) from error
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
+        if not self.is_of_this_process:
             raise _forked()
         self._check_not_lost()
         if not self._has_context:
@@ -264,7 +283,7 @@ class Device:
 
     def give_back(self, held: Held) -> None:
         """Give ``held`` back to the driver, whatever fails on the way; nothing if that was done or is not ours."""
-        if os.getpid() != self._pid or not held.claim or not held.value:
+        if not self.is_of_this_process or not held.claim or not held.value:
             self.held.pop(id(held), None)
             return
         errors: list[CudaError] = []
@@ -321,15 +340,17 @@ class _Use:
 
     def __enter__(self) -> None:
         device, previous = self._device, c_void_p()
-        device._check()
-        context = device._retained.value
+        device.users[self] = None  # the context must not go while it is current in a thread
         try:
+            device._check()
+            context = device._retained.value
             device.driver.call("cuCtxGetCurrent", byref(previous))
             if previous.value != context.value:
                 self._previous = previous
                 device.driver.call("cuCtxSetCurrent", context)
         except BaseException as error:  # Ctrl-C too: __exit__ is not called then
             self._put_back()
+            self._leave()
             if isinstance(error, CudaError):
                 raise device._explained(error) from error
             raise
@@ -338,6 +359,7 @@ class _Use:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failed = self._put_back()
+        self._leave()
         if isinstance(error, CudaError):
             raise self._device._explained(error) from error
         if failed is not None:
@@ -345,11 +367,20 @@ class _Use:
             if error is None:
                 raise explained from failed
 
+    def _leave(self) -> None:
+        self._device.users.pop(self, None)
+        if not self._device.users:
+            self._device.left()
+
     def _put_back(self) -> CudaError | None:
         errors: list[CudaError] = []
         if self._previous is not None:
             self._device._insist(errors, "cuCtxSetCurrent", self._previous)
         return next((error for error in errors if error.code not in _GONE), None)
+
+
+class _Someone:
+    """A user who has no name."""
 
 
 def _check_ordinal(driver: Driver, ordinal: int) -> None:

@@ -38,6 +38,10 @@ class Program(Protocol):
         """Run on ``lane``, on which it has a seat: libraries load what they need when they first run."""
         ...
 
+    def release(self) -> None:
+        """Let go of what was loaded; contexts that are there still keep it."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Sizes:
@@ -65,8 +69,13 @@ class Seat:
 
     def __init__(self, program: Program, *, stream: int) -> None:
         self.images = 0
+        self.context: Any = None  # before what it needs: whatever drops this, drops them in this order
         self._keeps = program.keeps
-        self.context = program.new_context(stream)
+        try:
+            self.context = program.new_context(stream)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let go of the context, then of what it needs; now, since the traceback of an exception may hold this."""
@@ -120,7 +129,7 @@ class Lane:
             EngineError: Anything else.
         """
         for program in [program for program in self.seats if program not in programs]:
-            self.seats.pop(program).release()
+            self._unseat(program)
         sizes = _Sizes.for_all(programs)
         if sizes != self._sizes:
             self._resize(sizes)
@@ -128,6 +137,10 @@ class Lane:
             if program not in self.seats:
                 self.seats[program] = seat = Seat(program, stream=self.stream.handle)
                 program.bind(seat, self)
+
+    def _unseat(self, program: Program) -> None:
+        self.seats[program].release()  # first: what an interrupt has left here is found by whoever tidies up next
+        self.seats.pop(program, None)
 
     def _resize(self, sizes: _Sizes) -> None:
         """Take the new buffers first, then let the contexts know, then give back the old ones."""
@@ -159,8 +172,8 @@ class Lane:
         made = vars(self)  # it may have been interrupted while it was made
         if "stream" in made:
             self.stream.release()  # first: it waits for what is queued
-        while self.seats:
-            self.seats.popitem()[1].release()
+        for program in tuple(self.seats):
+            self._unseat(program)
         for name in _BLOCKS + _EVENTS:
             if name in made:
                 made[name].release()

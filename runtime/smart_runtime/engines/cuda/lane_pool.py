@@ -57,7 +57,6 @@ class LanePool:
         self._claiming = threading.RLock()
         self._attaching = threading.RLock()
         self._attacher: int | None = None
-        self._holds_device = False  # of its own, as long as there are lanes: calls may outlive their engine
 
     @classmethod
     def shared(cls, device: Device) -> LanePool:
@@ -95,18 +94,21 @@ class LanePool:
                 if turn.wanted is not None and turn.wanted not in self._lanes:
                     return None
                 if turn.program is not None and turn.program not in self._programs:
-                    raise ClosedError("the engine is closed; load the model again")
+                    raise _closed()
                 self._check_not_waiting_for_itself(turn)
                 turn.bell.acquire(timeout=_LOOK_AGAIN_SECONDS)
             lane = turn.lane
             if lane is None or lane.clean or self._renew(turn, lane):
+                if turn.program is not None and turn.lane is not None and turn.program not in turn.lane.seats:
+                    raise _closed()  # just before the lane was claimed
                 return turn.lane
 
     def left(self) -> None:
         """Let others have the lane of a call that has left the line; inside of `Device.use`."""
         self._wake()
         if self._untidy():
-            self._tidy()
+            self._tidy_lanes()
+            self._leave_device()
 
     def _wake(self) -> None:
         for turn in tuple(self.line):
@@ -118,15 +120,17 @@ class LanePool:
         """Let ``turn`` hold a lane if one is free that nobody wants who asked before.
 
         Each claims for itself alone: a signal handler may call from the middle of this, and its call is over, and its
-        lane free again, before this goes on.
+        lane free again, before this goes on. So its call goes first, in the place of the one that it interrupted.
         """
         with self._claiming:
             turns = tuple(self.line)
             held = {id(other.lane) for other in turns}
             free = [lane for lane in self._lanes if id(lane) not in held]
             for other in turns:
-                lane = next((lane for lane in free if other.wanted is None or other.wanted is lane), None)
-                if other is turn:
+                own = other is turn or (other.lane is None and other.thread == turn.thread)
+                wanted = (turn if own else other).wanted
+                lane = next((lane for lane in free if wanted is None or wanted is lane), None)
+                if own:
                     turn.lane = lane
                     break
                 if lane is not None and other.lane is None:
@@ -153,17 +157,22 @@ class LanePool:
         except OutOfMemoryError as error:
             if len(self._lanes) == 1:
                 raise
+            self._give_up(lane)
             turn.lane = None
-            self._give_up(lane, error)
+            self._say_fewer(error)
             return False
-        self._lanes[self._lanes.index(lane)] = fresh
-        turn.lane = fresh
+        try:
+            self._lanes[self._lanes.index(lane)] = turn.lane = fresh
+        except BaseException:
+            fresh.release()
+            raise
         return True
 
-    def _give_up(self, lane: Lane, error: OutOfMemoryError) -> None:
-        self._lanes.remove(lane)
+    def _give_up(self, lane: Lane) -> None:
+        """Do without a lane, which is in the list as long as anything of it is left."""
+        lane.clean = False
         lane.release()
-        self._say_fewer(error)
+        self._lanes.remove(lane)
 
     def attach(self, program: Program, *, lanes: int) -> None:
         """Let calls run ``program``: seat it on every lane, and make lanes up to ``lanes``, as many as fit.
@@ -180,16 +189,17 @@ class LanePool:
                 "let the handler only note the signal, and act on it outside"
             )
         with self._attaching:
-            self._attacher = threading.get_ident()
+            self._attacher, before = threading.get_ident(), len(self._lanes)
             try:
                 with self._claiming:
                     self._programs[program] = lanes
-                    if not self._holds_device:
-                        Device.shared(self.device.ordinal)
-                        self._holds_device = True
+                    if self not in self.device.users:  # from now on, as long as there are lanes
+                        Device.shared(self.device.ordinal, user=self)
                 self._seat_everywhere(program)
-            except BaseException:
+            except BaseException as error:
                 self.detach(program)
+                if isinstance(error, OutOfMemoryError):
+                    self._restore(before)
                 raise
             finally:
                 self._attacher = None
@@ -204,6 +214,12 @@ class LanePool:
             if not self._lanes:
                 raise
             self._say_fewer(error)
+
+    def _restore(self, lanes: int) -> None:
+        """Make lanes again that were given up for the sake of a program that fits nowhere."""
+        with suppress(EngineError):
+            while self._programs and len(self._lanes) < lanes:
+                self._add(next(iter(self._programs)))
 
     def _add(self, program: Program) -> None:
         lane = Lane(self.device, tuple(self._programs))
@@ -225,25 +241,41 @@ class LanePool:
         except OutOfMemoryError as error:
             if len(self._lanes) == 1:
                 raise
-            self._give_up(lane, error)
+            self._give_up(lane)
+            self._say_fewer(error)
         finally:
             self.line.pop(turn, None)
             self.left()
 
     def _say_fewer(self, error: OutOfMemoryError) -> None:
-        _log.warning("the GPU has room for %d lanes only, which calls share (%s)", len(self._lanes), str(error))
+        lanes = "one lane" if len(self._lanes) == 1 else f"{len(self._lanes)} lanes"
+        _log.warning("the GPU has room for %s only, which calls share (%s)", lanes, str(error))
 
     def detach(self, program: Program) -> None:
-        """Forget ``program``; runs of it that hold a lane finish. Never raises; may be called again."""
+        """Forget ``program`` and release it; runs of it that hold a lane finish. Never raises; may be called again."""
         self._programs.pop(program, None)
-        self._tidy()
+        self._tidy_lanes()
+        program.release()
+        self._leave_device()
+
+    def forsake(self, program: Program) -> None:
+        """Do what `detach` does, for a finalizer: its thread may hold anything, so this waits for no lock.
+
+        What cannot be done now is done by the next call.
+        """
+        self._programs.pop(program, None)
+        if self._claiming.acquire(blocking=False):
+            try:
+                self.detach(program)
+            finally:
+                self._claiming.release()
 
     def _untidy(self) -> bool:
         """Whether a lane has a seat for a program that is not attached any more."""
         lanes = tuple(self._lanes)
         return any(program not in self._programs for lane in lanes for program in tuple(lane.seats))
 
-    def _tidy(self) -> None:
+    def _tidy_lanes(self) -> None:
         """Give back what no attached program needs, of the lanes that no call holds; who holds one does it on leaving.
 
         Without any program the lanes themselves go.
@@ -257,22 +289,27 @@ class LanePool:
             finally:
                 self.line.pop(turn, None)
                 self._wake()
+
+    def _leave_device(self) -> None:
         with self._claiming:
-            if self._holds_device and not self._programs and not self._lanes:
-                self._holds_device = False
-                self.device.release()
+            if not self._programs and not self._lanes:
+                self.device.users.pop(self, None)
+                self.device.left()
 
     def _tidy_lane(self, turn: Turn, lane: Lane) -> None:
         programs = tuple(self._programs)
         if not programs:
-            self._lanes.remove(lane)
-            lane.release()
+            self._give_up(lane)
             return
         with suppress(EngineError):  # no room for smaller buffers beside the old ones: these serve on
             if lane.clean:
                 lane.fit([program for program in programs if program in lane.seats])
             else:
                 self._renew(turn, lane)
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the engine is closed; load the model again")
 
 
 _pools: dict[int, LanePool] = {}

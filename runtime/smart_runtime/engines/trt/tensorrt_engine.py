@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shlex
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from traceback import clear_frames
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,18 +79,21 @@ class Program:
     def _check_tensors(self) -> None:
         engine: Any = self._engine
         trt = self._library.module
-        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        # No comprehensions: what one holds lives on with the traceback of whatever strikes in it.
+        names = list(map(engine.get_tensor_name, range(engine.num_io_tensors)))
+        shapes = map(tuple, map(engine.get_tensor_shape, names))
+        found = dict(zip(names, zip(map(engine.get_tensor_mode, names), shapes, strict=True), strict=True))
+        dtypes = list(map(engine.get_tensor_dtype, names))
         expected = {
             self._inputs.name: (trt.TensorIOMode.INPUT, self._inputs.shape),
             self._outputs.name: (trt.TensorIOMode.OUTPUT, (self._outputs.classes,)),
         }
-        shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
-        found = {name: (engine.get_tensor_mode(name), shape[1:]) for name, shape in shapes.items()}
         # Where the plan takes one size only, some versions call the batch fixed and some free.
         sizes = {-1, self._batch.max} if self._batch.min == self._batch.max else {-1}
-        free = all(shape[:1] and shape[0] in sizes for shape in shapes.values())
-        if found != expected or not free or any(engine.get_tensor_dtype(name) != trt.DataType.FLOAT for name in names):
-            got = " and ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+        kinds = {name: (mode, shape[1:]) for name, (mode, shape) in found.items()}
+        free = all(shape[:1] and shape[0] in sizes for _, shape in found.values())
+        if kinds != expected or not free or dtypes != [trt.DataType.FLOAT] * len(names):
+            got = " and ".join(f"{name} {shape}" for name, (_, shape) in found.items()) or "none"
             raise _RefusedError(f"expected a plan from images to scores in float32, got {shortened(got)}")
 
     def release(self) -> None:
@@ -190,10 +192,11 @@ class Program:
         log = self._library.logger()
         try:
             yield log
-        except (SmartError, CudaError):
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # they hold objects of the library's, which must not outlive the device
+            if isinstance(error, Exception) and not isinstance(error, SmartError | CudaError):
+                raise self._refused(what, log) from error  # its exceptions have no base class of their own
             raise
-        except Exception as error:  # its exceptions have no base class of their own
-            raise self._refused(what, log) from error
 
     def _refused(self, what: str, log: Log, kind: type[EngineError] = EngineError) -> EngineError:
         reason = log.last_error
@@ -223,21 +226,20 @@ class TensorRtEngine(Engine):
     BUILDS_FOR_MINUTES: ClassVar[bool] = True
 
     def __init__(self, device: Device, library: Library) -> None:
-        """Use `create`; this has nothing to run yet, and takes one use of ``device``."""
+        """Use `create`; this has nothing to run yet."""
         self._device = device
         self._library = library
         self._pool = LanePool.shared(device)
         self._program: Program | None = None
         self._device_bytes = 0
-        self._closing = threading.Lock()
-        self._pid = os.getpid()
 
     @classmethod
     def create(
         cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions
     ) -> TensorRtEngine:
         """Return the engine of ``graph``, whose plan is built now if it is not installed; see `create_engine`."""
-        device = Device.shared(options.device)  # before anything of TensorRT, which crashes without a driver
+        user = object()
+        device = Device.shared(options.device, user=user)  # before anything of TensorRT: without a driver it crashes
         try:
             installer = Installer(cls.LIBRARY, device, options)
             engine = cls(device, installer.library)
@@ -248,10 +250,10 @@ class TensorRtEngine(Engine):
             except _RefusedError as error:  # once more: it may be damaged in a way that its checksum does not show
                 _log.warning("%s; building it again", str(error))  # not its traceback, which holds the plan
                 load(installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs))
-        except BaseException:
-            device.release()
-            raise
-        return engine
+            return engine
+        finally:
+            device.users.pop(user, None)  # by now the lanes use it
+            device.left()
 
     def _load(
         self, stored: StoredPlan, *, cache: PlanCache, inputs: InputSpec, outputs: OutputSpec, lanes: int
@@ -265,7 +267,7 @@ class TensorRtEngine(Engine):
                 self._pool.attach(self._program, lanes=lanes)
                 self._keep_kernels(stored, cache)
         except BaseException:
-            self._let_go()
+            self.close()
             raise
 
     def _keep_kernels(self, stored: StoredPlan, cache: PlanCache) -> None:
@@ -350,30 +352,24 @@ class TensorRtEngine(Engine):
         )
 
     def close(self) -> None:
-        """Give the plan back; runs in flight on other threads finish."""
-        if self._let_go():
-            self._device.release()
+        """Give the plan back; runs in flight on other threads finish. May be called again, after an interrupt too."""
+        self._leave(self._pool.detach)
 
     def __del__(self, _finalizing: Any = sys.is_finalizing) -> None:
-        # Lanes hold the plan, not this: without it a model that nobody closes would keep the GPU's memory for good.
-        if not _finalizing() and getattr(self, "_pid", None) == os.getpid():
-            self.close()
+        """Do what `close` does: an interrupt can lose an engine that is just being handed over."""
+        if "_program" in vars(self) and not _finalizing() and self._device.is_of_this_process:
+            self._leave(self._pool.forsake)
 
-    def _let_go(self) -> bool:
-        with self._closing:
-            program, self._program = self._program, None
+    def _leave(self, leave: Callable[[Program], None]) -> None:
+        program = self._program
         if program is None:
-            return False
+            return
         try:
             with self._device.use():
-                self._forget(program)
+                leave(program)
         except EngineError:  # the device does not answer, or is lost: what was on it is gone
-            self._forget(program)
-        return True
-
-    def _forget(self, program: Program) -> None:
-        self._pool.detach(program)
-        program.release()
+            leave(program)
+        self._program = None  # last: who is interrupted before that has not closed
 
     def describe(self) -> dict[str, Any]:
         """Return the engine, the library's version, the GPU and the lanes; see `Engine`."""
