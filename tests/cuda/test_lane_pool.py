@@ -31,7 +31,7 @@ class Copying:
         self.activation_bytes = activation
         self.released = False
 
-    def new_context(self, stream: int) -> object:  # noqa: ARG002  # a program's
+    def new_context(self, stream: int) -> object:  # noqa: ARG002
         return object()
 
     def bind(self, seat: Seat, lane: Lane) -> None:

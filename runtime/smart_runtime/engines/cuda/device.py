@@ -362,10 +362,8 @@ class _Use:
         self._leave()
         if isinstance(error, CudaError):
             raise self._device._explained(error) from error
-        if failed is not None:
-            explained = self._device._explained(failed)
-            if error is None:
-                raise explained from failed
+        if failed is not None and (explained := self._device._explained(failed)) and error is None:
+            raise explained from failed
 
     def _leave(self) -> None:
         self._device.users.pop(self, None)
