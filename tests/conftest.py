@@ -38,7 +38,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_runtest_teardown() -> None:
-    """Have torch parse the sources of its 557 ONNX functions once a process: each export does it anew, a second each."""
+    """Have torch parse the sources of its 557 ONNX functions once a process: each export would do it anew."""
     module = sys.modules.get("onnxscript._framework_apis.torch_2_5")  # there once something was exported
     if module is not None and not hasattr(module.get_torchlib_ops, "cache_info"):
         module.get_torchlib_ops = functools.cache(module.get_torchlib_ops)  # type: ignore[attr-defined]
