@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -33,3 +35,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repeatable")
+
+
+def pytest_runtest_teardown() -> None:
+    """Have torch parse the sources of its 557 ONNX functions once a process: each export would do it anew."""
+    module = sys.modules.get("onnxscript._framework_apis.torch_2_5")  # there once something was exported
+    if module is not None and not hasattr(module.get_torchlib_ops, "cache_info"):
+        module.get_torchlib_ops = functools.cache(module.get_torchlib_ops)  # type: ignore[attr-defined]

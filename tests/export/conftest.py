@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from made_once import made_once
 from smart_devices import resolve_target
 from smart_export import BuildResult, build_bundle
 from smart_train import Attack, Checkpoint, Structure, load_checkpoint
@@ -32,12 +35,12 @@ def train(output: Path, *, seed: int, scope: str = "block") -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("checkpoint") / "ckpt.pt", seed=0)
+    return made_once(tmp_path_factory, "checkpoint", lambda folder: train(folder / "ckpt.pt", seed=0)) / "ckpt.pt"
 
 
 @pytest.fixture(scope="session")
 def other_checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("other") / "ckpt.pt", seed=1)
+    return made_once(tmp_path_factory, "other", lambda folder: train(folder / "ckpt.pt", seed=1)) / "ckpt.pt"
 
 
 @pytest.fixture
@@ -45,10 +48,15 @@ def checkpoint(checkpoint_file: Path) -> Checkpoint:
     return load_checkpoint(checkpoint_file)
 
 
+@functools.cache  # packages that share the fixture would each have one of their own
+def build(checkpoint_file: Path, place: Path) -> BuildResult:
+    output = Path(tempfile.mkdtemp(dir=place)) / "bundle"
+    return build_bundle(load_checkpoint(checkpoint_file), output=output, target=resolve_target("jetson-orin"))
+
+
 @pytest.fixture(scope="session")
 def built(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
-    output = tmp_path_factory.mktemp("bundles") / "bundle"
-    return build_bundle(load_checkpoint(checkpoint_file), output=output, target=resolve_target("jetson-orin"))
+    return build(checkpoint_file, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

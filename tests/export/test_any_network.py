@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from export.rtx import assert_builds
 from export.test_fold import randomise_, relative
 from export.test_networks import SHAPE, calm_
-from networks import ACCEPTED, KEPT_WHOLE, NETWORKS
+from networks import ACCEPTED, KEPT_WHOLE, NETWORKS, PLAIN
 from smart_export.cli import main as smart_export
 from smart_export.errors import ExportError
 from smart_export.folding import fold, fold_dense, padded_masks, to_half_, unmasked
@@ -110,8 +110,15 @@ def test_so_many_groups_may_be_masked(name: str, scope: Scope) -> None:
     assert all(words in why for why in whole)
 
 
-@pytest.mark.parametrize(("structure", "scope"), CASES)
-@pytest.mark.parametrize("name", NETWORKS)
+# Every network with half of the cases, and every case with half of the networks; the other halves are slow.
+@pytest.mark.parametrize(
+    ("name", "structure", "scope"),
+    [
+        pytest.param(name, *case, marks=() if (first + second) % 2 == 0 else pytest.mark.slow)
+        for first, name in enumerate(NETWORKS)
+        for second, case in enumerate(CASES)
+    ],
+)
 def test_masked_and_folded_agree(name: str, structure: str, scope: Scope) -> None:
     net = smart(name, structure, scope)
     images = IMAGES[:64]
@@ -159,7 +166,9 @@ def builds(graph: bytes, folder: Path, *, capabilities: Sequence[str], sparse: b
 
 # The three of a network in a row, since they need the same graphs.
 @pytest.mark.parametrize("engine", ["onnxruntime", *(pytest.param(p, marks=pytest.mark.trt) for p in (FP32, INT8))])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in PLAIN else ()) for name in NETWORKS]
+)
 def test_an_engine_takes_it(name: str, engine: str, tmp_path: Path) -> None:
     """ONNX Runtime all of it; TensorRT-RTX what every run can afford of the matrix below, cards and flags in turn."""
     if engine == "onnxruntime":

@@ -24,7 +24,8 @@ from smart_train.checkpoint.format import Samples
 from smart_train.choices import Scope
 
 # Every comparison holds to what is asked of a bundle: 50 layers of float32 sums in another order differ by up to 2e-5.
-NAMES = ["resnet18", "wrn16-8", "wrn40-2", "resnet50"]
+DEEP = ["wrn40-2", "resnet50"]
+NAMES = ["resnet18", "wrn16-8", *DEEP]
 SHAPE = (3, 16, 16)
 IMAGES = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
 
@@ -48,8 +49,15 @@ def calm_(net: SmartNetwork) -> None:
     net.eval()
 
 
-@pytest.mark.parametrize("scope", ["block", "all"])
-@pytest.mark.parametrize("name", NAMES)
+# Scope "all" masks what "block" does and more; the deep networks go without the smaller one of the two.
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [
+        pytest.param(name, scope, marks=pytest.mark.slow if name in DEEP and scope == "block" else ())
+        for name in NAMES
+        for scope in ("block", "all")
+    ],
+)
 def test_masked_and_folded_agree(name: str, scope: Scope) -> None:
     net = smart(name, scope=scope)
     with torch.no_grad():
@@ -90,7 +98,11 @@ def checkpoint(name: str) -> Checkpoint:
     )
 
 
-@pytest.fixture(scope="module", params=[("resnet50", "jetson-orin"), ("wrn16-8", "jetson-orin"), ("wrn16-8", "cpu")])
+# Slow: what wrn16-8 is for a Jetson, beside what it is for a CPU and what another network is for a Jetson.
+JETSON = pytest.param(("wrn16-8", "jetson-orin"), marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[("resnet50", "jetson-orin"), JETSON, ("wrn16-8", "cpu")])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path, str]:
     name, target = request.param
     found = checkpoint(name)

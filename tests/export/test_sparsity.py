@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.test_networks import SHAPE, smart
-from networks import NETWORKS
+from networks import NETWORKS, PLAIN
 from reference import costs
 from reference import sparsity as oracle
 from smart_devices import resolve_target
@@ -429,8 +429,8 @@ def counted(name: str, width: int) -> dict[str, tuple[nn.Module, FileSparsity]]:
     return found
 
 
-# Converting one of these takes seconds; those of tests/networks are all counted in every run.
-LARGE = {"resnet34", "resnet50", "wrn16-8", "wrn40-2"}
+# Converting one of these takes seconds, and each is one that is counted in every run, with more blocks or channels.
+LARGE = {"resnet20", "resnet34", "resnet50", "wrn16-8", "wrn40-2"}
 
 
 # A network that joins ARCHITECTURES is counted here without a word.
@@ -449,7 +449,9 @@ def test_every_network_costs_what_torch_counts(name: str) -> None:
 
 
 # One that joins tests/networks is counted here without a word too; as its author wrote it, batch norms and all.
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in PLAIN else ()) for name in sorted(NETWORKS)]
+)
 def test_every_family_costs_what_torch_counts(name: str, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

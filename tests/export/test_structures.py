@@ -159,7 +159,9 @@ def test_the_dense_baseline_has_no_masks(structure: str) -> None:
     assert bool((weight != 0).all())
 
 
-@pytest.fixture(scope="module", params=["2:4", "channel+2:4", "unstructured"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("2:4", marks=pytest.mark.slow), "channel+2:4", "unstructured"]
+)  # "+" has a 2:4 too
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint and a bundle of a network that `smart-train --structure` trained on digits."""
     folder = tmp_path_factory.mktemp("structures")

@@ -48,3 +48,6 @@ ACCEPTED: Mapping[str, tuple[int, int]] = {
 
 KEPT_WHOLE: Mapping[str, tuple[int, str]] = {"shuffle": (1, "its channels do not fit")}
 """How many groups are never masked at scope ``all``, and why; none of the networks that are not here."""
+
+PLAIN = {"residual", "bottleneck", "wide", "vgg", "vgg without batch norm", "grouped"}
+"""Networks of operators that one of the others has too: converting each takes seconds, so only slow tests do."""

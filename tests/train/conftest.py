@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from made_once import made_once
 from smart_train.training.loop import Trainer
 from train.networks import image_set, tiny_config
 
@@ -12,9 +13,11 @@ from train.networks import image_set, tiny_config
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of four small epochs that no test may change."""
-    output = tmp_path_factory.mktemp("trained") / "ckpt.pt"
-    Trainer(tiny_config(), image_set(), output=output).run()
-    return output
+
+    def make(folder: Path) -> None:
+        Trainer(tiny_config(), image_set(), output=folder / "ckpt.pt").run()
+
+    return made_once(tmp_path_factory, "trained", make) / "ckpt.pt"
 
 
 @pytest.fixture(scope="session")

@@ -65,8 +65,18 @@ def differences(first: Path, second: Path) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 7, 12])
-@pytest.mark.parametrize("mode", MASK_MODES)
+STOPS = [1, 3, 4, 7, 12]
+
+
+# Every stop and every mode in each run, one mode for each stop; the other pairs are slow, at two trainings each.
+@pytest.mark.parametrize(
+    ("mode", "stop_after"),
+    [
+        pytest.param(mode, stop, marks=() if (first + second) % len(MASK_MODES) == 0 else pytest.mark.slow)
+        for first, mode in enumerate(MASK_MODES)
+        for second, stop in enumerate(STOPS)
+    ],
+)
 def test_a_training_stopped_anywhere_resumes_to_the_bit(tmp_path: Path, mode: str, stop_after: int) -> None:
     plan = MaskPlan(mode=mode, score="gradient")  # type: ignore[arg-type]  # a mode of the table
     config = tiny_config(masks=plan, augmentation=Augmentation(crop_pad=1, flip=True))
@@ -79,12 +89,12 @@ def test_a_training_stopped_anywhere_resumes_to_the_bit(tmp_path: Path, mode: st
 
 @pytest.mark.parametrize(
     ("structure", "mode", "score"),
-    [
-        ("2:4", "gradual", "magnitude"),
+    [  # the slow ones are the same modes on other structures
+        pytest.param("2:4", "gradual", "magnitude", marks=pytest.mark.slow),
         ("2:4", "regrow", "gradient"),
         ("channel+2:4", "gradual", "gradient"),
-        ("channel+2:4", "regrow", "magnitude"),
-        ("unstructured", "regrow", "magnitude"),
+        pytest.param("channel+2:4", "regrow", "magnitude", marks=pytest.mark.slow),
+        pytest.param("unstructured", "regrow", "magnitude", marks=pytest.mark.slow),
         ("unstructured", "static", "magnitude"),
     ],
 )
@@ -114,7 +124,10 @@ Trainer(tiny_config(), image_set(), output=Path(sys.argv[1])).run(on_step=lambda
 """
 
 
-@pytest.mark.parametrize("steps", [2, 6, 9])
+# At the end of an epoch in every run; a process and the rest of its training for each of the other moments.
+@pytest.mark.parametrize(
+    "steps", [pytest.param(2, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)]
+)
 def test_a_killed_process_leaves_files_to_resume_from(trained: Path, tmp_path: Path, steps: int) -> None:
     """After the last step of an epoch (3 to each) the kill falls into measuring or writing."""
     output = tmp_path / "ckpt.pt"
@@ -220,9 +233,10 @@ def test_training_works_in_bfloat16_and_with_fgsm(tmp_path: Path) -> None:
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
-def test_other_options_are_refused_on_resume(tmp_path: Path) -> None:
+def test_other_options_are_refused_on_resume(trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "ckpt.pt"
-    train(output, tiny_config())
+    for file, copy in ((trained, output), (state_path(trained), state_path(output))):
+        copy.write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match=r"another learning_rate, seed; repeat"):
         Trainer(tiny_config(seed=1, learning_rate=0.2), image_set(), output=output, resume=True)
     with pytest.raises(ConfigError, match="another data_digest"):

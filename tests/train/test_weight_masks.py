@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -106,9 +108,20 @@ def check_counts(net: SmartNetwork, *, progress: float) -> None:
                     assert int(mask.sum()) == sum(kept), f"{path} {name}: weights are kept behind the blocks"
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("mode", MASK_MODES)
-@pytest.mark.parametrize("structure", ["channel", *STRUCTURES])
+def in_turn(names: str, structures: Sequence[str], others: Sequence[tuple[str, ...]]) -> pytest.MarkDecorator:
+    """Each structure with everything; slow but for one in three, in turn: the whole is minutes of training."""
+    cases = [
+        pytest.param(structure, *other, marks=() if (first + second) % 3 == 0 else pytest.mark.slow)
+        for first, structure in enumerate(structures)
+        for second, other in enumerate(others)
+    ]
+    return pytest.mark.parametrize(names, cases)
+
+
+PLANS = list(itertools.product(MASK_MODES, SCORES))
+
+
+@in_turn("structure, mode, score", ["channel", *STRUCTURES], PLANS)
 def test_counts_are_exact_at_each_of_twenty_updates_and_masks_then_never_move(
     structure: str, mode: str, score: str
 ) -> None:
@@ -138,9 +151,7 @@ def test_counts_are_exact_at_each_of_twenty_updates_and_masks_then_never_move(
     unused_are_zero(net)
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("mode", MASK_MODES)
-@pytest.mark.parametrize("structure", ["channel+2:4", "unstructured"])
+@in_turn("structure, mode, score", ["channel+2:4", "unstructured"], PLANS)
 def test_hidden_linear_layers_are_masked_like_convolutions(structure: str, mode: str, score: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -197,8 +208,7 @@ def test_densities_are_exact(structure: str) -> None:
             assert (layer.reason == "") == (layer.name in net.weight_layers)
 
 
-@pytest.mark.parametrize("mode", MASK_MODES)
-@pytest.mark.parametrize("structure", STRUCTURES)
+@in_turn("structure, mode", STRUCTURES, [(mode,) for mode in MASK_MODES])
 def test_the_two_paths_have_masks_of_their_own(structure: str, mode: str) -> None:
     net = smart(width=16, structure=structure, align=8)
     loop = Loop(net, MaskPlan(mode=mode), epochs=4, per_epoch=5)  # type: ignore[arg-type]
