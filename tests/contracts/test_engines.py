@@ -1,4 +1,4 @@
-"""The checks that `smart-run selftest` makes of an engine, on every engine that runs here; a GPU's where there is one."""
+"""The checks that `smart-run selftest` makes of an engine, on each engine that runs here."""
 
 from __future__ import annotations
 
