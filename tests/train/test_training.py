@@ -125,9 +125,7 @@ Trainer(tiny_config(), image_set(), output=Path(sys.argv[1])).run(on_step=lambda
 
 
 # At the end of an epoch in every run; a process and the rest of its training for each of the other moments.
-@pytest.mark.parametrize(
-    "steps", [pytest.param(2, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("steps", [pytest.param(2, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_killed_process_leaves_files_to_resume_from(trained: Path, tmp_path: Path, steps: int) -> None:
     """After the last step of an epoch (3 to each) the kill falls into measuring or writing."""
     output = tmp_path / "ckpt.pt"
