@@ -18,14 +18,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
-    """The commands of the section "Commands", made short: two epochs of a narrow network, few images to attack.
+    """The commands of the section "Commands", made short: two epochs of a narrow network on few images.
 
     Narrow networks lose more in int8.
     """
     section = README.split("## Commands")[1]
     first = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)[0]
-    shorter = (re.sub(r"--epochs \d+", "--epochs 2 --model-arg width=8", line) for line in first.splitlines())
-    shorter = (re.sub(r"--examples \d+", "--examples 10", line) for line in shorter)
+    few = "--epochs 2 --model-arg width=8 --train-images 400 --test-images 100"
+    shorter = (re.sub(r"--epochs \d+", few, line) for line in first.splitlines())
+    shorter = (re.sub(r"--examples \d+", "--examples 4", line) for line in shorter)
     shorter = (re.sub(r"^smart-bench (?!--compare)", "smart-bench --blocks 8 ", line) for line in shorter)
     return [line.replace("--precision int8", "--precision int8 --max-drop 10") for line in shorter]
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 
@@ -54,10 +55,23 @@ def find_module(name: str) -> str | None:
     A folder that merely has the name (what an interrupted uninstall leaves) is found too, but has no code.
     """
     try:
-        spec = util.find_spec(name)
+        spec = util.find_spec(name) if name in sys.modules or "." in name else _spec_without_lock(name)
     except (ImportError, ValueError):  # ValueError: something imported it in a way that left no trace of its origin
         return None
     return None if spec is None else spec.origin
+
+
+def _spec_without_lock(name: str) -> ModuleSpec | None:
+    """Look for a module that is not imported as `importlib.util.find_spec` does, without Python's import lock.
+
+    Every load looks, and an exception thrown into its thread could leave the lock locked for good.
+    """
+    for finder in list(sys.meta_path):
+        find = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = None if find is None else find(name, None)
+        if spec is not None:
+            return spec
+    return None
 
 
 def version_of(distribution: str) -> str | None:

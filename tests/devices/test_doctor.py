@@ -98,9 +98,10 @@ def test_the_same_for_people() -> None:
 
 def test_without_any_engine_the_exit_status_is_1() -> None:
     hide = (
-        "import importlib.util, runpy, sys\n"
-        "find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, package=None: None if name == 'onnxruntime' else find(name, package)\n"
+        "import runpy, sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *rest: None if name == 'onnxruntime' else find(name, *rest)\n"
         "sys.argv = ['smart-devices', 'doctor']\n"
         "runpy.run_module('smart_devices.cli', run_name='__main__')\n"
     )

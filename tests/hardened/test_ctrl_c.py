@@ -62,9 +62,11 @@ def write_inputs(folder: Path) -> None:
         ("smart_devices", "smart_common.console.cli", ["--help"]),
         ("smart_train", "smart_train.cli", ["--help"]),
         ("smart_train", "torch", TRAINING),
-        ("smart_train", "numpy.dtypes", TRAINING),  # NumPy imports it lazily, and again after any failure
+        # Slow: seconds of imports for what the rows above and below show of another module or command.
+        # NumPy imports it lazily, and again after any failure.
+        pytest.param("smart_train", "numpy.dtypes", TRAINING, marks=pytest.mark.slow),
         ("smart_eval", "click", ["--help"]),
-        ("smart_export", "torch", ["info", "{}/a.pt"]),
+        pytest.param("smart_export", "torch", ["info", "{}/a.pt"], marks=pytest.mark.slow),
         ("smart_export", "onnx", ["check", "{}/bundle"]),
     ],
 )
@@ -81,7 +83,7 @@ def test_ctrl_c_while_modules_are_imported(command: str, module: str, arguments:
     ("command", "module", "arguments", "said"),
     [
         ("smart_run", "click", ["--help"], ""),
-        ("smart_train", "smart_train.cli", TRAINING, ""),
+        pytest.param("smart_train", "smart_train.cli", TRAINING, "", marks=pytest.mark.slow),  # as smart_run's click
         ("smart_train", "sklearn", TRAINING, "interrupted: nothing was changed\n"),
         ("smart_run", "PIL", ["infer", "{}/bundle", "{}/picture.png"], "interrupted: nothing was changed\n"),
         ("smart_devices", "rich.table", ["list"], "interrupted: the work was done already\n"),

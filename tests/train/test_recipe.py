@@ -22,6 +22,7 @@ eps = "1/10"
 steps = 1
 flip = true
 train_images = 200
+test_images = 40
 [model_arg]
 width = 4
 """
@@ -69,7 +70,11 @@ def read_toml(text: str, folder: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("recipe", "options", "align"),
-    [("align = 4", [], 4), ('target = "cpu"', ["--align", "2"], 2), ("align = 2", ["--target", "jetson-orin"], 8)],
+    [  # slow: what the recipe says alone is in every recipe above
+        pytest.param("align = 4", [], 4, marks=pytest.mark.slow),
+        ('target = "cpu"', ["--align", "2"], 2),
+        ("align = 2", ["--target", "jetson-orin"], 8),
+    ],
     ids=["recipe alone", "target in the recipe", "align in the recipe"],
 )
 def test_what_is_typed_of_align_and_target_outweighs_the_recipe(
