@@ -22,6 +22,7 @@ from runtime.bundles import write_bundle
 from smart_common.console.entry import COMMANDS
 from smart_common.errors import SmartError
 from smart_common.names import is_printable
+from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
 
 FIRST = Path(__file__).parent.parent / "formats" / "first"
 
@@ -38,6 +39,8 @@ GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "devices doctor": ({}, ()),
     "run infer": ({"bundle": "bundle", "pictures": "good.png"}, ()),
     "run info": ({"bundle": "bundle"}, ()),
+    "run install": ({"bundle": "bundle"}, ()),
+    "run selftest": ({"bundle": "bundle"}, ("--engine", "onnxruntime-cpu")),
     "bench": ({"bundle": "bundle"}, ("--blocks", "2")),
     "train": (
         {},
@@ -164,8 +167,12 @@ def until_work_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         "smart_train.training.loop.Trainer.run",
         "smart_export.build.build_bundle",
         "smart_runtime.bench.compare.calls_per_block",
+        "smart_runtime.installing.install.install",
+        "smart_runtime.selfcheck.selftest.selftest",
     ):
         monkeypatch.setattr(place, work_starts)
+    # A machine without a GPU has nothing to install for, and says so before anything else.
+    monkeypatch.setattr("smart_runtime.installing.install.installing_engine", lambda _: TensorRtEngine)
 
 
 @pytest.fixture
