@@ -230,3 +230,17 @@ def test_while_closing(driver: StandInDriver, bundle: Path, code: int, every: in
             model(IMAGES)
         as_new(driver)
     assert count > 10
+
+
+def test_a_load_after_a_call_that_failed(driver: StandInDriver, bundle: Path, expected: dict[str, np.ndarray]) -> None:
+    """It finds a lane that has to be made anew."""
+    with load(bundle) as model:
+        count = calls_of(driver, lambda: model(IMAGES))
+        for call in range(count):
+            driver.fail(call, REFUSAL)
+            with suppress(EngineError):
+                model(IMAGES)
+            driver.fail(-1, 0)
+            with load(bundle) as other:
+                assert np.array_equal(other(IMAGES), expected["clean"])
+            assert np.array_equal(model(IMAGES), expected["clean"])

@@ -248,14 +248,15 @@ class LanePool:
         """Give ``program`` a seat on ``lane`` when its call has ended; do without a lane that has no room for it."""
         turn = Turn(wanted=lane)
         try:
-            if self.take(turn) is None:
+            held = self.take(turn)  # not ``lane`` itself if the last call on that did not end well
+            if held is None:
                 return
-            lane.fit(tuple(self._programs))
-            program.warm(lane)
+            held.fit(tuple(self._programs))
+            program.warm(held)
         except OutOfMemoryError as error:
-            if len(self._lanes) == 1:
+            if turn.lane is None or len(self._lanes) == 1:
                 raise
-            self._give_up(lane)
+            self._give_up(turn.lane)
             self._say_fewer(error)
         finally:
             self.line.pop(turn, None)
