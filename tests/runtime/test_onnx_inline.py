@@ -138,6 +138,7 @@ def test_what_no_onnx_file_can_hold_is_refused_before_it_is_copied() -> None:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="w.bin")
     model = onnx.ModelProto(ir_version=10)
+    model.opset_import.add(version=20)
     model.graph.initializer.append(tensor)
     file = os.memfd_create("weights")
     try:

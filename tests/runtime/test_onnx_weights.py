@@ -32,6 +32,7 @@ DTYPES = ["<f4", "u1", "i1", "<u2", "<i2", "<i4", "<i8", "?", "<f2", "<f8", "<u4
 def graph_with(tensors: dict[str, Any], *, gap: int = 0, inline: Any = None) -> GraphBytes:
     """A model whose tensors lie one after the other in the weights, ``gap`` bytes apart."""
     model = onnx.ModelProto(ir_version=10, producer_name="test")
+    model.opset_import.add(version=20)
     weights = b""
     for name, value in tensors.items():
         tensor = onnx.TensorProto(

@@ -279,11 +279,14 @@ class LanePool:
         What cannot be done now is done by the next call.
         """
         self._programs.pop(program, None)
-        if self._claiming.acquire(blocking=False):
-            try:
+        try:
+            if self._claiming.acquire(blocking=False):  # within the block: an interrupt may come as it returns
                 self.detach(program)
-            finally:
+        finally:
+            try:  # noqa: SIM105  # no call of Python's may come before it: an interrupt would leave it locked for good
                 self._claiming.release()
+            except RuntimeError:  # another thread has it
+                pass
 
     def _untidy(self) -> bool:
         """Whether a lane has a seat for a program that is not attached any more."""
