@@ -133,8 +133,8 @@ def strike(thread: threading.Thread) -> None:
     end = time.monotonic() + TIMEOUT
     while thread.is_alive():
         assert time.monotonic() < end, "the thread waits for ever"
-        if _throw(thread.ident):
-            thread.join(timeout=1)
+        # In a library it may run on a little: else it gives up Python's lock there, and is looked at there, each time.
+        thread.join(timeout=1 if _throw(thread.ident) else 0.001)
 
 
 def _throw(thread: int) -> bool:
