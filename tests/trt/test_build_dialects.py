@@ -180,13 +180,14 @@ def test_what_an_inspector_says_is_counted(information: str, expected: tuple[int
     assert layers_of(information) == expected
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "code"), [("8.6", 1), ("10.3", 2), ("10.3", 700), ("rtx-1.7", 999)], ids=str)
 def test_a_driver_that_fails_at_any_call_gives_our_errors_and_leaves_nothing(
-    name: str, code: int, stand_in: StandInDriver
+    name: str, code: int, every: int, stand_in: StandInDriver
 ) -> None:
     graph, recipe = small_graph(), recipe_for(name)
     with installed(name):
-        for after in range(1000):
+        for after in range(code % every, 1000, every):
             stand_in.reset()
             device._processes.clear()  # a lost device stays lost in its process; here each build has one of its own
             stand_in.fail(after, code)
