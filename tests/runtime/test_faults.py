@@ -30,6 +30,10 @@ from smart_runtime.bundle.bundle import write_checksums
 
 pytestmark = pytest.mark.usefixtures("engine")
 
+struck = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+"""For tests that interrupt: what strikes inside of a finalizer Python only reports, and a file that is struck between
+its opening and its owner is closed by its finalizer, which warns."""
+
 FLOATS = as_float(random_images(4))
 
 
@@ -40,6 +44,7 @@ def assert_scores(model: SmartModel, made_by: str) -> None:
 # Threads
 
 
+@struck
 @pytest.mark.parametrize("memory", ["resident", "tight"])
 def test_threads_killed_by_an_exception_leave_the_model_whole(bundle: Path, memory: Any) -> None:
     """Killed anywhere inside of a call: it leaves no mark, so that a path can still be drained, and others go on."""
@@ -67,6 +72,7 @@ def test_threads_killed_by_an_exception_leave_the_model_whole(bundle: Path, memo
     model.close()
 
 
+@struck
 def test_interrupts_in_the_middle_of_calls_leave_the_model_whole(bundle: Path) -> None:
     model = SmartModel.load(bundle, threads=1)
     interrupt(lambda: model.run(FLOATS), apart_s=1e-6)
@@ -77,8 +83,7 @@ def test_interrupts_in_the_middle_of_calls_leave_the_model_whole(bundle: Path) -
     model.close()
 
 
-# A file that is struck between its opening and its owner is closed by its finalizer, which warns.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@struck
 def test_interrupts_in_the_middle_of_switches_leave_the_model_whole(
     own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
