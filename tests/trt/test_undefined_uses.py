@@ -75,7 +75,7 @@ def test_only_tensorrt_rtx_makes_a_builder_without_a_driver(library: Library) ->
 
 def test_one_context_runs_in_one_stream_at_a_time(running: Running, device: Device, stand_in: StandInDriver) -> None:
     gate, other = device.stream(), device.stream()
-    stand_in.delay(2000)
+    stand_in.delay(400_000)
     assert running.context.execute_async_v3(gate.handle)
     refused("two streams", lambda: running.context.execute_async_v3(other.handle))
     gate.synchronize()
@@ -90,7 +90,7 @@ def test_two_contexts_that_run_at_once_share_no_activation_memory(
 ) -> None:
     other, stream = running.new_context(), device.stream()
     assert other.set_input_shape("image", IMAGES.shape)
-    stand_in.delay(2000)
+    stand_in.delay(400_000)
     assert running.context.execute_async_v3(running.stream.handle)
     refused("two calls at once", partial(other.execute_async_v3, stream.handle))
     running.stream.synchronize()
@@ -219,14 +219,14 @@ def test_contexts_go_before_their_engine_and_engines_before_their_runtime(runnin
 
 
 def test_a_context_is_not_destroyed_while_it_runs(running: Running, stand_in: StandInDriver) -> None:
-    stand_in.delay(2000)
+    stand_in.delay(400_000)
     assert running.context.execute_async_v3(running.stream.handle)
     running.context = None
     assert UNDEFINED == ["a context was destroyed while it was running"]
 
 
 def test_activation_memory_is_not_taken_from_a_running_context(running: Running, stand_in: StandInDriver) -> None:
-    stand_in.delay(2000)
+    stand_in.delay(400_000)
     assert running.context.execute_async_v3(running.stream.handle)
     set_memory = running.library.set_activation_memory
     refused("running", lambda: set_memory(running.context, running.scratch.address, running.scratch.bytes))
