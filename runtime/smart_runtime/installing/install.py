@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -65,16 +65,7 @@ class InstalledPlan:
     @property
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
-        proofs = [
-            {
-                "against": proof.against,
-                "images": proof.result.images,
-                "max_rel_diff": proof.result.max_rel_diff,
-                "argmax_agreement": proof.result.argmax_agreement,
-                "tolerance": proof.result.tolerance,
-            }
-            for proof in self.proofs
-        ]
+        proofs = [{"against": proof.against, **asdict(proof.result)} for proof in self.proofs]
         return {
             "path": self.name,
             "was_there": self.was_there,

@@ -69,6 +69,7 @@ class Seat:
 
     def __init__(self, program: Program, *, stream: int) -> None:
         self.images = 0
+        self.log: Any = None  # the program's own
         self.context: Any = None  # before what it needs: whatever drops this, drops them in this order
         self._keeps = program.keeps
         try:

@@ -117,6 +117,7 @@ class Program:
 
     def bind(self, seat: Seat, lane: Lane) -> None:
         """Let the context of ``seat`` work in the buffers of ``lane`` from now on."""
+        seat.log = self._library.logger()
         addresses = {self._inputs.name: lane.device_in.address, self._outputs.name: lane.device_out.address}
         with self._refusing("did not take its buffers") as log:
             if not all(seat.context.set_tensor_address(name, address) for name, address in addresses.items()):
@@ -177,7 +178,7 @@ class Program:
         return times
 
     def _enqueue(self, seat: Seat, images: int, stream: int) -> None:
-        with self._refusing("could not run the graph") as log:
+        with self._refusing("could not run the graph", seat.log) as log:
             if seat.images != images:
                 seat.images = 0
                 if not seat.context.set_input_shape(self._inputs.name, (images, *self._inputs.shape)):
@@ -187,9 +188,9 @@ class Program:
                 raise self._refused("could not run the graph", log)
 
     @contextmanager
-    def _refusing(self, what: str) -> Iterator[Log]:
-        """Make an error of ours of whatever the library raises; yields what it says meanwhile."""
-        log = self._library.logger()
+    def _refusing(self, what: str, log: Log | None = None) -> Iterator[Log]:
+        """Make an error of ours of whatever the library raises; yields what it says meanwhile, in ``log`` if given."""
+        log = self._library.logger() if log is None else log.listen()
         try:
             yield log
         except BaseException as error:
