@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cuda.stand_in import stand_in
+from runtime.bundles import write_bundle
 from trt.fake_tensorrt import UNDEFINED
 
 __all__ = ["stand_in"]
@@ -18,3 +20,9 @@ def nothing_undefined() -> Iterator[None]:
     UNDEFINED.clear()
     yield
     assert not UNDEFINED
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that no test may change."""
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")

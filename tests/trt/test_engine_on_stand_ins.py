@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import as_float, graph_files, random_images, write_bundle
+from runtime.bundles import as_float, graph_files, random_images
 from runtime.fakes import TIMEOUT, Thread
 from smart_runtime import BatchRange, EngineOptions, Result, SmartModel
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -29,11 +29,6 @@ from trt.machine import gpu_machine
 PATHS = ("clean", "robust")
 IMAGES = as_float(random_images(24))
 OPTIONS = EngineOptions(batch=BatchRange(1, 4, 8))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

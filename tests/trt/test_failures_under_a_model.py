@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import as_float, random_images, write_bundle
+from runtime.bundles import as_float, random_images
 from smart_common.errors import MissingExtraError
 from smart_runtime import BatchRange, ClosedError, DeviceLostError, EngineError, EngineOptions, InputError, SmartModel
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -32,11 +32,6 @@ SLOW = pytest.param(1, marks=pytest.mark.slow)
 EVERY, EVERY_OF_FEW = pytest.mark.parametrize("every", [41, SLOW]), pytest.mark.parametrize("every", [11, SLOW])
 
 Work = Callable[[SmartModel], Any]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

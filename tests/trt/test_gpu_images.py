@@ -13,7 +13,7 @@ import pytest
 
 from cuda.stand_in import StandInDriver
 from hardened.striking import places, struck
-from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images, write_bundle
+from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images
 from runtime.fakes import TIMEOUT
 from smart_runtime import BatchRange, EngineOptions, SmartModel, SwitchRequest
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -27,11 +27,6 @@ EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.s
 N, C, H, W = 2, CHANNELS, HEIGHT, WIDTH
 IMAGES = as_float(random_images(17))
 OPTIONS = EngineOptions(batch=BatchRange(3, 4, 8))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

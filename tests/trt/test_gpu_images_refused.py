@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images, write_bundle
+from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images
 from smart_runtime import BatchRange, EngineError, EngineOptions, InputError, SmartModel
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.cuda.dlpack import DLDataType
@@ -29,11 +29,6 @@ UINT8, FLOAT16, FLOAT32X4, BFLOAT16 = (
     DLDataType(2, 32, 4),
     DLDataType(4, 16, 1),
 )
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,13 @@ import pytest
 
 from cuda.stand_in import StandInDriver
 from hardened.striking import handled, places
-from runtime.bundles import as_float, expected_scores, random_images, write_bundle
+from runtime.bundles import as_float, expected_scores, random_images
 from runtime.fakes import Thread
 from smart_runtime import BatchRange, ClosedError, EngineError, EngineOptions, SmartModel
 from trt.machine import gpu_machine
 
 FLOATS = as_float(random_images(3))
 EVERY = pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture

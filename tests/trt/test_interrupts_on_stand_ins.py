@@ -13,7 +13,7 @@ import pytest
 
 from cuda.stand_in import StandInDriver
 from hardened.striking import interrupt, places, struck
-from runtime.bundles import as_float, expected_scores, graph_files, random_images, write_bundle
+from runtime.bundles import as_float, expected_scores, graph_files, random_images
 from runtime.fakes import Thread
 from smart_runtime import BatchRange, EngineOptions, SmartModel
 from smart_runtime.engines.cuda import lane_pool
@@ -26,11 +26,6 @@ TIGHT = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "
 
 # A file that is struck between its opening and its owner is closed by its finalizer, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import write_bundle
 from smart_runtime.cli import main
 from smart_runtime.engines import Batch, EngineOptions, Scores
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -23,11 +22,6 @@ from smart_runtime.selfcheck.model_checks import CHECKS, Subject
 from trt.machine import gpu_machine
 
 CPU = "onnxruntime-cpu"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(autouse=True)
