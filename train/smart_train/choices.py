@@ -25,6 +25,7 @@ MAX_ARGUMENTS = 16
 
 MaskMode = Literal["gradual", "regrow", "static"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+Schedule = Literal["cosine", "cyclic", "steps"]
 Scope = Literal["block", "all"]
 Score = Literal["magnitude", "gradient"]
 
@@ -34,6 +35,7 @@ ATTACKS: Mapping[str, str] = {"pgd": "smart_train.attacks:PGD", "fgsm-rs": "smar
 DATA_SPECS = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR"
 MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCORES: tuple[Score, ...] = get_args(Score)
 STRUCTURES = structure_names()

@@ -39,9 +39,10 @@ from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
-from smart_train.training.loop import EpochReport, Trainer, TrainResult
+from smart_train.training.loop import Trainer
 from smart_train.training.owner import owning_output
 from smart_train.training.recipe import RECIPE
+from smart_train.training.results import EpochReport, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 from smart_train.training.trial_run import try_out

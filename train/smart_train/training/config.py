@@ -10,7 +10,7 @@ import torch
 
 from smart_common.errors import alternatives
 from smart_train.attacks import Attack
-from smart_train.choices import MAX_INTEGER, PRECISIONS, Argument, Precision
+from smart_train.choices import MAX_INTEGER, PRECISIONS, SCHEDULES, Argument, Precision, Schedule
 from smart_train.data.augment import Augmentation
 from smart_train.errors import ConfigError
 from smart_train.masking.plan import MaskPlan
@@ -39,7 +39,8 @@ class TrainConfig:
         train_images: train on this many images, every class in its proportion; None for all.
         test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
         epochs, batch_size: the paths share a batch half and half; images that do not fill one wait for the next epoch.
-        learning_rate: the peak; linear warm-up over 5% of the steps, then cosine to 0.
+        learning_rate: the peak.
+        schedule: how the learning rate comes and goes, see `schedule.learning_rate`.
         weight_decay: L2, on all parameters.
         seed: of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -64,6 +65,7 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.1
+    schedule: Schedule = "cosine"
     weight_decay: float = 5e-4
     seed: int = 0
     device: str = "auto"
@@ -92,13 +94,23 @@ class TrainConfig:
             )
         if self.normalize not in (None, "data", "imagenet", "none"):
             parse_normalisation(str(self.normalize))
-        if self.method not in METHODS:
-            raise ConfigError(f"unknown method {alternatives(str(self.method), METHODS)}")
-        load_method(self.method).read_options(self.method_options)
+        self._check_method()
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {alternatives(str(self.precision), PRECISIONS)}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"expected a seed from 0 to {2**32 - 1}, got {self.seed}")
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"unknown method {alternatives(str(self.method), METHODS)}")
+        method = load_method(self.method)
+        method.read_options(self.method_options)
+        if method.attack not in (None, self.attack.name):
+            raise ConfigError(
+                f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; leave it out"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"unknown schedule {alternatives(str(self.schedule), SCHEDULES)}")
 
     def check_device(self) -> None:
         """Raise ConfigError if the device is not there, or has not the precision."""
@@ -117,4 +129,6 @@ class TrainConfig:
             del record["method_options"]
         if self.normalize is None:  # likewise
             del record["normalize"]
+        if self.schedule == TrainConfig.schedule:  # likewise
+            del record["schedule"]
         return record
