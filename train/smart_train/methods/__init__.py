@@ -14,6 +14,7 @@ METHODS: Mapping[str, str] = {
     "smart": "smart_train.methods.smart:SMART",
     "pgd-at": "smart_train.methods.pgd_at:PGD_AT",
     "trades": "smart_train.methods.trades:TRADES",
+    "oat": "smart_train.methods.oat:OAT",
 }
 """Where the method of each name is, so that the names cost no import of torch."""
 
