@@ -15,6 +15,7 @@ METHODS: Mapping[str, str] = {
     "pgd-at": "smart_train.methods.pgd_at:PGD_AT",
     "trades": "smart_train.methods.trades:TRADES",
     "oat": "smart_train.methods.oat:OAT",
+    "float": "smart_train.methods.float_noise:FLOAT",
 }
 """Where the method of each name is, so that the names cost no import of torch."""
 

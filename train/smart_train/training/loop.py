@@ -329,6 +329,7 @@ class Trainer:
                 **({"notes": list(data.notes)} if data.notes else {}),
             },
             **({"permutation": {name: asdict(gain) for name, gain in self._gains.items()}} if self._gains else {}),
+            **self._training.record(),
             "best_epoch": self._progress.best_epoch,
             "history": self.history,
             "versions": {"torch": str(torch.__version__)},
