@@ -135,7 +135,7 @@ def read_shares(raw: Mapping[str, Any], read: Reader) -> Shares:
     name = read.text(raw, "shares") if "shares" in raw else "weights"
     if name not in SHARES:
         raise read.fail(f"one of {', '.join(SHARES)} as what the paths share")
-    return cast("Shares", name)
+    return name
 
 
 def read_state(

@@ -201,8 +201,8 @@ def randomised(checkpoint: Checkpoint) -> SmartNetwork:
 def _batches(images: Tensor) -> Iterator[Tensor]:
     """Yield all ``images``, uint8 (N, H, W, C), once for each draw of noise."""
     for _ in range(_DRAWS):
-        for part in images.split(_BATCH):
-            yield to_tensor(part)
+        for first in range(0, len(images), _BATCH):
+            yield to_tensor(images[first : first + _BATCH])
 
 
 def _noise_record(found: Any, *, layers: Sequence[str], paths: Sequence[str]) -> tuple[list[float], dict[str, float]]:
