@@ -117,7 +117,7 @@ class _Modulation:
         assert isinstance(norm, ExpertBatchNorm2d)
         keep = norm.mask if norm.held is not None or norm.gate is None else norm.gate
         shift = self.shift if keep is None else self.shift * keep.view(1, -1, 1, 1)
-        return output * self.scale.to(output.dtype) + shift.to(output.dtype)
+        return torch.addcmul(shift.to(output.dtype), output, self.scale.to(output.dtype))
 
 
 class ConditionalNetwork(nn.Module):

@@ -7,7 +7,8 @@ with random numbers is of no use on a device: deployed is one draw for each of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from smart_train.errors import CheckpointError, NetworkError
 from smart_train.masking.deriving import derived
 from smart_train.masking.layers import ExpertConv2d
 from smart_train.masking.network import PathNetwork, SmartNetwork
-from smart_train.masking.norm_statistics import averaged_statistics
 from smart_train.masking.passes import Out, Pass
+from smart_train.masking.statistics import reestimate_
 from smart_train.methods.interface import Batch, Method, PathSpec, Sampler, Setup, Step, Training, attacked, masked
 from smart_train.methods.oat import short_steps
 from smart_train.methods.smart import CLEAN, ROBUST, Smart
@@ -71,7 +72,7 @@ class WeightNoise(nn.Module):
 
     def perturbed(self, layer: int, weight: Tensor, *, strength: float) -> Tensor:
         """Return ``weight`` of the layer of that number with new noise; neither it nor its scale has a gradient."""
-        if self._generator is None:
+        if self._generator is None or self._generator.device != weight.device:
             seed = np.random.SeedSequence([self.seed, *self._numbers]).generate_state(1)
             self._generator = torch.Generator(device=weight.device).manual_seed(int(seed[0]))
         noise = torch.empty_like(weight).normal_(generator=self._generator)
@@ -147,17 +148,14 @@ class Float(Smart):
         """
         sources = {name: ROBUST if strength else CLEAN for name, strength in STRENGTHS.items()}
         net = derived(self.net, sources, shares="nothing")
-        noisy = {net.path(name): strength for name, strength in STRENGTHS.items() if strength}
+        noisy = [name for name, strength in STRENGTHS.items() if strength]
         generator = torch.Generator().manual_seed(self._noise.seed)
-        for path, strength in noisy.items():
-            self._noise.freeze_(path, strength=strength, generator=generator)
+        for name in noisy:
+            self._noise.freeze_(net.path(name), strength=STRENGTHS[name], generator=generator)
         self._noise.restart(0)
         attack, robust = short_steps(self.setup.attack), self.net.path(ROBUST)
-        batches = [attacked(robust, batch, attack) for batch in sample(STATISTICS_IMAGES)]
-        for path in noisy:
-            with torch.no_grad(), averaged_statistics(path):
-                for images in batches:
-                    path(images)
+        batches = (attacked(robust, batch, attack) for batch in sample(STATISTICS_IMAGES))
+        reestimate_(net, net, ([Pass(name, images) for name in noisy] for images in batches))
         return net
 
     def record(self) -> dict[str, Any]:
@@ -181,28 +179,18 @@ def randomised(checkpoint: Checkpoint) -> SmartNetwork:
     noise = WeightNoise(net.path(net.path_names[0]), seed=0)
     alpha, strengths = _noise_record(found, layers=noise.names, paths=net.path_names)
     calm = next(name for name, strength in strengths.items() if not strength)
+    noisy = [name for name, strength in strengths.items() if strength]
     with torch.no_grad():
         noise.alpha.copy_(torch.tensor(alpha))
-        for name, strength in strengths.items():
-            path = net.path(name)
-            if not strength:
-                continue
-            for layer in noise.names:
-                path.network.get_submodule(layer).load_state_dict(
-                    net.path(calm).network.get_submodule(layer).state_dict()
-                )
-            noise.randomise_(path, strength=strength)
-            with averaged_statistics(path):
-                for images in _batches(checkpoint.samples.adversarial[name]):
-                    path(images)
+        for name, layer in product(noisy, noise.names):
+            target, source = (net.path(path).network.get_submodule(layer) for path in (name, calm))
+            target.load_state_dict(source.state_dict())
+    for name in noisy:
+        noise.randomise_(net.path(name), strength=strengths[name])
+        images = to_tensor(checkpoint.samples.adversarial[name])
+        passes = [Pass(name, images[first : first + _BATCH]) for first in range(0, len(images), _BATCH)]
+        reestimate_(net.path(name), net, [passes] * _DRAWS)
     return net
-
-
-def _batches(images: Tensor) -> Iterator[Tensor]:
-    """Yield all ``images``, uint8 (N, H, W, C), once for each draw of noise."""
-    for _ in range(_DRAWS):
-        for first in range(0, len(images), _BATCH):
-            yield to_tensor(images[first : first + _BATCH])
 
 
 def _noise_record(found: Any, *, layers: Sequence[str], paths: Sequence[str]) -> tuple[list[float], dict[str, float]]:
