@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,11 +112,18 @@ class _Modulation:
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         self.scale, self.shift = scale, shift
 
-    def __call__(self, norm: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    def __call__(self, norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         assert isinstance(norm, ExpertBatchNorm2d)
         keep = norm.mask if norm.held is not None or norm.gate is None else norm.gate
-        shift = self.shift if keep is None else self.shift * keep.view(1, -1, 1, 1)
-        return torch.addcmul(shift.to(output.dtype), output, self.scale.to(output.dtype))
+        scale, shift = self.scale, self.shift if keep is None else self.shift * keep.view(1, -1, 1, 1)
+        if norm.training or norm.running_mean is None or norm.running_var is None:
+            return output * scale.to(output.dtype) + shift.to(output.dtype)
+        # With fixed statistics both are one product and sum of the input: an attack need not go back through two.
+        weight, bias = norm.masked_affine()
+        assert bias is not None
+        slope = weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = shift + scale * (bias - norm.running_mean * slope).view(1, -1, 1, 1)
+        return inputs[0] * (scale * slope.view(1, -1, 1, 1)).to(output.dtype) + shift.to(output.dtype)
 
 
 class ConditionalNetwork(nn.Module):
