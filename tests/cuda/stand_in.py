@@ -64,7 +64,15 @@ class StandInDriver:
     def __init__(self, library: ctypes.CDLL | None = None) -> None:
         self.path = build() / "libcuda.so.1" if library is None else Path(library._name)
         self.library = ctypes.CDLL(str(self.path)) if library is None else library
-        for name in ("live", "calls", "pageable_copies", "freed_in_use", "unknown_frees", "touched"):
+        for name in (
+            "live",
+            "calls",
+            "calls_of_forked_children",
+            "pageable_copies",
+            "freed_in_use",
+            "unknown_frees",
+            "touched",
+        ):
             getattr(self.library, f"fake_{name}").restype = ctypes.c_long
         self.library.fake_used.restype = ctypes.c_size_t
         self.library.fake_traced.restype = ctypes.c_char_p
@@ -108,6 +116,10 @@ class StandInDriver:
     def calls(self) -> int:
         """How many calls of the driver there were."""
         return int(self.library.fake_calls())
+
+    def calls_of_forked_children(self) -> int:
+        """How many calls forked children of the process that uses the driver have made; none would be in order."""
+        return int(self.library.fake_calls_of_forked_children())
 
     def trace(self, start: int = 0) -> list[str]:
         """The functions that were called, from the one with that number on."""

@@ -23,7 +23,7 @@ from smart_runtime.engines.engine import (
     EngineOptions,
     Scores,
 )
-from smart_runtime.errors import EngineError
+from smart_runtime.errors import ClosedError, EngineError
 
 __all__ = [
     "AUTO",
@@ -104,7 +104,7 @@ def _refusal(status: EngineStatus) -> str:
 def _why_not(candidate: str, bundle: Bundle | None, options: EngineOptions) -> str | None:
     try:
         return class_of(candidate).why_not_now(bundle, options)
-    except (EngineError, MissingExtraError) as error:  # it is installed, and does not load
+    except (ClosedError, EngineError, MissingExtraError) as error:  # it is installed, and does not load
         return f"{candidate}: {error}"
 
 
