@@ -18,7 +18,7 @@ _FORK_WHILE_A_CALL_RUNS = """
 import ctypes, gc, json, os, signal, sys, threading
 import numpy as np
 from cuda.stand_in import StandInDriver
-from smart_runtime import BatchRange, ClosedError, EngineOptions, SmartModel
+from smart_runtime import BatchRange, ClosedError, EngineOptions, SmartModel, engines
 from trt.fake_tensorrt.execution import Call
 
 def load(engine):
@@ -29,6 +29,7 @@ def told():  # on the GPU in one sentence, and on the CPU of it
         load("tensorrt")
     except ClosedError as error:
         sentence = str(error)
+    engines.has_library = lambda info: info.name in {"tensorrt", "onnxruntime-cpu"}
     with load("auto") as own:
         right = bool(np.array_equal(own(images), known))
         print(json.dumps([sentence, own.engine_name, right, own.notes]), flush=True)
@@ -63,8 +64,7 @@ for end in (lambda: os._exit(3), lambda: sys.exit(3), let_go, told):
         signal.alarm(60)  # a hang must end
         end()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
-    children = 0 if end is told else driver.calls_of_forked_children()  # that asks for the driver's version
-    assert (driver.live(), driver.used(), driver.calls(), children) == before
+    assert (driver.live(), driver.used(), driver.calls(), driver.calls_of_forked_children()) == before
 assert not scores, "the call ran all along"
 go_on.set()
 caller.join()
