@@ -150,8 +150,8 @@ class StandInDriver:
     def leaks(self) -> dict[str, Any]:
         """What is still there, or went wrong; empty if all is well.
 
-        A primary context that is retained is no leak: CUDA's libraries keep it to the end of the process, and so does a
-        block of `Device.use` that an interrupt strikes as it begins or ends. `live` counts them.
+        A primary context that is retained is no leak: the runtime keeps it to the end of the process, as CUDA's own
+        libraries do. `live` counts them.
         """
         found = {**self.live(), **self.faults(), "bytes": self.used(0) + self.used(1)}
         return {what: count for what, count in found.items() if count and what != "contexts"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from traceback import clear_frames
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -110,10 +110,11 @@ class Program:
     def new_context(self, stream: int) -> Any:
         """Return a new execution context for runs in ``stream``, which has no memory of its own for activations."""
         with self._refusing("made no execution context") as log:
-            context = self._library.new_context(self._engine, stream=stream, cache=self._cache)
-            if context is None:
-                raise self._refused("made no execution context", log)
-        return context
+            # It gets no name: the traceback of an interrupt that comes as this block ends would keep it past its plan.
+            return self._library.new_context(self._engine, stream=stream, cache=self._cache) or self._no_context(log)
+
+    def _no_context(self, log: Log) -> NoReturn:
+        raise self._refused("made no execution context", log)
 
     def bind(self, seat: Seat, lane: Lane) -> None:
         """Let the context of ``seat`` work in the buffers of ``lane`` from now on."""
