@@ -49,8 +49,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     @classmethod
     def why_not_now(cls, bundle: Bundle | None, options: EngineOptions) -> str | None:  # noqa: ARG003  # see `Engine`
         """Return None, since nothing needs building; raise MissingExtraError or EngineError if it does not load."""
-        Device.shared(options.device).check()
+        device = Device.shared(options.device)
         _load_provider()
+        device.check()  # last: it takes memory of the GPU for good
         return None
 
     def describe(self) -> dict[str, Any]:
