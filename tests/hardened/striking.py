@@ -75,8 +75,9 @@ def _goes_on(frame: FrameType) -> bool:
     What is thrown into one looks like that to a profiler, and is none to an interrupt.
     """
     caller = frame.f_back
-    ends_block = caller is not None and caller.f_code is contextlib._GeneratorContextManager.__exit__.__code__
-    return ends_block and caller.f_locals["typ"] is None
+    if caller is None or caller.f_code is not contextlib._GeneratorContextManager.__exit__.__code__:
+        return False
+    return caller.f_locals["typ"] is None
 
 
 def places(work: Callable[[], object], *, function: str | None = None) -> list[int]:
