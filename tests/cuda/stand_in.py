@@ -118,7 +118,7 @@ class StandInDriver:
         return int(self.library.fake_calls())
 
     def calls_of_forked_children(self) -> int:
-        """How many calls forked children of the process that uses the driver have made; none would be in order."""
+        """How many calls forked children of the process that uses the driver have made, but for its version."""
         return int(self.library.fake_calls_of_forked_children())
 
     def trace(self, start: int = 0) -> list[str]:
