@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.inputs import Images, NumpyImages, prepare
 from smart_runtime.memory import give_back_freed, resident_bytes
 from smart_runtime.outputs import check_scores
+from smart_runtime.proofs import facts_of, proof
+from smart_runtime.reference import stored_scores
 
 if TYPE_CHECKING:
     from smart_runtime.engines.cuda.gpu_images import GpuImages
@@ -149,6 +151,7 @@ class Loader:
         Once this has returned, another bundle may take the directory's place.
         """
         self._options = options
+        self._unproved: frozenset[str] = frozenset()
         self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
         try:
             self.choice = choose_engine(engine, self.bundle, options=options)
@@ -190,6 +193,7 @@ class Loader:
                 inputs=manifest.input,
                 outputs=manifest.output,
                 options=self._options,
+                prove=partial(self._prove, path),
             )
         except MemoryError as error:  # of the bytes; the engine's own shortage comes in our words
             raise OutOfMemoryError(
@@ -206,6 +210,27 @@ class Loader:
             engine.close()
             raise
         return loaded
+
+    def _prove(self, path: str, engine: Engine) -> Mapping[str, Any]:
+        """Hold what an engine compiled of ``path`` against the export's scores: a `Prove` of one path."""
+        stored = stored_scores(self.bundle, path, read=self._held[path].read_file)
+        if stored is None:
+            self._unproved |= {path}
+            return {}
+        return facts_of(path, [proof(engine, stored, options=self._options)])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about how the paths were loaded, a sentence each."""
+        if not self._unproved:
+            return self.choice.passed_over
+        names = " and ".join(sorted(self._unproved))
+        return (
+            *self.choice.passed_over,
+            f"nothing proves that {self.choice.engine} computes {names} on this device as it was exported: the bundle "
+            "has no scores of its own; export it again, or let `smart-run install` compare with ONNX Runtime on the "
+            "CPU (pip install 'smart-edge[cpu]')",
+        )
 
     def _try(self, loaded: LoadedPath) -> None:
         """Run an image alone and beside another one: its scores must be the same."""

@@ -21,7 +21,9 @@ from smart_runtime.engines.engine import (
     DeviceTimes,
     Engine,
     EngineOptions,
+    Prove,
     Scores,
+    without_proof,
 )
 from smart_runtime.errors import EngineError
 
@@ -34,6 +36,7 @@ __all__ = [
     "DeviceTimes",
     "Engine",
     "EngineOptions",
+    "Prove",
     "Scores",
     "check_available",
     "choose_engine",
@@ -109,7 +112,13 @@ def _why_not(candidate: str, bundle: Bundle | None, options: EngineOptions) -> s
 
 
 def create_engine(
-    name: str, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions = DEFAULT_OPTIONS
+    name: str,
+    graph: GraphBytes,
+    *,
+    inputs: InputSpec,
+    outputs: OutputSpec,
+    options: EngineOptions = DEFAULT_OPTIONS,
+    prove: Prove = without_proof,
 ) -> Engine:
     """Return an engine that runs ``graph``; ``graph`` may be dropped afterwards.
 
@@ -119,12 +128,14 @@ def create_engine(
         inputs: What the graph must take.
         outputs: What the graph must give.
         options: How it is to run.
+        prove: Called, by an engine that compiles graphs for this device, where what it has compiled is not proved yet.
 
     Raises:
-        EngineError: No such engine, or the engine refuses the graph, or the graph takes or gives something else.
+        EngineError: No such engine, or the engine refuses the graph, or the graph takes or gives something else;
+            DisprovedError, ``prove`` says that it computes something else.
         MissingExtraError: The engine's library is not installed.
     """
-    return _factory(name).create(graph, inputs=inputs, outputs=outputs, options=options)
+    return _factory(name).create(graph, inputs=inputs, outputs=outputs, options=options, prove=prove)
 
 
 def open_engine(
