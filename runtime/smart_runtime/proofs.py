@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines.engine import Engine, EngineOptions
 from smart_runtime.errors import DisprovedError
-from smart_runtime.reference import TOLERANCES, ParityResult, StoredScores, compare
+from smart_runtime.reference import TOLERANCES, ParityResult, ReadFile, StoredScores, compare, stored_scores
 
 EXPORT = "bundle"
 """What a `Proof` is against whose scores are those of the export, in the bundle."""
@@ -39,6 +40,17 @@ def proof(engine: Engine, stored: StoredScores, *, against: str = EXPORT, option
     """
     tolerance = max(stored.tolerance, TOLERANCES["fp16"]) if options.tf32 else stored.tolerance
     return Proof(against=against, result=compare(engine, stored, tolerance=tolerance))
+
+
+def proofs_by_export(
+    engine: Engine, bundle: Bundle, name: str, *, options: EngineOptions, read: ReadFile | None = None
+) -> tuple[Proof, ...]:
+    """Hold ``engine`` against what its graph ``name`` answered at export; empty where the bundle does not say.
+
+    Errors are those of `proof` and of `stored_scores`, which takes ``read`` too.
+    """
+    stored = stored_scores(bundle, name, read=read)
+    return () if stored is None else (proof(engine, stored, options=options),)
 
 
 def facts_of(name: str, proofs: Sequence[Proof], *, remedy: str = NOT_USED) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.bundle.manifest import MAX_REFERENCE_IMAGES
+from smart_runtime.bundle.manifest import MAX_REFERENCE_IMAGES, Manifest
 from smart_runtime.engines.engine import Batch, Engine, Scores
 from smart_runtime.errors import BundleError
 from smart_runtime.outputs import check_shape
@@ -94,8 +94,8 @@ def stored_scores(bundle: Bundle, name: str, *, read: ReadFile | None = None) ->
         BundleError: A file was changed or is gone, or is not what the manifest says.
         OSError: The system cannot read a file.
     """
-    manifest = bundle.manifest
-    graph, reference = manifest.graph(name), manifest.reference
+    manifest, reference = bundle.manifest, bundle.manifest.reference
+    manifest.graph(name)  # PathError, if there is none
     if reference is None or name not in reference.scores:
         return None
     read = bundle.read if read is None else read
@@ -105,8 +105,17 @@ def stored_scores(bundle: Bundle, name: str, *, read: ReadFile | None = None) ->
         raise BundleError(f"expected values in [0, 1] in {reference.inputs!r}, got others; export the bundle again")
     if not np.isfinite(scores).all():
         raise BundleError(f"expected finite scores in {reference.scores[name]!r}, got others; export the bundle again")
-    tolerance = max(TOLERANCES.get(manifest.precision, 0.0), min(graph.tolerance or 0.0, MAX_TOLERANCE))
-    return StoredScores(name=name, images=images, scores=scores, tolerance=tolerance)
+    return StoredScores(name=name, images=images, scores=scores, tolerance=tolerance_of(manifest, name))
+
+
+def tolerance_of(manifest: Manifest, name: str) -> float:
+    """Return what another engine's scores of the graph ``name`` may be off by; a deep network may claim more in fp32.
+
+    Raises:
+        PathError: No graph is called that.
+    """
+    claimed = min(manifest.graph(name).tolerance or 0.0, MAX_TOLERANCE)
+    return max(TOLERANCES.get(manifest.precision, 0.0), claimed)
 
 
 def compare(engine: Engine, stored: StoredScores, *, tolerance: float | None = None) -> ParityResult:

@@ -23,8 +23,6 @@ from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.inputs import Images, NumpyImages, prepare
 from smart_runtime.memory import give_back_freed, resident_bytes
 from smart_runtime.outputs import check_scores
-from smart_runtime.proofs import facts_of, proof
-from smart_runtime.reference import stored_scores
 
 if TYPE_CHECKING:
     from smart_runtime.engines.cuda.gpu_images import GpuImages
@@ -213,11 +211,12 @@ class Loader:
 
     def _prove(self, path: str, engine: Engine) -> Mapping[str, Any]:
         """Hold what an engine compiled of ``path`` against the export's scores: a `Prove` of one path."""
-        stored = stored_scores(self.bundle, path, read=self._held[path].read_file)
-        if stored is None:
+        from smart_runtime.proofs import facts_of, proofs_by_export  # noqa: PLC0415  # only for who compiles
+
+        proofs = proofs_by_export(engine, self.bundle, path, options=self._options, read=self._held[path].read_file)
+        if not proofs:
             self._unproved |= {path}
-            return {}
-        return facts_of(path, [proof(engine, stored, options=self._options)])
+        return facts_of(path, proofs)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ from smart_runtime.engines.plans import PlanCache
 from smart_runtime.engines.trt.installed import Installer, OnPhase, batch_of
 from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
 from smart_runtime.errors import EngineError
-from smart_runtime.proofs import NOT_USED, Proof, facts_of, proof
-from smart_runtime.reference import TOLERANCES, StoredScores, stored_scores
+from smart_runtime.proofs import NOT_USED, Proof, facts_of, proof, proofs_by_export
+from smart_runtime.reference import StoredScores, tolerance_of
 
 RANDOM_IMAGES = 64
 _SEED = 0
@@ -189,9 +189,7 @@ def _install(
 
 def _proofs(bundle: Bundle, name: str, engine: Engine, graph: GraphBytes, *, options: EngineOptions) -> Iterator[Proof]:
     """Hold an engine against the scores in the bundle, and against the reference engine where that is installed."""
-    stored = stored_scores(bundle, name)
-    if stored is not None:
-        yield proof(engine, stored, options=options)
+    yield from proofs_by_export(engine, bundle, name, options=options)
     if not engine_status(REFERENCE_ENGINE).available:
         return
     manifest = bundle.manifest
@@ -201,8 +199,7 @@ def _proofs(bundle: Bundle, name: str, engine: Engine, graph: GraphBytes, *, opt
         expected = np.concatenate([reference.run(images[i : i + 8]) for i in range(0, RANDOM_IMAGES, 8)])
     finally:
         reference.close()
-    tolerance = TOLERANCES[graph.precision] if stored is None else stored.tolerance
-    answered = StoredScores(name=name, images=images, scores=expected, tolerance=tolerance)
+    answered = StoredScores(name=name, images=images, scores=expected, tolerance=tolerance_of(manifest, name))
     yield proof(engine, answered, against=REFERENCE_ENGINE, options=options)
 
 
