@@ -183,7 +183,7 @@ def test_prune_works_without_a_driver_and_keeps_what_that_may_use(
     done = run("install", "--prune", "--json")
     assert done.exit_code == 0
     assert {one["name"] for one in json.loads(done.stdout)["pruned"]} == {bad.name, key_digest(old.key)}
-    assert "plans of tensorrt were kept, whatever they are: this device cannot run tensorrt: no GPU" in done.stderr
+    assert "the plans of tensorrt were not judged and stay: this device cannot run tensorrt: no GPU" in done.stderr
     assert plans_in_cache() == kept
     assert len(machine) == 2
 

@@ -96,7 +96,7 @@ def install(
     chosen = None if bundle is None else work.installing_engine(engine)
     gone, not_judged = work.prune(engine, options=options) if prune else ((), {})
     for name, why in not_judged.items():
-        note(f"plans of {name} were kept, whatever they are: {why}")
+        note(f"the plans of {name} were not judged and stay: {why}")
     plans: list[InstalledPlan] = []
     if_interrupted(lambda: _kept(plans, gone=len(gone)))
     opened = None
