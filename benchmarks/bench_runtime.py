@@ -146,7 +146,6 @@ class Idle(Engine):
         inputs: InputSpec,  # noqa: ARG003
         outputs: OutputSpec,
         options: EngineOptions,  # noqa: ARG003
-        **_: Any,
     ) -> Idle:
         """Return one for so many classes."""
         return cls(outputs.classes)

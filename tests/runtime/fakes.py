@@ -14,7 +14,7 @@ from runtime.bundles import CLASSES, graph_files
 from smart_devices import EngineInfo, EngineStatus
 from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.engines import Batch, DeviceTimes, Engine, EngineOptions, Prove, Scores
+from smart_runtime.engines import Batch, DeviceTimes, Engine, EngineOptions, Scores
 
 TIMEOUT = 60  # seconds until a test that hangs fails
 
@@ -23,9 +23,7 @@ class FakeEngine(Engine):
     """An engine whose test says how it runs."""
 
     @classmethod
-    def create(
-        cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions, prove: Prove
-    ) -> FakeEngine:
+    def create(cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions) -> FakeEngine:
         raise NotImplementedError("made by its test")
 
     def close(self) -> None: ...
@@ -48,7 +46,6 @@ class Faster(FakeEngine):
         inputs: InputSpec,  # noqa: ARG003
         outputs: OutputSpec,
         options: EngineOptions,  # noqa: ARG003
-        **_: Any,
     ) -> Faster:
         return cls(outputs.classes)
 

@@ -135,7 +135,7 @@ def create_engine(
             DisprovedError, ``prove`` says that it computes something else.
         MissingExtraError: The engine's library is not installed.
     """
-    return _factory(name).create(graph, inputs=inputs, outputs=outputs, options=options, prove=prove)
+    return _factory(name).create_proved(graph, inputs=inputs, outputs=outputs, options=options, prove=prove)
 
 
 def open_engine(

@@ -152,10 +152,24 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def create(
-        cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions, prove: Prove
-    ) -> Engine:
+    def create(cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions) -> Engine:
         """Return an engine made from the very bytes of ``graph``; arguments and errors are those of `create_engine`."""
+
+    @classmethod
+    def create_proved(
+        cls,
+        graph: GraphBytes,
+        *,
+        inputs: InputSpec,
+        outputs: OutputSpec,
+        options: EngineOptions,
+        prove: Prove,  # noqa: ARG003  # for those that compile
+    ) -> Engine:
+        """Return an engine as `create` does; one that keeps what it compiles proves that first, if it is not proved.
+
+        By default nothing is compiled to be kept, and so there is nothing to prove.
+        """
+        return cls.create(graph, inputs=inputs, outputs=outputs, options=options)
 
     @classmethod
     def open_file(

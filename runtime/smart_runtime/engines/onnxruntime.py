@@ -12,7 +12,7 @@ import numpy as np
 from smart_common.errors import MissingExtraError, shortened
 from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
-from smart_runtime.engines.engine import Batch, Engine, EngineOptions, Prove, Scores, without_proof
+from smart_runtime.engines.engine import Batch, Engine, EngineOptions, Scores
 from smart_runtime.engines.onnx_weights import Tensor, external_tensors
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 
@@ -46,13 +46,7 @@ class OnnxRuntimeEngine(Engine):
 
     @classmethod
     def create(
-        cls,
-        graph: GraphBytes,
-        *,
-        inputs: InputSpec,
-        outputs: OutputSpec,
-        options: EngineOptions,
-        prove: Prove = without_proof,  # noqa: ARG003  # it keeps nothing that it compiles
+        cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions
     ) -> OnnxRuntimeEngine:
         """Return a session made from the very bytes of ``graph``; see `create_engine`."""
         session = cls._session_of(graph.model, external_tensors(graph), options=options)

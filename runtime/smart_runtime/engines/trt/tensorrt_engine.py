@@ -15,7 +15,7 @@ from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.gpu_images import GpuImages
 from smart_runtime.engines.cuda.lane_pool import LanePool, Turn
-from smart_runtime.engines.engine import Batch, DeviceTimes, Engine, EngineOptions, Prove, Scores
+from smart_runtime.engines.engine import Batch, DeviceTimes, Engine, EngineOptions, Prove, Scores, without_proof
 from smart_runtime.engines.plans import Entry, PlanCache, StoredPlan
 from smart_runtime.engines.trt.installed import Installer
 from smart_runtime.engines.trt.library import Library, LibraryName
@@ -46,6 +46,13 @@ class TensorRtEngine(Engine):
 
     @classmethod
     def create(
+        cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions
+    ) -> TensorRtEngine:
+        """Return the engine of ``graph``, whose plan nothing proves if it is built now; see `create_engine`."""
+        return cls.create_proved(graph, inputs=inputs, outputs=outputs, options=options, prove=without_proof)
+
+    @classmethod
+    def create_proved(
         cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions, prove: Prove
     ) -> TensorRtEngine:
         """Return the engine of ``graph``, whose plan is built now if it is not installed; see `create_engine`."""
