@@ -14,6 +14,7 @@ import pytest
 from runtime.bundles import REFERENCE_IMAGES, as_float, expected_scores, random_images, write_bundle
 from smart_runtime import EngineOptions, SmartModel
 from smart_runtime.engines import Engine
+from smart_runtime.engines.trt.library import Library
 from smart_runtime.errors import DisprovedError, EngineError
 from smart_runtime.proofs import facts_of, proof
 from smart_runtime.reference import StoredScores
@@ -105,6 +106,21 @@ def test_an_installed_plan_without_a_proof_that_fails_is_set_aside(
         load(with_scores)
     assert len(plans_in_cache()) == 1, "robust is untouched"
     load(with_scores).close()
+    assert len(machine) == 3
+
+
+def test_an_installed_plan_that_the_library_does_not_take_is_built_and_proved_anew(
+    machine: Any, with_scores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(with_scores).close()
+    before = {plan.read_bytes() for plan in plans_in_cache()}
+    deserialize = Library.deserialize
+    taken = iter([False])
+    monkeypatch.setattr(Library, "deserialize", lambda *given: deserialize(*given) if next(taken, True) else None)
+    with load(with_scores) as model:
+        assert_scores(model)
+    assert len(before & {plan.read_bytes() for plan in plans_in_cache()}) == 1
+    assert [one["proofs"] for one in facts()] == [["bundle"], ["bundle"]]
     assert len(machine) == 3
 
 
