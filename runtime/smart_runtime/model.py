@@ -320,7 +320,7 @@ class SmartModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about the bundle on this engine, a sentence each; logged as warnings when it is loaded."""
-        return notes_on(self.manifest, engine_name=self.engine_name) + self._state.loader.choice.passed_over
+        return notes_on(self.manifest, engine_name=self.engine_name) + self._state.loader.notes
 
     @property
     def engine_name(self) -> str:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -149,6 +149,7 @@ class Loader:
         Once this has returned, another bundle may take the directory's place.
         """
         self._options = options
+        self._unproved: frozenset[str] = frozenset()
         named = None if engine == AUTO else choose_engine(engine)  # first: without it, nothing of the bundle matters
         self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
         try:
@@ -191,6 +192,7 @@ class Loader:
                 inputs=manifest.input,
                 outputs=manifest.output,
                 options=self._options,
+                prove=partial(self._prove, path),
             )
         except MemoryError as error:  # of the bytes; the engine's own shortage comes in our words
             raise OutOfMemoryError(
@@ -207,6 +209,28 @@ class Loader:
             engine.close()
             raise
         return loaded
+
+    def _prove(self, path: str, engine: Engine) -> Mapping[str, Any]:
+        """Hold what an engine compiled of ``path`` against the export's scores: a `Prove` of one path."""
+        from smart_runtime.proofs import facts_of, proofs_by_export  # noqa: PLC0415  # only for who compiles
+
+        proofs = proofs_by_export(engine, self.bundle, path, options=self._options, read=self._held[path].read_file)
+        if not proofs:
+            self._unproved |= {path}
+        return facts_of(path, proofs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about how the paths were loaded, a sentence each."""
+        if not self._unproved:
+            return self.choice.passed_over
+        names = " and ".join(sorted(self._unproved))
+        return (
+            *self.choice.passed_over,
+            f"nothing proves that {self.choice.engine} computes {names} on this device as it was exported: the bundle "
+            "has no scores of its own; export it again, or let `smart-run install` compare with ONNX Runtime on the "
+            "CPU (pip install 'smart-edge[cpu]')",
+        )
 
     def _try(self, loaded: LoadedPath) -> None:
         """Run an image alone and beside another one: its scores must be the same."""

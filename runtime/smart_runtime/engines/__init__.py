@@ -23,7 +23,9 @@ from smart_runtime.engines.engine import (
     DeviceTimes,
     Engine,
     EngineOptions,
+    Prove,
     Scores,
+    without_proof,
 )
 from smart_runtime.errors import ClosedError, EngineError
 
@@ -39,6 +41,7 @@ __all__ = [
     "DeviceTimes",
     "Engine",
     "EngineOptions",
+    "Prove",
     "Scores",
     "check_available",
     "choose_engine",
@@ -126,6 +129,7 @@ def create_engine(
     inputs: InputSpec,
     outputs: OutputSpec,
     options: EngineOptions = DEFAULT_OPTIONS,
+    prove: Prove = without_proof,
 ) -> Engine:
     """Return an engine that runs ``graph``; ``graph`` may be dropped afterwards.
 
@@ -135,13 +139,15 @@ def create_engine(
         inputs: What the graph must take.
         outputs: What the graph must give.
         options: How it is to run.
+        prove: Called, by an engine that compiles graphs for this device, where what it has compiled is not proved yet.
 
     Raises:
-        EngineError: No such engine, or the engine refuses the graph, or the graph takes or gives something else.
+        EngineError: No such engine, or the engine refuses the graph, or the graph takes or gives something else;
+            DisprovedError, ``prove`` says that it computes something else.
         MissingExtraError: The engine's library is not installed.
     """
     name = engine.engine if isinstance(engine, Choice) else resolve_engine(engine)
-    return class_of(name).create(graph, inputs=inputs, outputs=outputs, options=options)
+    return class_of(name).create_proved(graph, inputs=inputs, outputs=outputs, options=options, prove=prove)
 
 
 def open_engine(
