@@ -136,7 +136,7 @@ class PlanCache:
             with self._folder.refusing():
                 return self._publish(place, key, plan, facts, anew=anew)
 
-    def update(self, key: Key, facts: Mapping[str, Any]) -> None:
+    def set_facts(self, key: Key, facts: Mapping[str, Any]) -> None:
         """Add ``facts``, JSON values, to those of the plan of ``key``; nothing happens if there is none."""
         self._put(key, META, lambda meta: replace(meta, facts=_plain({**meta.facts, **facts})).written())
 

@@ -189,7 +189,7 @@ class Installer:
             raise
         if facts:
             try:
-                self.cache.update(key, facts)
+                self.cache.set_facts(key, facts)
             except EngineError as error:  # a disk that is full, for one: it is proved again next time
                 _log.warning("that the plan is proved cannot be kept: %s", str(error))
 
