@@ -25,7 +25,7 @@ class Expert(nn.Module):
         gate: float (out_channels,) leaf that stands in for the mask while its gradient dL/dm is wanted, else None.
         weight_mask: bool of the weight's shape, or None where no single weight is masked.
         weight_gate: float leaf of that shape that stands in for it, likewise.
-        effective: whether the gradient of the weight that is computed with, times the mask of single weights, is wanted.
+        effective: whether the gradient of the weight times its mask, as a path computes with it, is wanted.
         effective_gradient: that gradient, summed over backward passes since it was taken; None where there was none.
         held: weight and bias with the mask in them and no gradient, while :func:`masks_applied` is on; else None.
     """
@@ -85,8 +85,8 @@ class Expert(nn.Module):
         single = self.weight_gate if self.weight_gate is not None else self.weight_mask
         if single is not None:
             weight = weight * single
-        if self.effective and weight.requires_grad:
-            weight = weight.view_as(weight)  # its own on each path, where the weight itself is shared
+        if self.effective:
+            weight = weight.view_as(weight)  # a tensor of this path's own, where the weight is shared by all
             if weight.requires_grad:  # not where no gradients are computed
                 weight.register_hook(self._collect)
         keep = self.gate if self.gate is not None else self.mask

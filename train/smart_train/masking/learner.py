@@ -87,9 +87,9 @@ class MaskLearner:
         if step > last:
             return
         now = Moment(step=step, last=last, total=self._total, per_epoch=self._epoch)
-        for masks in (self._channels, self._weights):
-            self._mode.move(masks, now, optimizer=optimizer)
-        self._watch(step=step)
+        moved = [self._mode.move(masks, now, optimizer=optimizer) for masks in (self._channels, self._weights)]
+        if any(moved) or step == last:
+            self._watch(step=step)
         if step == last:
             zero_unused_(self._net, optimizer)
 

@@ -85,7 +85,7 @@ class Masks(ABC):
 
     @abstractmethod
     def clear_(self, place: int, which: Tensor, *, optimizer: torch.optim.Optimizer) -> None:
-        """Set weights and their momentum to zero, in place: ``which`` (bool) of them, or those that read its channels."""
+        """Set weights and their momentum to zero: ``which`` (bool) of them, or those that read these channels."""
 
 
 class MaskMode(ABC):
@@ -118,11 +118,12 @@ class MaskMode(ABC):
                 "gradual, regrow or static"
             )
 
-    def start(self, masks: Masks) -> None:
+    def start(self, masks: Masks) -> None:  # noqa: B027  # some modes start dense
         """Set the first masks; all are dense before. Those of channels are set first."""
 
-    def move(self, masks: Masks, now: Moment, *, optimizer: torch.optim.Optimizer) -> None:
-        """Move the masks after an optimiser step; those of channels move first."""
+    def move(self, masks: Masks, now: Moment, *, optimizer: torch.optim.Optimizer) -> bool:  # noqa: ARG002  # of others
+        """Move the masks after an optimiser step, those of channels first; return whether any may have moved."""
+        return False
 
 
 def load_mode(name: str) -> MaskMode:

@@ -86,7 +86,7 @@ class ChannelMasks(Masks):
 
     @torch.no_grad()
     def clear_(self, place: int, which: Tensor, *, optimizer: torch.optim.Optimizer) -> None:
-        """Set the weights that read ``which`` channels to zero. The filters that make them stay: they carry gradients."""
+        """Set the weights that read ``which`` channels to zero; the filters that make them stay, and pass gradients."""
         network = self._net.path(self.paths[0]).network
         for name, indices in readers(self._net, place).items():
             weight = weight_at(network, name)

@@ -64,8 +64,8 @@ class WeightMasks(Masks):
         self._power = self._means(lambda w: w.movedim(1, 0).flatten(1)[:, 0], wanted=by_size)
 
     def _means(self, part: Callable[[Tensor], Tensor], *, wanted: bool) -> _Means:
-        layers = self._net.weight_layers if wanted else ()
-        return {path: {name: torch.zeros_like(part(self._weight(path, name))) for name in layers} for path in self.paths}
+        names = self._net.weight_layers if wanted else ()
+        return {path: {name: torch.zeros_like(part(self._weight(path, name))) for name in names} for path in self.paths}
 
     def _layer(self, path: str, name: str) -> Expert:
         return expert_at(self._net.path(path).network, name)

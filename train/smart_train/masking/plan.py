@@ -16,7 +16,7 @@ MOMENTUM = 0.9  # of the running means of gradients
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """How masks are found: ``mode``, a row of ``MASK_MODES``, and the ``score`` by which channels or weights are removed.
+    """How masks are found: ``mode``, a row of ``MASK_MODES``, and the ``score`` by which channels or weights go.
 
     ``magnitude`` of a channel is the filter's norm times the path's batch-norm scale, of a weight its absolute value
     times the root mean square of its input on the path; ``gradient`` is the running mean of |dL/dm|.

@@ -108,6 +108,7 @@ class Training:
             align=structure.align,
             scope=structure.scope,
             min_channels=structure.min_channels,
+            budget=structure.budget,
             mean=setup.mean,
             std=setup.std,
         )

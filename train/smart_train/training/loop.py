@@ -326,7 +326,7 @@ class Trainer:
         progress.history.append(row)
         write_history(progress.history, history_path(self.output))
         # An equal later epoch is kept: its learning rate is lower.
-        if done < self._parts.learner.frozen_from or score < progress.best:
+        if done < self._parts.learner.closed_from or score < progress.best:
             return False
         progress.best, progress.best_epoch = score, progress.epoch
         samples = self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps))

@@ -29,12 +29,13 @@ class Regrow(MaskMode):
         for path, place in masks.each:
             masks.keep(path, place, masks.first(path, place))
 
-    def move(self, masks: Masks, now: Moment, *, optimizer: torch.optim.Optimizer) -> None:
+    def move(self, masks: Masks, now: Moment, *, optimizer: torch.optim.Optimizer) -> bool:
         """See the class."""
         if now.step % now.per_epoch or now.step >= now.last:
-            return
+            return False
         before = [masks.used(place) for place in range(masks.places)]
         for path, place in masks.each:
             masks.replace(path, place, REGROW_RATE * (1 - now.step / now.last))
         for place, used in enumerate(before):
             masks.clear_(place, masks.used(place) & ~used, optimizer=optimizer)
+        return True

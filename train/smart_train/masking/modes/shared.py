@@ -10,7 +10,7 @@ from smart_train.masking.modes.gradual import Gradual
 
 
 class Shared(Gradual):
-    """As ``gradual``, by the sum of all paths' scores, each path's with a mean of 1: so the masks are always the same."""
+    """As ``gradual``, by the sum of all paths' scores, those of each path with a mean of 1: one mask at all times."""
 
     name = "shared"
     summary = "one mask for all paths, closed as gradual by the scores of all"

@@ -6,7 +6,7 @@ from smart_train.masking.mode import MaskMode, Masks, alike, disjoint
 
 
 class SharedEarly(MaskMode):
-    """In the first half of the masked groups or layers the paths have one mask, in the rest disjoint ones; all are fixed.
+    """In the first half of the masked groups or layers the paths have one mask, in the rest disjoint ones; all fixed.
 
     FLOAT's second release masks stages 3 and 4 of a ResNet-34 with complements and leaves the stem and stages 1 and 2
     to both paths. A network need not have stages, so what counts here is the order of its masked groups; those of the
