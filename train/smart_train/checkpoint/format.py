@@ -24,6 +24,7 @@ from smart_runtime.bundle.manifest import Manifest
 from smart_train.architectures.build import ARCHITECTURES, build_network
 from smart_train.architectures.custom import Factory
 from smart_train.architectures.libraries import library_network
+from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.checkpoint.network_state import (
     group_record,
     load_network_state_,
@@ -375,6 +376,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "structure": asdict(checkpoint.net.structure),
         "dense_layers": checkpoint.net.dense_layers,
         "union_density": found.union,
+        "masks": describe_masks(checkpoint.net, training=checkpoint.training).record(),
         "paths": {
             path: {"density": found.kept[path], "parameter_density": found.parameters[path]} | checkpoint.metrics[path]
             for path in checkpoint.net.path_names

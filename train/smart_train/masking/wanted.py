@@ -33,8 +33,7 @@ class Wanted:
         network = net.path(net.path_names[0]).network
         self._layers = [name for name in layers if isinstance(network.get_submodule(name), Expert)]
         self._sums = {
-            path: {name: torch.zeros_like(weight_at(network, name)) for name in self._layers}
-            for path in net.path_names
+            path: {name: torch.zeros_like(weight_at(network, name)) for name in self._layers} for path in net.path_names
         }
         self._let_through: dict[str, dict[str, Tensor]] = {}  # by path and layer, of each input channel
 
