@@ -123,7 +123,7 @@ def share_out(
 def _shapes_of_makers(group: Group, modules: Mapping[str, Part]) -> list[Sequence[int]]:
     """Return the shapes of the weights that make a group's channels, or where there are none that read them."""
     layers = {m.module: (m.axis, modules.get(m.module)) for m in reversed(group.members)}
-    shapes = {
+    shapes: dict[str, list[Sequence[int]]] = {
         axis: [
             tuple(layer.weight.shape)
             for found, layer in layers.values()

@@ -88,7 +88,7 @@ class Expert(nn.Module):
         if self.effective:
             weight = weight.view_as(weight)  # a tensor of this path's own, where the weight is shared by all
             if weight.requires_grad:  # not where no gradients are computed
-                weight.register_hook(self._collect)
+                weight.register_hook(self._collect)  # type: ignore[no-untyped-call]  # of torch
         keep = self.gate if self.gate is not None else self.mask
         if keep is None:
             return weight, bias

@@ -90,8 +90,9 @@ class ChannelMasks(Masks):
         network = self._net.path(self.paths[0]).network
         for name, indices in readers(self._net, place).items():
             weight = weight_at(network, name)
-            columns = indices.to(weight.device)[which].flatten()
-            clear_(weight, optimizer, lambda tensor, columns=columns: tensor.index_fill_(1, columns, 0.0))
+            columns = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device)
+            columns[indices.to(weight.device)[which].flatten()] = True
+            clear_(weight, columns.view(1, -1, *[1] * (weight.dim() - 2)), optimizer=optimizer)
 
     def watch(self, moving: bool) -> None:
         """Put fresh gates on every masked layer, or take them off where no score needs them; call it after each move.
@@ -135,11 +136,11 @@ def _masked_layers(net: SmartNetwork, path: str) -> list[Expert]:
     return [m for m in net.path(path).modules() if isinstance(m, Expert) and m.mask is not None]
 
 
-def clear_(weight: Tensor, optimizer: torch.optim.Optimizer, fill_: Callable[[Tensor], object]) -> None:
-    """Apply ``fill_`` to a weight and to what the optimiser keeps of its shape, in place."""
+def clear_(weight: Tensor, which: Tensor, *, optimizer: torch.optim.Optimizer) -> None:
+    """Set a weight where ``which`` (bool, broadcast) is true, and what the optimiser keeps of it, to zero, in place."""
     kept = optimizer.state.get(weight, {}).values()
     for tensor in (weight, *(value for value in kept if isinstance(value, Tensor) and value.shape == weight.shape)):
-        fill_(tensor)
+        tensor.masked_fill_(which, 0.0)
 
 
 @torch.no_grad()

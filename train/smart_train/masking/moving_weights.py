@@ -132,7 +132,7 @@ class WeightMasks(Masks):
     def clear_(self, place: int, which: Tensor, *, optimizer: torch.optim.Optimizer) -> None:
         """Set ``which`` weights to zero."""
         weight = weight_at(self._net.path(self.paths[0]).network, self._name(place))
-        clear_(weight, optimizer, lambda tensor: tensor.masked_fill_(which, 0.0))
+        clear_(weight, which, optimizer=optimizer)
 
     def watch(self, moving: bool) -> None:
         """Collect what the scores need while the masks are ``moving``; call it after each move.
