@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,9 +41,11 @@ from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
-from smart_train.training.loop import EpochReport, Trainer, TrainResult
+from smart_train.training.loop import Trainer
 from smart_train.training.owner import owning_output
 from smart_train.training.recipe import RECIPE
+from smart_train.training.refinements import Refinements
+from smart_train.training.results import EpochReport, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 from smart_train.training.trial_run import try_out
@@ -146,10 +149,8 @@ def _print_summary(summary: dict[str, Any], result: TrainResult, best: Checkpoin
         rows += [[f"dense control: {path}", *(f"{row[key]:.3f}" for key in keys)] for path, row in control.items()]
     columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
-    house.note(
-        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of "
-        f"{config.epochs}"
-    )
+    best_epoch = f"best epoch {result.best_epoch} of {config.epochs}"
+    house.note(f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, {best_epoch}")
     for line in describe_masks(best.net, training=best.training).lines():
         house.note(line)
 
@@ -233,9 +234,16 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
             flip=options["flip"],
             resized_crop=options["image_size"] is not None if resized_crop is None else resized_crop,
         ),
+        refinements=_refinements(options),
         learning_rate=options["lr"],
         **{name: options[name] for name in _AS_THEY_ARE},
     )
+
+
+def _refinements(options: Mapping[str, Any]) -> Refinements:
+    share = options["extra_share"]
+    given = {one.name: options[one.name] for one in fields(Refinements)}
+    return Refinements(**given | {"extra_share": share if share is not None else 0.7 if options["extra"] else 0.0})
 
 
 def _try_out(trainer: Trainer, *, factory: Factory | None) -> None:
@@ -277,7 +285,13 @@ def _check_outputs(
     if tensorboard is not None:
         found.append(Output("--tensorboard", tensorboard / "events"))
     given = ctx.params
-    read = [data_place(given["data"]), given["data_dir"], given["init"], ctx.meta.get(RECIPE)]
+    read = [
+        data_place(given["data"]),
+        data_place(given["extra"] or ""),
+        given["data_dir"],
+        given["init"],
+        ctx.meta.get(RECIPE),
+    ]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
     check_outputs(found, inputs=read, force=force)
 
@@ -333,7 +347,7 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init, "extra": options["extra"]}
     trainer = Trainer(
         config,
         images,
@@ -370,9 +384,7 @@ def train(
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "best_epoch": result.best_epoch,
-        "union_density": found["union_density"],
-        "masks": found["masks"],
-        "paths": found["paths"],
+        **{key: found[key] for key in ("union_density", "masks", "paths")},
         "dense_control": controlled,
         "warnings": list(warnings),
     }
