@@ -64,6 +64,54 @@ def test_a_path_has_the_role_that_is_written() -> None:
         parse(document)
 
 
+def group_entry(name: str = "conv1", **changes: Any) -> dict[str, Any]:
+    return {"name": name, "size": 8, "kept": {"clean": 4, "robust": 4}, "both": 2, "either": 6, **changes}
+
+
+def masks_entry(*groups: dict[str, Any]) -> dict[str, Any]:
+    """The masks of a manifest as docs/formats.md describes them; a reader computes what follows from the counts."""
+    overlap = {"counted": "channels", "overlap": 0.5, "chance": 0.5, "groups": list(groups) or [group_entry()]}
+    return {"mode": "gradual", "origin": "ours", "budget": "uniform", "union_density": 0.4, "overlap": overlap}
+
+
+def test_masks_arrive_and_older_manifests_have_none() -> None:
+    document = manifest_document()
+    assert parse(document).masks is None
+    ours(document)["masks"] = masks_entry()
+    masks = parse(document).masks
+    assert masks is not None
+    assert (masks.mode, masks.origin, masks.budget, masks.union_density) == ("gradual", "ours", "uniform", 0.4)
+    assert masks.overlap is not None
+    assert masks.overlap.value == 2 / 6
+    assert masks.overlap.chance == pytest.approx(2 / 6), "a half of 8 twice: 2 in both, 6 in either"
+    ours(document)["masks"] |= {"mode": None, "origin": None, "overlap": None}
+    masks = parse(document).masks
+    assert masks is not None
+    assert list(masks.lines()) == ["all paths together use 40.0% of the unmasked network's parameters"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"both": 7},
+        {"either": 9},
+        {"either": 0},
+        {"size": 0},
+        {"kept": {}},
+        {"kept": {"clean": 9}},
+        {"kept": {"clean": 0}},
+        {"name": "\x1b[2J"},
+        {"both": True},
+    ],
+    ids=str,
+)
+def test_counts_of_masks_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    document = manifest_document()
+    ours(document)["masks"] = masks_entry(group_entry(**change))
+    with pytest.raises(BundleError, match=r"masks\.overlap\.groups\[0\]"):
+        parse(document)
+
+
 def test_no_baseline() -> None:
     manifest = parse(manifest_document(baseline=False))
     assert manifest.baseline is None

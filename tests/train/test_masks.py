@@ -108,7 +108,7 @@ def test_counts_reach_their_target_and_masks_then_never_move(
 @pytest.mark.parametrize("mode", [mode for mode in MASK_MODES if mode != "shared"])
 def test_the_two_paths_have_masks_of_their_own(mode: str) -> None:
     net = smart(width=16, density=0.3)
-    loop = Loop(net, MaskPlan(mode=mode, score="gradient"), epochs=4, per_epoch=5)  # type: ignore[arg-type]
+    loop = Loop(net, MaskPlan(mode=mode, score="gradient"), epochs=4, per_epoch=5)
     for number in range(1, loop.total + 1):
         loop.step(number)
     assert any(not torch.equal(a, b) for a, b in zip(net.masks("clean"), net.masks("robust"), strict=True))

@@ -213,7 +213,7 @@ def test_densities_are_exact(structure: str) -> None:
 @in_turn("structure, mode", STRUCTURES, [(mode,) for mode in MODES])
 def test_the_two_paths_have_masks_of_their_own(structure: str, mode: str) -> None:
     net = smart(width=16, structure=structure, align=8)
-    loop = Loop(net, MaskPlan(mode=mode), epochs=4, per_epoch=5)  # type: ignore[arg-type]
+    loop = Loop(net, MaskPlan(mode=mode), epochs=4, per_epoch=5)
     for number in range(1, loop.total + 1):
         loop.step(number)
     different = sum(
