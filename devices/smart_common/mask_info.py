@@ -151,8 +151,8 @@ class MaskInfo:
     def lines(self) -> Iterator[str]:
         """Yield it for people: by whom the masks are, then what the paths use together and have in common."""
         if self.mode is not None:
-            budget = "" if self.budget is None else f", budget {self.budget}"
-            yield f"masks {self.mode}{'' if self.origin is None else f' ({self.origin})'}{budget}"
+            budget = "" if self.budget is None else f" (budget {self.budget})"
+            yield f"masks {self.mode}{budget}{'' if self.origin is None else f': {self.origin}'}"
         stored = self.union_density
         parts = [
             *([] if stored is None else [f"all paths together use {stored:.1%} of the unmasked network's parameters"]),
