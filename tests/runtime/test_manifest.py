@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.bundles import CLASS_NAMES, manifest_document, ours
+from runtime.bundles import CLASS_NAMES, manifest_document, masks_entry, ours
 from smart_common.documents import MAX_DEPTH, parse_document
 from smart_common.roles import Role
 from smart_runtime.bundle.manifest import FORMAT_VERSION, Manifest, Target, is_inside, parse_manifest
@@ -64,20 +64,8 @@ def test_a_path_has_the_role_that_is_written() -> None:
         parse(document)
 
 
-def group_entry(name: str = "conv1", **changes: Any) -> dict[str, Any]:
-    return {"name": name, "size": 8, "kept": {"clean": 4, "robust": 4}, "both": 2, "either": 6, **changes}
-
-
-def masks_entry(*groups: dict[str, Any]) -> dict[str, Any]:
-    """The masks of a manifest as docs/formats.md describes them; a reader computes what follows from the counts."""
-    overlap = {"counted": "channels", "overlap": 0.5, "chance": 0.5, "groups": list(groups) or [group_entry()]}
-    return {"mode": "gradual", "origin": "ours", "budget": "uniform", "union_density": 0.4, "overlap": overlap}
-
-
 def test_masks_arrive_and_older_manifests_have_none() -> None:
     document = manifest_document()
-    assert parse(document).masks is None
-    ours(document)["masks"] = masks_entry()
     masks = parse(document).masks
     assert masks is not None
     assert (masks.mode, masks.origin, masks.budget, masks.union_density) == ("gradual", "ours", "uniform", 0.4)
@@ -88,6 +76,8 @@ def test_masks_arrive_and_older_manifests_have_none() -> None:
     masks = parse(document).masks
     assert masks is not None
     assert list(masks.lines()) == ["all paths together use 40.0% of the unmasked network's parameters"]
+    del ours(document)["masks"]
+    assert parse(document).masks is None
 
 
 @pytest.mark.parametrize(
@@ -107,7 +97,7 @@ def test_masks_arrive_and_older_manifests_have_none() -> None:
 )
 def test_counts_of_masks_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
     document = manifest_document()
-    ours(document)["masks"] = masks_entry(group_entry(**change))
+    ours(document)["masks"] = masks_entry(**change)
     with pytest.raises(BundleError, match=r"masks\.overlap\.groups\[0\]"):
         parse(document)
 

@@ -21,7 +21,8 @@ class Wanted:
     as if it were whole while they are zero. DNR ranks by the same (dense momentum, and its norm over a channel).
 
     Args:
-        net: its channels and single weights are looked at.
+        net: its channels and single weights are looked at; not what layers with code of their own read, whose gradients
+            by path are not to be had.
         leak: what a masked channel lets through, above 0.
     """
 

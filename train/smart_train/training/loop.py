@@ -54,7 +54,7 @@ class Trainer:
         output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``ckpt.history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
         factory: what makes a ``CUSTOM`` network.
-        initial: a plain state dict of the network to start from; ``regrow`` and ``static`` masks start from its
+        initial: a plain state dict of the network to start from; masks that do not start dense start from its
             magnitudes too.
         extra: further training images, or ``npz:FILE`` as `load_extra` takes it; of each batch they are
             ``config.refinements.extra_share``.
