@@ -8,13 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from reference import budget as oracle
 from smart_common.mask_info import GroupOverlap, MaskOverlap
 from smart_train import ConfigError, SmartNetwork, Structure, convert, load_checkpoint, save_checkpoint
 from smart_train.checkpoint.format import Samples
 from smart_train.masking.accounting import densities, overlap
-from smart_train.masking.budget import kept_of_layers, share_out, sparsity_weight
+from smart_train.masking.budget import kept_of_groups, kept_of_layers, share_out, sparsity_weight
+from smart_train.masking.groups import Group, Member, Point
 from smart_train.masking.plan import MaskPlan
 from smart_train.training.loop import Trainer
 from train.networks import image_set, resnet, smart, tiny_config
@@ -77,6 +79,14 @@ def test_smaller_layers_stay_denser_and_the_count_of_channels_is_that_of_uniform
     assert erk.kept != uniform.kept
     shares = {group.name: kept / group.size for group, kept in zip(erk.groups, erk.kept, strict=True)}
     assert shares["blocks.0.conv1"] >= shares["blocks.1.conv1"]
+
+
+def test_a_group_that_no_layer_makes_has_a_share_too() -> None:
+    """A stranger's checkpoint may hold one."""
+    norms = {"norm": nn.BatchNorm2d(8)}
+    member = Member("norm", "channel", torch.arange(8).unsqueeze(1))
+    group = Group("norm", 8, (member,), (Point("norm", None),))
+    assert kept_of_groups(Structure(density=0.5, align=4, budget="erk"), [group], norms) == (4,)
 
 
 def test_a_layers_weight_is_that_of_the_paper() -> None:
