@@ -19,6 +19,8 @@ from train.loop import IMAGES, LABELS, Loop
 from train.networks import smart
 
 SCORE = st.floats(0, 1, width=32)
+LEARNT = ("gradual", "regrow", "static")
+SHORT = ("magnitude", 1, 7)
 CLOSING = ("gradual", "shared")  # the modes that start dense
 
 
@@ -73,9 +75,17 @@ def unused_weights(net: SmartNetwork) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("mode", MASK_MODES)
-@pytest.mark.parametrize(("epochs", "per_epoch"), [(4, 5), (1, 1), (1, 2), (1, 7), (2, 1), (3, 1)])
+@pytest.mark.parametrize(
+    ("mode", "score", "epochs", "per_epoch"),
+    [  # the slow ones start or close as one of the others
+        pytest.param(
+            mode, score, *length, marks=() if mode in LEARNT or (score, *length) == SHORT else pytest.mark.slow
+        )
+        for mode in MASK_MODES
+        for score in SCORES
+        for length in [(4, 5), (1, 1), (1, 2), (1, 7), (2, 1), (3, 1)]
+    ],
+)
 def test_counts_reach_their_target_and_masks_then_never_move(
     mode: str, score: str, epochs: int, per_epoch: int
 ) -> None:

@@ -157,8 +157,13 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path: Path) -> None:
     assert output.read_bytes() == before
 
 
-@pytest.mark.parametrize("mode", MASK_MODES)
-@pytest.mark.parametrize("batch_size", [16, 48], ids=["3 steps", "1 step"])
+@pytest.mark.parametrize(
+    ("mode", "batch_size"),
+    [
+        *(pytest.param(mode, 16, id=f"{mode}-3 steps") for mode in MASK_MODES),
+        *(pytest.param(mode, 48, id=f"{mode}-1 step") for mode in MODES),
+    ],
+)
 def test_one_epoch_is_enough_for_a_checkpoint_with_exact_masks(tmp_path: Path, mode: str, batch_size: int) -> None:
     config = tiny_config(masks=MaskPlan(mode=mode), epochs=1, batch_size=batch_size)
     assert train(tmp_path / "ckpt.pt", config).best_epoch == 1
