@@ -29,7 +29,8 @@ SUSPECT = 3
 
 _GROUPS = {
     "Attacks and checks": (
-        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "seed", "chunk"),
+        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "corruptions_from"),
+        *("seed", "chunk"),
     ),
     "Models and data": (
         *("source", "trust", "engine", "model", "model_arg", "data", "data_dir", "cache_dir", "no_cache"),
@@ -74,6 +75,13 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     "--corruptions",
     is_flag=True,
     help="Also measure on images with noise, blur, more brightness and JPEG's losses, at severities 1 to 5.",
+)
+@click.option(
+    "--corruptions-from",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Also measure on the published CIFAR-10-C, CIFAR-100-C or ImageNet-C that lies there, as CIFAR-10-C/; the mean "
+    "is over 15 kinds and 5 severities, as RobustBench counts it.",
 )
 @click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
 @click.option(
@@ -156,8 +164,9 @@ def main(
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
     if engine is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--engine is of bundles, and no MODEL is one.")
-    from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415
+    from smart_eval.evaluation import evaluate_all  # noqa: PLC0415
     from smart_eval.report import document  # noqa: PLC0415
+    from smart_eval.subjects import EvalOptions  # noqa: PLC0415
 
     house.if_interrupted(
         lambda: (
@@ -167,7 +176,8 @@ def main(
         )
     )
     results = [] if output is None else [Output("-o", output)]
-    places_read = [*models, source, trust, *include, data_place(data), places.data_dir, own.file]
+    corrupted = options["corruptions_from"]
+    places_read = [*models, source, trust, *include, corrupted, data_place(data), places.data_dir, own.file]
     check_outputs([*results, *page.outputs], inputs=places_read)
     with house.warnings_as_notes("smart_eval", "smart_train"):
         found = evaluate_all(

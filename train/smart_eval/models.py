@@ -16,7 +16,7 @@ from torch import nn
 
 from smart_common.files import digest_and_value
 from smart_common.roles import Role
-from smart_eval.attacks.base import NamedAttack, Transferred
+from smart_eval.attacks.base import DRAWS, NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey
@@ -44,6 +44,10 @@ FROM_SOURCE = (
     "(L-infinity, pixels in [0, 1]), and tried on the graph; Square alone is made on the graph, by its scores. Who "
     "follows the graph's own rounding may break more."
 )
+RANDOMISED = (
+    f"it draws random numbers in each call: attacks follow the mean over {DRAWS} calls, one call judges each image, "
+    "and neither checks for hidden gradients nor attacks from other paths are made"
+)
 _FEW = 8
 
 
@@ -59,9 +63,10 @@ class Facts:
         threat_model: a sentence of what the attacker knows and may do.
         precision: that it computes in.
         engine: what computes it.
-        notes: what to know about a bundle on the engine that measures it, a sentence each.
+        notes: what to know about how it is measured, of a bundle about its engine, a sentence each.
         replay: what a bundle makes of the samples of its source, by path; None without one.
         roles: what each path is for; one that has none here has its name's (`smart_common.roles`).
+        randomised: whether a path draws random numbers in each call, so that attacks follow the mean of many.
     """
 
     model: Path
@@ -74,6 +79,7 @@ class Facts:
     notes: tuple[str, ...] = ()
     replay: Mapping[str, Replay] | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
+    randomised: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -118,8 +124,11 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
         """Return ``attacks`` as they are made here: on the paths themselves, or on the source where graphs have none.
 
         Raises:
-            ConfigError: one of them needs gradients, and there are none.
+            ConfigError: one of them needs gradients, and there are none; or a path is randomised, and there is no
+                version for that.
         """
+        if self.randomised:
+            return [attack.for_randomised() for attack in attacks]
         if self.kind == "checkpoint":
             return list(attacks)
         blind = next((one.name for one in attacks if one.needs_gradients), None)
@@ -161,12 +170,14 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
     if checkpoint.architecture == CUSTOM:
         own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
     net = checkpoint.net
+    made_on = {path: net.path(path) for path in net.path_names}
+    randomised = any(getattr(path, "randomised", False) for path in made_on.values())
     return OpenModel(
         model=file,
         kind="checkpoint",
         threat_model=WHITE_BOX,
         net=net,
-        made_on={path: net.path(path) for path in net.path_names},
+        made_on=made_on,
         digest=source.digest,
         about={"model": source.digest, **own},
         input_shape=checkpoint.input_shape,
@@ -174,6 +185,8 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
         training=checkpoint.training,
         recorded_eps=checkpoint.samples.eps,
         roles={path: checkpoint.role(path) for path in net.path_names},
+        randomised=randomised,
+        notes=(RANDOMISED,) if randomised else (),
     )
 
 

@@ -15,7 +15,7 @@ from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.pgd import as_pgd
 from smart_eval.attacks.table import CLEAN
 from smart_eval.checks import Check
-from smart_eval.corruptions import Corrupted
+from smart_eval.corruptions import Corrupted, mean_record
 from smart_eval.models import Facts
 from smart_eval.records import Right
 from smart_eval.threats import Threats
@@ -105,6 +105,7 @@ class Measured(Facts):
             "eps": self.eps,
             "norm": "Linf",
             "threat_model": self.threat_model,
+            "randomised": self.randomised,
             "examples": self.examples,
             "example_indices": None if self.indices is None else self.indices.tolist(),
             "seed": self.seed,
@@ -115,8 +116,16 @@ class Measured(Facts):
             "warnings": [sentence for sentences in self.warnings.values() for sentence in sentences],
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
-            **({} if self.corruptions is None else {"corruptions": [one.record() for one in self.corruptions]}),
+            **self._corrupted(),
             **self._checked(),
+        }
+
+    def _corrupted(self) -> dict[str, Any]:
+        if self.corruptions is None:
+            return {}
+        return {
+            "corruptions": [one.record() for one in self.corruptions],
+            "corruptions_mean": mean_record(self.corruptions),
         }
 
     def _checked(self) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from smart_common.units import si
 from smart_common.version import version
 from smart_devices.cpu import cpu_model
 from smart_devices.python_environment import version_of
-from smart_eval.evaluation import Subject
 from smart_eval.page import plots
 from smart_eval.page.figures import data_uri, latency, percent, points, radius, span
 from smart_eval.page.included import Included, read_included
 from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
 from smart_eval.page.subject import Report, suspect, tried_more, under_attack
+from smart_eval.subjects import Subject
 from smart_train.errors import ConfigError
 
 _PAGE = b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "  # what the template begins with

@@ -168,7 +168,8 @@ class Report:
         """Return what computed a model's figures, in words."""
         if model["kind"] == "bundle":
             return f"{model['precision']} graphs ({model['engine']})"
-        return "fp32 masked paths (torch)"
+        drawn = ", random in each call, attacked on the mean of many" if model.get("randomised") else ""
+        return f"fp32 masked paths (torch{drawn})"
 
     def told(self, sentence: Callable[[Model], str]) -> list[tuple[str | None, str]]:
         """Return what ``sentence`` says of the models, each thing once, with the names where it is not of all."""
