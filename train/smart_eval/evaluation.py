@@ -15,6 +15,7 @@ import torch
 from smart_common.version import version
 from smart_devices.python_environment import version_of
 from smart_eval.checks import judge
+from smart_eval.comparison import Saved, to_measure
 from smart_eval.corruptions import measure_corruptions
 from smart_eval.examination import eps_curve, examine_network
 from smart_eval.measure import Run, measure
@@ -91,6 +92,7 @@ def _attacked(subject: Subject, run: Run) -> Measured:
         attacks=attacks,
         right=right,
         labels=split.labels,
+        data={"kind": subject.images.kind, "digest": subject.images.digest},
         seed=run.seed,
         chunk=subject.chunk,
         indices=subject.indices,
@@ -169,8 +171,11 @@ def evaluate_all(
     read_data: Callable[..., ImageSet] = load_data,
     progress: Progress = no_progress,
     after: Callable[[Subject, torch.device], None] = lambda _, __: None,
+    saved: Sequence[Saved] = (),
 ) -> Evaluation:
     """Measure models one after the other; all are opened and checked before the first is attacked.
+
+    Several must share data and attacks.
 
     Args:
         models: checkpoints and bundles, or where they are.
@@ -185,9 +190,11 @@ def evaluate_all(
         read_data: reads a data set by its name, and a folder's pictures at an ``image_size`` of (height, width).
         progress: a context for a bar of ``total`` images, which gives what moves it on.
         after: called with each model when it is measured and still on the device, by the first process only.
+        saved: results that the models are compared with; a model that is among them is not measured again.
 
     Raises:
-        ConfigError: the options do not fit a model or this machine, nobody says which data, or memory is short.
+        ConfigError: the options do not fit a model or this machine, nobody says which data, models differ in data or
+            attacks, or memory is short.
         DataError: the data is damaged, missing or of another form than the network.
         CheckpointError: a file is no checkpoint.
         BundleError, SignatureError, EngineError: a bundle cannot be opened or run.
@@ -208,6 +215,7 @@ def evaluate_all(
                 file = Path("checkpoint" if isinstance(one, Checkpoint) else one)
                 model = open_checkpoint(read_source(one, load=read_checkpoint), file=file)
             subjects.append(options.subject(model, images_of(model, data, read=read)))
+        subjects = to_measure(subjects, saved)
         shards = join_shards(accelerator)
         device = shards.device or torch.device(accelerator)
         records = stack.enter_context(Records(output, resume=resume, shards=shards))

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from smart_common.errors import shortened
 from smart_common.files import digest_and_value
+from smart_common.names import printable
 from smart_common.roles import Role
 from smart_eval.attacks.base import DRAWS, NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
+from smart_eval.costs import Cost, cost_of_bundle, cost_of_network
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -67,6 +70,9 @@ class Facts:
         replay: what a bundle makes of the samples of its source, by path; None without one.
         roles: what each path is for; one that has none here has its name's (`smart_common.roles`).
         randomised: whether a path draws random numbers in each call, so that attacks follow the mean of many.
+        cost: parameters, multiply-accumulates and bytes of each path.
+        method: that it was trained with, None where nothing says.
+        forwards: what one training image cost, in forward passes of the network; None where nothing says.
     """
 
     model: Path
@@ -80,6 +86,9 @@ class Facts:
     replay: Mapping[str, Replay] | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     randomised: bool = False
+    cost: Cost
+    method: str | None = None
+    forwards: float | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -186,6 +195,8 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
         recorded_eps=checkpoint.samples.eps,
         roles={path: checkpoint.role(path) for path in net.path_names},
         randomised=randomised,
+        cost=cost_of_network(net, input_shape=checkpoint.input_shape),
+        **_trained(checkpoint.training),
         notes=(RANDOMISED,) if randomised else (),
     )
 
@@ -231,7 +242,19 @@ def open_bundle(
         notes=notes_on(manifest, engine_name=net.engine),
         replay=None if checkpoint is None else replay(net, manifest, checkpoint),
         roles={name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
+        cost=cost_of_bundle(manifest),
+        **_trained(manifest.training),
     )
+
+
+def _trained(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return method and forwards of a record that may come from anyone."""
+    method: Any = training.get("method")
+    forwards: Any = training.get("forwards_per_image")
+    return {
+        "method": shortened(printable(method)) if isinstance(method, str) and method.strip() else None,
+        "forwards": float(forwards) if type(forwards) in {int, float} and 0 <= forwards < 1e9 else None,
+    }
 
 
 def _parameters_digest(net: SmartNetwork) -> str:
