@@ -32,8 +32,12 @@ def manifest_record(
     plans: Sequence[Plan],
     densities: Densities,
     default_path: str,
+    shares: str,
 ) -> dict[str, Any]:
-    """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside."""
+    """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside.
+
+    ``shares`` is what the paths have in common, ``weights`` or ``nothing``.
+    """
     checkpoint = export.checkpoint
     read_as = {"name": INPUT, "dtype": "float32", "layout": "NCHW"}
     ours = {
@@ -44,6 +48,7 @@ def manifest_record(
         "quantization": quantisation(export),
         "gate": gate_terms(export),
         "default_path": default_path,
+        "shares": shares,
         "input": {**read_as, **asdict(export.input_spec), "range": [0.0, 1.0]},
         "output": asdict(export.output_spec),
         "preprocessing": {
