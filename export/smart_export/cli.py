@@ -198,10 +198,8 @@ def build(
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
-            made = partial(
-                judging_evidence, _images(data, places, sources), images=data_images, progress=house.progress
-            )
-            judge = sources.evidence(made)
+            made = partial(judging_evidence, images=data_images, progress=house.progress)
+            judge = sources.evidence(partial(made, _images(data, places, sources)))
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
             made = partial(calibrating_evidence, _images(calibration, places, sources), progress=house.progress)
@@ -260,6 +258,8 @@ def _images(spec: str, places: DataPlaces, sources: Sources) -> ImageSet:
 @click.option(
     "--source", type=_FILE, metavar="CKPT", help="Also check that the graphs are the paths of this checkpoint."
 )
+@click.option("--clean", type=_FILE, metavar="CKPT", help="Likewise, of two separate networks, with --robust.")
+@click.option("--robust", type=_FILE, metavar="CKPT", help="Likewise.")
 @own_network_options
 @trust_option
 @engine_option(REFERENCE_ENGINE)
@@ -270,6 +270,8 @@ def check(
     *,
     place: Path,
     source: Path | None,
+    clean: Path | None,
+    robust: Path | None,
     own: OwnNetwork,
     trust: Path | None,
     engine: str | None,
@@ -284,7 +286,7 @@ def check(
     others: dict[str, object] = {"--target": target, "--pattern": pattern}
     needs = f"is for an ONNX file, and {place} is none"
     if place.is_file():
-        others = {"--source": source, "--trust": trust, "--engine": engine}
+        others = {"--source": source, "--clean": clean, "--robust": robust, "--trust": trust, "--engine": engine}
         needs = f"is for a bundle, and {place} is a file"
     for name, value in others.items():
         if value is not None:
@@ -292,7 +294,11 @@ def check(
     if place.is_file():
         _check_file(place, target=target, pattern=pattern, as_json=as_json)
     else:
-        _check_bundle(place, source=source, own=own, trust=trust, engine=engine, as_json=as_json)
+        if (clean is None) != (robust is None) or (source is not None and clean is not None):
+            raise click.UsageError("Give --source with all paths, or --clean and --robust with a path each.")
+        given = (("", source), ("clean", clean), ("robust", robust))
+        sources = {path: file for path, file in given if file is not None}
+        _check_bundle(place, sources=sources, own=own, trust=trust, engine=engine, as_json=as_json)
 
 
 def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:
@@ -314,15 +320,22 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
 
 
 def _check_bundle(
-    bundle: Path, *, source: Path | None, own: OwnNetwork, trust: Path | None, engine: str | None, as_json: bool
+    bundle: Path,
+    *,
+    sources: dict[str, Path],
+    own: OwnNetwork,
+    trust: Path | None,
+    engine: str | None,
+    as_json: bool,
 ) -> None:
     from smart_export.check import check_bundle  # noqa: PLC0415  # loads torch and onnx
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
 
-    check_outputs(inputs=[bundle, trust, source, own.file])
+    check_outputs(inputs=[bundle, trust, *sources.values(), own.file])
     opened = Bundle.open(bundle, trust=trust)
-    origin = None if source is None else own.load(source)
-    result = check_bundle(opened, source=origin, engine=engine or REFERENCE_ENGINE)
+    origins = {path: own.load(file) for path, file in sources.items()}
+    source = origins.get("", origins or None)
+    result = check_bundle(opened, source=source, engine=engine or REFERENCE_ENGINE)
     if as_json:
         house.print_json(
             {

@@ -159,5 +159,15 @@ def test_the_command_makes_it_of_two_files(pair: dict[str, Checkpoint], tmp_path
     assert found["union_density"] == 1.0
     bundle = tmp_path / "clean-net-robust-net-cpu"
     assert Bundle.open(bundle).manifest.shares == "nothing"
-    checked = CliRunner().invoke(smart_export, ["check", str(bundle)])
+    checked = CliRunner().invoke(smart_export, ["check", str(bundle), *given])
     assert checked.exit_code == 0, checked.output
+    for path in pair:
+        assert f"{path}: agrees with the source" in checked.stdout
+    exchanged = ["--clean", str(files["robust"]), "--robust", str(files["clean"])]
+    refused = CliRunner().invoke(smart_export, ["check", str(bundle), *exchanged])
+    assert refused.exit_code == 1
+    assert "the graph 'clean' " in refused.stderr
+    refused = CliRunner().invoke(smart_export, ["check", str(bundle), "--source", str(files["robust"])])
+    assert refused.exit_code == 1
+    assert "the paths of the bundle" in refused.stderr
+    assert CliRunner().invoke(smart_export, ["check", str(bundle), *given[:2]]).exit_code == 2
