@@ -35,7 +35,12 @@ def npz(tmp_path: Path) -> str:
     """Ten classes of noise, of the size that these networks take."""
     labels = np.arange(40) % 10
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
-    arrays = {"train_images": images, "train_labels": labels, "test_images": images[:20], "test_labels": labels[:20]}
+    arrays: dict[str, Any] = {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images[:20],
+        "test_labels": labels[:20],
+    }
     np.savez(tmp_path / "data.npz", **arrays)
     return f"npz:{tmp_path / 'data.npz'}"
 
