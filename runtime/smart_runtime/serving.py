@@ -18,7 +18,7 @@ from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
-from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, choose_engine, class_of, create_engine
+from smart_runtime.engines import AUTO, Batch, Engine, EngineOptions, Scores, choose_engine, class_of, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.inputs import Images, NumpyImages, prepare
 from smart_runtime.memory import give_back_freed, resident_bytes
@@ -149,9 +149,10 @@ class Loader:
         Once this has returned, another bundle may take the directory's place.
         """
         self._options = options
+        named = None if engine == AUTO else choose_engine(engine)  # first: without it, nothing of the bundle matters
         self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
         try:
-            self.choice = choose_engine(engine, self.bundle, options=options)
+            self.choice = named or choose_engine(AUTO, self.bundle, options=options)
             self._measured = class_of(self.choice.engine).measured_bytes(self.bundle, options)
         except BaseException:
             self._files.close()
@@ -185,7 +186,7 @@ class Loader:
         before = resident_bytes()
         try:
             engine = create_engine(
-                self.choice.engine,
+                self.choice,
                 self._held[path].read(),
                 inputs=manifest.input,
                 outputs=manifest.output,

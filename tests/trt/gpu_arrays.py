@@ -65,7 +65,6 @@ class GpuLibrary:
     def close(self) -> None:
         self.stream.release()
         self.event.release()
-        self.device.release()
 
 
 class GpuArray:

@@ -126,12 +126,9 @@ def install(
         MissingExtraError: The library or the driver is missing.
     """
     device = Device.shared(options.device)
-    try:
-        for name in names:
-            installer = Installer(engine.LIBRARY, device, options, timeout_s=timeout_s, on_phase=on_phase(name))
-            yield _install(bundle, name, installer, engine=engine, options=options, force=force)
-    finally:
-        device.release()
+    for name in names:
+        installer = Installer(engine.LIBRARY, device, options, timeout_s=timeout_s, on_phase=on_phase(name))
+        yield _install(bundle, name, installer, engine=engine, options=options, force=force)
 
 
 def _install(
@@ -216,9 +213,5 @@ def prune(*, engine: type[TensorRtEngine], options: EngineOptions) -> tuple[Prun
 
     Those of the other library stay: they are its own business.
     """
-    device = Device.shared(options.device)
-    try:
-        installer = Installer(engine.LIBRARY, device, options)
-        return installer.cache.prune(usable=lambda key: key.get("library") != engine.LIBRARY or installer.can_use(key))
-    finally:
-        device.release()
+    installer = Installer(engine.LIBRARY, Device.shared(options.device), options)
+    return installer.cache.prune(usable=lambda key: key.get("library") != engine.LIBRARY or installer.can_use(key))

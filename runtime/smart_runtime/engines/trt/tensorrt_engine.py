@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from traceback import clear_frames
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -110,10 +110,11 @@ class Program:
     def new_context(self, stream: int) -> Any:
         """Return a new execution context for runs in ``stream``, which has no memory of its own for activations."""
         with self._refusing("made no execution context") as log:
-            context = self._library.new_context(self._engine, stream=stream, cache=self._cache)
-            if context is None:
-                raise self._refused("made no execution context", log)
-        return context
+            # It gets no name: the traceback of an interrupt that comes as this block ends would keep it past its plan.
+            return self._library.new_context(self._engine, stream=stream, cache=self._cache) or self._no_context(log)
+
+    def _no_context(self, log: Log) -> NoReturn:
+        raise self._refused("made no execution context", log)
 
     def bind(self, seat: Seat, lane: Lane) -> None:
         """Let the context of ``seat`` work in the buffers of ``lane`` from now on."""
@@ -239,22 +240,17 @@ class TensorRtEngine(Engine):
         cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions
     ) -> TensorRtEngine:
         """Return the engine of ``graph``, whose plan is built now if it is not installed; see `create_engine`."""
-        user = object()
-        device = Device.shared(options.device, user=user)  # before anything of TensorRT: without a driver it crashes
+        device = Device.shared(options.device)  # before anything of TensorRT: without a driver it crashes
+        installer = Installer(cls.LIBRARY, device, options)
+        engine = cls(device, installer.library)
+        load = partial(engine._load, cache=installer.cache, inputs=inputs, outputs=outputs, lanes=options.lanes)
+        plan = installer.plan_of(graph, inputs=inputs, outputs=outputs)
         try:
-            installer = Installer(cls.LIBRARY, device, options)
-            engine = cls(device, installer.library)
-            load = partial(engine._load, cache=installer.cache, inputs=inputs, outputs=outputs, lanes=options.lanes)
-            plan = installer.plan_of(graph, inputs=inputs, outputs=outputs)
-            try:
-                load(plan)
-            except _RefusedError as error:  # once more: it may be damaged in a way that its checksum does not show
-                _log.warning("%s; building it again", str(error))  # not its traceback, which holds the plan
-                load(installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs))
-            return engine
-        finally:
-            device.users.pop(user, None)  # by now the lanes use it
-            device.left()
+            load(plan)
+        except _RefusedError as error:  # once more: it may be damaged in a way that its checksum does not show
+            _log.warning("%s; building it again", str(error))  # not its traceback, which holds the plan
+            load(installer.rebuilt(plan.key, graph, inputs=inputs, outputs=outputs))
+        return engine
 
     def _load(
         self, stored: StoredPlan, *, cache: PlanCache, inputs: InputSpec, outputs: OutputSpec, lanes: int
@@ -328,11 +324,7 @@ class TensorRtEngine(Engine):
     @classmethod
     def measured_bytes(cls, bundle: Bundle, options: EngineOptions) -> Mapping[str, int]:
         """See `Engine.measured_bytes`: `smart-run install` measures them."""
-        device = Device.shared(options.device)
-        try:
-            entries = Installer(cls.LIBRARY, device, options).of_paths(bundle)
-        finally:
-            device.release()
+        entries = Installer(cls.LIBRARY, Device.shared(options.device), options).of_paths(bundle)
         known = {path: entry.facts.get("device_bytes") for path, entry in entries.items() if entry is not None}
         return {path: size for path, size in known.items() if isinstance(size, int)}
 
@@ -340,12 +332,10 @@ class TensorRtEngine(Engine):
     def why_not_now(cls, bundle: Bundle | None, options: EngineOptions) -> str | None:
         """See `Engine.why_not_now`: TensorRT builds for minutes, so its plans must be there."""
         device = Device.shared(options.device)
-        try:
-            installer = Installer(cls.LIBRARY, device, options)
-            if not cls.BUILDS_FOR_MINUTES or (bundle is not None and all(installer.of_paths(bundle).values())):
-                return None
-        finally:
-            device.release()
+        installer = Installer(cls.LIBRARY, device, options)
+        if not cls.BUILDS_FOR_MINUTES or (bundle is not None and all(installer.of_paths(bundle).values())):
+            device.check()
+            return None
         which = "BUNDLE" if bundle is None else shlex.quote(str(bundle.root))
         return (
             f"{installer.library.title} is here and may be faster, but this bundle is not installed for it: "
