@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from eval.results import bench_result, export_result
 from smart_eval.cli import main as smart_eval
 from smart_eval.comparison import Comparison, read_saved_results, table
 from smart_eval.costs import cost_of_bundle, cost_of_network
+from smart_eval.models import open_checkpoint, read_source
 from smart_eval.page.included import Included, read_included
 from smart_eval.page.page import render
 from smart_eval.page.sorting import sorting
@@ -117,6 +119,23 @@ def test_a_bundle_costs_what_its_checkpoint_does() -> None:
         assert cost.bytes == manifest.paths[path].bytes
     assert theirs.stored == sum(graph.parameters for graph in manifest.paths.values())
     assert theirs.bytes == sum(graph.bytes for graph in manifest.paths.values())
+
+
+def test_what_an_image_cost_in_training_follows_from_the_method_and_its_attack() -> None:
+    checkpoint = load_checkpoint(CHECKPOINT)
+
+    def opened(training: dict[str, Any]) -> tuple[str | None, float | None]:
+        found = open_checkpoint(read_source(replace(checkpoint, training=training)), file=CHECKPOINT)
+        return found.method, found.forwards
+
+    assert opened({"method": "smart", "attack": {"steps": 7}}) == ("smart", 10), "half of the batch is attacked"
+    assert opened({"method": "pgd-at", "attack": {"steps": 10}}) == ("pgd-at", 23)
+    assert opened({"method": "of\x1b[31m mine", "attack": {"steps": 7}}) == ("of?[31m mine", None)
+    for training in ({}, {"method": 7}):
+        assert opened(training) == (None, None)
+    for steps in (-1, 10**30, "7", None, True):
+        assert opened({"method": "smart", "attack": {"steps": steps}}) == ("smart", None)
+    assert opened({"method": "smart", "attack": [7]}) == ("smart", None)
 
 
 # Terms.

@@ -31,6 +31,7 @@ from smart_train.choices import CUSTOM
 from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork
+from smart_train.methods import METHODS, load_method
 
 WHITE_BOX = (
     "White-box: the attacker knows the network, its weights and which path runs, and changes each pixel by at most eps "
@@ -52,6 +53,7 @@ RANDOMISED = (
     "and neither checks for hidden gradients nor attacks from other paths are made"
 )
 _FEW = 8
+_MOST_STEPS = 10**6  # of an attack: no training had more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,12 +250,17 @@ def open_bundle(
 
 
 def _trained(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return method and forwards of a record that may come from anyone."""
-    method: Any = training.get("method")
-    forwards: Any = training.get("forwards_per_image")
+    """Return method, with what must be said beside its figures, and forwards, of a record that may come from anyone."""
+    name, attack = training.get("method"), training.get("attack")
+    if not isinstance(name, str) or not name.strip():
+        return {}
+    if name not in METHODS:
+        return {"method": shortened(printable(name))}
+    method = load_method(name)
+    steps = attack.get("steps") if isinstance(attack, Mapping) else None
     return {
-        "method": shortened(printable(method)) if isinstance(method, str) and method.strip() else None,
-        "forwards": float(forwards) if type(forwards) in {int, float} and 0 <= forwards < 1e9 else None,
+        "method": f"{name} ({method.caveat})" if method.caveat else name,
+        "forwards": float(method.forwards(steps)) if type(steps) is int and 0 <= steps < _MOST_STEPS else None,
     }
 
 
