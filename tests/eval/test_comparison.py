@@ -54,16 +54,17 @@ def run(*arguments: object) -> Result:
 def subject(name: str = "a.pt", *, digest: str = "aa" * 32, **changes: Any) -> dict[str, Any]:
     """A model as smart-eval prints it, with what it costs."""
     found = model(name, digest=digest)
-    for place, path in enumerate(found["paths"].values()):
-        path |= {"parameters": 1000 + place, "macs": 4000 + place, "bytes": None, "dense": False}
+    costs = {
+        path: {"parameters": 1000 + place, "macs": 4000 + place, "bytes": None, "dense": False}
+        for place, path in enumerate(found["paths"])
+    }
     return {
         **found,
         "precision": "fp32",
         "engine": "torch",
         "method": "smart",
         "randomised": False,
-        "stored_parameters": 1500,
-        "stored_bytes": None,
+        "cost": {"stored_parameters": 1500, "stored_bytes": None, "paths": costs},
         "forwards_per_image": 17.0,
         "data": {"kind": "digits", "digest": "dd" * 32},
         "warnings": [],
@@ -178,7 +179,7 @@ def test_other_attacks_are_refused_before_anything_is_measured(npz: str, tmp_pat
         ({"paths": {"clean": {"clean_accuracy": 1.5}}}, "the attacks pgd20x1, autoattack|at models[0]"),
         ({"paths": {"\x1b[31m": {}}}, "models[0].paths"),
         ({"kind": "toaster"}, "one of"),
-        ({"stored_parameters": -1}, "a whole number"),
+        ({"cost": {"stored_parameters": -1, "paths": {}}}, "at models[0].cost"),
     ],
 )
 def test_a_damaged_result_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -251,9 +252,8 @@ def test_one_command_measures_joins_and_writes_all_of_it(npz: str, tmp_path: Pat
 
 
 def test_the_table_says_what_is_known() -> None:
-    control = subject("b.pt", digest="bb" * 32, method=None, forwards_per_image=None, stored_parameters=None)
-    for path in control["paths"].values():
-        path["dense"] = True
+    control = subject("b.pt", digest="bb" * 32, method=None, forwards_per_image=None)
+    control["cost"]["stored_parameters"] = None
     control["warnings"] = ["the path 'robust' holds 5.0% under all that was tried"]
     title, columns, rows = table(compared(subject(randomised=True), control))
     assert title == "2 models: 10 test images, pgd20x1, autoattack, 95% intervals"
@@ -288,7 +288,7 @@ def test_the_strongest_attack_is_autoattack_or_what_leaves_least() -> None:
 
 def test_the_drawing_has_a_mark_a_path_and_a_cross_for_what_is_dense() -> None:
     dense = subject("b.pt", digest="bb" * 32)
-    for path in dense["paths"].values():
+    for path in dense["cost"]["paths"].values():
         path |= {"dense": True, "macs": 16_000}
     found = compared(subject(), dense)
     page = Parsed(render(report(subject(), dense, comparison=found, pictures=[None, None])))
@@ -314,9 +314,8 @@ def test_each_heading_sorts_best_first_and_what_is_not_known_last() -> None:
     subjects = []
     for number, clean in enumerate((7, 9, 8)):
         one = subject(f"{number}.pt", digest=f"{number}{number}" * 32, method=["smart", None, "oat"][number])
-        one["paths"] = {
-            "robust": {**one["paths"]["robust"], "clean_accuracy": clean / 10, "macs": [3, None, 1][number]}
-        }
+        one["paths"] = {"robust": {**one["paths"]["robust"], "clean_accuracy": clean / 10}}
+        one["cost"]["paths"]["robust"]["macs"] = [3, None, 1][number]
         subjects.append(one)
     found = compared(*subjects)
     columns = {column.name: column.order(found.rows) for column in sorting(found).columns}

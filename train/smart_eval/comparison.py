@@ -154,7 +154,7 @@ def _accuracy(entry: Reader, key: str) -> Figure:
 
 
 def _rows(model: Reader, included: Included) -> list[Row]:
-    digest, paths = model.string("digest"), model.object("paths")
+    digest, paths, cost = model.string("digest"), model.object("paths"), model.object("cost")
     bundle = model.choice("kind", ["checkpoint", "bundle"]) == "bundle"
     graphs = f"{model.string('precision')} graphs, {model.string('engine')}" if bundle else "fp32 masked paths"
     mean = model.object_or_none("corruptions_mean")
@@ -171,7 +171,8 @@ def _rows(model: Reader, included: Included) -> list[Row]:
         if attacks.keys != names:
             raise attacks.unlike(f"the attacks {', '.join(names) or '(none)'}")
         speed = speeds.get(path)
-        size = found.optional_integer("bytes", low=0)
+        own = cost.object("paths").object(path)
+        size = own.optional_integer("bytes", low=0)
         if size is None:
             size = sizes.get(path)
         rows.append(
@@ -183,10 +184,10 @@ def _rows(model: Reader, included: Included) -> list[Row]:
                 method=model.optional_string("method"),
                 randomised=model.value("randomised") is True,
                 warned=any(sentence.startswith(f"the path {path!a} ") for sentence in warnings),
-                dense=found.value("dense") is True,
-                stored=model.optional_integer("stored_parameters", low=0),
-                parameters=found.optional_integer("parameters", low=0),
-                macs=found.optional_integer("macs", low=0),
+                dense=own.value("dense") is True,
+                stored=cost.optional_integer("stored_parameters", low=0),
+                parameters=own.optional_integer("parameters", low=0),
+                macs=own.optional_integer("macs", low=0),
                 latency_ms=None if speed is None else speed.median_ms,
                 bytes=size,
                 forwards=model.optional_number("forwards_per_image"),

@@ -42,9 +42,11 @@ class Cost:
     bytes: int | None
     paths: Mapping[str, PathCost]
 
-    def of_path(self, path: str) -> dict[str, Any]:
-        """Return the cost of a path for machines."""
-        return asdict(self.paths[path])
+    @property
+    def record(self) -> dict[str, Any]:
+        """It as plain values, for reports."""
+        paths = {path: asdict(cost) for path, cost in self.paths.items()}
+        return {"stored_parameters": self.stored, "stored_bytes": self.bytes, "paths": paths}
 
 
 def cost_of_network(net: SmartNetwork, *, input_shape: tuple[int, int, int]) -> Cost:

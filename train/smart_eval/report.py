@@ -105,8 +105,7 @@ class Measured(Facts):
             "engine": self.engine,
             "method": self.method,
             "forwards_per_image": self.forwards,
-            "stored_parameters": self.cost.stored,
-            "stored_bytes": self.cost.bytes,
+            "cost": self.cost.record,
             "data": dict(self.data),
             "attacks": [{**attack.record(), "description": attack.description} for attack in self.attacks],
             "eps": self.eps,
@@ -156,7 +155,6 @@ class Measured(Facts):
 
     def _path(self, path: str) -> dict[str, Any]:
         return {
-            **self.cost.of_path(path),
             **_clean_and_worst(self.accuracy(path, CLEAN), self.worst(path)),
             "attacks": {attack.name: self.accuracy(path, attack.name).record for attack in self.attacks},
         }
