@@ -60,7 +60,7 @@ def sorting(comparison: Comparison) -> Sorting:
     """Return how the rows can be sorted.
 
     A heading is the label of a radio button; the rule of the checked one places the rows. A browser that does not know
-    these rules shows the rows in the order in which they were given.
+    these rules, and paper, for which an ordinary table folds better, have them in the order in which they were given.
     """
 
     def attack(name: str) -> Column:
@@ -98,4 +98,6 @@ def sorting(comparison: Comparison) -> Sorting:
         ".sortable :is(thead,tbody,tr){display:grid;grid-template-columns:subgrid;grid-column:1/-1}"
     )
     # Numbers of ours alone: nothing in it is from a file.
-    return Sorting(columns, len(text), f"@supports (grid-template-columns:subgrid){{{layout}{''.join(rules)}}}")
+    return Sorting(
+        columns, len(text), f"@media screen{{@supports (grid-template-columns:subgrid){{{layout}{''.join(rules)}}}}}"
+    )
