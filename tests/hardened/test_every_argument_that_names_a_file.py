@@ -18,17 +18,20 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from export.singles import single
 from runtime.bundles import write_bundle
 from smart_common.console.entry import COMMANDS
 from smart_common.errors import SmartError
 from smart_common.names import is_printable
 from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
+from smart_train.checkpoint.format import save_checkpoint
 
 FIRST = Path(__file__).parent.parent / "formats" / "first"
 
 _EVAL = ("good.pt", "--data", "npz:good.npz", "--attack", "clean")
 _EVAL_BUNDLE = ("channel-bundle", *_EVAL[1:])
 _BUILD = ("good.pt", "--target", "cpu", "-o", "new")
+_SEPARATE = ("--clean", "one-path.pt", "--target", "cpu", "-o", "new")  # of an option that stands twice the last counts
 
 # What a command is given beside the argument that is tried: files that are as they should be, by their names in the
 # folder of the tests. An argument or option by itself stands for the one that is tried.
@@ -74,6 +77,8 @@ FOR_AN_OPTION = {
     ("eval", "trust"): _EVAL_BUNDLE,
     ("eval", "engine"): _EVAL_BUNDLE,
     ("export build", "calibration"): (*_BUILD, "--precision", "int8"),
+    ("export build", "clean"): ("--robust", "one-path.pt", *_SEPARATE),
+    ("export build", "robust"): ("--robust", "one-path.pt", *_SEPARATE),
     ("export build", "jetpack"): ("good.pt", "--target", "jetson-orin", "-o", "new"),
     ("export build", "rtx"): ("good.pt", "--target", "desktop-gpu", "-o", "new"),
     ("export check", "target"): ("bundle/clean/model.onnx",),
@@ -136,6 +141,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bundle(folder / "bundle")
     (folder / "channel-bundle").symlink_to(FIRST / "channel-bundle")
     shutil.copy(FIRST / "channel.pt", folder / "good.pt")
+    save_checkpoint(single("alone", width=4, seed=0), folder / "one-path.pt")
     Image.new("RGB", (4, 6)).save(folder / "good.png")
     labels = np.arange(40) % 10
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
