@@ -212,7 +212,7 @@ def build_bundle(
                 densities=kept,
                 masks=masks,
                 default_path=default_path,
-                shares="nothing" if sources.separate else "weights",
+                shares="nothing" if sources.separate else whole.net.shares,
             )
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_checksums(staging)

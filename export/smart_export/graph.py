@@ -109,11 +109,14 @@ def _weights(module: nn.Module) -> dict[str, npt.NDArray[Any]]:
 
 
 def _is_reusable(model: ir.Model, module: nn.Module) -> bool:
-    """Whether the graph is the module's operators on the module's tensors, none of them computed from another."""
+    """Whether the graph is the module's operators on the module's tensors, all of them and none computed from another.
+
+    Tensors that happen to be equal, as the biases of batch norms that have not learned, become one in a graph.
+    """
     weights = _weights(module)
     operators = {node.op_type for node in model.graph}
     groups = {node.attributes.get_int("group", 1) for node in model.graph if node.op_type == "Conv"}
-    if not operators <= _FREE_OF_CHANNELS or groups != {1}:
+    if not operators <= _FREE_OF_CHANNELS or groups != {1} or not weights.keys() <= model.graph.initializers.keys():
         return False
     for name, value in model.graph.initializers.items():
         if value.dtype is not None and value.dtype.is_integer():

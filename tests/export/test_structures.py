@@ -28,6 +28,7 @@ from smart_train.cli import main as smart_train
 from smart_train.masking.learner import MaskLearner
 from smart_train.masking.n_of_m import NOfM
 from smart_train.masking.plan import MaskPlan
+from train.networks import randomise_, smart
 
 TOLERANCE = 1e-5  # float32 sums in another order
 STRUCTURES = ["2:4", "1:4", "channel+2:4", "channel+1:2", "unstructured"]
@@ -145,6 +146,20 @@ def test_zeros_are_exact_in_onnx_too(structure: str) -> None:
         for name, mask in sliced_masks(net, path).items():
             weight = tensors[f"network.{name}.weight"]
             assert np.array_equal(weight != 0, mask.numpy()), f"{path} {name}"
+
+
+def test_a_graph_in_which_equal_tensors_became_one_is_not_taken_over() -> None:
+    net = smart().eval()  # all batch norms of path clean are new, so that the biases they fold into are equal
+    randomise_(net.path("robust").network, seed=1)
+    converter = Converter(input_shape=(1, 8, 8), opset=20)
+    for path in PATHS:
+        folded = fold(net, path=path)
+        model = converter(folded)
+    tensors = {n: v.const_value.numpy() for n, v in model.graph.initializers.items() if v.const_value is not None}
+    biases = {name: p.detach().numpy() for name, p in folded.named_parameters() if name.endswith("bias")}
+    assert len(biases) > 5
+    for name, bias in biases.items():
+        assert np.array_equal(tensors[name], bias), name
 
 
 @pytest.mark.parametrize("structure", ["2:4", "unstructured"])

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 
-from smart_export import fold
+from smart_export import build_bundle, fold
+from smart_runtime import Bundle, SmartModel
 from smart_train import Attack, CheckpointError, NetworkError, Structure, load_checkpoint, save_checkpoint
 from smart_train.masking.accounting import densities
 from smart_train.masking.attack_mode import attack_mode
@@ -219,6 +220,16 @@ def test_a_checkpoint_keeps_weights_a_path_says_so_and_gives_back_the_network_th
     assert list(record["alpha"]) == [name for name, module in modules if isinstance(module, nn.Conv2d)]
     assert set(record["alpha"].values()) == {ALPHA}
     assert type(record["seed"]) is int
+
+    build_bundle(found, target="cpu", output=tmp_path / "bundle", baseline=False)
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert (manifest.shares, manifest.training["noise"]) == ("nothing", record)
+    with SmartModel.load(tmp_path / "bundle") as model:
+        for name in model.paths:
+            model.path = name
+            with torch.no_grad():
+                expected = found.net.path(name)(batch().images).numpy()
+            np.testing.assert_allclose(model.run(batch().images.numpy()).scores, expected, rtol=1e-4, atol=1e-4)
 
     net, images = randomised(found), batch().images
     assert [net.path(name).randomised for name in net.path_names] == [False, True, True, True]
