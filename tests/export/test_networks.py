@@ -25,7 +25,7 @@ from smart_train.choices import Scope
 
 # Every comparison holds to what is asked of a bundle: 50 layers of float32 sums in another order differ by up to 2e-5.
 DEEP = ["wrn40-2", "resnet50"]
-NAMES = ["resnet18", "wrn16-8", *DEEP]
+NAMES = ["resnet18", "wrn16-8", "preact-resnet18-raw", *DEEP]
 SHAPE = (3, 16, 16)
 IMAGES = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
 

@@ -34,7 +34,7 @@ from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
-from smart_train.options import parse_arguments, parse_fraction
+from smart_train.options import parse_arguments, parse_fraction, parse_init
 from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
@@ -273,7 +273,7 @@ def _check_outputs(
     if tensorboard is not None:
         found.append(Output("--tensorboard", tensorboard / "events"))
     given = ctx.params
-    read = [data_place(given["data"]), given["data_dir"], given["init"], ctx.meta.get(RECIPE)]
+    read = [data_place(given["data"]), given["data_dir"], *parse_init(given["init"]).values(), ctx.meta.get(RECIPE)]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
     check_outputs(found, inputs=read, force=force)
 
@@ -294,7 +294,7 @@ def train(
     keep: Callable[[], Mapping[str, Any]],
     data: str,
     places: DataPlaces,
-    init: Path | None,
+    init: Sequence[str],
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
@@ -329,7 +329,7 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": parse_init(init)}
     trainer = Trainer(
         config,
         images,

@@ -28,7 +28,7 @@ from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
-from smart_train.training.initial_weights import normalisation, read_initial_weights
+from smart_train.training.initial_files import FilePath, normalisation, read_initial_files
 from smart_train.training.owner import owning_output
 from smart_train.training.plain_network import plain_network
 from smart_train.training.schedule import Stream, learning_rate, stream_generator
@@ -85,8 +85,8 @@ class Trainer:
         output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``ckpt.history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
         factory: what makes a ``CUSTOM`` network.
-        initial: a plain state dict of the network to start from; ``regrow`` and ``static`` masks start from its
-            magnitudes too.
+        initial: a plain state dict of the network to start from (``regrow`` and ``static`` masks start from its
+            magnitudes too), or several by the path that takes its batch norms from them, as `read_initial_files` does.
         tensorboard: a folder for TensorBoard's event files; None writes none.
         options: of the command line, which ``ckpt.last.pt`` keeps for ``smart-train --resume ckpt.pt``.
 
@@ -106,7 +106,7 @@ class Trainer:
         output: str | os.PathLike[str],
         resume: bool = False,
         factory: Factory | None = None,
-        initial: str | os.PathLike[str] | None = None,
+        initial: FilePath | Mapping[str, FilePath] | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -129,12 +129,12 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * config.epochs
         self._factory = factory
         self._command = dict(options or {})
-        self._initial = None if initial is None else read_initial_weights(Path(initial))
-        self._progress = Progress()
-        self._report_seconds = 0.0
+        self._method = load_method(config.method)
+        self._initial = read_initial_files(initial, paths=[path.name for path in self._method.paths])
+        self._progress, self._report_seconds = Progress(), 0.0
         self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
-        self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial)
+        self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial.shared)
         self._last = last = state_path(output)
         state = read_state(last, identity=self._identity()) if resume and last.exists() else None
         if state is not None:
@@ -145,7 +145,6 @@ class Trainer:
             precision=config.precision,
             loggers=[] if tensorboard is None else tensorboard_loggers(Path(tensorboard), resume=state is not None),
         )
-        self._method = load_method(config.method)
         self._training = self._build()
         self._modules, net = self._training.modules, self._training.deployable()
         self._modules.to(self._fabric.device)
@@ -161,7 +160,7 @@ class Trainer:
                 total_steps=self.total_steps,
                 steps_per_epoch=self.steps_per_epoch,
                 generator=stream_generator(config.seed, Stream.MASKS),
-                from_weights=initial is not None,
+                from_weights=self._initial.shared is not None,
             ),
             optimizer=self._optimizer,
             precision=self._fabric.strategy.precision,
@@ -200,14 +199,15 @@ class Trainer:
         return self.total_steps - self._progress.epoch * self.steps_per_epoch
 
     def _build(self) -> Training:
-        plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial)
+        plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial.shared)
         mean, std = self._normalisation
         structure, example = self.config.structure, torch.zeros(2, *self.data.shape)
         if self.config.permute:
             generator = stream_generator(self.config.seed, Stream.PERMUTE)
             self._gains = permute_channels_(plain, example, structure=structure, generator=generator)
         options = self._method.read_options(self.config.method_options)
-        return self._method.build(plain, Setup(example, structure, mean, std, self._method.paths, options))
+        training = self._method.build(plain, Setup(example, structure, mean, std, self._method.paths, options))
+        return self._initial.started(training, self.config, self.data, self._factory)
 
     def run(
         self,
@@ -394,7 +394,7 @@ class Trainer:
 
     def _options(self) -> dict[str, Any]:
         """Return the configuration, and the digest of the weights that were started from unless that was chance."""
-        return {**self.config.record(), **({"init_sha256": self._initial.sha256} if self._initial else {})}
+        return {**self.config.record(), **self._initial.record()}
 
     def _identity(self) -> dict[str, Any]:
         return {**self._options(), "data_digest": self.data.digest}
