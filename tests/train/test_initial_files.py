@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from networks import published
 from smart_train import ConfigError, Trainer, load_checkpoint
 from smart_train.architectures.build import build_network
+from smart_train.cli import main
 from smart_train.errors import CheckpointError
 from smart_train.options import parse_init
 from smart_train.training.initial_files import normalisation, read_initial_files
@@ -202,6 +205,30 @@ def test_both_files_are_remembered_and_resuming_holds_to_them(files: dict[str, P
     other = {**initial, "robust": files["1 with other batch norms"]}
     with pytest.raises(ConfigError, match="init_sha256_of_paths"):
         Trainer(tiny_config(epochs=1), image_set(), output=output, initial=other, resume=True)
+
+
+def test_a_resumed_command_starts_from_the_same_files_wherever_it_is_typed(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = image_set()
+    parts = {"train": images.train, "test": images.test}
+    arrays = {f"{part}_{kind}": getattr(found, kind) for part, found in parts.items() for kind in ("images", "labels")}
+    np.savez(tmp_path / "data.npz", **arrays)
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", "npz:data.npz", "--model", tiny_config().model, "--model-arg", "width=4", "--epochs", "1"]
+    run = CliRunner().invoke
+    first = run(main, [*options, "--batch-size", "16", "--init", "1.pt", "--init", "robust=2.pt", "-o", "ckpt.pt"])
+    assert first.exit_code == 0, first.output
+    record = load_checkpoint("ckpt.pt").training
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = run(main, ["--resume", "../ckpt.pt", "--init", str(files["1"]), "--init", f"robust={files['2']}"])
+    assert again.exit_code == 0, again.output
+    assert run(main, ["--resume", "../ckpt.pt"]).exit_code == 0
+    assert load_checkpoint("../ckpt.pt").training == record
+    other = run(main, ["--resume", "../ckpt.pt", "--init", str(files["1"])])
+    assert other.exit_code == 1
+    assert "--init is not what the training of ../ckpt.pt was started with" in other.output
 
 
 def test_what_cannot_be_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
