@@ -108,7 +108,7 @@ def measure(
 
     def smart() -> None:
         nonlocal number
-        trainer.step(images, targets, number=number)
+        trainer.step(trainer.batches.batch(images, targets, number=number))
         number += 1
 
     loops = {"bare": lambda: bare.step(images, targets), "smart": smart}

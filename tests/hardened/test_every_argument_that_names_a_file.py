@@ -82,6 +82,7 @@ FOR_AN_OPTION = {
 ACCEPTED = ("directory", "device", "newline", "missing")  # by some: as an output, or since nothing looks at it
 FORMS = {
     "data": ("npz:{}", "folder:{}"),
+    "extra": ("npz:{}",),
     "calibration": ("npz:{}", "folder:{}"),
     "model": ("{}:build",),
     "init": ("{}", "robust={}"),

@@ -10,6 +10,7 @@ from smart_train.masking.learner import MaskLearner
 from smart_train.masking.plan import MaskPlan
 from smart_train.methods.interface import Batch
 from smart_train.methods.smart import Smart
+from train.networks import setup
 
 IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 3
@@ -28,12 +29,14 @@ class Loop:
             steps_per_epoch=per_epoch,
             generator=torch.Generator().manual_seed(seed),
         )
+        self.smart = Smart(self.net, setup("smart"))
         self.total = epochs * per_epoch
         self.attack = torch.Generator().manual_seed(1)
 
     def step(self, number: int) -> None:
-        batch = Batch(IMAGES, LABELS, generator=self.attack, number=number, total=self.total)
-        loss = Smart(self.net).loss(batch, Attack(eps=0.1, steps=1), self.net)
+        batch = Batch(IMAGES, LABELS, LABELS, generator=self.attack, number=number, total=self.total)
+        step = self.smart.step(batch, Attack(eps=0.1, steps=1))
+        loss = step.loss(self.net(step.passes))
         self.optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         self.learner.after_backward()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from smart_train.architectures.resnet import ResNet
+from smart_train.attacks import Attack
 from smart_train.choices import Scope
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.data.source import Arrays
 from smart_train.masking.network import SmartNetwork, convert
+from smart_train.masking.structure import Structure
+from smart_train.methods import load_method
+from smart_train.methods.interface import Setup
 from smart_train.training.config import TrainConfig
 
 
@@ -38,6 +43,30 @@ def smart(
         density=density,
         align=align,
         scope=scope,
+    )
+
+
+def setup(
+    method: str,
+    *,
+    options: Any = None,
+    structure: Structure | None = None,
+    attack: Attack | None = None,
+    teacher: nn.Module | None = None,
+) -> Setup:
+    """What a training of 8x8 grey images in three classes is built with."""
+    row = load_method(method)
+    return Setup(
+        example=torch.zeros(2, 1, 8, 8),
+        structure=structure or Structure(density=row.default_density or 0.5, align=1),
+        mean=[0.0],
+        std=[1.0],
+        num_classes=3,
+        paths=row.paths,
+        options=row.options() if options is None else options,
+        attack=attack or Attack(eps=0.1, steps=2),
+        seed=0,
+        teacher=teacher,
     )
 
 

@@ -18,6 +18,7 @@ from smart_train.choices import Scope
 from smart_train.masking.accounting import densities
 from smart_train.methods.interface import Batch
 from smart_train.methods.smart import Smart
+from train.networks import setup
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,11 @@ def test_one_training_step_moves_every_parameter_of_both_paths(name: str) -> Non
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     before = {key: p.detach().clone() for key, p in net.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(8, 3, 16, 16, generator=generator)
-    batch = Batch(images, torch.arange(8) % 4, generator=generator, number=1, total=1)
-    loss = Smart(net).loss(batch, Attack(eps=0.1, steps=1), net)
+    images, labels = torch.rand(8, 3, 16, 16, generator=generator), torch.arange(8) % 4
+    step = Smart(net, setup("smart")).step(
+        Batch(images, labels, labels, generator=generator, number=1, total=1), Attack(eps=0.1, steps=1)
+    )
+    loss = step.loss(net(step.passes))
     loss.total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     assert torch.isfinite(loss.total)

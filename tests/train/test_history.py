@@ -20,7 +20,8 @@ from smart_train.errors import ConfigError
 from smart_train.masking.network import PathNetwork
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, write_history
-from smart_train.training.loop import EpochReport, Trainer
+from smart_train.training.loop import Trainer
+from smart_train.training.results import EpochReport
 from smart_train.training.selection import SELECTION_IMAGES, Measurement
 from train.networks import image_set, tiny_config
 

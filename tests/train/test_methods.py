@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from smart_common.roles import Role
-from smart_train import Attack, ConfigError, SmartNetwork, Structure, load_checkpoint
+from smart_train import Attack, ConfigError, Structure, load_checkpoint
 from smart_train.masking.passes import Pass
 from smart_train.methods import METHODS, load_method
-from smart_train.methods.interface import Batch, Forward, Training
+from smart_train.methods.interface import Batch, Training
 from smart_train.methods.pgd_at import PgdAt
 from smart_train.methods.smart import Smart
 from smart_train.methods.trades import Trades, TradesOptions
 from smart_train.training.loop import Trainer
-from train.networks import different, image_set, smart, tiny_config
+from train.networks import different, image_set, setup, smart, tiny_config
 
 Array = npt.NDArray[np.float64]
 
@@ -39,43 +39,40 @@ def divergence(p: Array, q: Array) -> float:
     return float((np.exp(log_softmax(p)) * (log_softmax(p) - log_softmax(q))).sum(axis=1).mean())
 
 
-def spied(net: SmartNetwork) -> tuple[Forward, list[tuple[Pass, Array]]]:
-    """Return ``net`` as a forward, and where what went through it is noted."""
-    seen: list[tuple[Pass, Array]] = []
-
-    def forward(passes: Any) -> Any:
-        outs = net(passes)
-        seen.extend((one, out.scores.detach().double().numpy()) for one, out in zip(passes, outs, strict=True))
-        return outs
-
-    return forward, seen
-
-
 def batch(size: int = 8) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(size, 1, 8, 8, generator=generator)
-    return Batch(images, torch.arange(size) % 3, generator=generator, number=1, total=1)
+    images, labels = torch.rand(size, 1, 8, 8, generator=generator), torch.arange(size) % 3
+    return Batch(images, labels, labels, generator=generator, number=1, total=1)
+
+
+Taken = tuple[float, list[tuple[Pass, Array]]]
+"""The loss of a step, and its passes with the scores that they gave."""
+
+
+def taken(training: Training, given: Batch, attack: Attack) -> Taken:
+    """Take one step of a training in train mode."""
+    training.modules.train()
+    step = training.step(given, attack)
+    outs = training.modules(step.passes)
+    scores = [out.scores.detach().double().numpy() for out in outs]
+    return float(step.loss(outs).total.detach()), list(zip(step.passes, scores, strict=True))
 
 
 def test_the_losses_are_those_of_the_papers() -> None:
     given, attack = batch(), Attack(eps=0.1, steps=2)
     labels: Any = given.labels.numpy()
 
-    def run(kind: type[Training], net: SmartNetwork, options: Any = None) -> tuple[float, list[tuple[Pass, Array]]]:
-        forward, seen = spied(net.train())
-        return float(kind(net, options).loss(given, attack, forward).total.detach()), seen
-
-    total, seen = run(Smart, smart())
+    total, seen = taken(Smart(smart(), setup("smart")), given, attack)
     assert [one.path for one, _ in seen] == ["clean", "robust"]
     halves = cross_entropy(seen[0][1], labels[:4]), cross_entropy(seen[1][1], labels[4:])
     assert total == pytest.approx(sum(halves) / 2, rel=1e-5)
 
-    total, seen = run(PgdAt, smart())
+    total, seen = taken(PgdAt(smart(), setup("pgd-at")), given, attack)
     ((one, scores),) = seen
     assert 0 < float((one.images - given.images).abs().max()) <= 0.1 + 1e-6
     assert total == pytest.approx(cross_entropy(scores, labels), rel=1e-5)
 
-    total, seen = run(Trades, smart(), TradesOptions(beta=3.0))
+    total, seen = taken(Trades(smart(), setup("trades", options=TradesOptions(beta=3.0))), given, attack)
     assert [one.path for one, _ in seen] == ["robust", "robust"], "two passes through one path"
     torch.testing.assert_close(seen[0][0].images, given.images, rtol=0, atol=0)
     expected = cross_entropy(seen[0][1], labels) + 3 * divergence(seen[0][1], seen[1][1])

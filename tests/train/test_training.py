@@ -19,7 +19,8 @@ from smart_train.data.augment import Augmentation
 from smart_train.masking.accounting import densities
 from smart_train.masking.plan import MaskPlan
 from smart_train.training.config import TrainConfig
-from smart_train.training.loop import Trainer, TrainResult
+from smart_train.training.loop import Trainer
+from smart_train.training.results import TrainResult
 from smart_train.training.selection import Measurement
 from smart_train.training.state import state_path
 from train.networks import different, image_set, tiny_config

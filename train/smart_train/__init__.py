@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from smart_train.masking.network import SmartNetwork, convert
     from smart_train.masking.structure import Structure
     from smart_train.training.config import TrainConfig
-    from smart_train.training.loop import Trainer, TrainResult
+    from smart_train.training.loop import Trainer
+    from smart_train.training.results import TrainResult
 
 __all__ = [
     "Attack",
@@ -54,7 +55,7 @@ __getattr__ = lazy_attributes(
         "SmartNetwork": "smart_train.masking.network",
         "Structure": "smart_train.masking.structure",
         "TrainConfig": "smart_train.training.config",
-        "TrainResult": "smart_train.training.loop",
+        "TrainResult": "smart_train.training.results",
         "Trainer": "smart_train.training.loop",
         "convert": "smart_train.masking.network",
         "load_checkpoint": "smart_train.checkpoint.format",

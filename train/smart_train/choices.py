@@ -23,8 +23,10 @@ MAX_DECIMAL = 1e6
 MAX_ARGUMENTS = 16
 """Of a network's factory."""
 
+Average = Literal["none", "ema", "swa"]
 MaskMode = Literal["gradual", "regrow", "static"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+Schedule = Literal["cosine", "cyclic", "steps"]
 Scope = Literal["block", "all"]
 Score = Literal["magnitude", "gradient"]
 
@@ -35,8 +37,10 @@ ARCHITECTURES = (
 ATTACKS: Mapping[str, str] = {"pgd": "smart_train.attacks:PGD", "fgsm-rs": "smart_train.attacks:FGSM_RS"}
 """Where the `AttackKind` of each name is; a further one is a file with its own, and a row here."""
 DATA_SPECS = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR"
+AVERAGES: tuple[Average, ...] = get_args(Average)
 MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCORES: tuple[Score, ...] = get_args(Score)
 STRUCTURES = structure_names()

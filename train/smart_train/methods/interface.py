@@ -7,9 +7,9 @@ networks, so that selection, checkpoint, evaluation and export need not know the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_type_hints
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from smart_common.roles import Role
 from smart_train.attacks import Attack
 from smart_train.errors import ConfigError
+from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork, convert
 from smart_train.masking.passes import Out, Pass
 from smart_train.masking.structure import Structure
 
 Option = str | int | float | bool
-Forward = Callable[[Sequence[Pass]], list[Out]]
-"""The network as the trainer wrapped it (precision, data parallel): called once a step, with all of its passes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,34 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What a step learns from.
+
+    Attributes:
+        images: float (N, C, H, W) in [0, 1], augmented.
+        labels: int64 (N,), of the class that an image shows most of; what attacks are aimed at.
+        targets: what a cross-entropy is taken with: ``labels``, or float (N, classes) whose rows sum to 1 where classes
+            are mixed, smoothed or a teacher's.
+        generator: of the attack's random numbers, on the device of ``images``.
+        number, total: of this step, 1 for the first, and of all.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    generator: torch.Generator
+    number: int
+    total: int
+
+
+class Sampler(Protocol):
+    """Training images for what a method measures between epochs; the same for an epoch whenever it is asked."""
+
+    def __call__(self, images: int) -> Iterator[Batch]:
+        """Yield batches as a step would learn from, until ``images`` or all have been."""
+
+
+@dataclass(frozen=True)
 class Setup:
     """What a training is built with.
 
@@ -47,34 +74,25 @@ class Setup:
         example: float (N, C, H, W), an input of the network; only its shape counts.
         structure: what masks may remove.
         mean, std: of the training images, one value a channel.
+        num_classes: of the data.
         paths: those of the method.
         options: an instance of the method's options.
+        attack: the one trained against.
+        seed: of the method's own random numbers.
+        teacher: images (N, C, H, W) in [0, 1] to scores (N, classes), frozen, in eval mode; None without
+            ``--teacher``.
     """
 
     example: Tensor
     structure: Structure
     mean: Sequence[float]
     std: Sequence[float]
+    num_classes: int
     paths: tuple[PathSpec, ...]
     options: Any
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step learns from.
-
-    Attributes:
-        images: float (N, C, H, W) in [0, 1], augmented.
-        labels: int64 (N,).
-        generator: of the attack's random numbers, on the device of ``images``.
-        number, total: of this step, 1 for the first, and of all.
-    """
-
-    images: Tensor
-    labels: Tensor
-    generator: torch.Generator
-    number: int
-    total: int
+    attack: Attack
+    seed: int
+    teacher: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -85,59 +103,85 @@ class StepLoss:
     parts: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step once its attacks are made.
+
+    Attributes:
+        passes: to be done in this order, in one call of the training's modules.
+        loss: of what the passes gave, in their order. It draws no random numbers: with ``--awp`` it is taken twice.
+    """
+
+    passes: Sequence[Pass]
+    loss: Callable[[Sequence[Out]], StepLoss]
+
+
 class Training:
     """One training by a method; here of one network with masked paths, the very one that is deployed.
 
-    A method overrides :meth:`loss`, and of the rest what is different for it.
+    A method overrides :meth:`step`, and of the rest what is different for it.
+
+    Attributes:
+        net: the network that learns, with the masks that are learned.
+        extra: what else learns and is not deployed; None if nothing does.
     """
 
-    def __init__(self, net: SmartNetwork, options: Any = None) -> None:
+    def __init__(self, net: SmartNetwork, setup: Setup, *, extra: nn.Module | None = None) -> None:
         self.net = net
-        self.options = options
+        self.setup = setup
+        self.options = setup.options
+        self.extra = extra
 
     @classmethod
     def build(cls, plain: nn.Module, setup: Setup) -> Training:
         """Return the training of ``plain``, whose weights become those of the paths."""
-        structure = setup.structure
-        net = convert(
-            plain,
-            example_input=setup.example,
-            paths=[path.name for path in setup.paths],
-            structure=structure.name,
-            density=structure.density,
-            align=structure.align,
-            scope=structure.scope,
-            min_channels=structure.min_channels,
-            mean=setup.mean,
-            std=setup.std,
-        )
-        return cls(net, setup.options)
+        return cls(masked(plain, setup, paths=[path.name for path in setup.paths]), setup)
 
     @property
     def modules(self) -> nn.Module:
         """Everything with parameters, for the optimiser; called with the passes of a step, it does them in order."""
         return self.net
 
-    def deployable(self) -> SmartNetwork:
-        """Return the network as it would be deployed now: its paths are selected, saved, measured and exported."""
+    def deployable(self, sample: Sampler) -> SmartNetwork:
+        """Return the network as it would be deployed now: its paths are selected, saved, measured and exported.
+
+        Called after each epoch; what it returns may share weights with :attr:`net`.
+        """
+        del sample
         return self.net
 
-    def epoch_start(self, epoch: int) -> None:
-        """Prepare for an epoch, 1 for the first."""
+    def epoch_start(self, epoch: int, sample: Sampler) -> None:
+        """Prepare for an epoch, 1 for the first; also after a resume."""
 
-    def before_step(self) -> None:
-        """Act between the backward pass and the optimiser's step."""
-
-    def loss(self, batch: Batch, attack: Attack, forward: Forward) -> StepLoss:
-        """Return the loss on a batch; attacks are made on paths of :meth:`deployable`, passes done by ``forward``."""
+    def step(self, batch: Batch, attack: Attack) -> Step:
+        """Attack what the step attacks, with the paths in eval mode, and say what is to be passed and lost."""
         raise NotImplementedError
 
-    def extra_state(self) -> dict[str, Any]:
-        """Return what resuming needs beside the deployable network: tensors and plain values."""
-        return {}
 
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`extra_state` returned."""
+def masked(plain: nn.Module, setup: Setup, *, paths: Sequence[str]) -> SmartNetwork:
+    """Return ``plain`` with ``paths`` of dense masks, structured and normalised as ``setup`` says."""
+    structure = setup.structure
+    return convert(
+        plain,
+        example_input=setup.example,
+        paths=paths,
+        structure=structure.name,
+        density=structure.density,
+        align=structure.align,
+        scope=structure.scope,
+        min_channels=structure.min_channels,
+        mean=setup.mean,
+        std=setup.std,
+    )
+
+
+def attacked(path: nn.Module, batch: Batch, attack: Attack, *, part: slice = slice(None), **options: Any) -> Tensor:
+    """Return the images of ``part`` of a batch, attacked on ``path`` in eval mode.
+
+    ``options`` are those of :meth:`Attack.run`.
+    """
+    with attack_mode(path):
+        return attack.run(path, batch.images[part], batch.labels[part], generator=batch.generator, **options)
 
 
 @dataclass(frozen=True)
@@ -149,8 +193,15 @@ class Method:
         reference: the paper.
         paths: of the deployed network.
         build: makes a training from the plain network; mostly :meth:`Training.build` of a subclass.
+        forwards: what an image costs with so many attack steps, in forward passes of the dense network (a gradient to
+            the input counts 1 and one to the weights another): of a training, for tables.
         options: a frozen dataclass whose fields have defaults and ``metadata["help"]``; it checks its own ranges.
         default_density: what a path keeps unless the user says otherwise; None for the structure's own.
+        defaults: of `smart-train`'s other options, by their names, where the method's differ.
+        attack: the name of the only attack that makes it this method; None for any.
+        soft_targets: whether its loss takes targets other than labels.
+        needs_teacher: whether it is nothing without one.
+        caveat: what has to be said wherever its figures appear: ``reconstruction``.
     """
 
     name: str
@@ -158,8 +209,14 @@ class Method:
     reference: str
     paths: tuple[PathSpec, ...]
     build: Callable[[nn.Module, Setup], Training]
+    forwards: Callable[[int], float]
     options: type[Any] = NoOptions
     default_density: float | None = None
+    defaults: Mapping[str, str | int | float] = field(default_factory=dict)
+    attack: str | None = None
+    soft_targets: bool = True
+    needs_teacher: bool = False
+    caveat: str = ""
 
     @property
     def roles(self) -> dict[str, Role]:
@@ -173,7 +230,7 @@ class Method:
             ConfigError: if a name is unknown, or a value of another type or out of range.
         """
         kinds = get_type_hints(self.options)
-        known = [field.name for field in dataclasses.fields(self.options)]
+        known = [one.name for one in dataclasses.fields(self.options)]
         values: dict[str, Option] = {}
         for name, value in given.items():
             if name not in known:
@@ -191,12 +248,10 @@ class Method:
 
     def describe(self) -> str:
         """Return what a user needs to know of it, in lines."""
-        lines = [f"{self.name}: {self.summary}", self.reference, ""]
+        lines = [f"{self.name}: {self.summary}", self.reference, *([f"a {self.caveat}"] if self.caveat else []), ""]
         lines += [f"path {path.name} (role {path.role.value})" for path in self.paths]
         if self.default_density is not None:
             lines.append(f"density {self.default_density:g} by default")
-        lines += [
-            f"--set {field.name}={field.default}  {field.metadata['help']}"
-            for field in dataclasses.fields(self.options)
-        ]
+        lines += [f"--{name.replace('_', '-')} {value} by default" for name, value in self.defaults.items()]
+        lines += [f"--set {one.name}={one.default}  {one.metadata['help']}" for one in dataclasses.fields(self.options)]
         return "\n".join(lines)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 
 from smart_common.roles import Role
 from smart_train.attacks import Attack
-from smart_train.masking.attack_mode import attack_mode
-from smart_train.masking.passes import Pass
-from smart_train.methods.interface import Batch, Forward, Method, PathSpec, StepLoss, Training
+from smart_train.masking.passes import Out, Pass
+from smart_train.methods.interface import Batch, Method, PathSpec, Step, StepLoss, Training, attacked
 
 ROBUST = "robust"
 
@@ -16,14 +17,15 @@ ROBUST = "robust"
 class PgdAt(Training):
     """CE(path, attacked batch)."""
 
-    def loss(self, batch: Batch, attack: Attack, forward: Forward) -> StepLoss:
+    def step(self, batch: Batch, attack: Attack) -> Step:
         """See the class."""
-        path = self.net.path(ROBUST)
-        with attack_mode(path):
-            adversarial = attack.run(path, batch.images, batch.labels, generator=batch.generator)
-        (out,) = forward([Pass(ROBUST, adversarial)])
-        loss = F.cross_entropy(out.scores.float(), batch.labels)
-        return StepLoss(loss, {ROBUST: loss.detach()})
+
+        def loss(outs: Sequence[Out]) -> StepLoss:
+            (out,) = outs
+            total = F.cross_entropy(out.scores.float(), batch.targets)
+            return StepLoss(total, {ROBUST: total.detach()})
+
+        return Step([Pass(ROBUST, attacked(self.net.path(ROBUST), batch, attack))], loss)
 
 
 PGD_AT = Method(
@@ -32,5 +34,7 @@ PGD_AT = Method(
     reference="Madry et al. 2018, arXiv 1706.06083",
     paths=(PathSpec(ROBUST, Role.BOTH),),
     build=PgdAt.build,
+    forwards=lambda steps: 2 * steps + 3,
     default_density=1.0,
+    defaults={"steps": 10},
 )

@@ -6,13 +6,14 @@ goes through the robust path. Both cross-entropies count one half. The masks lea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 
 from smart_common.roles import Role
 from smart_train.attacks import Attack
-from smart_train.masking.attack_mode import attack_mode
-from smart_train.masking.passes import Pass
-from smart_train.methods.interface import Batch, Forward, Method, PathSpec, StepLoss, Training
+from smart_train.masking.passes import Out, Pass
+from smart_train.methods.interface import Batch, Method, PathSpec, Step, StepLoss, Training, attacked
 
 CLEAN, ROBUST = "clean", "robust"
 
@@ -20,20 +21,21 @@ CLEAN, ROBUST = "clean", "robust"
 class Smart(Training):
     """0.5 CE(clean path, first half) + 0.5 CE(robust path, second half under attack)."""
 
-    def loss(self, batch: Batch, attack: Attack, forward: Forward) -> StepLoss:
+    def step(self, batch: Batch, attack: Attack) -> Step:
         """See the class."""
-        images, labels = batch.images, batch.labels
-        half = len(images) // 2
-        robust = self.net.path(ROBUST)
-        with attack_mode(robust):
-            adversarial = attack.run(robust, images[half:], labels[half:], generator=batch.generator)
-        clean, attacked = forward([Pass(CLEAN, images[:half]), Pass(ROBUST, adversarial)])
-        clean_loss = F.cross_entropy(clean.scores.float(), labels[:half])
-        robust_loss = F.cross_entropy(attacked.scores.float(), labels[half:])
-        return StepLoss(
-            total=0.5 * clean_loss + 0.5 * robust_loss,
-            parts={CLEAN: clean_loss.detach(), ROBUST: robust_loss.detach()},
-        )
+        half = len(batch.images) // 2
+        adversarial = attacked(self.net.path(ROBUST), batch, attack, part=slice(half, None))
+
+        def loss(outs: Sequence[Out]) -> StepLoss:
+            clean, robust = outs
+            clean_loss = F.cross_entropy(clean.scores.float(), batch.targets[:half])
+            robust_loss = F.cross_entropy(robust.scores.float(), batch.targets[half:])
+            return StepLoss(
+                total=0.5 * clean_loss + 0.5 * robust_loss,
+                parts={CLEAN: clean_loss.detach(), ROBUST: robust_loss.detach()},
+            )
+
+        return Step([Pass(CLEAN, batch.images[:half]), Pass(ROBUST, adversarial)], loss)
 
 
 SMART = Method(
@@ -42,4 +44,5 @@ SMART = Method(
     reference="SMART, arXiv 2302.03523",
     paths=(PathSpec(CLEAN, Role.CLEAN), PathSpec(ROBUST, Role.ATTACKED)),
     build=Smart.build,
+    forwards=lambda steps: steps + 3,
 )

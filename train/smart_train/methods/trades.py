@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,8 +14,8 @@ from smart_common.roles import Role
 from smart_train.attacks import Attack, gaussian_start
 from smart_train.errors import ConfigError
 from smart_train.masking.attack_mode import attack_mode
-from smart_train.masking.passes import Pass
-from smart_train.methods.interface import Batch, Forward, Method, PathSpec, StepLoss, Training
+from smart_train.masking.passes import Out, Pass
+from smart_train.methods.interface import Batch, Method, PathSpec, Step, StepLoss, Training, attacked
 
 ROBUST = "robust"
 
@@ -36,28 +37,27 @@ class Trades(Training):
     The attack increases the same divergence, from one Gaussian start, where the network in eval mode is the reference.
     """
 
-    def loss(self, batch: Batch, attack: Attack, forward: Forward) -> StepLoss:
+    def step(self, batch: Batch, attack: Attack) -> Step:
         """See the class."""
         path = self.net.path(ROBUST)
-        with attack_mode(path):
-            with torch.no_grad():
-                reference = path(batch.images).float().softmax(dim=1)
+        with attack_mode(path), torch.no_grad():
+            reference = path(batch.images).float().softmax(dim=1)
 
-            def divergence(scores: Tensor, _labels: Tensor) -> Tensor:
-                return F.kl_div(scores.log_softmax(dim=1), reference, reduction="sum")
+        def divergence(scores: Tensor, _labels: Tensor) -> Tensor:
+            return F.kl_div(scores.log_softmax(dim=1), reference, reduction="sum")
 
-            adversarial = replace(attack, restarts=1).run(
-                path, batch.images, batch.labels, generator=batch.generator, loss=divergence, start=gaussian_start
+        adversarial = attacked(path, batch, replace(attack, restarts=1), loss=divergence, start=gaussian_start)
+
+        def loss(outs: Sequence[Out]) -> StepLoss:
+            clean, robust = (out.scores.float() for out in outs)
+            natural = F.cross_entropy(clean, batch.targets)
+            apart = F.kl_div(robust.log_softmax(dim=1), clean.softmax(dim=1), reduction="batchmean")
+            return StepLoss(
+                natural + self.options.beta * apart,
+                {"cross_entropy": natural.detach(), "divergence": apart.detach()},
             )
-        clean, attacked = forward([Pass(ROBUST, batch.images), Pass(ROBUST, adversarial)])
-        natural = F.cross_entropy(clean.scores.float(), batch.labels)
-        robust = F.kl_div(
-            attacked.scores.float().log_softmax(dim=1), clean.scores.float().softmax(dim=1), reduction="batchmean"
-        )
-        return StepLoss(
-            natural + self.options.beta * robust,
-            {"cross_entropy": natural.detach(), "divergence": robust.detach()},
-        )
+
+        return Step([Pass(ROBUST, batch.images), Pass(ROBUST, adversarial)], loss)
 
 
 TRADES = Method(
@@ -66,6 +66,8 @@ TRADES = Method(
     reference="Zhang et al. 2019, arXiv 1901.08573",
     paths=(PathSpec(ROBUST, Role.BOTH),),
     build=Trades.build,
+    forwards=lambda steps: 2 * steps + 7,
     options=TradesOptions,
     default_density=1.0,
+    defaults={"steps": 10},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,9 +40,11 @@ from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
 from smart_train.training.history import check_history, history_path, path_accuracies
-from smart_train.training.loop import EpochReport, Trainer, TrainResult
+from smart_train.training.loop import Trainer
 from smart_train.training.owner import owning_output
 from smart_train.training.recipe import RECIPE
+from smart_train.training.refinements import Refinements
+from smart_train.training.results import EpochReport, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 from smart_train.training.trial_run import try_out
@@ -229,9 +232,16 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
             flip=options["flip"],
             resized_crop=options["image_size"] is not None if resized_crop is None else resized_crop,
         ),
+        refinements=_refinements(options),
         learning_rate=options["lr"],
         **{name: options[name] for name in _AS_THEY_ARE},
     )
+
+
+def _refinements(options: Mapping[str, Any]) -> Refinements:
+    share = options["extra_share"]
+    given = {one.name: options[one.name] for one in fields(Refinements)}
+    return Refinements(**given | {"extra_share": share if share is not None else 0.7 if options["extra"] else 0.0})
 
 
 def _try_out(trainer: Trainer, *, factory: Factory | None) -> None:
@@ -273,7 +283,13 @@ def _check_outputs(
     if tensorboard is not None:
         found.append(Output("--tensorboard", tensorboard / "events"))
     given = ctx.params
-    read = [data_place(given["data"]), given["data_dir"], *parse_init(given["init"]).values(), ctx.meta.get(RECIPE)]
+    read = [
+        data_place(given["data"]),
+        data_place(given["extra"] or ""),
+        given["data_dir"],
+        *parse_init(given["init"]).values(),
+        ctx.meta.get(RECIPE),
+    ]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
     check_outputs(found, inputs=read, force=force)
 
@@ -329,15 +345,13 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": parse_init(init)}
-    trainer = Trainer(
-        config,
-        images,
-        output=output,
-        tensorboard=tensorboard,
-        options=keep(),
-        **started,
-    )
+    started: dict[str, Any] = {
+        "resume": goes_on,
+        "factory": factory,
+        "initial": parse_init(init),
+        "extra": options["extra"],
+    }
+    trainer = Trainer(config, images, output=output, tensorboard=tensorboard, options=keep(), **started)
     control = None
     if options["dense_control"]:  # made before the hours of training, should there be something against it
         control = Trainer(control_config(config), images, output=outputs[-1], **started)

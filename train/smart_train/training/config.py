@@ -10,7 +10,7 @@ import torch
 
 from smart_common.errors import alternatives
 from smart_train.attacks import Attack
-from smart_train.choices import MAX_INTEGER, PRECISIONS, Argument, Precision
+from smart_train.choices import MAX_INTEGER, PRECISIONS, SCHEDULES, Argument, Precision, Schedule
 from smart_train.data.augment import Augmentation
 from smart_train.errors import ConfigError
 from smart_train.masking.plan import MaskPlan
@@ -18,9 +18,16 @@ from smart_train.masking.structure import Structure
 from smart_train.methods import METHODS, load_method
 from smart_train.methods.interface import Option
 from smart_train.options import check_arguments, parse_normalisation
+from smart_train.training.refinements import Refinements
 
 DEVICES = ("auto", "cpu", "cuda")
-_KINDS = {"structure": Structure, "masks": MaskPlan, "attack": Attack, "augmentation": Augmentation}
+_KINDS = {
+    "structure": Structure,
+    "masks": MaskPlan,
+    "attack": Attack,
+    "augmentation": Augmentation,
+    "refinements": Refinements,
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,13 @@ class TrainConfig:
         method, method_options: a name in ``METHODS``, and what its options are set to.
         attack: the one trained against.
         augmentation: what is done to training images before the attack.
+        refinements: what is added to the method.
         normalize: what images are normalised by, as `initial_weights.normalisation` reads it.
         train_images: train on this many images, every class in its proportion; None for all.
         test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
         epochs, batch_size: the paths share a batch half and half; images that do not fill one wait for the next epoch.
-        learning_rate: the peak; linear warm-up over 5% of the steps, then cosine to 0.
+        learning_rate: the peak.
+        schedule: how the learning rate comes and goes, see `schedule.learning_rate`.
         weight_decay: L2, on all parameters.
         seed: of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -58,12 +67,14 @@ class TrainConfig:
     method_options: dict[str, Option] = field(default_factory=dict)
     attack: Attack = field(default_factory=Attack)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    refinements: Refinements = field(default_factory=Refinements)
     normalize: str | None = None
     train_images: int | None = None
     test_images: int | None = None
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.1
+    schedule: Schedule = "cosine"
     weight_decay: float = 5e-4
     seed: int = 0
     device: str = "auto"
@@ -92,13 +103,25 @@ class TrainConfig:
             )
         if self.normalize not in (None, "data", "imagenet", "none"):
             parse_normalisation(str(self.normalize))
-        if self.method not in METHODS:
-            raise ConfigError(f"unknown method {alternatives(str(self.method), METHODS)}")
-        load_method(self.method).read_options(self.method_options)
+        self._check_method()
         if self.precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {alternatives(str(self.precision), PRECISIONS)}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"expected a seed from 0 to {2**32 - 1}, got {self.seed}")
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"unknown method {alternatives(str(self.method), METHODS)}")
+        method = load_method(self.method)
+        method.read_options(self.method_options)
+        if method.attack not in (None, self.attack.name):
+            raise ConfigError(
+                f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; leave it out"
+            )
+        if not method.soft_targets and (soft := self.refinements.soft_targets):
+            raise ConfigError(f"method {self.method} takes labels alone as targets; leave out {', '.join(soft)}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"unknown schedule {alternatives(str(self.schedule), SCHEDULES)}")
 
     def check_device(self) -> None:
         """Raise ConfigError if the device is not there, or has not the precision."""
@@ -117,4 +140,8 @@ class TrainConfig:
             del record["method_options"]
         if self.normalize is None:  # likewise
             del record["normalize"]
+        if self.schedule == TrainConfig.schedule:  # likewise
+            del record["schedule"]
+        if self.refinements == Refinements():  # likewise
+            del record["refinements"]
         return record

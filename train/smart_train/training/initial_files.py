@@ -59,19 +59,17 @@ class InitialFiles:
             raise ConfigError(
                 "--permute and --init PATH=FILE cannot be combined: channels of one file alone are ordered"
             )
-        trained = {id(parameter) for parameter in training.modules.parameters()}
         for path, weights in self.batch_norms.items():
             source = plain_network(config, data, factory=factory, initial=weights)
-            network = training.deployable().path(path).network
             norms = {n: m for n, m in source.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-            for name, norm in norms.items():
-                network.get_submodule(name).load_state_dict(norm.state_dict(), strict=False)
-            own = [parameter for name in norms for parameter in network.get_submodule(name).parameters()]
-            if not own or any(id(parameter) not in trained for parameter in own):
+            if not norms or path not in training.net.path_names:
                 raise ConfigError(
                     f"method {config.method} trains no batch norms of {config.model} that are path {path}'s own, and "
                     f"{weights.name} would give it nothing; start all paths from one file"
                 )
+            network = training.net.path(path).network
+            for name, norm in norms.items():
+                network.get_submodule(name).load_state_dict(norm.state_dict(), strict=False)
             ours, theirs = network.state_dict(), source.state_dict()
             shared = [name for name in theirs if name in ours and name.rpartition(".")[0] not in norms]
             differing = sum(not torch.equal(ours[name], theirs[name]) for name in shared)

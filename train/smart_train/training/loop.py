@@ -6,7 +6,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import lightning_fabric
 import torch
 from torch import Tensor
 
-from smart_train.accuracy import PathAccuracy, some_examples, to_tensor
+from smart_train.accuracy import some_examples
 from smart_train.architectures.custom import Factory
 from smart_train.checkpoint.format import Checkpoint, Samples, load_checkpoint, save_checkpoint
+from smart_train.data.extra import ExtraImages, load_extra
 from smart_train.data.images import ImageSet
 from smart_train.data.load import load_data
 from smart_train.errors import CheckpointError, ConfigError
@@ -26,54 +28,21 @@ from smart_train.masking.network import SmartNetwork
 from smart_train.masking.permutation import Gain, permute_channels_
 from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
+from smart_train.training.averaging import WeightAverage
+from smart_train.training.batches import Batches
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
 from smart_train.training.initial_files import FilePath, normalisation, read_initial_files
 from smart_train.training.owner import owning_output
 from smart_train.training.plain_network import plain_network
-from smart_train.training.schedule import Stream, learning_rate, stream_generator
+from smart_train.training.results import EpochReport, TrainResult
+from smart_train.training.schedule import Stream, stream_generator, stream_seed
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
 from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
+from smart_train.training.stepper import Stepper
+from smart_train.training.targets import Targets
 
 SGD_MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished training gives.
-
-    Attributes:
-        checkpoint: the file of the best epoch.
-        seconds: of training and validation, over all resumed parts.
-        images_per_second: training images, validation not counted.
-        best_epoch: 1 for the first.
-        accuracy: per path, on the test split under PGD-20.
-    """
-
-    checkpoint: Path
-    seconds: float
-    images_per_second: float
-    best_epoch: int
-    accuracy: dict[str, PathAccuracy]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """How an epoch went.
-
-    Attributes:
-        row: its line of the history.
-        epochs: of the whole training.
-        best: whether it is the best so far, and the checkpoint now holds it.
-        images_per_second: training images, validation not counted.
-        seconds_left: an estimate, from the epochs of this process, for those to come and the report.
-    """
-
-    row: Row
-    epochs: int
-    best: bool
-    images_per_second: float
-    seconds_left: float
 
 
 class Trainer:
@@ -87,6 +56,8 @@ class Trainer:
         factory: what makes a ``CUSTOM`` network.
         initial: a plain state dict of the network to start from (``regrow`` and ``static`` masks start from its
             magnitudes too), or several by the path that takes its batch norms from them, as `read_initial_files` does.
+        extra: further training images, or ``npz:FILE`` as `load_extra` takes it; of each batch they are
+            ``config.refinements.extra_share``.
         tensorboard: a folder for TensorBoard's event files; None writes none.
         options: of the command line, which ``ckpt.last.pt`` keeps for ``smart-train --resume ckpt.pt``.
 
@@ -107,6 +78,7 @@ class Trainer:
         resume: bool = False,
         factory: Factory | None = None,
         initial: FilePath | Mapping[str, FilePath] | None = None,
+        extra: ExtraImages | str | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -125,13 +97,14 @@ class Trainer:
         config.augmentation.check(height=data.shape[1], width=data.shape[2])
         config.check_device()
         self.config, self.data, self.output = config, data, output
-        self.steps_per_epoch = len(data.train) // config.batch_size
-        self.total_steps = self.steps_per_epoch * config.epochs
         self._factory = factory
         self._command = dict(options or {})
         self._method = load_method(config.method)
         self._initial = read_initial_files(initial, paths=[path.name for path in self._method.paths])
         self._progress, self._report_seconds = Progress(), 0.0
+        self._extra = load_extra(extra, beside=data) if isinstance(extra, str) else extra
+        if (self._extra is None) != (config.refinements.extra_share == 0):
+            raise ConfigError("--extra and --extra-share belong together; give both, or neither")
         self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
         self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial.shared)
@@ -146,42 +119,50 @@ class Trainer:
             loggers=[] if tensorboard is None else tensorboard_loggers(Path(tensorboard), resume=state is not None),
         )
         self._training = self._build()
-        self._modules, net = self._training.modules, self._training.deployable()
+        self._modules = self._training.modules
         self._modules.to(self._fabric.device)
+        self.batches = Batches(
+            data.train,
+            config,
+            targets=Targets(config.refinements, len(data.class_names), self._training.setup.teacher),
+            device=self._fabric.device,
+            extra=None if self._extra is None else self._extra.split,
+        )
+        average = WeightAverage(self._modules, config.refinements, steps=self.batches.steps, total=self.batches.total)
         self._optimizer = torch.optim.SGD(
             self._modules.parameters(), lr=config.learning_rate, momentum=SGD_MOMENTUM, weight_decay=config.weight_decay
         )
-        self._wrapped, self._wrapped_optimizer = self._fabric.setup(self._modules, self._optimizer)
+        wrapped, wrapped_optimizer = self._fabric.setup(self._modules, self._optimizer)
         self._parts = Parts(
             training=self._training,
             learner=MaskLearner(
-                net,
+                self._training.net,
                 plan=config.masks,
                 total_steps=self.total_steps,
-                steps_per_epoch=self.steps_per_epoch,
+                steps_per_epoch=self.batches.steps,
                 generator=stream_generator(config.seed, Stream.MASKS),
                 from_weights=self._initial.shared is not None,
             ),
             optimizer=self._optimizer,
             precision=self._fabric.strategy.precision,
-            order=stream_generator(config.seed, Stream.ORDER),
-            attack=stream_generator(config.seed, Stream.ATTACK, device=self._fabric.device),
-            augment=stream_generator(config.seed, Stream.AUGMENT, device=self._fabric.device),
+            generators=self.batches.generators,
+            average=average,
+        )
+        self._stepper = Stepper(
+            self._parts, self.batches, config, fabric=self._fabric, modules=wrapped, optimizer=wrapped_optimizer
         )
         self._measurement = Measurement(eps=config.attack.eps, seed=config.seed, device=self._fabric.device)
-        self._images = torch.from_numpy(data.train.images).to(self._fabric.device)
-        self._labels = torch.from_numpy(data.train.labels).to(self._fabric.device)
         if state is not None:
             self._progress = restore_(
-                self._parts, state, path=last, epochs=config.epochs, steps_per_epoch=self.steps_per_epoch
+                self._parts, state, path=last, epochs=config.epochs, steps_per_epoch=self.batches.steps
             )
             if self._progress.best_epoch and not output.exists():
                 raise CheckpointError(f"no best epoch at {output}; put it back, or train from the start with --force")
 
     @property
     def net(self) -> SmartNetwork:
-        """The network as it would be deployed now; after :meth:`run` the best epoch's, as in the checkpoint."""
-        return self._training.deployable() if self._best is None else self._best
+        """The network that learns; after :meth:`run` the deployed one of the best epoch, as in the checkpoint."""
+        return self._training.net if self._best is None else self._best
 
     @property
     def gains(self) -> dict[str, Gain]:
@@ -194,9 +175,14 @@ class Trainer:
         return [dict(row) for row in self._progress.history]
 
     @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.batches.total
+
+    @property
     def steps_left(self) -> int:
         """Optimiser steps still to do."""
-        return self.total_steps - self._progress.epoch * self.steps_per_epoch
+        return self.total_steps - self._progress.epoch * self.batches.steps
 
     def _build(self) -> Training:
         plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial.shared)
@@ -205,8 +191,18 @@ class Trainer:
         if self.config.permute:
             generator = stream_generator(self.config.seed, Stream.PERMUTE)
             self._gains = permute_channels_(plain, example, structure=structure, generator=generator)
-        options = self._method.read_options(self.config.method_options)
-        training = self._method.build(plain, Setup(example, structure, mean, std, self._method.paths, options))
+        setup = Setup(
+            example=example,
+            structure=structure,
+            mean=mean,
+            std=std,
+            num_classes=len(self.data.class_names),
+            paths=self._method.paths,
+            options=self._method.read_options(self.config.method_options),
+            attack=self.config.attack,
+            seed=stream_seed(self.config.seed, Stream.METHOD),
+        )
+        training = self._method.build(plain, setup)
         return self._initial.started(training, self.config, self.data, self._factory)
 
     def run(
@@ -237,8 +233,9 @@ class Trainer:
                 train_seconds = time.perf_counter() - started
                 progress.train_seconds += train_seconds
                 progress.epoch += 1
-                best = self._judge(losses)
-                images_per_second = self.steps_per_epoch * config.batch_size / max(train_seconds, 1e-9)
+                with self._stepper.averaged(epoch=progress.epoch):
+                    best = self._judge(losses)
+                images_per_second = self.batches.steps * config.batch_size / max(train_seconds, 1e-9)
                 row = progress.history[-1]
                 # Before the state: an epoch that is not logged when the process is killed is trained and logged again.
                 self._fabric.log_dict({**row, "images_per_second": images_per_second}, step=progress.epoch)
@@ -253,72 +250,38 @@ class Trainer:
             return self._report(on_phase)
 
     def _epoch(self, on_step: Callable[[str], None]) -> dict[str, float]:
-        config = self.config
-        order = torch.randperm(len(self._labels), generator=self._parts.order).to(self._labels.device)
+        number = self._progress.epoch + 1
         sums: dict[str, Tensor] = {}
-        self._training.epoch_start(self._progress.epoch + 1)
-        for i in range(self.steps_per_epoch):
-            chosen = order[i * config.batch_size : (i + 1) * config.batch_size]
-            losses = self.step(
-                self._images[chosen], self._labels[chosen], number=self._progress.epoch * self.steps_per_epoch + i + 1
-            )
-            for name, value in losses.items():
+        self._training.epoch_start(number, partial(self.batches.sample, epoch=number))
+        for batch in self.batches.epoch(number):
+            for name, value in self.step(batch).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
-            on_step(f"epoch {self._progress.epoch + 1}/{config.epochs}")
-        means = {f"{name}_loss": float(value) / self.steps_per_epoch for name, value in sums.items()}
+            on_step(f"epoch {number}/{self.config.epochs}")
+        means = {f"{name}_loss": float(value) / self.batches.steps for name, value in sums.items()}
         if not all(math.isfinite(v) for v in means.values()):
             raise ConfigError(
-                f"the loss is not finite in epoch {self._progress.epoch + 1}, {means}; lower --lr or --eps and train "
-                "from the start"
+                f"the loss is not finite in epoch {number}, {means}; lower --lr or --eps and train from the start"
             )
         return means
 
-    def step(self, images: Tensor, labels: Tensor, *, number: int) -> dict[str, Tensor]:
-        """Do one optimiser step and return the parts of its loss, scalars on the device.
-
-        Args:
-            images: uint8 (N, H, W, C), on the network's device.
-            labels: int64 (N,), likewise.
-            number: of the step in the whole training, 1 for the first; learning rate and masks follow it.
-        """
-        config, parts = self.config, self._parts
-        self._modules.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate(number)
-        with self._fabric.autocast():
-            batch = Batch(
-                to_tensor(config.augmentation.apply(images, generator=parts.augment)),
-                labels,
-                generator=parts.attack,
-                number=number,
-                total=self.total_steps,
-            )
-            loss = self._training.loss(batch, config.attack, self._wrapped)
-        self._wrapped_optimizer.zero_grad()
-        self._fabric.backward(loss.total)
-        parts.learner.after_backward()
-        self._training.before_step()
-        self._wrapped_optimizer.step()
-        parts.learner.after_step(number, optimizer=self._optimizer)
-        return loss.parts
-
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate(step, total=self.total_steps, peak=self.config.learning_rate)
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Do one optimiser step and return the parts of its loss, scalars on the device."""
+        return self._stepper.step(batch)
 
     def _judge(self, losses: dict[str, float]) -> bool:
         """Validate the epoch that has just ended, add it to the history, and write the checkpoint if it is the best.
 
         An epoch counts once its masks are at their target. The checkpoint's figures wait for the end of the training.
         """
-        progress, net, validation = self._progress, self.net, self.data.validation
-        done = progress.epoch * self.steps_per_epoch
+        progress, net, validation = self._progress, self.deployed(), self.data.validation
+        done = progress.epoch * self.batches.steps
         started, roles = time.perf_counter(), self._method.roles
         columns, score = self._measurement.validate(net, validation, roles=roles)
         share = self._measurement.report_share(roles, validation=validation, test=self.data.test)
         self._report_seconds = share * (time.perf_counter() - started)  # it is more of the same
         row: Row = {
             "epoch": progress.epoch,
-            "learning_rate": self._learning_rate(done),
+            "learning_rate": self._stepper.learning_rate(done),
             **losses,
             **{f"{path}_density": density(net, path=path) for path in net.path_names},
             **columns,
@@ -330,11 +293,15 @@ class Trainer:
             return False
         progress.best, progress.best_epoch = score, progress.epoch
         samples = self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps))
-        save_checkpoint(self.checkpoint(samples), self.output)
+        save_checkpoint(self.checkpoint(net, samples), self.output)
         return True
 
-    def checkpoint(self, samples: Samples) -> Checkpoint:
-        """Return the network as it would be deployed now, with ``samples`` and no figures."""
+    def deployed(self) -> SmartNetwork:
+        """Return the network as it would be deployed now."""
+        return self._training.deployable(partial(self.batches.sample, epoch=max(1, self._progress.epoch)))
+
+    def checkpoint(self, net: SmartNetwork, samples: Samples) -> Checkpoint:
+        """Return ``net`` as it is deployed, with ``samples`` and no figures."""
         mean, std = self._normalisation
         return Checkpoint(
             architecture=self.config.model,
@@ -343,10 +310,10 @@ class Trainer:
             class_names=self.data.class_names,
             mean=mean,
             std=std,
-            net=self.net,
+            net=net,
             samples=samples,
             training=self._record(),
-            metrics={path: {} for path in self.net.path_names},
+            metrics={path: {} for path in net.path_names},
             roles=self._method.roles,
             factory=getattr(self._factory, "reference", None),
         )
@@ -393,8 +360,12 @@ class Trainer:
         )
 
     def _options(self) -> dict[str, Any]:
-        """Return the configuration, and the digest of the weights that were started from unless that was chance."""
-        return {**self.config.record(), **self._initial.record()}
+        """Return the configuration, and the digests of what else was read."""
+        return {
+            **self.config.record(),
+            **self._initial.record(),
+            **({"extra_digest": self._extra.digest} if self._extra else {}),
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {**self._options(), "data_digest": self.data.digest}

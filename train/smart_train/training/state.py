@@ -16,12 +16,13 @@ from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.learner import MaskLearner
 from smart_train.methods.interface import Training
+from smart_train.training.averaging import WeightAverage
+from smart_train.training.batches import Generators
 from smart_train.training.control import control_path
 from smart_train.training.history import Row
 
 STATE_FORMAT = "smart-edge training state"
 STATE_VERSION = 3  # 2 has the augmentation's random state, 3 the masks of single weights
-_GENERATORS = ("order", "attack", "augment")  # of `Parts`
 MAX_THREADS = 1024  # more than any machine has cores for one training
 
 
@@ -68,18 +69,18 @@ class Parts:
     """What a state holds beside the progress: everything that moves while a network trains.
 
     Attributes:
-        training: its deployable network, and its extra state.
+        training: its network, and what else learns.
         precision: Fabric's plugin, which has the loss scale of 16-mixed.
-        order, attack, augment: random numbers.
+        generators: random numbers.
+        average: of the weights.
     """
 
     training: Training
     learner: MaskLearner
     optimizer: torch.optim.Optimizer
     precision: Any
-    order: torch.Generator
-    attack: torch.Generator
-    augment: torch.Generator
+    generators: Generators
+    average: WeightAverage
 
 
 def save_state(
@@ -89,8 +90,7 @@ def save_state(
 
     ``identity`` is what a resumed training must have in common with this; ``options`` are for `read_options`.
     """
-    net = parts.training.deployable()
-    extra = parts.training.extra_state()
+    net, extra = parts.training.net, parts.training.extra
     save_atomically(
         {
             "format": STATE_FORMAT,
@@ -104,9 +104,10 @@ def save_state(
             "learner": parts.learner.state(),
             "optimizer": parts.optimizer.state_dict(),
             "precision": parts.precision.state_dict(),
-            **{name: getattr(parts, name).get_state() for name in _GENERATORS},
+            **{name: generator.get_state() for name, generator in vars(parts.generators).items()},
             "threads": torch.get_num_threads(),
-            **({"method": extra} if extra else {}),
+            **({} if extra is None else {"extra": extra.state_dict()}),
+            "average": parts.average.state(),
         },
         path,
     )
@@ -190,7 +191,7 @@ def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, st
     Raises:
         CheckpointError: if a part is missing or damaged.
     """
-    net = parts.training.deployable()
+    net, extra = parts.training.net, parts.training.extra
     try:
         load_network_state_(net, state["network"])
         for name in net.path_names:
@@ -200,9 +201,12 @@ def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, st
                 net.set_weight_mask(name, layer, state["weight_masks"][name][layer])
         _load_momentum_(parts.optimizer, state["optimizer"]["state"])
         parts.precision.load_state_dict(state["precision"])
-        for name in _GENERATORS:
-            getattr(parts, name).set_state(state[name])
-        parts.training.load_extra_state(state.get("method", {}))
+        for name, generator in vars(parts.generators).items():
+            generator.set_state(state[name])
+        if extra is not None:
+            extra.load_state_dict(state["extra"])
+        if "average" in state:  # older ones have none
+            parts.average.load_state(state["average"])
         progress = _progress(Reader(path).record(state, "progress"), epochs=epochs)
         parts.learner.load_state(state["learner"], step=progress.epoch * steps_per_epoch)
     except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over

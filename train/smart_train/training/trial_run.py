@@ -70,16 +70,16 @@ def try_out(
             trial = _Trial(trainer, output=file, factory=factory)
             images = torch.from_numpy(trial.data.train.images[:TRIAL_IMAGES])
             labels = torch.from_numpy(trial.data.train.labels[:TRIAL_IMAGES])
-            trial.step(images.to(device), labels.to(device), number=1)
+            trial.step(trial.batches.batch(images.to(device), labels.to(device), number=1))
             doing = "in evaluation"
-            net = trial.net
+            net = trial.deployed()
             net.eval()
             with torch.no_grad():
                 for path in net.path_names:
                     run_classifier(net.path(path), to_tensor(images).to(device))
             doing = "in its checkpoint"
             save_checkpoint(
-                trial.checkpoint(Samples(images, labels, _copies(images, net.path_names), 0.0, "none")), file
+                trial.checkpoint(net, Samples(images, labels, _copies(images, net.path_names), 0.0, "none")), file
             )
             loaded = load_checkpoint(file, factory=factory)
             doing = "in the export"

@@ -1,0 +1,47 @@
+"""What a training tells of itself: after each epoch, and at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from smart_train.accuracy import PathAccuracy
+from smart_train.training.history import Row
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training gives.
+
+    Attributes:
+        checkpoint: the file of the best epoch.
+        seconds: of training and validation, over all resumed parts.
+        images_per_second: training images, validation not counted.
+        best_epoch: 1 for the first.
+        accuracy: per path, on the test split under PGD-20.
+    """
+
+    checkpoint: Path
+    seconds: float
+    images_per_second: float
+    best_epoch: int
+    accuracy: dict[str, PathAccuracy]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """How an epoch went.
+
+    Attributes:
+        row: its line of the history.
+        epochs: of the whole training.
+        best: whether it is the best so far, and the checkpoint now holds it.
+        images_per_second: training images, validation not counted.
+        seconds_left: an estimate, from the epochs of this process, for those to come and the report.
+    """
+
+    row: Row
+    epochs: int
+    best: bool
+    images_per_second: float
+    seconds_left: float
