@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,6 +81,13 @@ PUBLISHED = {
 }  # fmt: skip
 NEW = tuple(PUBLISHED)
 NARROW = 8
+# Where deeper ones are the same blocks in the same row as another's, they are slow.
+DEEPER = {"resnet34", "wrn28-10", "wrn40-2"}
+
+
+def each_of(names: Iterable[str]) -> pytest.MarkDecorator:
+    cases = [pytest.param(name, marks=pytest.mark.slow if name in DEEPER else ()) for name in names]
+    return pytest.mark.parametrize("name", cases)
 
 
 def narrow(name: str, *, scope: Scope = "block", density: float = 0.5, side: int = 16) -> SmartNetwork:
@@ -101,7 +108,7 @@ def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
     assert cost.macs == ours.macs
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@each_of(PUBLISHED)
 def test_a_path_uses_as_many_parameters_as_the_arithmetic_says(name: str) -> None:
     told, net = PUBLISHED[name], narrow(name, density=0.25)
     for i, group in enumerate(net.groups):
@@ -126,7 +133,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@each_of(GROUPS)
 def test_every_channel_but_those_of_residual_streams_may_be_masked_and_at_scope_all_those_too(name: str) -> None:
     number, streams = GROUPS[name]
     block, everything = narrow(name), narrow(name, scope="all")
@@ -136,7 +143,7 @@ def test_every_channel_but_those_of_residual_streams_may_be_masked_and_at_scope_
     assert everything.kept_whole == {}
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@each_of(GROUPS)
 def test_one_training_step_moves_every_parameter_of_both_paths(name: str) -> None:
     net = narrow(name).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

@@ -72,9 +72,16 @@ def unused_weights(net: SmartNetwork) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("mode", MASK_MODES)
-@pytest.mark.parametrize(("epochs", "per_epoch"), [(4, 5), (1, 1), (1, 2), (1, 7), (2, 1), (3, 1)])
+# Each mode and each score with half of the lengths; the other half is slow.
+@pytest.mark.parametrize(
+    ("mode", "score", "epochs", "per_epoch"),
+    [
+        pytest.param(mode, score, *length, marks=pytest.mark.slow if (first + second + third) % 2 else ())
+        for first, mode in enumerate(MASK_MODES)
+        for second, score in enumerate(SCORES)
+        for third, length in enumerate([(4, 5), (1, 1), (1, 2), (1, 7), (2, 1), (3, 1)])
+    ],
+)
 def test_counts_reach_their_target_and_masks_then_never_move(
     mode: str, score: str, epochs: int, per_epoch: int
 ) -> None:
