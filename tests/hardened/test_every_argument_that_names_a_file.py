@@ -90,6 +90,7 @@ FORMS = {
     "extra": ("npz:{}",),
     "calibration": ("npz:{}", "folder:{}"),
     "model": ("{}:build",),
+    "init": ("{}", "robust={}"),
 }
 """How texts name a file that do not so by its name alone."""
 
