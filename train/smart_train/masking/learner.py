@@ -64,6 +64,8 @@ class MaskLearner:
         generator: torch.Generator,
         from_weights: bool = False,
     ) -> None:
+        if net.structure.removes_nothing:  # the masks are at their target from the first step
+            plan = MaskPlan(mode="static")
         self._net = net
         self._plan = plan
         self._total = total_steps

@@ -107,7 +107,7 @@ class TrainConfig:
         method.read_options(self.method_options)
         if method.attack not in (None, self.attack.name):
             raise ConfigError(
-                f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; leave it out"
+                f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; change either"
             )
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {alternatives(str(self.schedule), SCHEDULES)}")
