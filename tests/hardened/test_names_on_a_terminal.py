@@ -36,7 +36,14 @@ REFUSED = {
     "devices": ("smart_devices.cli", [["show", "NAME"], ["NAME"]]),
     "train": (
         "smart_train.cli",
-        [["--data", "npz:NAME"], ["--recipe", "NAME"], ["--init", "NAME"], ["-o", "NAME/c.pt"], ["--plot", "NAME"]],
+        [
+            ["--data", "npz:NAME"],
+            ["--extra", "npz:NAME"],
+            ["--recipe", "NAME"],
+            ["--init", "NAME"],
+            ["-o", "NAME/c.pt"],
+            ["--plot", "NAME"],
+        ],
     ),
     "eval": ("smart_eval.cli", [["NAME"], ["bundle", "--trust", "NAME"], ["bundle", "--attack", "NAME"]]),
     "export": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -43,6 +43,7 @@ from smart_train.training.history import check_history, history_path, path_accur
 from smart_train.training.loop import Trainer
 from smart_train.training.owner import owning_output
 from smart_train.training.recipe import RECIPE
+from smart_train.training.refinements import Refinements
 from smart_train.training.results import EpochReport, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
@@ -220,9 +221,16 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
             flip=options["flip"],
             resized_crop=options["image_size"] is not None if resized_crop is None else resized_crop,
         ),
+        refinements=_refinements(options),
         learning_rate=options["lr"],
         **{name: options[name] for name in _AS_THEY_ARE},
     )
+
+
+def _refinements(options: Mapping[str, Any]) -> Refinements:
+    share = options["extra_share"]
+    given = {one.name: options[one.name] for one in fields(Refinements)}
+    return Refinements(**given | {"extra_share": share if share is not None else 0.7 if options["extra"] else 0.0})
 
 
 def _try_out(trainer: Trainer, *, factory: Factory | None) -> None:
@@ -264,7 +272,13 @@ def _check_outputs(
     if tensorboard is not None:
         found.append(Output("--tensorboard", tensorboard / "events"))
     given = ctx.params
-    read = [data_place(given["data"]), given["data_dir"], given["init"], ctx.meta.get(RECIPE)]
+    read = [
+        data_place(given["data"]),
+        data_place(given["extra"] or ""),
+        given["data_dir"],
+        given["init"],
+        ctx.meta.get(RECIPE),
+    ]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
     check_outputs(found, inputs=read, force=force)
 
@@ -320,7 +334,7 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init, "extra": options["extra"]}
     trainer = Trainer(
         config,
         images,
