@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smart_common.roles import Role
-from smart_train import Attack, ConfigError, Structure, load_checkpoint
+from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.masking.passes import Pass
 from smart_train.methods.interface import Batch, Training
 from smart_train.methods.mart import Mart, MartOptions

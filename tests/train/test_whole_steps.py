@@ -187,7 +187,7 @@ def test_a_step_is_that_of_a_slow_reference(name: str) -> None:
     slopes = torch.autograd.grad(expected, list(weights.values()))
     with torch.no_grad():  # the first step of momentum is the gradient itself
         for weight, slope in zip(weights.values(), slopes, strict=True):
-            weight -= LR * (slope + DECAY * weight)
+            weight.sub_(LR * (slope + DECAY * weight))
     for (key, found), wanted in zip(ours.net.state_dict().items(), theirs.state_dict().values(), strict=True):
         # The loss is in single precision.
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
@@ -211,7 +211,7 @@ def test_statistics_move_once_a_pass_and_never_in_the_attack(name: str, passes: 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_attack_moves_statistics_or_leaves_gradients_or_eval_mode(name: str) -> None:
     ours, attack = training(name)
-    ours.epoch_start(1, lambda images: iter([batch()]))
+    ours.epoch_start(1, lambda _: iter([batch()]))
     before = {key: value.clone() for key, value in ours.modules.state_dict().items()}
     modes = {key: module.training for key, module in ours.modules.named_modules()}
     ours.step(batch(), attack)
