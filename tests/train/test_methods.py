@@ -14,6 +14,7 @@ from torch import Tensor
 from smart_common.roles import Role
 from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.masking.passes import Pass
+from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Training
 from smart_train.methods.mart import Mart, MartOptions
 from smart_train.methods.pgd_at import PgdAt
@@ -141,6 +142,14 @@ def test_options_are_typed_and_recorded(tmp_path: Path) -> None:
             tiny_config(method=method, method_options={name: value})
     with pytest.raises(ConfigError, match="unknown option 'beta' of method smart; it has none"):
         tiny_config(method_options={"beta": 1.0})
+
+
+def test_the_cost_of_a_method_is_counted_in_forward_passes() -> None:
+    """As docs/methods.md has them, with the steps that are each one's default."""
+    costs = {"standard": (7, 3), "pgd-at": (10, 23), "pgd-at-mixed": (7, 20), "fgsm-rs": (1, 5), "n-fgsm": (1, 5)}
+    costs |= {"trades": (10, 27), "mart": (10, 26), "dual-bn": (7, 10), "smart": (7, 10)}
+    for name, (steps, forwards) in costs.items():
+        assert load_method(name).forwards(steps) == forwards, name
 
 
 def test_a_tap_gives_the_output_of_a_layer_and_is_gone_afterwards() -> None:
