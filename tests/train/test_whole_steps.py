@@ -25,18 +25,18 @@ LABELS = torch.arange(8) % 3
 
 
 def training(name: str) -> tuple[Training, Attack]:
-    """Return a training in double precision, and the attack that it trains against."""
+    """Return a training in train mode, and the attack that it trains against."""
     method = load_method(name)
     one_step = method.attack is not None
     attack = Attack(method.attack or "pgd", eps=EPS, steps=1 if one_step else STEPS)
     teacher = resnet(seed=1).eval().requires_grad_(False) if method.needs_teacher else None
     found = method.build(resnet(), setup(name, attack=attack, teacher=teacher))
-    found.modules.double().train()
+    found.modules.train()
     return found, attack
 
 
-def batch() -> Batch:
-    return Batch(IMAGES, LABELS, LABELS, generator=torch.Generator().manual_seed(3), number=1, total=1)
+def batch(images: Tensor) -> Batch:
+    return Batch(images, LABELS, LABELS, generator=torch.Generator().manual_seed(3), number=1, total=1)
 
 
 def shares(scores: Tensor) -> Tensor:
@@ -173,10 +173,11 @@ REFERENCES: dict[str, Callable[[Any, torch.Generator], Tensor]] = {
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_step_is_that_of_a_slow_reference(name: str) -> None:
     ours, attack = training(name)
+    ours.modules.double()
     theirs = copy.deepcopy(ours.net)
     parameters = list(ours.modules.parameters())
     optimizer = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
-    step = ours.step(batch(), attack)
+    step = ours.step(batch(IMAGES), attack)
     loss = step.loss(ours.modules(step.passes)).total
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -202,7 +203,7 @@ def counted(net: nn.Module) -> set[int]:
 def test_statistics_move_once_a_pass_and_never_in_the_attack(name: str, passes: int) -> None:
     """TRADES' clean batch through the network twice in train mode, and once more a step, is how copies of it err."""
     ours, attack = training(name)
-    step = ours.step(batch(), attack)
+    step = ours.step(batch(IMAGES.float()), attack)
     assert counted(ours.net) == {0}
     ours.modules(step.passes)
     assert counted(ours.net) == {passes}
@@ -211,10 +212,10 @@ def test_statistics_move_once_a_pass_and_never_in_the_attack(name: str, passes: 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_attack_moves_statistics_or_leaves_gradients_or_eval_mode(name: str) -> None:
     ours, attack = training(name)
-    ours.epoch_start(1, lambda _: iter([batch()]))
+    ours.epoch_start(1, lambda _: iter([batch(IMAGES.float())]))
     before = {key: value.clone() for key, value in ours.modules.state_dict().items()}
     modes = {key: module.training for key, module in ours.modules.named_modules()}
-    ours.step(batch(), attack)
+    ours.step(batch(IMAGES.float()), attack)
     moved = [key for key, value in ours.modules.state_dict().items() if not torch.equal(value, before[key])]
     assert [key for key in moved if "running" in key or key.endswith("num_batches_tracked")] == []
     assert all(parameter.grad is None for parameter in ours.modules.parameters())
