@@ -25,6 +25,7 @@ from smart_train.choices import (
     FACTORY_FORM,
     MASK_MODES,
     PRECISIONS,
+    SCHEDULES,
     SCOPES,
     SCORES,
     STRUCTURES,
@@ -56,7 +57,7 @@ _GROUPS = {
     "What may be added to any method": (
         *("label_smoothing", "cutmix", "distill", "temperature", "awp", "awp_from", "average", "ema_decay", "swa_from"),
     ),
-    "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
+    "Optimisation": ("epochs", "batch_size", "lr", "schedule", "weight_decay", "seed", "device", "precision"),
     "Output": ("output", "dense_control", "plot", "tensorboard", "resume", "force", "as_json"),
 }
 
@@ -116,7 +117,8 @@ def _in_recipe(name: str, value: Any) -> Value:
 
 def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
     """Raise ConfigError if an option is typed that is not what the resumed training has."""
-    kept, names = ctx.default_map or {}, _kept(ctx) | {"output"}
+    names = _kept(ctx) | {"output"}
+    kept = {**_method_defaults(ctx.default_map or {}), **(ctx.default_map or {})}
     for option in ctx.command.params:
         name = option.name or ""
         if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in names:
@@ -127,6 +129,15 @@ def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
                 f"{option.opts[-1]} is not what the training of {checkpoint} was started with; leave it out to go on, "
                 "or start another one with -o"
             )
+
+
+def _method_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the method in ``options`` has for options that are left to it; its steps go with its attack alone."""
+    from smart_train.methods import load_method  # noqa: PLC0415  # torch
+
+    defaults = dict(load_method(options.get("method", "smart")).defaults)
+    usual = defaults.get("attack", "pgd")
+    return defaults if options.get("attack", usual) == usual else defaults | {"steps": None}
 
 
 def _names(ctx: click.Context) -> set[str]:
@@ -287,10 +298,16 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     callback=_say_method,
     help="Describe a method and its options, and exit.",
 )
-@click.option("--attack", default="pgd", type=house.Choice(list(ATTACKS)), help="The attack trained against.")
+@click.option(
+    "--attack",
+    default="pgd",
+    type=house.Choice(list(ATTACKS)),
+    show_default=False,
+    help="The attack trained against.  [default: the method's, mostly pgd]",
+)
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
-@click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
-@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
+@click.option("--steps", type=int, help="Its gradient steps.  [default: the method's, mostly 7; 1 for fgsm-rs, n-fgsm]")
+@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs, eps for n-fgsm]")
 @click.option("--label-smoothing", default=0.0, help="Spread this share of each target over all classes.")
 @click.option("--cutmix", default=0.0, metavar="ALPHA", help="Paste a part of another image into each; 1 is usual.")
 @click.option("--distill", default=0.0, metavar="SHARE", help="What a teacher's probabilities count in the targets.")
@@ -300,9 +317,17 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--average", default="none", type=house.Choice(AVERAGES), help="Deploy the mean of the weights.")
 @click.option("--ema-decay", default=0.995, help="How much of the mean --average ema keeps at a step.")
 @click.option("--swa-from", default=0.75, help="The share of the training after which --average swa begins.")
-@click.option("--epochs", default=30)
+@click.option("--epochs", default=30, show_default=False, help="[default: the method's, mostly 30]")
 @click.option("--batch-size", default=128, help="Half of it trains each path.")
-@click.option("--lr", default=0.1, help="Peak learning rate.")
+@click.option("--lr", default=0.1, show_default=False, help="Peak learning rate.  [default: the method's, mostly 0.1]")
+@click.option(
+    "--schedule",
+    default="cosine",
+    type=house.Choice(SCHEDULES),
+    show_default=False,
+    help="How the learning rate falls: after a warm-up, from a peak halfway, or by tenths.  [default: the method's, "
+    "mostly cosine]",
+)
 @click.option("--weight-decay", default=5e-4)
 @click.option("--seed", default=0)
 @click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
@@ -358,6 +383,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     if options["resume"]:
         options["output"] = Path(options["resume"])
         _refuse_other_options(ctx, options["output"])
+    defaults = _method_defaults(options).items()
+    options |= {name: v for name, v in defaults if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
     with house.warnings_as_notes("smart_train"):
         train(ctx, keep=partial(_options_to_keep, ctx), **options)
 

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
 
 METHODS: Mapping[str, str] = {
     "smart": "smart_train.methods.smart:SMART",
+    "dual-bn": "smart_train.methods.smart:DUAL_BN",
+    "standard": "smart_train.methods.standard:STANDARD",
     "pgd-at": "smart_train.methods.pgd_at:PGD_AT",
+    "pgd-at-mixed": "smart_train.methods.pgd_at_mixed:PGD_AT_MIXED",
+    "fgsm-rs": "smart_train.methods.one_step:FGSM_RS",
+    "n-fgsm": "smart_train.methods.one_step:N_FGSM",
     "trades": "smart_train.methods.trades:TRADES",
+    "mart": "smart_train.methods.mart:MART",
 }
 """Where the method of each name is, so that the names cost no import of torch."""
 

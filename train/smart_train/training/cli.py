@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -52,19 +52,8 @@ from smart_train.training.trial_run import try_out
 
 # Options that say what a `TrainConfig` holds under the same name.
 _AS_THEY_ARE = (
-    *(
-        "permute",
-        "method",
-        "normalize",
-        "train_images",
-        "test_images",
-        "epochs",
-        "batch_size",
-        "weight_decay",
-        "seed",
-        "device",
-    ),
-    "precision",
+    *("permute", "method", "normalize", "train_images", "test_images", "epochs", "batch_size", "weight_decay"),
+    *("seed", "device", "precision", "schedule"),
 )
 
 
@@ -382,6 +371,7 @@ def train(
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "best_epoch": result.best_epoch,
+        "stopped": None if result.stopped is None else asdict(result.stopped),
         **{key: found[key] for key in ("union_density", "masks", "paths")},
         "dense_control": controlled,
         "warnings": list(warnings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -30,6 +31,7 @@ from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
+from smart_train.training.collapse import Collapse, find_collapse
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
 from smart_train.training.initial_files import FilePath, normalisation, read_initial_files
@@ -43,6 +45,8 @@ from smart_train.training.stepper import Stepper
 from smart_train.training.targets import Targets
 
 SGD_MOMENTUM = 0.9
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -184,6 +188,11 @@ class Trainer:
         """Optimiser steps still to do."""
         return self.total_steps - self._progress.epoch * self.batches.steps
 
+    @property
+    def stopped(self) -> Collapse | None:
+        """Why training ended before its last epoch, or would have."""
+        return find_collapse(self._progress.history, attack=self.config.attack, data=self.data)
+
     def _build(self) -> Training:
         plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial.shared)
         mean, std = self._normalisation
@@ -212,19 +221,20 @@ class Trainer:
         on_epoch: Callable[[EpochReport], None] = lambda _: None,
         on_phase: Callable[[str], None] = lambda _: None,
     ) -> TrainResult:
-        """Train to the last epoch, then measure the best epoch on the test split.
+        """Train to the last epoch, or to one in which training collapses; then measure the best on the test split.
 
         Args:
             on_step: called after every optimiser step with a few words on how things stand.
             on_epoch: called after every epoch.
             on_phase: called with the name of each stretch of work when it begins: an epoch, its validation, the report.
 
-        Raises ConfigError if another training is writing ``output``, or the loss is not finite.
+        Raises ConfigError if another training is writing ``output``, the loss is not finite, or training collapses
+        before there is an epoch to keep.
         """
         with owning_output(self.output):
             progress, config = self._progress, self.config
             first, spent = progress.epoch, 0.0
-            while progress.epoch < config.epochs:
+            while progress.epoch < config.epochs and self.stopped is None:
                 started = time.perf_counter()
                 number = f"epoch {progress.epoch + 1}/{config.epochs}"
                 on_phase(number)
@@ -245,6 +255,13 @@ class Trainer:
                 spent += seconds
                 left = spent / (progress.epoch - first) * (config.epochs - progress.epoch) + self._report_seconds
                 on_epoch(EpochReport(row, config.epochs, best, images_per_second, left))
+            if not progress.best_epoch:
+                raise ConfigError(
+                    f"{self.stopped}, and no epoch can be kept, since masks were not at their target yet; lower --eps "
+                    "or --lr, or train against pgd, from the start with --force"
+                )
+            if self.stopped is not None:
+                _log.warning("training stopped, since %s; epoch %d is kept", self.stopped, progress.best_epoch)
             write_history(progress.history, history_path(self.output))  # a resumed training may have had no epoch left
             on_phase(f"report: every path on {len(self.data.test)} test images, clean and attacked")
             return self._report(on_phase)
@@ -289,7 +306,7 @@ class Trainer:
         progress.history.append(row)
         write_history(progress.history, history_path(self.output))
         # An equal later epoch is kept: its learning rate is lower.
-        if done < self._parts.learner.closed_from or score < progress.best:
+        if done < self._parts.learner.closed_from or score < progress.best or self.stopped is not None:
             return False
         progress.best, progress.best_epoch = score, progress.epoch
         samples = self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps))
@@ -333,6 +350,7 @@ class Trainer:
             },
             **({"permutation": {name: asdict(gain) for name, gain in self._gains.items()}} if self._gains else {}),
             "best_epoch": self._progress.best_epoch,
+            **({} if self.stopped is None else {"stopped": asdict(self.stopped)}),
             "history": self.history,
             "versions": {"torch": str(torch.__version__)},
         }
@@ -344,9 +362,10 @@ class Trainer:
         attack = report_attack(self.config.attack.eps)
         found = self._measurement.report(best.net, self.data.test)
         on_phase("report: attacked images for the checkpoint")
+        trained = self._progress.epoch * self.batches.steps
         final = replace(
             best,
-            training={**best.training, "history": self.history},
+            training=self._record(),
             metrics={path: figures(a, attack, split="test") for path, a in found.items()},
             samples=self._measurement.samples(best.net, self.data.validation, attack=attack),
         )
@@ -354,9 +373,10 @@ class Trainer:
         return TrainResult(
             checkpoint=self.output,
             seconds=self._progress.seconds,
-            images_per_second=self.total_steps * self.config.batch_size / max(self._progress.train_seconds, 1e-9),
+            images_per_second=trained * self.config.batch_size / max(self._progress.train_seconds, 1e-9),
             best_epoch=self._progress.best_epoch,
             accuracy=found,
+            stopped=self.stopped,
         )
 
     def _options(self) -> dict[str, Any]:

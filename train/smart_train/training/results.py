@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smart_train.accuracy import PathAccuracy
+from smart_train.training.collapse import Collapse
 from smart_train.training.history import Row
 
 
@@ -19,6 +20,7 @@ class TrainResult:
         images_per_second: training images, validation not counted.
         best_epoch: 1 for the first.
         accuracy: per path, on the test split under PGD-20.
+        stopped: the collapse that ended it; None if it went on to the last epoch.
     """
 
     checkpoint: Path
@@ -26,6 +28,7 @@ class TrainResult:
     images_per_second: float
     best_epoch: int
     accuracy: dict[str, PathAccuracy]
+    stopped: Collapse | None = None
 
 
 @dataclass(frozen=True)
