@@ -20,7 +20,7 @@ from smart_train.methods.pgd_at import PgdAt
 from smart_train.methods.smart import Smart
 from smart_train.methods.trades import Trades, TradesOptions
 from smart_train.training.loop import Trainer
-from train.networks import different, image_set, setup, smart, tiny_config
+from train.networks import different, image_set, resnet, setup, smart, tiny_config
 
 Array = npt.NDArray[np.float64]
 
@@ -88,15 +88,16 @@ def test_every_method_trains_resumes_to_the_bit_and_keeps_its_roles(tmp_path: Pa
     method = load_method(name)
     density = method.default_density or 0.5
     config = tiny_config(method=name, epochs=2, structure=Structure(density=density, align=1))
-    whole = Trainer(config, image_set(), output=tmp_path / "whole.pt")
+    teacher = resnet(width=6) if method.needs_teacher else None  # of another width
+    whole = Trainer(config, image_set(), output=tmp_path / "whole.pt", teacher=teacher)
     result = whole.run()
 
     def stop(_: object) -> None:
         raise Stopped
 
     with pytest.raises(Stopped):
-        Trainer(config, image_set(), output=tmp_path / "parts.pt").run(on_epoch=stop)
-    Trainer(config, image_set(), output=tmp_path / "parts.pt", resume=True).run()
+        Trainer(config, image_set(), output=tmp_path / "parts.pt", teacher=teacher).run(on_epoch=stop)
+    Trainer(config, image_set(), output=tmp_path / "parts.pt", resume=True, teacher=teacher).run()
     found, parts = load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "parts.pt")
     assert not different(found.net.state_dict(), parts.net.state_dict())
     assert {path: found.role(path) for path in found.net.path_names} == method.roles

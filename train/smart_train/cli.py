@@ -36,10 +36,10 @@ from smart_train.training.recipe import RECIPE, Value, read_recipe
 # Of one call, or of one machine, and not of a training: a recipe, which may be a stranger's, chooses no files.
 NOT_IN_RECIPES = {
     "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
-    "cache_dir", "no_cache", "init", "no_trial", "output", "plot", "tensorboard",
+    "cache_dir", "no_cache", "init", "teacher", "no_trial", "output", "plot", "tensorboard",
 }  # fmt: skip
 _FILES_IN = {"data": ":", "target": ".json"}  # what tells a file from a name in options that take both
-_PLACES = {"data_dir", "init"}  # for a resumed training to remember, which goes on where it was
+_PLACES = {"data_dir", "init", "teacher"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
     "Data": (
@@ -50,7 +50,9 @@ _GROUPS = {
         *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
         *("masks", "score", "normalize", "no_trial"),
     ),
-    "Method and attack": ("method", "method_options", "help_method", "attack", "eps", "steps", "step_size"),
+    "Method and attack": (
+        *("method", "method_options", "help_method", "teacher", "attack", "eps", "steps", "step_size"),
+    ),
     "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
     "Output": ("output", "dense_control", "plot", "tensorboard", "resume", "force", "as_json"),
 }
@@ -257,6 +259,13 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     expose_value=False,
     callback=_say_method,
     help="Describe a method and its options, and exit.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="CKPT[:PATH]",
+    help="For methods that learn from a frozen network: its checkpoint, trained on the same data, and the path that "
+    "teaches, as in standard.pt or both.pt:robust.  [default path: clean, or the only one]",
 )
 @click.option("--attack", default="pgd", type=house.Choice(list(ATTACKS)), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")

@@ -14,6 +14,9 @@ METHODS: Mapping[str, str] = {
     "smart": "smart_train.methods.smart:SMART",
     "pgd-at": "smart_train.methods.pgd_at:PGD_AT",
     "trades": "smart_train.methods.trades:TRADES",
+    "part": "smart_train.methods.part:PART",
+    "vfd": "smart_train.methods.vfd:VFD",
+    "ar-at": "smart_train.methods.ar_at:AR_AT",
 }
 """Where the method of each name is, so that the names cost no import of torch."""
 

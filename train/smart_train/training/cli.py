@@ -45,6 +45,7 @@ from smart_train.training.recipe import RECIPE
 from smart_train.training.results import EpochReport, TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
+from smart_train.training.teacher import teacher_file
 from smart_train.training.trial_run import try_out
 
 # Options that say what a `TrainConfig` holds under the same name.
@@ -276,6 +277,7 @@ def _check_outputs(
     given = ctx.params
     read = [data_place(given["data"]), given["data_dir"], given["init"], ctx.meta.get(RECIPE)]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
+    read += [] if given["teacher"] is None else [teacher_file(given["teacher"])[0]]
     check_outputs(found, inputs=read, force=force)
 
 
@@ -296,6 +298,7 @@ def train(
     data: str,
     places: DataPlaces,
     init: Path | None,
+    teacher: Path | None,
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
@@ -330,7 +333,7 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init, "teacher": teacher}
     trainer = Trainer(
         config,
         images,

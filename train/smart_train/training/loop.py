@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning_fabric
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smart_train.accuracy import some_examples
 from smart_train.architectures.custom import Factory
@@ -37,6 +37,7 @@ from smart_train.training.results import EpochReport, TrainResult
 from smart_train.training.schedule import Stream, learning_rate, stream_generator, stream_seed
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
 from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
+from smart_train.training.teacher import check_teacher, read_teacher
 
 SGD_MOMENTUM = 0.9
 
@@ -52,6 +53,8 @@ class Trainer:
         factory: what makes a ``CUSTOM`` network.
         initial: a plain state dict of the network to start from; ``regrow`` and ``static`` masks start from its
             magnitudes too.
+        teacher: what methods that need one learn from, as `read_teacher` takes it: a checkpoint, ``CKPT:PATH``, or a
+            module, which is frozen and stays in eval mode.
         tensorboard: a folder for TensorBoard's event files; None writes none.
         options: of the command line, which ``ckpt.last.pt`` keeps for ``smart-train --resume ckpt.pt``.
 
@@ -72,6 +75,7 @@ class Trainer:
         resume: bool = False,
         factory: Factory | None = None,
         initial: str | os.PathLike[str] | None = None,
+        teacher: str | os.PathLike[str] | nn.Module | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -93,6 +97,9 @@ class Trainer:
         self._factory = factory
         self._command = dict(options or {})
         self._initial = None if initial is None else read_initial_weights(Path(initial))
+        self._method = load_method(config.method)
+        check_teacher(self._method, given=teacher is not None)
+        self.teacher = None if teacher is None else read_teacher(teacher, data, factory=factory)
         self._progress = Progress()
         self._report_seconds = 0.0
         self._best: SmartNetwork | None = None
@@ -108,7 +115,8 @@ class Trainer:
             precision=config.precision,
             loggers=[] if tensorboard is None else tensorboard_loggers(Path(tensorboard), resume=state is not None),
         )
-        self._method = load_method(config.method)
+        if self.teacher is not None:
+            self.teacher.network.to(self._fabric.device)
         self._training = self._build()
         self._modules = self._training.modules
         self._modules.to(self._fabric.device)
@@ -181,6 +189,7 @@ class Trainer:
             options=self._method.read_options(self.config.method_options),
             attack=self.config.attack,
             seed=stream_seed(self.config.seed, Stream.METHOD),
+            teacher=None if self.teacher is None else self.teacher.network,
         )
         return self._method.build(plain, setup)
 
@@ -357,8 +366,13 @@ class Trainer:
         )
 
     def _options(self) -> dict[str, Any]:
-        """Return the configuration, and the digest of the weights that were started from unless that was chance."""
-        return {**self.config.record(), **({"init_sha256": self._initial.sha256} if self._initial else {})}
+        """Return the configuration, and what else was started from or learned from: digests of weights and teacher."""
+        record = self.config.record()
+        if self._initial is not None:
+            record["init_sha256"] = self._initial.sha256
+        if self.teacher is not None:
+            record["teacher"] = self.teacher.record()
+        return record
 
     def _identity(self) -> dict[str, Any]:
         return {**self._options(), "data_digest": self.data.digest}
