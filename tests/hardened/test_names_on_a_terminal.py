@@ -36,7 +36,10 @@ REFUSED = {
     "devices": ("smart_devices.cli", [["show", "NAME"], ["NAME"]]),
     "train": (
         "smart_train.cli",
-        [["--data", "npz:NAME"], ["--recipe", "NAME"], ["--init", "NAME"], ["-o", "NAME/c.pt"], ["--plot", "NAME"]],
+        [
+            *(["--data", "npz:NAME"], ["--recipe", "NAME"], ["--init", "NAME"], ["-o", "NAME/c.pt"]),
+            *(["--plot", "NAME"], ["--method", "vfd", "--teacher", "NAME"]),
+        ],
     ),
     "eval": ("smart_eval.cli", [["NAME"], ["bundle", "--trust", "NAME"], ["bundle", "--attack", "NAME"]]),
     "export": (

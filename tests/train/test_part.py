@@ -40,7 +40,7 @@ def evaluated(found: Part) -> PathNetwork:
 
 @pytest.mark.parametrize("density", [1.0, 0.5])
 def test_importance_is_grad_cam_in_closed_form(density: float) -> None:
-    """Behind the last map come an average and a linear layer: each gradient is a weight over the number of positions."""
+    """Behind the last map come an average and a linear layer: a gradient is a weight over the positions."""
     path = evaluated(training(density=density))
     images = some_batch().images
     seen: list[Tensor] = []
