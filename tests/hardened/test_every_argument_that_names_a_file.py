@@ -56,7 +56,7 @@ GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 # What it is given for an option that nothing would look at otherwise.
 FOR_AN_OPTION = {
     ("bench", "saved"): (),
-    ("train", "teacher"): (*_TRAIN, "--method", "vfd"),
+    ("train", "teacher"): (*_TRAIN, "--method", "vfd", "--teacher", "good.pt"),
     ("eval", "include"): (*_EVAL, "--report", "new.html"),
     ("eval", "resume"): (*_EVAL, "-o", "new.jsonl"),
     ("eval", "source"): _EVAL_BUNDLE,

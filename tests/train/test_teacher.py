@@ -133,8 +133,10 @@ def test_the_command_takes_a_teacher_and_remembers_it(
     done = invoke("--resume", str(tmp_path / "a.pt"), "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["best_epoch"] == 1
-    record = load_checkpoint(tmp_path / "a.pt").training["teacher"]
-    assert record == {"sha256": hashlib.sha256(trained.read_bytes()).hexdigest(), "path": "robust"}
+    assert "note: vfd is a reconstruction; say so wherever its figures appear" in done.stderr
+    record = load_checkpoint(tmp_path / "a.pt").training
+    assert record["caveat"] == "reconstruction"
+    assert record["teacher"] == {"sha256": hashlib.sha256(trained.read_bytes()).hexdigest(), "path": "robust"}
 
 
 def interrupted(*_: object) -> None:

@@ -351,6 +351,8 @@ def train(
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
+    if caveat := load_method(config.method).caveat:
+        house.note(f"note: {config.method} is a {caveat}; say so wherever its figures appear")
     _say_density(trainer.net)
     _say_weights(trainer)
     judged = selection_attack(config.attack.eps).label

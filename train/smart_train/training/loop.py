@@ -329,6 +329,7 @@ class Trainer:
         data = self.data
         return {
             **self._options(),
+            **({"caveat": self._method.caveat} if self._method.caveat else {}),
             "data": {
                 "kind": data.kind,
                 "digest": data.digest,
