@@ -151,9 +151,9 @@ def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
         f"scope {structure['scope']}, stores {found['union_density']:.1%} of the unmasked network's parameters",
     ]
     if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
-        caveat = f" (a {training['caveat']})" if training.get("caveat") else ""
+        method = f"{training['method']} (a {training['caveat']})" if "caveat" in training else training["method"]
         lines.append(
-            f"trained with {training['method']}{caveat} for {training['epochs']} epochs, best {training['best_epoch']}, "
+            f"trained with {method} for {training['epochs']} epochs, best {training['best_epoch']}, "
             f"seed {training['seed']}"
         )
     if {"attack", "eps", "split", "examples"} <= metrics.keys():

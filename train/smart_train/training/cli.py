@@ -139,6 +139,14 @@ def _say_density(net: SmartNetwork) -> None:
         )
 
 
+def _say_notes(trainer: Trainer) -> None:
+    """Say what there is to know of a training before it begins."""
+    if caveat := load_method(trainer.config.method).caveat:
+        house.note(f"note: {trainer.config.method} is a {caveat}; say so wherever its figures appear")
+    _say_density(trainer.net)
+    _say_weights(trainer)
+
+
 def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
@@ -351,10 +359,7 @@ def train(
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
-    if caveat := load_method(config.method).caveat:
-        house.note(f"note: {config.method} is a {caveat}; say so wherever its figures appear")
-    _say_density(trainer.net)
-    _say_weights(trainer)
+    _say_notes(trainer)
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(
