@@ -73,7 +73,7 @@ def test_an_engine_is_listed_runs_is_measured_and_checked(follow: Follow, clone:
 @pytest.mark.slow
 def test_a_method_with_an_option_is_trained_evaluated_exported_and_run(follow: Follow) -> None:
     _, (described, *_, info) = follow("A training method")
-    assert "--set share=0.5" in described
+    assert "--set weight=0.5" in described
     assert "robust" in info
 
 

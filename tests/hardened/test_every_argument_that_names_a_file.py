@@ -69,7 +69,12 @@ FOR_AN_OPTION = {
     ("export check", "pattern"): ("bundle/clean/model.onnx",),
 }
 ACCEPTED = ("directory", "device", "newline", "missing")  # by some: as an output, or since nothing looks at it
-FORMS = {"data": ("npz:{}", "folder:{}"), "calibration": ("npz:{}", "folder:{}"), "model": ("{}:build",)}
+FORMS = {
+    "data": ("npz:{}", "folder:{}"),
+    "extra": ("npz:{}",),
+    "calibration": ("npz:{}", "folder:{}"),
+    "model": ("{}:build",),
+}
 """How texts name a file that do not so by its name alone."""
 
 

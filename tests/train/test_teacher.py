@@ -19,6 +19,7 @@ from smart_train.cli import main as smart_train
 from smart_train.data.images import ImageSet, make_image_set
 from smart_train.data.source import Arrays
 from smart_train.training.loop import Trainer
+from smart_train.training.refinements import Refinements
 from smart_train.training.state import state_path
 from smart_train.training.teacher import read_teacher, teacher_file
 from train.networks import image_set, resnet, tiny_config
@@ -106,10 +107,22 @@ def test_a_module_teaches_too_and_is_known_by_its_tensors() -> None:
 def test_a_method_that_needs_a_teacher_says_so_and_others_take_none(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^method vfd learns from a teacher and has none; name the checkpoint of"):
         Trainer(VFD, image_set(), output=tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match=r"^method smart has no use for a teacher; leave --teacher out$"):
+    with pytest.raises(ConfigError, match=r"^method smart has no use for a teacher; leave --teacher out, or "):
         Trainer(tiny_config(), image_set(), output=tmp_path / "a.pt", teacher=trained)
+    distilling = tiny_config(epochs=1, refinements=Refinements(distill=0.5, temperature=2.0))
+    with pytest.raises(ConfigError, match=r"^--distill learns from a teacher and has none; name the checkpoint of"):
+        Trainer(distilling, image_set(), output=tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="nope"):
         Trainer(VFD, image_set(), output=tmp_path / "a.pt", teacher=tmp_path / "nope.pt")
+
+
+def test_any_method_may_learn_from_a_teacher_s_answers(trained: Path, tmp_path: Path) -> None:
+    config = tiny_config(epochs=1, refinements=Refinements(distill=0.25, temperature=2.0))
+    trainer = Trainer(config, image_set(), output=tmp_path / "a.pt", teacher=f"{trained}:robust")
+    batch = next(trainer.batches.epoch(1))
+    told = (load_checkpoint(trained).net.path("robust")(batch.images) / 2.0).softmax(dim=1)
+    expected = 0.75 * nn.functional.one_hot(batch.labels, 3) + 0.25 * told
+    torch.testing.assert_close(batch.targets, expected)
 
 
 def test_a_training_goes_on_with_its_own_teacher_alone(trained: Path, tmp_path: Path) -> None:

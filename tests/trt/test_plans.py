@@ -113,7 +113,6 @@ def test_what_is_set_aside_is_built_once_more(cache: PlanCache) -> None:
 
 
 FLAT: dict[str, tuple[dict[str, Any], str]] = {
-    "engine": ({"engine": "tensorrt-rtx"}, "engine tensorrt instead of tensorrt-rtx"),
     "library": ({"library": "tensorrt-rtx"}, "library tensorrt instead of tensorrt-rtx"),
     "version": ({"version": "8.6.2"}, "library version 10.3.0 instead of 8.6.2"),
     "input name": ({"inputs": replace(TERMS["inputs"], name="x")}, "input name image instead of x"),

@@ -23,6 +23,7 @@ MAX_DECIMAL = 1e6
 MAX_ARGUMENTS = 16
 """Of a network's factory."""
 
+Average = Literal["none", "ema", "swa"]
 MaskMode = Literal["gradual", "regrow", "static"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Schedule = Literal["cosine", "cyclic", "steps"]
@@ -33,6 +34,7 @@ ARCHITECTURES = ("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "wrn
 ATTACKS: Mapping[str, str] = {"pgd": "smart_train.attacks:PGD", "fgsm-rs": "smart_train.attacks:FGSM_RS"}
 """Where the `AttackKind` of each name is; a further one is a file with its own, and a row here."""
 DATA_SPECS = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR"
+AVERAGES: tuple[Average, ...] = get_args(Average)
 MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)

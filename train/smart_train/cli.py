@@ -17,6 +17,7 @@ from smart_train.architectures.cli import NetworkName
 from smart_train.choices import (
     ARCHITECTURES,
     ATTACKS,
+    AVERAGES,
     DATA_SPECS,
     DEFAULT_ALIGN,
     FACTORY_FILE,
@@ -36,15 +37,15 @@ from smart_train.training.recipe import RECIPE, Value, read_recipe
 # Of one call, or of one machine, and not of a training: a recipe, which may be a stranger's, chooses no files.
 NOT_IN_RECIPES = {
     "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
-    "cache_dir", "no_cache", "init", "teacher", "no_trial", "output", "plot", "tensorboard",
+    "cache_dir", "no_cache", "init", "extra", "teacher", "no_trial", "output", "plot", "tensorboard",
 }  # fmt: skip
 _FILES_IN = {"data": ":", "target": ".json"}  # what tells a file from a name in options that take both
-_PLACES = {"data_dir", "init", "teacher"}  # for a resumed training to remember, which goes on where it was
+_PLACES = {"data_dir", "init", "extra", "teacher"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
     "Data": (
         *("data", "data_dir", "cache_dir", "no_cache", "max_broken", "train_images", "test_images", "image_size"),
-        *("resized_crop", "crop_pad", "flip"),
+        *("resized_crop", "crop_pad", "flip", "extra", "extra_share"),
     ),
     "Network and masks": (
         *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
@@ -52,6 +53,9 @@ _GROUPS = {
     ),
     "Method and attack": (
         *("method", "method_options", "help_method", "teacher", "attack", "eps", "steps", "step_size"),
+    ),
+    "What may be added to any method": (
+        *("label_smoothing", "cutmix", "distill", "temperature", "awp", "awp_from", "average", "ema_decay", "swa_from"),
     ),
     "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
     "Output": ("output", "dense_control", "plot", "tensorboard", "resume", "force", "as_json"),
@@ -99,7 +103,7 @@ def _in_recipe(name: str, value: Any) -> Value:
         return dict(pair.partition("=")[::2] for pair in value)
     if isinstance(value, Path) or (name == "target" and value.endswith(".json")):
         return str(Path(value).absolute())
-    if name == "data" and ":" in value:
+    if name in {"data", "extra"} and ":" in value:
         kind, _, place = value.partition(":")
         return f"{kind}:{Path(place).expanduser().absolute()}"
     if name == "model" and ".py:" in value:
@@ -200,6 +204,12 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--train-images", type=int, metavar="N", help="Train on N images, classes in proportion.  [default: all]")
 @click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
+@click.option(
+    "--extra",
+    metavar="npz:FILE",
+    help="Further training images, synthetic ones for example: arrays images (uint8 NHWC) and labels.",
+)
+@click.option("--extra-share", type=float, help="What of each batch they are.  [default: 0.7 with --extra]")
 @click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
 @click.option("--flip/--no-flip", help="Mirror half of the training images left to right.")
 @click.option(
@@ -264,13 +274,22 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     "--teacher",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="CKPT[:PATH]",
-    help="For methods that learn from a frozen network: its checkpoint, trained on the same data, and the path that "
-    "teaches, as in standard.pt or both.pt:robust.  [default path: clean, or the only one]",
+    help="For methods that learn from a frozen network, and --distill: its checkpoint, trained on the same data, and "
+    "the path that teaches, as in standard.pt or both.pt:robust.  [default path: clean, or the only one]",
 )
 @click.option("--attack", default="pgd", type=house.Choice(list(ATTACKS)), help="The attack trained against.")
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
 @click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
 @click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
+@click.option("--label-smoothing", default=0.0, help="Spread this share of each target over all classes.")
+@click.option("--cutmix", default=0.0, metavar="ALPHA", help="Paste a part of another image into each; 1 is usual.")
+@click.option("--distill", default=0.0, metavar="SHARE", help="What a teacher's probabilities count in the targets.")
+@click.option("--temperature", default=1.0, help="What the teacher's scores are divided by.")
+@click.option("--awp", default=0.0, metavar="SIZE", help="Perturb weights by this share of their norm; 0.005 is usual.")
+@click.option("--awp-from", default=1, metavar="EPOCH", help="The first epoch that does.")
+@click.option("--average", default="none", type=house.Choice(AVERAGES), help="Deploy the mean of the weights.")
+@click.option("--ema-decay", default=0.995, help="How much of the mean --average ema keeps at a step.")
+@click.option("--swa-from", default=0.75, help="The share of the training after which --average swa begins.")
 @click.option("--epochs", default=30)
 @click.option("--batch-size", default=128, help="Half of it trains each path.")
 @click.option("--lr", default=0.1, help="Peak learning rate.")

@@ -168,6 +168,12 @@ class Manifest:
         baseline = () if self.baseline is None else (self.baseline,)
         return (*baseline, *self.paths.values())
 
+    def reference_files(self, name: str) -> tuple[str, ...]:
+        """Return the files that say what the graph ``name`` answered at export; empty if there are none."""
+        if self.reference is None or name not in self.reference.scores:
+            return ()
+        return self.reference.inputs, self.reference.scores[name]
+
     def graph(self, name: str) -> GraphInfo:
         """Return the path, or the baseline, that is called ``name``.
 

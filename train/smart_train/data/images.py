@@ -98,7 +98,8 @@ class ImageSet:
         return tuple(means), tuple(stds)
 
 
-def _check(images: Array, labels: Array, *, part: str, where: str) -> Split:
+def checked_split(images: Array, labels: Array, *, part: str, where: str) -> Split:
+    """Return the images and labels of a part of a set in their types; raise DataError where they have another form."""
     name = "training" if part == "train" else part
     images = images[..., None] if images.ndim == 3 else images  # grey, without an axis for its channel
     planes_first = (
@@ -119,6 +120,15 @@ def _check(images: Array, labels: Array, *, part: str, where: str) -> Split:
         )
     # Without a copy where they have these types: the arrays may be mapped from a file.
     return Split(images.astype(np.uint8, copy=False), labels.astype(np.int64, copy=False))
+
+
+def digest_of(*splits: Split) -> str:
+    """Return the SHA-256 over all images and labels, hexadecimal."""
+    digest = hashlib.sha256()
+    for array in (array for split in splits for array in (split.images, split.labels)):
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.hexdigest()
 
 
 def _remedy(images: Array, name: str, *, planes_first: bool) -> str:
@@ -193,8 +203,8 @@ def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
         DataError: if an array has another form, a label is out of range, or there are too few images.
     """
     where = shortened(where)
-    train = _check(arrays.train_images, arrays.train_labels, part="train", where=where)
-    test = _check(arrays.test_images, arrays.test_labels, part="test", where=where)
+    train = checked_split(arrays.train_images, arrays.train_labels, part="train", where=where)
+    test = checked_split(arrays.test_images, arrays.test_labels, part="test", where=where)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"training and test images of {where} differ in size, {train.images.shape[1:]} and "
@@ -230,10 +240,6 @@ def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
         if arrays.class_names is None:
             remedy += ", or number the others from 0: np.searchsorted(np.unique(train_labels), train_labels), and so on"
         raise DataError(f"no training image of class {few(absent)} in {where}; {remedy}")
-    digest = hashlib.sha256()
-    for array in (train.images, train.labels, test.images, test.labels):
-        digest.update(repr((array.shape, array.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).data)
     count = max(len(train) // 10, min(VALIDATION_SAMPLES, len(train) // 5))
     count = min(count, len(train) - classes) or count  # as many as leave each class one, where there are such
     generator = np.random.default_rng(VALIDATION_SEED)
@@ -243,7 +249,7 @@ def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
     return ImageSet(
         kind=kind,
         class_names=names,
-        digest=digest.hexdigest(),
+        digest=digest_of(train, test),
         train=Split(train.images[~held], train.labels[~held]),
         validation=Split(train.images[order], train.labels[order]),
         test=test,

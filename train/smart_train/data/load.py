@@ -18,7 +18,8 @@ from smart_train.data.cache import through_cache
 from smart_train.data.cifar import cifar10, cifar100
 from smart_train.data.folder import folder
 from smart_train.data.images import MAX_SIDE, ImageSet, make_image_set, stratified
-from smart_train.data.source import ARRAYS, Arrays, Progress, check_fits, expanded, no_progress
+from smart_train.data.npz_file import read_npz
+from smart_train.data.source import ARRAYS, Arrays, Progress, expanded, no_progress
 from smart_train.data.stl10 import stl10
 from smart_train.data.svhn import svhn
 from smart_train.errors import DataError
@@ -55,30 +56,18 @@ def npz(where: str) -> ImageSet:
 
     An optional array ``class_names`` of strings names the classes. Raises DataError.
     """
-    wanted = ", ".join(ARRAYS)
-    path, where = expanded(where), shortened(where)
-    try:
-        # An object array would be a pickle, which can run code: allow_pickle stays off.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            unpacked = sum(entry.file_size for entry in arrays.zip.infolist())
-            check_fits(unpacked, what=f"the arrays in {where}, of {unpacked} bytes,")
-            found = {name: arrays[name] for name in (*ARRAYS, "class_names") if name in arrays.files}
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"no file {where}; give a .npz with {wanted}") from error
-    except Exception as error:  # a damaged zip, deflate stream or array header each have an exception of their own
-        raise DataError(f"{where} is damaged or no .npz of plain arrays; save {wanted} with numpy.savez") from error
-    missing = [name for name in ARRAYS if name not in found]
-    if missing:
-        raise DataError(f"no array {', '.join(missing)} in {where}; save {wanted} with numpy.savez")
+    found = read_npz(where, required=ARRAYS, optional=("class_names",))
+    where = shortened(where)
     names = found.pop("class_names", None)
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise DataError(
             f"expected class_names in {where} as strings (classes,), got {names.dtype} of shape {names.shape}; "
             f"leave them out or save a list of strings"
         )
-    arrays = Arrays(**found, class_names=None if names is None else tuple(map(str, names)))
+    class_names = None if names is None else tuple(map(str, names))
+    arrays = Arrays(
+        found["train_images"], found["train_labels"], found["test_images"], found["test_labels"], class_names
+    )
     return make_image_set(arrays, kind="npz", where=where)
 
 

@@ -13,6 +13,7 @@ from smart_train.data.images import Split
 from smart_train.methods.interface import Batch
 from smart_train.training.config import TrainConfig
 from smart_train.training.schedule import Stream, stream_generator
+from smart_train.training.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,25 @@ class Generators:
 class Batches:
     """The training images of ``split`` in batches as ``config`` says.
 
+    An epoch is counted by the images of ``split``, whatever share of a batch is from ``extra``: those are drawn with
+    replacement (Gowal et al. 2021, arXiv 2110.09468).
+
     Attributes:
         steps: batches of an epoch; images that do not fill one wait for the next.
         total: batches of the whole training.
     """
 
-    def __init__(self, split: Split, config: TrainConfig, *, device: torch.device) -> None:
+    def __init__(
+        self, split: Split, config: TrainConfig, *, targets: Targets, device: torch.device, extra: Split | None = None
+    ) -> None:
         self._config = config
+        self._targets = targets
         self._device = device
-        self._images = torch.from_numpy(split.images).to(device)
-        self._labels = torch.from_numpy(split.labels).to(device)
+        splits = [split] if extra is None else [split, extra]
+        self._images = torch.cat([torch.from_numpy(one.images) for one in splits]).to(device)
+        self._labels = torch.cat([torch.from_numpy(one.labels) for one in splits]).to(device)
+        self._count = len(split)
+        self._from_extra = 0 if extra is None else round(config.refinements.extra_share * config.batch_size)
         self.generators = Generators(
             order=stream_generator(config.seed, Stream.ORDER),
             attack=stream_generator(config.seed, Stream.ATTACK, device=device),
@@ -47,20 +57,28 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, 1 for the first, from the generators as they stand."""
-        size = self._config.batch_size
-        order = torch.randperm(len(self._labels), generator=self.generators.order).to(self._device)
-        for i in range(self.steps):
-            chosen = order[i * size : (i + 1) * size]
+        for i, chosen in enumerate(self._chosen(self.steps, self.generators.order)):
             step = (number - 1) * self.steps + i + 1
             yield self.batch(self._images[chosen], self._labels[chosen], number=step)
+
+    def _chosen(self, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the numbers of the images of each of ``steps`` batches of an epoch."""
+        size, extra = self._config.batch_size, len(self._labels) - self._count
+        own = size - self._from_extra
+        order = torch.randperm(self._count, generator=generator)
+        for i in range(steps):
+            chosen = order[i * own : (i + 1) * own]
+            if self._from_extra:
+                drawn = self._count + torch.randint(extra, (self._from_extra,), generator=generator)
+                chosen = torch.cat([chosen, drawn])[torch.randperm(size, generator=generator)]
+            yield chosen.to(self._device)
 
     def batch(self, images: Tensor, labels: Tensor, *, number: int, generators: Generators | None = None) -> Batch:
         """Return a step's batch of ``images``, uint8 (N, H, W, C), and ``labels``, int64 (N,), both on the device."""
         generators = generators or self.generators
+        augmented = to_tensor(self._config.augmentation.apply(images, generator=generators.augment))
         return Batch(
-            to_tensor(self._config.augmentation.apply(images, generator=generators.augment)),
-            labels,
-            labels,
+            *self._targets(augmented, labels, generator=generators.augment),
             generator=generators.attack,
             number=number,
             total=self.total,
@@ -72,10 +90,8 @@ class Batches:
             name: stream_generator(self._config.seed, Stream.SAMPLE, epoch, device=device)
             for name, device in (("order", "cpu"), ("attack", self._device), ("augment", self._device))
         }
-        generators, size = Generators(**streams), self._config.batch_size
-        order = torch.randperm(len(self._labels), generator=generators.order).to(self._device)
-        count = min(-(-images // size), self.steps)
-        for i in range(count):
-            chosen = order[i * size : (i + 1) * size]
-            number = min((epoch - 1) * self.steps + 1, self.total)
+        generators = Generators(**streams)
+        number = min((epoch - 1) * self.steps + 1, self.total)
+        steps = min(-(-images // self._config.batch_size), self.steps)
+        for chosen in self._chosen(steps, generators.order):
             yield self.batch(self._images[chosen], self._labels[chosen], number=number, generators=generators)

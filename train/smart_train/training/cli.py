@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,6 @@ from smart_common.figures import check_plot, is_plot
 from smart_common.lazy import load
 from smart_common.outputs import Output, check_outputs
 from smart_common.robustness import warnings_of_metrics
-from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_devices.profiles import profile_file
 from smart_train.architectures.build import ARCHITECTURES
@@ -38,11 +38,12 @@ from smart_train.options import parse_arguments, parse_fraction
 from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
-from smart_train.training.history import check_history, history_path, path_accuracies
+from smart_train.training.history import check_history, history_path
 from smart_train.training.loop import Trainer
 from smart_train.training.owner import owning_output
 from smart_train.training.recipe import RECIPE
-from smart_train.training.results import EpochReport, TrainResult
+from smart_train.training.refinements import Refinements
+from smart_train.training.results import TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
 from smart_train.training.teacher import teacher_file
@@ -184,20 +185,6 @@ def _train_control(trainer: Trainer, *, factory: Factory | None) -> dict[str, An
     return {"checkpoint": str(result.checkpoint), "seconds": result.seconds, "paths": found["paths"]}
 
 
-def _say_epoch(report: EpochReport, *, attack: str) -> None:
-    row = report.row
-    losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
-    validation = ", ".join(
-        f"{path} path {clean:.3f}" + ("" if robust is None else f", {attack} {robust:.3f}")
-        for path, (clean, robust) in path_accuracies(row).items()
-    )
-    house.note(
-        f"epoch {row['epoch']}/{report.epochs}  loss: {losses}  validation: {validation}  "
-        f"{report.images_per_second:.0f} images/s  {duration(report.seconds_left)} left"
-        f"{'  best so far' if report.best else ''}"
-    )
-
-
 def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainConfig:
     """Return what the options say of the training; of those that exclude each other a recipe's gives way."""
 
@@ -239,9 +226,16 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
             flip=options["flip"],
             resized_crop=options["image_size"] is not None if resized_crop is None else resized_crop,
         ),
+        refinements=_refinements(options),
         learning_rate=options["lr"],
         **{name: options[name] for name in _AS_THEY_ARE},
     )
+
+
+def _refinements(options: Mapping[str, Any]) -> Refinements:
+    share = options["extra_share"]
+    given = {one.name: options[one.name] for one in fields(Refinements)}
+    return Refinements(**given | {"extra_share": share if share is not None else 0.7 if options["extra"] else 0.0})
 
 
 def _try_out(trainer: Trainer, *, factory: Factory | None) -> None:
@@ -283,7 +277,13 @@ def _check_outputs(
     if tensorboard is not None:
         found.append(Output("--tensorboard", tensorboard / "events"))
     given = ctx.params
-    read = [data_place(given["data"]), given["data_dir"], given["init"], ctx.meta.get(RECIPE)]
+    read = [
+        data_place(given["data"]),
+        data_place(given["extra"] or ""),
+        given["data_dir"],
+        given["init"],
+        ctx.meta.get(RECIPE),
+    ]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
     read += [] if given["teacher"] is None else [teacher_file(given["teacher"])[0]]
     check_outputs(found, inputs=read, force=force)
@@ -341,7 +341,13 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init, "teacher": teacher}
+    started: dict[str, Any] = {
+        "resume": goes_on,
+        "factory": factory,
+        "initial": init,
+        "teacher": teacher,
+        "extra": options["extra"],
+    }
     trainer = Trainer(
         config,
         images,
@@ -364,7 +370,7 @@ def train(
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(
             on_step=advance,
-            on_epoch=lambda report: _say_epoch(report, attack=judged),
+            on_epoch=lambda report: house.note(report.describe(attack=judged)),
             on_phase=lambda phase: _say_phase(phase, advance),
         )
     controlled = None if control is None else _train_control(control, factory=factory)

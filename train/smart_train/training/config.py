@@ -18,9 +18,16 @@ from smart_train.masking.structure import Structure
 from smart_train.methods import METHODS, load_method
 from smart_train.methods.interface import Option
 from smart_train.options import check_arguments, parse_normalisation
+from smart_train.training.refinements import Refinements
 
 DEVICES = ("auto", "cpu", "cuda")
-_KINDS = {"structure": Structure, "masks": MaskPlan, "attack": Attack, "augmentation": Augmentation}
+_KINDS = {
+    "structure": Structure,
+    "masks": MaskPlan,
+    "attack": Attack,
+    "augmentation": Augmentation,
+    "refinements": Refinements,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class TrainConfig:
         method, method_options: a name in ``METHODS``, and what its options are set to.
         attack: the one trained against.
         augmentation: what is done to training images before the attack.
+        refinements: what is added to the method.
         normalize: what images are normalised by, as `initial_weights.normalisation` reads it.
         train_images: train on this many images, every class in its proportion; None for all.
         test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
@@ -59,6 +67,7 @@ class TrainConfig:
     method_options: dict[str, Option] = field(default_factory=dict)
     attack: Attack = field(default_factory=Attack)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    refinements: Refinements = field(default_factory=Refinements)
     normalize: str | None = None
     train_images: int | None = None
     test_images: int | None = None
@@ -109,6 +118,8 @@ class TrainConfig:
             raise ConfigError(
                 f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; leave it out"
             )
+        if not method.soft_targets and (soft := self.refinements.soft_targets):
+            raise ConfigError(f"method {self.method} takes labels alone as targets; leave out {', '.join(soft)}")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {alternatives(str(self.schedule), SCHEDULES)}")
 
@@ -131,4 +142,6 @@ class TrainConfig:
             del record["normalize"]
         if self.schedule == TrainConfig.schedule:  # likewise
             del record["schedule"]
+        if self.refinements == Refinements():  # likewise
+            del record["refinements"]
         return record

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from smart_train.accuracy import some_examples
 from smart_train.architectures.custom import Factory
 from smart_train.checkpoint.format import Checkpoint, Samples, load_checkpoint, save_checkpoint
+from smart_train.data.extra import ExtraImages, load_extra
 from smart_train.data.images import ImageSet
 from smart_train.data.load import load_data
 from smart_train.errors import CheckpointError, ConfigError
@@ -27,6 +28,7 @@ from smart_train.masking.network import SmartNetwork
 from smart_train.masking.permutation import Gain, permute_channels_
 from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
+from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
@@ -34,9 +36,11 @@ from smart_train.training.initial_weights import normalisation, read_initial_wei
 from smart_train.training.owner import owning_output
 from smart_train.training.plain_network import plain_network
 from smart_train.training.results import EpochReport, TrainResult
-from smart_train.training.schedule import Stream, learning_rate, stream_generator, stream_seed
+from smart_train.training.schedule import Stream, stream_generator, stream_seed
 from smart_train.training.selection import Measurement, figures, report_attack, selection_attack
 from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
+from smart_train.training.stepper import Stepper
+from smart_train.training.targets import Targets
 from smart_train.training.teacher import check_teacher, read_teacher
 
 SGD_MOMENTUM = 0.9
@@ -53,8 +57,10 @@ class Trainer:
         factory: what makes a ``CUSTOM`` network.
         initial: a plain state dict of the network to start from; ``regrow`` and ``static`` masks start from its
             magnitudes too.
-        teacher: what methods that need one learn from, as `read_teacher` takes it: a checkpoint, ``CKPT:PATH``, or a
-            module, which is frozen and stays in eval mode.
+        teacher: what methods that need one learn from, and ``config.refinements.distill``, as `read_teacher` takes it:
+            a checkpoint, ``CKPT:PATH``, or a module, which is frozen and stays in eval mode.
+        extra: further training images, or ``npz:FILE`` as `load_extra` takes it; of each batch they are
+            ``config.refinements.extra_share``.
         tensorboard: a folder for TensorBoard's event files; None writes none.
         options: of the command line, which ``ckpt.last.pt`` keeps for ``smart-train --resume ckpt.pt``.
 
@@ -76,6 +82,7 @@ class Trainer:
         factory: Factory | None = None,
         initial: str | os.PathLike[str] | None = None,
         teacher: str | os.PathLike[str] | nn.Module | None = None,
+        extra: ExtraImages | str | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -96,9 +103,12 @@ class Trainer:
         self.config, self.data, self.output = config, data, output
         self._factory = factory
         self._command = dict(options or {})
+        self._extra = load_extra(extra, beside=data) if isinstance(extra, str) else extra
+        if (self._extra is None) != (config.refinements.extra_share == 0):
+            raise ConfigError("--extra and --extra-share belong together; give both, or neither")
         self._initial = None if initial is None else read_initial_weights(Path(initial))
         self._method = load_method(config.method)
-        check_teacher(self._method, given=teacher is not None)
+        check_teacher(self._method, distill=config.refinements.distill, given=teacher is not None)
         self.teacher = None if teacher is None else read_teacher(teacher, data, factory=factory)
         self._progress = Progress()
         self._report_seconds = 0.0
@@ -120,11 +130,18 @@ class Trainer:
         self._training = self._build()
         self._modules = self._training.modules
         self._modules.to(self._fabric.device)
-        self.batches = Batches(data.train, config, device=self._fabric.device)
+        self.batches = Batches(
+            data.train,
+            config,
+            targets=Targets(config.refinements, len(data.class_names), self._training.setup.teacher),
+            device=self._fabric.device,
+            extra=None if self._extra is None else self._extra.split,
+        )
+        average = WeightAverage(self._modules, config.refinements, steps=self.batches.steps, total=self.batches.total)
         self._optimizer = torch.optim.SGD(
             self._modules.parameters(), lr=config.learning_rate, momentum=SGD_MOMENTUM, weight_decay=config.weight_decay
         )
-        self._wrapped, self._wrapped_optimizer = self._fabric.setup(self._modules, self._optimizer)
+        wrapped, wrapped_optimizer = self._fabric.setup(self._modules, self._optimizer)
         self._parts = Parts(
             training=self._training,
             learner=MaskLearner(
@@ -138,6 +155,10 @@ class Trainer:
             optimizer=self._optimizer,
             precision=self._fabric.strategy.precision,
             generators=self.batches.generators,
+            average=average,
+        )
+        self._stepper = Stepper(
+            self._parts, self.batches, config, fabric=self._fabric, modules=wrapped, optimizer=wrapped_optimizer
         )
         self._measurement = Measurement(eps=config.attack.eps, seed=config.seed, device=self._fabric.device)
         if state is not None:
@@ -221,7 +242,8 @@ class Trainer:
                 train_seconds = time.perf_counter() - started
                 progress.train_seconds += train_seconds
                 progress.epoch += 1
-                best = self._judge(losses)
+                with self._stepper.averaged(epoch=progress.epoch):
+                    best = self._judge(losses)
                 images_per_second = self.batches.steps * config.batch_size / max(train_seconds, 1e-9)
                 row = progress.history[-1]
                 # Before the state: an epoch that is not logged when the process is killed is trained and logged again.
@@ -252,27 +274,8 @@ class Trainer:
         return means
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Do one optimiser step and return the parts of its loss, scalars on the device.
-
-        The learning rate and the masks follow the batch's number.
-        """
-        parts = self._parts
-        self._modules.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate(batch.number)
-        with self._fabric.autocast():
-            step = self._training.step(batch, self.config.attack)
-            loss = step.loss(self._wrapped(step.passes))
-        self._wrapped_optimizer.zero_grad()
-        self._fabric.backward(loss.total)
-        parts.learner.after_backward()
-        self._wrapped_optimizer.step()
-        parts.learner.after_step(batch.number, optimizer=self._optimizer)
-        return loss.parts
-
-    def _learning_rate(self, step: int) -> float:
-        config = self.config
-        return learning_rate(step, total=self.total_steps, peak=config.learning_rate, schedule=config.schedule)
+        """Do one optimiser step and return the parts of its loss, scalars on the device."""
+        return self._stepper.step(batch)
 
     def _judge(self, losses: dict[str, float]) -> bool:
         """Validate the epoch that has just ended, add it to the history, and write the checkpoint if it is the best.
@@ -287,7 +290,7 @@ class Trainer:
         self._report_seconds = share * (time.perf_counter() - started)  # it is more of the same
         row: Row = {
             "epoch": progress.epoch,
-            "learning_rate": self._learning_rate(done),
+            "learning_rate": self._stepper.learning_rate(done),
             **losses,
             **{f"{path}_density": density(net, path=path) for path in net.path_names},
             **columns,
@@ -367,13 +370,13 @@ class Trainer:
         )
 
     def _options(self) -> dict[str, Any]:
-        """Return the configuration, and what else was started from or learned from: digests of weights and teacher."""
-        record = self.config.record()
-        if self._initial is not None:
-            record["init_sha256"] = self._initial.sha256
-        if self.teacher is not None:
-            record["teacher"] = self.teacher.record()
-        return record
+        """Return the configuration, and the digests of what else was read."""
+        return {
+            **self.config.record(),
+            **({"init_sha256": self._initial.sha256} if self._initial else {}),
+            **({"extra_digest": self._extra.digest} if self._extra else {}),
+            **({"teacher": self.teacher.record()} if self.teacher else {}),
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {**self._options(), "data_digest": self.data.digest}

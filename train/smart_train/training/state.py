@@ -16,6 +16,7 @@ from smart_train.checkpoint.reader import Reader, read_plain, save_atomically
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.learner import MaskLearner
 from smart_train.methods.interface import Training
+from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Generators
 from smart_train.training.control import control_path
 from smart_train.training.history import Row
@@ -71,6 +72,7 @@ class Parts:
         training: its network, and what else learns.
         precision: Fabric's plugin, which has the loss scale of 16-mixed.
         generators: random numbers.
+        average: of the weights.
     """
 
     training: Training
@@ -78,6 +80,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     precision: Any
     generators: Generators
+    average: WeightAverage
 
 
 def save_state(
@@ -104,6 +107,7 @@ def save_state(
             **{name: generator.get_state() for name, generator in vars(parts.generators).items()},
             "threads": torch.get_num_threads(),
             **({} if extra is None else {"extra": extra.state_dict()}),
+            "average": parts.average.state(),
         },
         path,
     )
@@ -201,6 +205,8 @@ def restore_(parts: Parts, state: dict[str, Any], *, path: Path, epochs: int, st
             generator.set_state(state[name])
         if extra is not None:
             extra.load_state_dict(state["extra"])
+        if "average" in state:  # older ones have none
+            parts.average.load_state(state["average"])
         progress = _progress(Reader(path).record(state, "progress"), epochs=epochs)
         parts.learner.load_state(state["learner"], step=progress.epoch * steps_per_epoch)
     except Exception as error:  # whatever a part that is missing or misshapen makes torch trip over

@@ -87,15 +87,21 @@ def read_teacher(
     return teacher
 
 
-def check_teacher(method: Method, *, given: bool) -> None:
-    """Raise ConfigError if ``method`` needs a teacher and none is ``given``, or has no use for the one that is."""
-    if method.needs_teacher and not given:
+def check_teacher(method: Method, *, distill: float, given: bool) -> None:
+    """Raise ConfigError if a teacher is needed and none is ``given``, or the one that is would not be asked.
+
+    It is asked by methods that need one, and for targets of which it makes the share ``distill``.
+    """
+    needs = f"method {method.name}" if method.needs_teacher else "--distill"
+    if (method.needs_teacher or distill) and not given:
         raise ConfigError(
-            f"method {method.name} learns from a teacher and has none; name the checkpoint of a network of the same "
-            "classes, as in --teacher standard.pt"
+            f"{needs} learns from a teacher and has none; name the checkpoint of a network of the same classes, as in "
+            "--teacher standard.pt"
         )
-    if given and not method.needs_teacher:
-        raise ConfigError(f"method {method.name} has no use for a teacher; leave --teacher out")
+    if given and not (method.needs_teacher or distill):
+        raise ConfigError(
+            f"method {method.name} has no use for a teacher; leave --teacher out, or give --distill for targets of its"
+        )
 
 
 def _load(file: Path, *, factory: Factory | None) -> Checkpoint:
