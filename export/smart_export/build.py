@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smart_common.mask_info import MaskInfo
 from smart_common.robustness import warnings_of_metrics
 from smart_devices import Profile, Target, resolve_target
 from smart_export.bundle_manifest import check_structure, gate_terms, manifest_record, quantisation
@@ -29,6 +30,7 @@ from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.reference import INPUTS, npy_bytes
 from smart_train import Checkpoint, load_checkpoint
+from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.masking.accounting import Densities, densities
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class BuildResult:
         paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
         densities: how much each path uses.
+        masks: how they were found, and what the paths' have in common.
         signer: the fingerprint of the key that signed it, None without one.
         seconds: what the build took.
     """
@@ -67,6 +70,7 @@ class BuildResult:
     baseline: ExportedGraph | None
     plans: tuple[Plan, ...]
     densities: Densities
+    masks: MaskInfo
     signer: str | None
     seconds: float
 
@@ -156,6 +160,7 @@ def build_bundle(
     )
     with stopwatch.phase("count parameters"):
         kept = densities(checkpoint.net)
+        masks = describe_masks(checkpoint.net, training=checkpoint.training)
     to_onnx = Converter(input_shape=checkpoint.input_shape, opset=target.opset)
 
     place = Path(os.path.abspath(output))  # noqa: PTH100  # unlike resolve, it leaves links alone; "." gets a name
@@ -190,6 +195,7 @@ def build_bundle(
                 dense_control=dense_control,
                 plans=plans,
                 densities=kept,
+                masks=masks,
                 default_path=default_path,
             )
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -217,6 +223,7 @@ def build_bundle(
         baseline=dense,
         plans=tuple(plans),
         densities=kept,
+        masks=masks,
         signer=written.signer,
         seconds=time.perf_counter() - started,
     )

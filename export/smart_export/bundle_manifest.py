@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from smart_common.mask_info import MaskInfo
 from smart_common.version import version
 from smart_devices import Profile, Target
 from smart_export.errors import ExportError
@@ -31,6 +32,7 @@ def manifest_record(
     dense_control: Mapping[str, Mapping[str, Any]] | None,
     plans: Sequence[Plan],
     densities: Densities,
+    masks: MaskInfo,
     default_path: str,
 ) -> dict[str, Any]:
     """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside."""
@@ -53,6 +55,7 @@ def manifest_record(
             "crop": "center",
         },
         "class_names": list(checkpoint.class_names),
+        "masks": masks.record(),
         "paths": {
             name: {
                 "role": checkpoint.role(name).value,

@@ -351,7 +351,8 @@ def keygen(*, key: Path, as_json: bool) -> None:
 def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     """Describe CHECKPOINT: network, paths, densities, training and figures. For a bundle there is `smart-run info`."""
     from smart_export import report as show  # noqa: PLC0415  # loads torch
-    from smart_train.checkpoint.format import describe  # noqa: PLC0415  # loads torch
+    from smart_train.checkpoint.described_masks import describe_masks  # noqa: PLC0415  # loads torch
+    from smart_train.checkpoint.format import describe  # noqa: PLC0415  # as above
 
     if checkpoint.is_dir():
         raise ExportError(f"{checkpoint} is a folder, not a checkpoint; smart-run info describes a bundle")
@@ -363,7 +364,7 @@ def info(*, checkpoint: Path, own: OwnNetwork, as_json: bool) -> None:
     if as_json:
         house.print_json({"checkpoint": str(checkpoint), **found, "warnings": list(warnings)})
         return
-    print_lines(show.checkpoint_lines(found))
+    print_lines(show.checkpoint_lines(found, describe_masks(loaded.net, training=loaded.training)))
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [
         [path, *(f"{row[key]:.3f}" if isinstance(row.get(key), float) else "" for key in keys)]

@@ -23,7 +23,7 @@ from smart_train.architectures.custom import call_factory, import_factory
 from smart_train.choices import CUSTOM
 from smart_train.cli import main as smart_train
 from smart_train.errors import NetworkError
-from smart_train.masking.learner import magnitude
+from smart_train.masking.moving_channels import magnitude
 from smart_train.masking.plan import MaskPlan
 from smart_train.training.loop import Trainer
 from train.networks import image_set, resnet, tiny_config
@@ -251,7 +251,7 @@ def plain_state(seed: int = 11) -> dict[str, torch.Tensor]:
 
 
 def start(output: Path, initial: Path, mode: str = "gradual") -> Trainer:
-    config = tiny_config(epochs=1, masks=MaskPlan(mode=mode))  # type: ignore[arg-type]  # a test's own choice
+    config = tiny_config(epochs=1, masks=MaskPlan(mode=mode))
     return Trainer(config, image_set(), output=output, initial=initial)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from smart_export.report import checkpoint_lines
 from smart_train import CheckpointError, ConfigError, NetworkError, load_checkpoint, save_checkpoint
+from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.checkpoint.format import describe
 from smart_train.cli import main as smart_train
 from smart_train.data.images import ImageSet, make_image_set
@@ -150,7 +151,10 @@ def test_the_command_takes_a_teacher_and_remembers_it(
     assert json.loads(done.stdout)["best_epoch"] == 1
     assert "note: vfd is a reconstruction; say so wherever its figures appear" in done.stderr
     trained_now = load_checkpoint(tmp_path / "a.pt")
-    assert "trained with vfd (a reconstruction) for 1 epochs" in "\n".join(checkpoint_lines(describe(trained_now)))
+    masks = describe_masks(trained_now.net, training=trained_now.training)
+    assert "trained with vfd (a reconstruction) for 1 epochs" in "\n".join(
+        checkpoint_lines(describe(trained_now), masks)
+    )
     record = trained_now.training
     assert record["caveat"] == "reconstruction"
     assert record["teacher"] == {"sha256": hashlib.sha256(trained.read_bytes()).hexdigest(), "path": "robust"}

@@ -146,7 +146,7 @@ def test_a_proof_that_cannot_be_written_down_does_not_stop_a_load(
         raise EngineError("no room")
 
     load(bundle).close()
-    monkeypatch.setattr("smart_runtime.engines.plans.PlanCache.update", full)
+    monkeypatch.setattr("smart_runtime.engines.plans.PlanCache.set_facts", full)
     with load(with_scores) as model:
         assert_scores(model)
     assert "that the plan is proved cannot be kept: no room" in caplog.text

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from smart_common.files import digest_and_value
+from smart_common.mask_info import MaskInfo
 from smart_common.roles import Role
 from smart_eval.attacks.base import NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
@@ -23,9 +24,11 @@ from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
+from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.checkpoint.format import Checkpoint, check_source, load_checkpoint
 from smart_train.choices import CUSTOM
 from smart_train.errors import ConfigError
+from smart_train.masking.accounting import densities
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork
 
@@ -62,6 +65,7 @@ class Facts:
         notes: what to know about a bundle on the engine that measures it, a sentence each.
         replay: what a bundle makes of the samples of its source, by path; None without one.
         roles: what each path is for; one that has none here has its name's (`smart_common.roles`).
+        masks: how they were found and what the paths keep and share, in the document's values; None if nothing says it.
     """
 
     model: Path
@@ -74,6 +78,7 @@ class Facts:
     notes: tuple[str, ...] = ()
     replay: Mapping[str, Replay] | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
+    masks: Mapping[str, Any] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -174,7 +179,19 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
         training=checkpoint.training,
         recorded_eps=checkpoint.samples.eps,
         roles={path: checkpoint.role(path) for path in net.path_names},
+        masks=_masks_of_checkpoint(checkpoint),
     )
+
+
+def _masks_of_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    kept = densities(checkpoint.net)
+    info = describe_masks(checkpoint.net, training=checkpoint.training)
+    return _masks_record(info, {path: (kept.kept[path], kept.parameters[path]) for path in kept.kept})
+
+
+def _masks_record(info: MaskInfo, kept: Mapping[str, tuple[float | None, float | None]]) -> dict[str, Any]:
+    paths = {path: {"density": own, "parameter_density": parameters} for path, (own, parameters) in kept.items()}
+    return {**info.record(), "paths": paths}
 
 
 def open_bundle(
@@ -218,6 +235,11 @@ def open_bundle(
         notes=notes_on(manifest, engine_name=net.engine),
         replay=None if checkpoint is None else replay(net, manifest, checkpoint),
         roles={name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
+        masks=None
+        if manifest.masks is None
+        else _masks_record(
+            manifest.masks, {name: (graph.density, graph.parameter_density) for name, graph in manifest.paths.items()}
+        ),
     )
 
 

@@ -113,6 +113,7 @@ class Measured(Facts):
             "classes": [self._class(int(label)) for label in np.unique(self.labels)],
             "paths": {path: self._path(path) for path in self.right},
             "warnings": [sentence for sentences in self.warnings.values() for sentence in sentences],
+            **({} if self.masks is None else {"masks": self.masks}),
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
             **({} if self.corruptions is None else {"corruptions": [one.record() for one in self.corruptions]}),

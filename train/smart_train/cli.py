@@ -18,6 +18,7 @@ from smart_train.choices import (
     ARCHITECTURES,
     ATTACKS,
     AVERAGES,
+    BUDGETS,
     DATA_SPECS,
     DEFAULT_ALIGN,
     FACTORY_FILE,
@@ -49,7 +50,7 @@ _GROUPS = {
     ),
     "Network and masks": (
         *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
-        *("masks", "score", "normalize", "no_trial"),
+        *("budget", "masks", "score", "normalize", "no_trial"),
     ),
     "Method and attack": (
         *("method", "method_options", "help_method", "teacher", "attack", "eps", "steps", "step_size"),
@@ -258,7 +259,19 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--permute", is_flag=True, help="First order channels so that N:M keeps more; pays with --init.")
 @click.option("--target", metavar="NAME", help="Take the alignment of this device (smart-devices list, or FILE.json).")
-@click.option("--masks", default="gradual", type=house.Choice(MASK_MODES), help="How masks are found.")
+@click.option(
+    "--budget",
+    default="uniform",
+    type=house.Choice(BUDGETS),
+    help="Keep the same density of each group or layer, or a higher one of smaller ones (erk, Erdos-Renyi-kernel).",
+)
+@click.option(
+    "--masks",
+    default="gradual",
+    type=house.Choice(list(MASK_MODES)),
+    help="How masks are found: gradual is smart-edge's own, not the rule of the SMART paper; regrow is that of DNR, by "
+    "authors of SMART; the others are controls (docs/masks.md).",
+)
 @click.option("--score", default="magnitude", type=house.Choice(SCORES), help="By what they choose.")
 @click.option("--method", default="smart", type=house.Choice(list(METHODS)), help="The training method.")
 @click.option("--set", "method_options", multiple=True, metavar="NAME=VALUE", help="An option of the method: beta=6.")

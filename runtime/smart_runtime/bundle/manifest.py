@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, cast
 
 from smart_common.documents import JsonObject, Reader, parse_document
 from smart_common.errors import shortened
+from smart_common.mask_info import MaskInfo, read_mask_info
 from smart_common.roles import Role, default_role
 from smart_runtime.errors import BundleError, PathError
 
@@ -138,7 +139,7 @@ class ReferenceFiles:
 class Manifest:
     """What a bundle says about itself.
 
-    ``reference`` is None in bundles of before smart-edge kept scores in them.
+    ``reference`` is None in bundles of before smart-edge kept scores in them, ``masks`` of before it described masks.
     ``recipe`` is the one that its int8 graphs were quantised by, None for other precisions. ``paths`` keeps the
     manifest's order; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
     """
@@ -160,6 +161,7 @@ class Manifest:
     paths: Mapping[str, GraphInfo]
     baseline: GraphInfo | None
     reference: ReferenceFiles | None
+    masks: MaskInfo | None
     training: JsonObject
 
     @property
@@ -214,6 +216,7 @@ def parse_manifest(data: bytes) -> Manifest:
 def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
     target, image, scores = ours.object("target"), ours.object("input"), ours.object("output")
     pictures, paths = ours.object("preprocessing"), ours.object("paths")
+    masks = ours.object_or_none("masks")
     baseline, quantization = ours.object_or_none("baseline"), ours.object_or_none("quantization")
 
     # Format 1 has one kind of input; the words are in the manifest so that a reader need not know that.
@@ -269,6 +272,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         paths=MappingProxyType({name: _parse_graph(paths.object(name), name) for name in paths.keys}),
         baseline=None if baseline is None else _parse_graph(baseline, baseline.choice("name", [DENSE])),
         reference=_parse_reference(ours.object_or_none("reference"), [*paths.keys, *([DENSE] if baseline else [])]),
+        masks=None if masks is None else read_mask_info(masks),
         training=ours.object("training").raw,
     )
 

@@ -167,7 +167,7 @@ def _install(
             measured |= prove(running, remedy=_KEPT)
     finally:
         running.close()
-    installer.cache.update(key, measured)
+    installer.cache.set_facts(key, measured)
     batch = batch_of(key)
     return InstalledPlan(
         name=name,

@@ -24,6 +24,7 @@ from smart_train.architectures.build import ARCHITECTURES
 from smart_train.architectures.cli import network_file
 from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
+from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.checkpoint.format import Checkpoint, describe, load_checkpoint
 from smart_train.checkpoint.reader import is_archive
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN, is_library_name
@@ -72,7 +73,7 @@ _EXPORT_ON_TRIAL = "smart_export.trial_export:export_on_trial"
 
 
 def _structure(
-    name: str, *, density: float | None, scope: str, target: str | None, align: int | None, min_channels: int | None
+    name: str, *, density: float | None, target: str | None, align: int | None, min_channels: int | None, **others: Any
 ) -> Structure:
     """Return what masks remove, in steps of ``align`` or of what ``target`` wants of its channels.
 
@@ -97,8 +98,8 @@ def _structure(
         name=name,
         density=pattern.default_density if density is None else density,
         align=wanted,
-        scope=scope,  # type: ignore[arg-type]  # click checked the choice
         min_channels=least if min_channels is None else min_channels,
+        **others,  # click checked the choices
     )
 
 
@@ -131,7 +132,7 @@ def _say_density(net: SmartNetwork) -> None:
     """Say so when alignment keeps clearly more channels than were asked for."""
     if not net.groups:
         return
-    kept = sum(net.structure.kept(group.size, bundle=group.bundle) * group.bundle for group in net.groups)
+    kept = sum(count * group.bundle for count, group in zip(net.kept, net.groups, strict=True))
     reached = kept / sum(group.size * group.bundle for group in net.groups)
     if reached > 1.1 * net.structure.density:
         house.note(
@@ -148,7 +149,7 @@ def _say_notes(trainer: Trainer) -> None:
     _say_weights(trainer)
 
 
-def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
+def _print_summary(summary: dict[str, Any], result: TrainResult, best: Checkpoint, *, config: TrainConfig) -> None:
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
     if summary["dense_control"] is not None:
@@ -156,10 +157,10 @@ def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: Trai
         rows += [[f"dense control: {path}", *(f"{row[key]:.3f}" for key in keys)] for path, row in control.items()]
     columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
-    house.note(
-        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of "
-        f"{config.epochs}, stores {summary['union_density']:.1%} of the unmasked network's parameters"
-    )
+    best_epoch = f"best epoch {result.best_epoch} of {config.epochs}"
+    house.note(f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, {best_epoch}")
+    for line in describe_masks(best.net, training=best.training).lines():
+        house.note(line)
 
 
 def _say_phase(phase: str, advance: house.Advance) -> None:
@@ -212,6 +213,7 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
             target=unless_overruled("target", by=["align"]),
             align=unless_overruled("align", by=["target"]),
             min_channels=options["min_channels"],
+            budget=options["budget"],
         ),
         masks=MaskPlan(mode=options["masks"], score=options["score"]),
         method_options=parse_arguments(options["method_options"], option="--set"),
@@ -306,7 +308,6 @@ def train(
     data: str,
     places: DataPlaces,
     init: Path | None,
-    teacher: Path | None,
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
@@ -341,13 +342,8 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {
-        "resume": goes_on,
-        "factory": factory,
-        "initial": init,
-        "teacher": teacher,
-        "extra": options["extra"],
-    }
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
+    started |= {name: options[name] for name in ("teacher", "extra")}
     trainer = Trainer(
         config,
         images,
@@ -383,15 +379,14 @@ def train(
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "best_epoch": result.best_epoch,
-        "union_density": found["union_density"],
-        "paths": found["paths"],
+        **{key: found[key] for key in ("union_density", "masks", "paths")},
         "dense_control": controlled,
         "warnings": list(warnings),
     }
     if as_json:
         house.print_json(summary)
     else:
-        _print_summary(summary, result, config=config)
+        _print_summary(summary, result, best, config=config)
     house.warn(warnings)
     # Last: a plot that cannot be written takes nothing else with it.
     if curves is not None:

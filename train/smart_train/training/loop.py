@@ -55,7 +55,7 @@ class Trainer:
         output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``ckpt.history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
         factory: what makes a ``CUSTOM`` network.
-        initial: a plain state dict of the network to start from; ``regrow`` and ``static`` masks start from its
+        initial: a plain state dict of the network to start from; masks that do not start dense start from its
             magnitudes too.
         teacher: what methods that need one learn from, and ``config.refinements.distill``, as `read_teacher` takes it:
             a checkpoint, ``CKPT:PATH``, or a module, which is frozen and stays in eval mode.
@@ -298,7 +298,7 @@ class Trainer:
         progress.history.append(row)
         write_history(progress.history, history_path(self.output))
         # An equal later epoch is kept: its learning rate is lower.
-        if done < self._parts.learner.frozen_from or score < progress.best:
+        if done < self._parts.learner.closed_from or score < progress.best:
             return False
         progress.best, progress.best_epoch = score, progress.epoch
         samples = self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps))
