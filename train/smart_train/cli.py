@@ -39,10 +39,10 @@ from smart_train.training.recipe import RECIPE, Value, read_recipe
 # Of one call, or of one machine, and not of a training: a recipe, which may be a stranger's, chooses no files.
 NOT_IN_RECIPES = {
     "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
-    "cache_dir", "no_cache", "init", "extra", "no_trial", "output", "plot", "tensorboard",
+    "cache_dir", "no_cache", "init", "extra", "teacher", "no_trial", "output", "plot", "tensorboard",
 }  # fmt: skip
 _FILES_IN = {"data": ":", "target": ".json"}  # what tells a file from a name in options that take both
-_PLACES = {"data_dir", "init", "extra"}  # for a resumed training to remember, which goes on where it was
+_PLACES = {"data_dir", "init", "extra", "teacher"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
     "Data": (
@@ -53,7 +53,9 @@ _GROUPS = {
         *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
         *("budget", "masks", "score", "normalize", "no_trial"),
     ),
-    "Method and attack": ("method", "method_options", "help_method", "attack", "eps", "steps", "step_size"),
+    "Method and attack": (
+        *("method", "method_options", "help_method", "teacher", "attack", "eps", "steps", "step_size"),
+    ),
     "What may be added to any method": (
         *("label_smoothing", "cutmix", "distill", "temperature", "awp", "awp_from", "average", "ema_decay", "swa_from"),
     ),
@@ -297,6 +299,13 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     expose_value=False,
     callback=_say_method,
     help="Describe a method and its options, and exit.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="CKPT[:PATH]",
+    help="For methods that learn from a frozen network, and --distill: its checkpoint, trained on the same data, and "
+    "the path that teaches, as in standard.pt or both.pt:robust.  [default path: clean, or the only one]",
 )
 @click.option(
     "--attack",

@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning_fabric
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smart_train.accuracy import some_examples
 from smart_train.architectures.custom import Factory
@@ -43,6 +43,7 @@ from smart_train.training.selection import Measurement, figures, report_attack, 
 from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
 from smart_train.training.stepper import Stepper
 from smart_train.training.targets import Targets
+from smart_train.training.teacher import check_teacher, read_teacher
 
 SGD_MOMENTUM = 0.9
 
@@ -60,6 +61,8 @@ class Trainer:
         factory: what makes a ``CUSTOM`` network.
         initial: a plain state dict of the network to start from (masks that do not start dense start from its
             magnitudes too), or several by the path that takes its batch norms from them, as `read_initial_files` does.
+        teacher: what methods that need one learn from, and ``config.refinements.distill``, as `read_teacher` takes it:
+            a checkpoint, ``CKPT:PATH``, or a module, which is frozen and stays in eval mode.
         extra: further training images, or ``npz:FILE`` as `load_extra` takes it; of each batch they are
             ``config.refinements.extra_share``.
         tensorboard: a folder for TensorBoard's event files; None writes none.
@@ -82,6 +85,7 @@ class Trainer:
         resume: bool = False,
         factory: Factory | None = None,
         initial: FilePath | Mapping[str, FilePath] | None = None,
+        teacher: str | os.PathLike[str] | nn.Module | None = None,
         extra: ExtraImages | str | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -109,6 +113,8 @@ class Trainer:
         self._extra = load_extra(extra, beside=data) if isinstance(extra, str) else extra
         if (self._extra is None) != (config.refinements.extra_share == 0):
             raise ConfigError("--extra and --extra-share belong together; give both, or neither")
+        check_teacher(self._method, distill=config.refinements.distill, given=teacher is not None)
+        self.teacher = None if teacher is None else read_teacher(teacher, data, factory=factory)
         self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
         self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial.shared)
@@ -122,6 +128,8 @@ class Trainer:
             precision=config.precision,
             loggers=[] if tensorboard is None else tensorboard_loggers(Path(tensorboard), resume=state is not None),
         )
+        if self.teacher is not None:
+            self.teacher.network.to(self._fabric.device)
         self._training = self._build()
         self._modules = self._training.modules
         self._modules.to(self._fabric.device)
@@ -210,6 +218,7 @@ class Trainer:
             options=self._method.read_options(self.config.method_options),
             attack=self.config.attack,
             seed=stream_seed(self.config.seed, Stream.METHOD),
+            teacher=None if self.teacher is None else self.teacher.network,
         )
         training = self._method.build(plain, setup)
         return self._initial.started(training, self.config, self.data, self._factory)
@@ -340,6 +349,7 @@ class Trainer:
         data = self.data
         return {
             **self._options(),
+            **({"caveat": self._method.caveat} if self._method.caveat else {}),
             "data": {
                 "kind": data.kind,
                 "digest": data.digest,
@@ -385,6 +395,7 @@ class Trainer:
             **self.config.record(),
             **self._initial.record(),
             **({"extra_digest": self._extra.digest} if self._extra else {}),
+            **({"teacher": self.teacher.record()} if self.teacher else {}),
         }
 
     def _identity(self) -> dict[str, Any]:
