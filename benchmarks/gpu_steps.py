@@ -64,7 +64,6 @@ def describe_device(_: Session) -> dict[str, Any]:
     else:
         names = ("name", "capability", "multiprocessors", "total_bytes", "integrated", "cuda_version")
         found["driver"] = {name: getattr(device, name) for name in names} | {"free_bytes": device.free_bytes()}
-        device.release()
     tool = shutil.which("nvidia-smi")
     if tool is not None:
         done = subprocess.run([tool, "-q"], capture_output=True, text=True, check=False, timeout=60)
@@ -75,7 +74,7 @@ def describe_device(_: Session) -> dict[str, Any]:
 def check_contracts(_: Session) -> dict[str, Any]:
     """Return the figures of every check of the CUDA layer on the driver of this machine, and what failed."""
     try:
-        Device.shared().release()
+        Device.shared().check()
     except MissingExtraError as error:
         raise NotHere(str(error)) from error
     figures: dict[str, Any] = {}
@@ -222,7 +221,4 @@ def _used(session: Session) -> Iterator[Callable[[], int | None]]:
         yield resident_bytes
         return
     device = Device.shared()
-    try:
-        yield lambda: device.total_bytes - device.free_bytes()
-    finally:
-        device.release()
+    yield lambda: device.total_bytes - device.free_bytes()

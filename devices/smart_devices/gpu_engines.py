@@ -13,6 +13,7 @@ from smart_devices.detection import Machine, detect
 from smart_devices.detection.machine import CONTAINERS
 from smart_devices.engine_rows import EngineStatus
 from smart_devices.python_environment import PythonEnvironment, is_older, this_python
+from smart_devices.shared_library import needed_libraries
 from smart_devices.sysfs import Files
 
 _TENSORRT_AT_LEAST = (8, 6)  # the first with all that smart_runtime.engines.trt.library calls
@@ -23,6 +24,8 @@ _TENSORRT_RTX = ("tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "tensorrt-rtx")
 _INSTALL_TENSORRT, _ON_ARM = "pip install 'smart-edge[tensorrt]'", "pip install tensorrt-cu13"
 
 _CUDA, _MANAGEMENT = "libcuda.so.1", "libnvidia-ml.so.1"
+_CUDNN = "libcudnn.so.9"  # of ONNX Runtime since 1.18.1; newer ones look for it when they first need it
+_JETPACK = "sudo apt install nvidia-jetpack"
 _NVIDIA = "0x10de"  # its number as a PCI vendor
 _DISPLAY = "0x03"  # how the class of graphics cards and 3D controllers begins
 
@@ -221,9 +224,34 @@ def onnxruntime_cuda(around: Surroundings | None) -> EngineStatus:
     around = around or survey()
     module = around.python.find("onnxruntime")
     # The provider's own library says it best: Jetson builds carry other names and versions.
-    has_cuda = module is not None and (Path(module).parent / "capi" / "libonnxruntime_providers_cuda.so").exists()
+    provider = Path(module or "").parent / "capi" / "libonnxruntime_providers_cuda.so"
+    has_cuda = module is not None and provider.exists()
     version = around.python.first_version_of("onnxruntime-gpu", "onnxruntime") if has_cuda else None
-    return _status("onnxruntime-cuda", version, _no_driver(around), None if has_cuda else _onnxruntime_gpu(around))
+    fault = _missing_libraries(around, provider) if has_cuda else _onnxruntime_gpu(around)
+    return _status("onnxruntime-cuda", version, _no_driver(around), fault)
+
+
+def _missing_libraries(around: Surroundings, provider: Path) -> _Fault | None:
+    """Say which of CUDA's libraries the provider would not find, without loading it."""
+    needed = [name for name in needed_libraries(provider) if name.startswith("libcu") and name != _CUDA]
+    if needed and not any(name.startswith("libcudnn.") for name in needed):
+        needed.append(_CUDNN)
+    packages = provider.parents[2] / "nvidia"  # where ONNX Runtime looks too (onnxruntime.preload_dlls)
+    missing = [name for name in needed if not any(packages.glob(f"*/lib/{name}")) and not _loads(name)]
+    if not missing:
+        return None
+    return _Fault(
+        f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing, which its CUDA provider needs",
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'" if around.machine.jetson is None else _JETPACK,
+    )
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _onnxruntime_gpu(around: Surroundings) -> _Fault:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from smart_common.files import replacing
+from smart_common.mask_info import MaskInfo
 from smart_common.outputs import Output, check_outputs
 from smart_common.units import si
 from smart_devices import Target
@@ -57,6 +58,7 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
         "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,
+        "masks": None if result.masks is None else result.masks.record(),
         "paths": {
             name: {
                 "density": result.densities.kept[name],
@@ -72,12 +74,13 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
 
 def graph_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return columns and a row for each graph of a :func:`summary`, the baseline last."""
-    columns = ["graph", "density", "parameters", "MACs", "MAC ratio", "bytes", "max difference"]
+    columns = ["graph", "density", "of all parameters", "parameters", "MACs", "MAC ratio", "bytes", "max difference"]
     graphs = {**found["paths"], **({DENSE: found["baseline"]} if found["baseline"] else {})}
     return columns, [
         [
             name,
             f"{row['density']:.3f}" if "density" in row else "1",
+            f"{row['parameter_density']:.3f}" if "parameter_density" in row else "1",
             f"{row['parameters']:,}",
             f"{row['macs']:,}",
             f"{row['dense_macs'] / row['macs']:.2f}x",
@@ -139,7 +142,7 @@ def gate_lines(result: BuildResult) -> Iterator[str]:
     )
 
 
-def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
+def checkpoint_lines(found: Mapping[str, Any], masks: MaskInfo) -> list[str]:
     """Return what `smart_train.checkpoint.format.describe` says of a checkpoint, without its paths' figures."""
     structure, training = found["structure"], found["training"]
     arguments = ", ".join(f"{k} {v}" for k, v in found["arguments"].items())
@@ -148,11 +151,13 @@ def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{found['architecture']} ({arguments}), images {shape}, {classes} classes",
         f"structure {structure['name']}, density {structure['density']:g}, align {structure['align']}, "
-        f"scope {structure['scope']}, stores {found['union_density']:.1%} of the unmasked network's parameters",
+        f"scope {structure['scope']}, budget {structure['budget']}",
+        *masks.lines(),
     ]
     if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
+        method = f"{training['method']} (a {training['caveat']})" if "caveat" in training else training["method"]
         lines.append(
-            f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
+            f"trained with {method} for {training['epochs']} epochs, best {training['best_epoch']}, "
             f"seed {training['seed']}"
         )
     if {"attack", "eps", "split", "examples"} <= metrics.keys():

@@ -201,6 +201,8 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
                 "notes": list(notes),
                 "warnings": list(warnings),
                 "default_path": manifest.default_path,
+                "masks": None if manifest.masks is None else manifest.masks.record(),
+                "shares": manifest.shares,
                 "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
                 "class_names": list(manifest.class_names),
                 "accuracies": [one.record() for one in measured],
@@ -211,7 +213,8 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     for line in (
         f"{manifest.package_name}, {manifest.precision}, for {manifest.target.name}, made by {manifest.created_by}",
         f"images {' x '.join(str(side) for side in spec.shape)}, classes {manifest.output.classes}, "
-        f"default path {manifest.default_path}",
+        f"default path {manifest.default_path}"
+        + ("; the paths are separate networks, which share no weights" if manifest.shares == "nothing" else ""),
         f"digest {opened.digest}: every byte is as exported",
         _signature(opened, trust),
     ):
@@ -220,13 +223,16 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         [
             graph.name,
             "" if graph.density is None else f"{graph.density:g}",
+            "" if graph.parameter_density is None else f"{graph.parameter_density:.3f}",
             si(graph.macs),
             si(graph.parameters),
             si(graph.bytes, "B"),
         ]
         for graph in manifest.graphs
     ]
-    console().print(table("", ["graph", "density", "MACs", "parameters", "size"], rows))
+    console().print(table("", ["graph", "density", "of all parameters", "MACs", "parameters", "size"], rows))
+    for line in () if manifest.masks is None else manifest.masks.lines():
+        say(line)
     columns = ["path", "accuracy of", "measured by", "images", "attack", "clean accuracy", "robust accuracy"]
     rows = [
         [one.path, one.what, one.by, one.where, one.under, _figure(one.clean_accuracy), _figure(one.robust_accuracy)]

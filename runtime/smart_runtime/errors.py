@@ -33,5 +33,9 @@ class OutOfMemoryError(EngineError):
     """There is no room for an engine, in memory or within the budget."""
 
 
+class DisprovedError(EngineError):
+    """What was built for this device computes something else than what was exported."""
+
+
 class DeviceLostError(EngineError):
     """The GPU reported an error after which this process cannot use it any more; start the process again."""

@@ -16,7 +16,7 @@ from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.bundle.signatures import PublicKey, public_key
 from smart_runtime.classify import Prediction, best_classes
-from smart_runtime.engines import AUTO, EngineOptions, Scores, resolve_engine
+from smart_runtime.engines import AUTO, EngineOptions, Scores
 from smart_runtime.engines.engine import MAX_BYTES
 from smart_runtime.errors import ClosedError, EngineError, InputError
 from smart_runtime.frames import ChannelOrder, Picture, preprocess
@@ -105,7 +105,6 @@ class SmartModel:
             raise InputError(
                 f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"
             )
-        resolve_engine(engine)  # first: without one, nothing of the bundle matters
         open_loader = partial(Loader, trust=public_key(trust), engine=engine, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
         try:
@@ -321,7 +320,7 @@ class SmartModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about the bundle on this engine, a sentence each; logged as warnings when it is loaded."""
-        return notes_on(self.manifest, engine_name=self.engine_name) + self._state.loader.choice.passed_over
+        return notes_on(self.manifest, engine_name=self.engine_name) + self._state.loader.notes
 
     @property
     def engine_name(self) -> str:

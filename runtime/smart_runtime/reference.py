@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.bundle.manifest import MAX_REFERENCE_IMAGES
+from smart_runtime.bundle.manifest import MAX_REFERENCE_IMAGES, Manifest
 from smart_runtime.engines.engine import Batch, Engine, Scores
 from smart_runtime.errors import BundleError
 from smart_runtime.outputs import check_shape
@@ -37,6 +38,10 @@ MAX_TOLERANCE = 1e-2
 _HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(rb"(\{'descr': '<f4', 'fortran_order': False, 'shape': \(\d{1,10}(?:, \d{1,10})+\), \}) *\n")
+
+
+ReadFile: TypeAlias = Callable[..., bytes]
+"""`Bundle.read`, or `HeldGraph.read_file`."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +84,38 @@ class StoredScores:
     tolerance: float
 
 
-def stored_scores(bundle: Bundle, name: str) -> StoredScores | None:
+def stored_scores(bundle: Bundle, name: str, *, read: ReadFile | None = None) -> StoredScores | None:
     """Return what the graph ``name`` answered at export, read and checked now; None where the bundle does not say.
+
+    ``read`` reads the files where the bundle's directory may be gone: `HeldGraph.read_file`.
 
     Raises:
         PathError: No graph is called that.
         BundleError: A file was changed or is gone, or is not what the manifest says.
         OSError: The system cannot read a file.
     """
-    manifest = bundle.manifest
-    graph, reference = manifest.graph(name), manifest.reference
+    manifest, reference = bundle.manifest, bundle.manifest.reference
+    manifest.graph(name)  # PathError, if there is none
     if reference is None or name not in reference.scores:
         return None
-    images = _read(bundle, reference.inputs, (reference.images, *manifest.input.shape))
-    scores = _read(bundle, reference.scores[name], (reference.images, manifest.output.classes))
+    read = bundle.read if read is None else read
+    images = _array(read, reference.inputs, (reference.images, *manifest.input.shape))
+    scores = _array(read, reference.scores[name], (reference.images, manifest.output.classes))
     if not np.all((images >= 0) & (images <= 1)):
         raise BundleError(f"expected values in [0, 1] in {reference.inputs!r}, got others; export the bundle again")
     if not np.isfinite(scores).all():
         raise BundleError(f"expected finite scores in {reference.scores[name]!r}, got others; export the bundle again")
-    tolerance = max(TOLERANCES.get(manifest.precision, 0.0), min(graph.tolerance or 0.0, MAX_TOLERANCE))
-    return StoredScores(name=name, images=images, scores=scores, tolerance=tolerance)
+    return StoredScores(name=name, images=images, scores=scores, tolerance=tolerance_of(manifest, name))
+
+
+def tolerance_of(manifest: Manifest, name: str) -> float:
+    """Return what another engine's scores of the graph ``name`` may be off by; a deep network may claim more in fp32.
+
+    Raises:
+        PathError: No graph is called that.
+    """
+    claimed = min(manifest.graph(name).tolerance or 0.0, MAX_TOLERANCE)
+    return max(TOLERANCES.get(manifest.precision, 0.0), claimed)
 
 
 def compare(engine: Engine, stored: StoredScores, *, tolerance: float | None = None) -> ParityResult:
@@ -155,10 +172,10 @@ def npy_bytes(values: npt.NDArray[np.float32]) -> bytes:
     return _MAGIC + size.to_bytes(2, "little") + text.ljust(size - 1) + b"\n" + values.astype("<f4").tobytes()
 
 
-def _read(bundle: Bundle, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _array(read: ReadFile, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Return the array in the .npy file ``name``; what its header says is compared, and nothing is made by it."""
     size = 4 * int(np.prod(shape, dtype=np.int64))
-    data = bundle.read(name, max_bytes=_HEADER_BYTES + max(MAX_BYTES, MIN_IMAGES * size // shape[0]))
+    data = read(name, max_bytes=_HEADER_BYTES + max(MAX_BYTES, MIN_IMAGES * size // shape[0]))
     start = len(_MAGIC) + 2 + int.from_bytes(data[len(_MAGIC) : len(_MAGIC) + 2], "little")
     header = _HEADER.fullmatch(data[len(_MAGIC) + 2 : start]) if start <= _HEADER_BYTES else None
     expected = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode("ascii")

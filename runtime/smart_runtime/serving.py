@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
-from smart_runtime.engines import Batch, Engine, EngineOptions, Scores, choose_engine, class_of, create_engine
+from smart_runtime.engines import AUTO, Batch, Engine, EngineOptions, Scores, choose_engine, class_of, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.inputs import Images, NumpyImages, prepare
 from smart_runtime.memory import give_back_freed, resident_bytes
@@ -149,9 +149,11 @@ class Loader:
         Once this has returned, another bundle may take the directory's place.
         """
         self._options = options
+        self._unproved: frozenset[str] = frozenset()
+        named = None if engine == AUTO else choose_engine(engine)  # first: without it, nothing of the bundle matters
         self.bundle, self._held, self._files = despite_exchange(Path(path), partial(_opened, path, trust=trust))
         try:
-            self.choice = choose_engine(engine, self.bundle, options=options)
+            self.choice = named or choose_engine(AUTO, self.bundle, options=options)
             self._measured = class_of(self.choice.engine).measured_bytes(self.bundle, options)
         except BaseException:
             self._files.close()
@@ -185,11 +187,12 @@ class Loader:
         before = resident_bytes()
         try:
             engine = create_engine(
-                self.choice.engine,
+                self.choice,
                 self._held[path].read(),
                 inputs=manifest.input,
                 outputs=manifest.output,
                 options=self._options,
+                prove=partial(self._prove, path),
             )
         except MemoryError as error:  # of the bytes; the engine's own shortage comes in our words
             raise OutOfMemoryError(
@@ -206,6 +209,28 @@ class Loader:
             engine.close()
             raise
         return loaded
+
+    def _prove(self, path: str, engine: Engine) -> Mapping[str, Any]:
+        """Hold what an engine compiled of ``path`` against the export's scores: a `Prove` of one path."""
+        from smart_runtime.proofs import facts_of, proofs_by_export  # noqa: PLC0415  # only for who compiles
+
+        proofs = proofs_by_export(engine, self.bundle, path, options=self._options, read=self._held[path].read_file)
+        if not proofs:
+            self._unproved |= {path}
+        return facts_of(path, proofs)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about how the paths were loaded, a sentence each."""
+        if not self._unproved:
+            return self.choice.passed_over
+        names = " and ".join(sorted(self._unproved))
+        return (
+            *self.choice.passed_over,
+            f"nothing proves that {self.choice.engine} computes {names} on this device as it was exported: the bundle "
+            "has no scores of its own; export it again, or let `smart-run install` compare with ONNX Runtime on the "
+            "CPU (pip install 'smart-edge[cpu]')",
+        )
 
     def _try(self, loaded: LoadedPath) -> None:
         """Run an image alone and beside another one: its scores must be the same."""

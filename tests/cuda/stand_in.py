@@ -64,7 +64,15 @@ class StandInDriver:
     def __init__(self, library: ctypes.CDLL | None = None) -> None:
         self.path = build() / "libcuda.so.1" if library is None else Path(library._name)
         self.library = ctypes.CDLL(str(self.path)) if library is None else library
-        for name in ("live", "calls", "pageable_copies", "freed_in_use", "unknown_frees", "touched"):
+        for name in (
+            "live",
+            "calls",
+            "calls_of_forked_children",
+            "pageable_copies",
+            "freed_in_use",
+            "unknown_frees",
+            "touched",
+        ):
             getattr(self.library, f"fake_{name}").restype = ctypes.c_long
         self.library.fake_used.restype = ctypes.c_size_t
         self.library.fake_traced.restype = ctypes.c_char_p
@@ -109,6 +117,10 @@ class StandInDriver:
         """How many calls of the driver there were."""
         return int(self.library.fake_calls())
 
+    def calls_of_forked_children(self) -> int:
+        """How many calls forked children of the process that uses the driver have made, but for its version."""
+        return int(self.library.fake_calls_of_forked_children())
+
     def trace(self, start: int = 0) -> list[str]:
         """The functions that were called, from the one with that number on."""
         return [self.library.fake_traced(ctypes.c_long(call)).decode() for call in range(start, self.calls())]
@@ -138,8 +150,8 @@ class StandInDriver:
     def leaks(self) -> dict[str, Any]:
         """What is still there, or went wrong; empty if all is well.
 
-        A primary context that is retained is no leak: CUDA's libraries keep it to the end of the process, and so does a
-        block of `Device.use` that an interrupt strikes as it begins or ends. `live` counts them.
+        A primary context that is retained is no leak: the runtime keeps it to the end of the process, as CUDA's own
+        libraries do. `live` counts them.
         """
         found = {**self.live(), **self.faults(), "bytes": self.used(0) + self.used(1)}
         return {what: count for what, count in found.items() if count and what != "contexts"}

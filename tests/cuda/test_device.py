@@ -13,6 +13,7 @@ from cuda.stand_in import StandInDriver
 from smart_common.errors import MissingExtraError
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.driver import load_driver
+from smart_runtime.engines.cuda.resources import _Resource
 from smart_runtime.errors import ClosedError, DeviceLostError, EngineError, OutOfMemoryError
 
 ILLEGAL_ADDRESS = 700
@@ -38,59 +39,22 @@ def test_a_device_says_what_it_is(stand_in: StandInDriver) -> None:
     assert (first.total_bytes, second.total_bytes) == (2**30, 7_000_000)
     assert (first.uuid, second.uuid) == ("07" * 16, "08" * 16)
     assert (first.cuda_version, first.lost, str(second)) == ("12.6", None, "GPU 1 (Orin (nvgpu))")
-    first.release()
-    second.release()
     assert stand_in.leaks() == {}
 
 
-def test_it_is_one_for_all_until_the_last_has_released_it(stand_in: StandInDriver) -> None:
+def test_it_is_one_for_all_and_takes_its_context_at_the_first_use_for_good(stand_in: StandInDriver) -> None:
+    """Who only looks whether a GPU can serve takes nothing of its memory."""
     first, second = Device.shared(), Device.shared()
     assert first is second
-    assert stand_in.live()["contexts"] == 1
-    first.release()
-    with second.use():
-        assert stand_in.live()["contexts"] == 1
-    second.release()
     assert stand_in.live()["contexts"] == 0
-    calls = stand_in.calls()
-    second.release()
-    assert stand_in.calls() == calls
-    with pytest.raises(ClosedError, match=r"^GPU 0 \(Stand-in\) was released; load the model again$"), second.use():
-        pass
-    third = Device.shared()
-    with third.use():
-        assert third.free_bytes() == 2**30
-    third.release()
-    assert stand_in.leaks() == {}
-
-
-class Circle:
-    """What releases a device when the garbage collector finds it."""
-
-    def __init__(self) -> None:
-        self.device = Device.shared()
-        self.itself = self
-
-    def __del__(self) -> None:
-        self.device.release()
-
-
-def test_the_garbage_collector_may_release_it_while_it_is_being_opened(
-    stand_in: StandInDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Circle()
-    retain = Device._retain
-
-    def collect_after(device: Device) -> None:
-        retain(device)
-        gc.collect()
-
-    monkeypatch.setattr(Device, "_retain", collect_after)
-    device = Device.shared()
-    with device.use():
-        assert device.free_bytes() == 2**30
-    device.release()
-    assert stand_in.leaks() == {}
+    for device in (first, second):
+        device.check()
+        assert stand_in.live()["contexts"] == 1
+    del first, second, device
+    gc.collect()
+    with Device.shared().use():
+        assert stand_in.live()["contexts"] == 1
+    assert "cuDevicePrimaryCtxRelease_v2" not in stand_in.trace()
 
 
 def test_a_device_that_is_not_there_is_refused(stand_in: StandInDriver) -> None:
@@ -107,7 +71,7 @@ def test_a_driver_that_does_not_answer_is_refused(stand_in: StandInDriver) -> No
     with pytest.raises(MissingExtraError, match=r"does not answer \(cuInit: CUDA_ERROR_NO_DEVICE \(100\)\)"):
         Device.shared()
     stand_in.stick(0)
-    Device.shared().release()
+    Device.shared()
 
 
 def test_a_fork_after_another_library_used_the_driver_is_named(stand_in: StandInDriver) -> None:
@@ -119,10 +83,11 @@ def test_a_fork_after_another_library_used_the_driver_is_named(stand_in: StandIn
 
 
 def test_a_gpu_that_another_process_has_to_itself_is_named(stand_in: StandInDriver) -> None:
-    Device.shared().release()  # what it is has been read
+    device = Device.shared()
     stand_in.fail(0, 46)
     with pytest.raises(EngineError, match=r"one process at a time .*--compute-mode=DEFAULT"):
-        Device.shared()
+        device.check()
+    device.check()
     assert stand_in.leaks() == {}
 
 
@@ -145,7 +110,6 @@ def test_its_context_is_current_inside_and_the_one_before_it_after(stand_in: Sta
         memory.release()
         assert current() == before
     set_current(None)
-    device.release()
     assert stand_in.leaks() == {}
 
 
@@ -155,17 +119,16 @@ def test_a_context_that_cannot_be_put_back_is_an_error(stand_in: StandInDriver) 
     with pytest.raises(EngineError, match=r"refused a call \(cuCtxSetCurrent: CUDA_ERROR_INVALID_VALUE"), device.use():
         pass
     assert current() is None, "it was tried again"
-    device.release()
     assert stand_in.leaks() == {}
 
 
 def test_entering_costs_three_calls_and_one_where_it_is_current(stand_in: StandInDriver) -> None:
     device = Device.shared()
+    device.check()  # which retains it
     start = stand_in.calls()
     with device.use(), device.use():
         pass
     assert stand_in.trace(start) == ["cuCtxGetCurrent", "cuCtxSetCurrent", "cuCtxGetCurrent", "cuCtxSetCurrent"]
-    device.release()
 
 
 def test_two_devices_have_contexts_and_memory_of_their_own(stand_in: StandInDriver) -> None:
@@ -184,8 +147,6 @@ def test_two_devices_have_contexts_and_memory_of_their_own(stand_in: StandInDriv
     with second.use():  # releasing goes to the right context all the same
         for one in (on_first, pinned, on_second):
             one.release()
-    first.release()
-    second.release()
     assert stand_in.leaks() == {}
 
 
@@ -194,11 +155,10 @@ def test_a_context_that_its_owner_destroyed_meanwhile_is_no_error_of_ours(stand_
     with other.use():
         others = current()
     set_current(others)
-    other.release()
+    stand_in.library.cuDevicePrimaryCtxRelease_v2(1)
     with device.use():
         assert device.free_bytes() == 2**30
     assert device.lost is None
-    device.release()
 
 
 def test_bytes_go_in_across_and_out_in_order(stand_in: StandInDriver) -> None:
@@ -226,7 +186,6 @@ def test_bytes_go_in_across_and_out_in_order(stand_in: StandInDriver) -> None:
     for one in (stream, other, first, second, third, sent, received, copied):
         one.release()
         one.release()
-    device.release()
     assert stand_in.leaks() == {}
 
 
@@ -239,7 +198,6 @@ def test_a_stream_that_is_released_has_done_its_work(stand_in: StandInDriver) ->
             stream.copy_in(memory.address, pinned.address, 1000)
     for one in (stream, memory, pinned):
         one.release()
-    device.release()
     assert stand_in.leaks() == {}, "memory was freed that a copy used"
 
 
@@ -262,7 +220,6 @@ def test_events_measure_what_lies_between_them(stand_in: StandInDriver) -> None:
         plain.milliseconds_since(start)
     for one in (stream, start, end, plain):
         one.release()
-    device.release()
 
 
 def test_an_array_keeps_its_pinned_memory(stand_in: StandInDriver) -> None:
@@ -273,23 +230,32 @@ def test_an_array_keeps_its_pinned_memory(stand_in: StandInDriver) -> None:
     assert stand_in.live()["pinned"] == 1
     del array
     assert stand_in.live()["pinned"] == 0  # at once: there is no circle
-    device.release()
     assert stand_in.leaks() == {}
 
 
-def test_what_is_dropped_is_given_back_and_what_is_left_goes_with_the_device(stand_in: StandInDriver) -> None:
+def test_what_is_dropped_is_given_back(stand_in: StandInDriver) -> None:
     device = Device.shared()
     device.memory(10)
     device.stream()
-    assert sum(stand_in.live().values()) == 1  # the context
-    left = [device.memory(10), device.pinned(10), device.stream(), device.event()]
-    device.release()
     assert stand_in.leaks() == {}
-    calls = stand_in.calls()
-    for one in left:
-        one.release()
-    del left, one
-    assert stand_in.calls() == calls
+
+
+def test_what_an_interrupt_has_taken_from_its_owner_is_found(
+    stand_in: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python prints an exception that strikes a finalizer, and goes on without what that had still to do."""
+    device = Device.shared()
+    kept = device.memory(10)
+    lost: list[None] = []
+    with monkeypatch.context() as struck:
+        struck.setattr("sys.unraisablehook", lambda _: lost.append(None))  # what it is given has the owner
+        struck.setattr(_Resource, "release", lambda _: 1 // 0)
+        device.memory(20)
+    assert (len(lost), stand_in.used()) == (1, 30)
+    device.give_back_orphans()
+    assert stand_in.used() == 10
+    kept.release()
+    assert (stand_in.leaks(), device.held) == ({}, {})
 
 
 def test_too_little_memory_is_said_and_changes_nothing(stand_in: StandInDriver) -> None:
@@ -301,7 +267,6 @@ def test_too_little_memory_is_said_and_changes_nothing(stand_in: StandInDriver) 
     assert (stand_in.used(), device.lost) == (600, None)
     device.memory(400).release()
     memory.release()
-    device.release()
     assert stand_in.leaks() == {}
 
 
@@ -318,7 +283,6 @@ def test_errors_of_any_call_come_out_as_ours(stand_in: StandInDriver) -> None:
     stream.release()
     with pytest.raises(EngineError, match="INVALID_HANDLE"), device.use():
         stream.synchronize()
-    device.release()
     assert stand_in.leaks() == {}
 
 
@@ -349,8 +313,6 @@ def test_a_lost_device_is_lost_for_everyone_and_for_good(
     with caplog.at_level(logging.WARNING):
         for one in (*held, stream):
             one.release()
-        device.release()
-        again.release()
     assert stand_in.leaks() == {}
     assert caplog.messages == [], "that it is lost has been said"
     with pytest.raises(DeviceLostError, match=message):
@@ -359,7 +321,6 @@ def test_a_lost_device_is_lost_for_everyone_and_for_good(
     other = Device.shared(1)  # another device goes on
     with other.use():
         other.memory(10).release()
-    other.release()
 
 
 def test_releasing_goes_on_and_logs_the_first_error(stand_in: StandInDriver, caplog: pytest.LogCaptureFixture) -> None:
@@ -380,5 +341,4 @@ def test_releasing_goes_on_and_logs_the_first_error(stand_in: StandInDriver, cap
             assert caplog.messages == [
                 f"GPU 0 (Stand-in): giving back failed ({steps[step]}: CUDA_ERROR_INVALID_VALUE (1))"
             ]
-    device.release()
     assert stand_in.leaks() == {}

@@ -48,7 +48,6 @@ def use_everything() -> None:
     finally:
         for one in reversed(held):
             one.release()
-        device.release()
 
 
 @pytest.fixture
@@ -126,9 +125,7 @@ def settle(driver: StandInDriver) -> None:
     gc.collect()
     for process in device_module._processes.values():
         for device in process.devices.values():
-            device.users.clear()  # one whose block was struck as it began or ended is still among them
-            while device._has_context:
-                device.left()
+            device.give_back_orphans()
 
 
 def test_an_interrupt_after_every_call_of_the_driver_leaks_nothing(anew: Any, quiet: None) -> None:

@@ -98,7 +98,6 @@ def pool(stand_in: StandInDriver) -> Iterator[LanePool]:
     for program in tuple(one._programs):
         detach(one, program)  # type: ignore[arg-type]
     assert (one.lanes, one.line) == (0, {})
-    device.release()
     assert stand_in.leaks() == {}
 
 

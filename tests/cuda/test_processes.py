@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from cuda.stand_in import StandInDriver
-from smart_runtime.engines.cuda.device import Device, _this_process
+from smart_runtime.engines.cuda import device as device_module
+from smart_runtime.engines.cuda.device import Device
 from smart_runtime.errors import ClosedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
@@ -39,34 +41,37 @@ def test_a_forked_child_neither_uses_nor_frees_what_is_its_parents(stand_in: Sta
 
     def child() -> None:
         for refused in (Device.shared, lambda: device.memory(10), lambda: device.use().__enter__()):
-            with pytest.raises(ClosedError, match=r"^this process was forked from one that uses the GPU.*'spawn'"):
+            with pytest.raises(ClosedError, match=r"^CUDA does not survive a fork.* before it forks.*'spawn'$"):
                 refused()
         held[0].release()
         held.clear()  # the rest goes by its finalizers
-        device.release()
-        assert stand_in.calls() == calls
 
     in_forked_child(child)
-    assert stand_in.calls() == calls
+    assert (stand_in.calls(), stand_in.calls_of_forked_children()) == (calls, 0)
     with device.use():
         stream.synchronize()
     for one in held:
         one.release()
-    device.release()
     assert stand_in.leaks() == {}
 
 
-def test_a_child_forked_while_another_thread_opens_the_device_is_refused_too(stand_in: StandInDriver) -> None:
-    device = Device.shared()
+def test_a_child_forked_while_the_device_is_being_opened_is_refused_too(
+    stand_in: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialise = device_module._check_ordinal
 
     def child() -> None:
         with pytest.raises(ClosedError):
             Device.shared(1)
-        device.release()
 
-    with _this_process().lock:  # nobody in the child will ever give it back
+    def in_the_middle(*args: Any) -> None:
         in_forked_child(child)
-    device.release()
+        initialise(*args)
+        in_forked_child(child)
+
+    monkeypatch.setattr(device_module, "_check_ordinal", in_the_middle)
+    Device.shared().check()
+    assert stand_in.calls_of_forked_children() == 0
 
 
 def test_a_child_forked_before_the_driver_was_used_has_it_for_itself(stand_in: StandInDriver) -> None:
@@ -74,7 +79,6 @@ def test_a_child_forked_before_the_driver_was_used_has_it_for_itself(stand_in: S
         device = Device.shared()
         with device.use():
             device.memory(10).release()
-        device.release()
         assert stand_in.leaks() == {}
         assert stand_in.calls() > 0
 
@@ -84,7 +88,7 @@ def test_a_child_forked_before_the_driver_was_used_has_it_for_itself(stand_in: S
 
 CHILD = """
 import ctypes, threading
-from smart_runtime.engines.cuda.device import Device, _this_process
+from smart_runtime.engines.cuda.device import Device
 
 library = ctypes.CDLL("libcuda.so.1")
 device = Device.shared()
@@ -105,7 +109,7 @@ with device.use():
     [
         "",
         "import os; os._exit(0)",
-        "import atexit; atexit.register(device.release)",
+        "import atexit; atexit.register(stream.release)",
         "keep = [stream]; del stream",
         # The driver may go before Python does: CUDA_ERROR_DEINITIALIZED from then on.
         "import atexit; atexit.register(library.fake_stick, 4)",

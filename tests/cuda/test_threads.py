@@ -52,7 +52,6 @@ def test_threads_share_a_device_and_each_has_its_own_bytes(stand_in: StandInDriv
                 assert np.all(back.array == value)
             for one in (stream, memory, pinned, back):
                 one.release()
-            device.release()
 
     at_once(8, work)
     assert stand_in.leaks() == {}
@@ -71,7 +70,6 @@ def test_what_many_threads_release_is_freed_once(stand_in: StandInDriver) -> Non
         at_once(4, partial(release_all, held))
         freed = [function for function in stand_in.trace(start) if "Free" in function or "Destroy" in function]
         assert sorted(freed) == ["cuEventDestroy_v2", "cuMemFreeHost", "cuMemFree_v2", "cuStreamDestroy_v2"]
-    device.release()
     assert stand_in.leaks() == {}
 
 

@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,6 +28,7 @@ static long calls, fail_after = -1;
 static CUresult failure, stuck;
 static bool failure_stays;
 static const char *trace[TRACED];
+static long *childrens_calls;  // in memory that a forked child shares
 static unsigned delay_us, randomness;
 
 // Each thread has a stack of current contexts; one from before the last reset is empty.
@@ -63,7 +65,8 @@ void initialise(void) {
 struct entry enter(const char *function, bool needs_context) {
     // A forked child may have got the lock in any state, and CUDA does not work in it anyway.
     if (process && process != getpid()) {
-        calls++;
+        if (strcmp(function, "cuDriverGetVersion"))  // which a child may ask: it touches no device
+            __atomic_add_fetch(childrens_calls, 1, __ATOMIC_SEQ_CST);
         return (struct entry){.refused = CUDA_ERROR_NOT_INITIALIZED};
     }
     pthread_mutex_lock(&world);
@@ -283,6 +286,7 @@ void fake_delay(unsigned microseconds) {
 void fake_total(int device, size_t bytes) { devices[device].total = bytes; }
 size_t fake_used(int device) { return devices[device].used; }
 long fake_calls(void) { return calls; }
+long fake_calls_of_forked_children(void) { return __atomic_load_n(childrens_calls, __ATOMIC_SEQ_CST); }
 const char *fake_traced(long call) { return trace[call % TRACED]; }
 long fake_pageable_copies(void) { return pageable_copies; }
 long fake_freed_in_use(void) { return freed_in_use; }
@@ -319,6 +323,9 @@ long fake_touched(void) {
 
 __attribute__((constructor)) void fake_reset(void) {
     pthread_mutex_lock(&world);
+    if (!childrens_calls)
+        childrens_calls = mmap(NULL, sizeof *childrens_calls, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    *childrens_calls = 0;
     // Streams first: their work uses the others.
     for (struct object *object = live; object; object = object->next)
         if (object->kind == STREAM) object->going = true;

@@ -99,6 +99,7 @@ void fake_device(int device, const char *name, int major, int minor, int multipr
 size_t fake_used(int device);
 long fake_live(int kind);  // objects of a kind; for KINDS, how often primary contexts are retained
 long fake_calls(void);
+long fake_calls_of_forked_children(void);  // of the process that has called cuInit; none is in order
 const char *fake_traced(long call);
 long fake_pageable_copies(void);
 long fake_freed_in_use(void);  // blocks that were freed while work that uses them was queued

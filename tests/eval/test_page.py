@@ -65,6 +65,34 @@ def test_the_page_says_what_was_found() -> None:
     assert "ab" * 32 in page.text
 
 
+MASKS: dict[str, Any] = {
+    "mode": "gradual",
+    "origin": "ours & nobody's",
+    "budget": "uniform",
+    "union_density": 0.4,
+    "overlap": {
+        "counted": "channels",
+        "overlap": 0.36,
+        "chance": 0.07,
+        "groups": [
+            {"name": "<i>conv1", "size": 8, "kept": {}, "both": 2, "either": 6, "overlap": 1 / 3, "chance": 0.25}
+        ],
+    },
+    "paths": {
+        "clean": {"density": 0.5, "parameter_density": 0.52},
+        "robust": {"density": None, "parameter_density": None},
+    },
+}
+
+
+def test_the_page_says_what_the_paths_keep_and_share() -> None:
+    page = Parsed(render(report(model(masks=MASKS))))
+    for words in ("50.0%", "52.0%", "40.0%", "36.0%", "7.0%", "33.3%", "<i>conv1", "gradual: ours & nobody's"):
+        assert words in page.text
+    assert {name for name, _ in page.elements} <= ALLOWED
+    assert "What the paths keep" not in Parsed(render(report())).text
+
+
 def test_the_page_needs_nothing_else() -> None:
     page = Parsed(render(report(pictures=[some_pictures()])))
     assert {name for name, _ in page.elements} <= ALLOWED, "no script, no link, no frame"

@@ -26,6 +26,7 @@ from smart_export.stages import ExportedGraph
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.reference import ParityResult
 from smart_train import Checkpoint
+from smart_train.checkpoint.format import describe
 from smart_train.masking.accounting import structure_report
 
 
@@ -53,6 +54,20 @@ def test_a_report_says_what_the_graphs_say(checkpoint_file: Path, tmp_path: Path
         inside = next(layer for layer in row["layers"] if layer["name"] == "blocks.0.conv1")
         assert (inside["structure"], inside["out_channels"], inside["dense_out_channels"]) == ("channel", 4, 8)
         assert inside["dense_macs"] == 2 * inside["macs"]
+
+
+def test_the_masks_are_described_alike_everywhere(built: BuildResult, checkpoint: Checkpoint) -> None:
+    """In the checkpoint's description, the export's report and the manifest."""
+    said = describe(checkpoint)["masks"]
+    assert said["mode"] == "gradual"
+    assert said["origin"].startswith("smart-edge's own")
+    assert said["overlap"]["groups"][0]["kept"] == {
+        path: int(checkpoint.net.mask(path, 0).sum()) for path in checkpoint.net.path_names
+    }
+    assert summary(built)["masks"] == said
+    manifest = Bundle.open(built.bundle).manifest
+    assert manifest.masks is not None
+    assert manifest.masks.record() == said
 
 
 def test_padding_is_counted_and_pointed_out(padded_build: BuildResult) -> None:

@@ -40,12 +40,12 @@ class Places:
     By default that raises `Stop`; what does not is as a signal handler, which returns to where it came from.
 
     Python looks for signals and for exceptions from other threads where a function of its own begins and where a call
-    of C has returned (and at backward jumps, which loops here make between two such places). ``first`` has the number
-    at which each place was reached for the first time.
+    of C has returned (and at backward jumps, which loops here make between two such places). ``reached`` has the
+    numbers at which each place was reached.
     """
 
     def __init__(self, *, at: int = 0, then: Callable[[], object] = _stop) -> None:
-        self.first: dict[_Place, int] = {}
+        self.reached: dict[_Place, list[int]] = {}
         self._then = then
         self._seen = 0
         self._at = at
@@ -53,23 +53,40 @@ class Places:
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         if event not in {"call", "c_return"} or not frame.f_code.co_filename.startswith(_OURS):
             return
-        # What is thrown into a generator looks like the beginning of a function here, but is none to an interrupt.
-        if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_lasti > 8:
+        if (
+            event == "call"
+            and frame.f_code.co_flags & inspect.CO_GENERATOR
+            and frame.f_lasti > 8
+            and not _goes_on(frame)
+        ):
             return
         if _in_a_library(frame):
             return
         self._seen += 1
-        self.first.setdefault((frame.f_code, frame.f_lasti, event), self._seen)
+        self.reached.setdefault((frame.f_code, frame.f_lasti, event), []).append(self._seen)
         if self._seen == self._at:
             sys.setprofile(None)
             self._then()
 
 
-def places(work: Callable[[], object]) -> list[int]:
-    """Return the numbers at which ``work`` can be struck, one a place in the code."""
+def _goes_on(frame: FrameType) -> bool:
+    """Say whether a generator goes on after the body of its ``with`` block, where an interrupt can strike it too.
+
+    What is thrown into one looks like that to a profiler, and is none to an interrupt.
+    """
+    caller = frame.f_back
+    if caller is None or caller.f_code is not contextlib._GeneratorContextManager.__exit__.__code__:
+        return False
+    return caller.f_locals["typ"] is None
+
+
+def places(work: Callable[[], object], *, function: str | None = None) -> list[int]:
+    """Return the numbers at which ``work`` can be struck, one a place in the code; all of those in a ``function``."""
     seen = Places()
     _profiled(work, seen)
-    return sorted(seen.first.values())
+    if function is None:
+        return sorted(numbers[0] for numbers in seen.reached.values())
+    return sorted(number for (code, *_), all_ in seen.reached.items() if code.co_name == function for number in all_)
 
 
 def struck(work: Callable[[], object], *, at: int) -> Stop | None:

@@ -122,6 +122,13 @@ def reference_entry(names: list[str]) -> dict[str, Any]:
     }
 
 
+def masks_entry(**changes: Any) -> dict[str, Any]:
+    """What is said of masks; ``changes`` are made to the only group."""
+    group = {"name": "conv1", "size": 8, "kept": {"clean": 4, "robust": 4}, "both": 2, "either": 6, **changes}
+    overlap = {"counted": "channels", "overlap": 0.5, "chance": 0.5, "groups": [group]}  # a reader counts anew
+    return {"mode": "gradual", "origin": "ours", "budget": "uniform", "union_density": 0.4, "overlap": overlap}
+
+
 def manifest_document(*, baseline: bool = True, channels: int = CHANNELS, reference: bool = False) -> dict[str, Any]:
     """A manifest as docs/formats.md describes it."""
     names = [name for name in GRAPHS if baseline or name != "dense"]
@@ -169,6 +176,7 @@ def manifest_document(*, baseline: bool = True, channels: int = CHANNELS, refere
                     "crop": "center",
                 },
                 "class_names": list(CLASS_NAMES),
+                "masks": masks_entry(),
                 "paths": {name: graph_entry(name, size=sizes[name]) for name in ("clean", "robust")},
                 "baseline": dense if baseline else None,
                 **({"reference": reference_entry(names)} if reference else {}),

@@ -77,12 +77,16 @@ def test_info_json(bundle: Path) -> None:
     assert answer["input"] == {"channels": 3, "height": HEIGHT, "width": WIDTH}
     assert answer["class_names"] == CLASS_NAMES
     assert answer["default_path"] == "clean"
+    assert answer["masks"]["mode"] == "gradual"
+    assert answer["masks"]["overlap"]["groups"][0]["overlap"] == 2 / 6, "of the counts"
 
 
 def test_info_table(bundle: Path) -> None:
     output = invoke("info", str(bundle))
     for words in ("tiny, fp32, for cpu", "default path clean", "robust", "0.460", "every byte is as exported"):
         assert words in output
+    assert "masks gradual (budget uniform): ours" in output
+    assert "the masks share 33.3% of the channels that any path keeps (33.3% by chance)" in output
 
 
 def test_info_checks_every_byte(own_bundle: Path) -> None:

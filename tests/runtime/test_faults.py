@@ -155,8 +155,8 @@ def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(
     assert done.returncode == 0, done.stderr
     sentence = "the model was loaded before a fork; load the bundle in this process"
     no_cuda = (
-        "this process was forked from one that uses the GPU, and CUDA does not work in such a child; "
-        "start it by multiprocessing's 'spawn', or load the model after the fork"
+        "CUDA does not survive a fork, and this process was forked from one that uses the GPU; let the parent load no "
+        "model before it forks, or start this process by multiprocessing's 'spawn'"
     )
     assert done.stdout.splitlines() == [sentence] * 4 + [no_cuda] * (engine.name == GPU)
 

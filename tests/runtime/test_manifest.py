@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.bundles import CLASS_NAMES, manifest_document, ours
+from runtime.bundles import CLASS_NAMES, manifest_document, masks_entry, ours
 from smart_common.documents import MAX_DEPTH, parse_document
 from smart_common.roles import Role
 from smart_runtime.bundle.manifest import FORMAT_VERSION, Manifest, Target, is_inside, parse_manifest
@@ -61,6 +61,44 @@ def test_a_path_has_the_role_that_is_written() -> None:
     assert parse(document).paths["robust"].role is Role.BOTH
     ours(document)["paths"]["robust"]["role"] = "bold"
     with pytest.raises(BundleError, match=r'one of "clean", "attacked", "both" at .*role, got "bold"'):
+        parse(document)
+
+
+def test_masks_arrive_and_older_manifests_have_none() -> None:
+    document = manifest_document()
+    masks = parse(document).masks
+    assert masks is not None
+    assert (masks.mode, masks.origin, masks.budget, masks.union_density) == ("gradual", "ours", "uniform", 0.4)
+    assert masks.overlap is not None
+    assert masks.overlap.value == 2 / 6
+    assert masks.overlap.chance == pytest.approx(2 / 6), "a half of 8 twice: 2 in both, 6 in either"
+    ours(document)["masks"] |= {"mode": None, "origin": None, "overlap": None}
+    masks = parse(document).masks
+    assert masks is not None
+    assert list(masks.lines()) == ["all paths together use 40.0% of the unmasked network's parameters"]
+    del ours(document)["masks"]
+    assert parse(document).masks is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"both": 7},
+        {"either": 9},
+        {"either": 0},
+        {"size": 0},
+        {"kept": {}},
+        {"kept": {"clean": 9}},
+        {"kept": {"clean": 0}},
+        {"name": "\x1b[2J"},
+        {"both": True},
+    ],
+    ids=str,
+)
+def test_counts_of_masks_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    document = manifest_document()
+    ours(document)["masks"] = masks_entry(**change)
+    with pytest.raises(BundleError, match=r"masks\.overlap\.groups\[0\]"):
         parse(document)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runtime.bundles import CLASSES, REFERENCE_IMAGES, as_float, expected_scores, ours, random_images, write_bundle
+from runtime.bundles import (
+    CLASSES,
+    REFERENCE_IMAGES,
+    as_float,
+    expected_scores,
+    graph_files,
+    ours,
+    random_images,
+    write_bundle,
+)
 from smart_runtime import Bundle
 from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.bundle.manifest import MAX_REFERENCE_IMAGES
@@ -97,6 +107,23 @@ def test_a_bundle_of_before_has_none(tmp_path: Path) -> None:
     assert stored_scores(bundle, "clean") is None
     with pytest.raises(PathError):
         stored_scores(bundle, "fast")
+
+
+def test_held_files_are_read_after_the_bundle_is_gone(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "held", reference=True))
+    expected = stored(bundle.root)
+    with bundle.hold("clean") as held:
+        assert held.bytes == sum(map(len, graph_files("clean"))), "of the graph alone"
+        shutil.rmtree(bundle.root)
+        found = stored_scores(bundle, "clean", read=held.read_file)
+        assert found is not None
+        assert np.array_equal(found.images, expected.images)
+        assert np.array_equal(found.scores, expected.scores)
+        assert (held.read().model, held.read().weights) == graph_files("clean")
+        with pytest.raises(BundleError, match="expected a file that SHA256SUMS names, got 'robust/reference-scores"):
+            stored_scores(bundle, "robust", read=held.read_file)
+        with pytest.raises(BundleError, match=f"{INPUTS}.*1 byte"):
+            held.read_file(INPUTS, max_bytes=1)
 
 
 class Fixed(Engine):

@@ -8,6 +8,7 @@ from smart_train import Attack, SmartNetwork
 from smart_train.masking.layers import Expert
 from smart_train.masking.learner import MaskLearner
 from smart_train.masking.plan import MaskPlan
+from smart_train.masking.wanted import Wanted
 from smart_train.methods.interface import Batch
 from smart_train.methods.smart import Smart
 from train.networks import setup
@@ -42,6 +43,11 @@ class Loop:
         self.learner.after_backward()
         self.optimizer.step()
         self.learner.after_step(number, optimizer=self.optimizer)
+
+    @property
+    def wanted(self) -> Wanted:
+        assert self.learner._wanted is not None
+        return self.learner._wanted
 
     def counts(self) -> dict[str, list[int]]:
         return {path: [int(m.sum()) for m in self.net.masks(path)] for path in self.net.path_names}

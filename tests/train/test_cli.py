@@ -75,6 +75,10 @@ def test_smart_train_prints_its_result_as_json_and_nothing_else(checkpoint: Trai
         assert {"density", "parameter_density", "clean_accuracy", "robust_accuracy"} <= set(row)
         assert row["density"] == 0.5
         assert 0 < row["parameter_density"] < 1
+    masks = answer["masks"]
+    assert (masks["mode"], masks["union_density"]) == ("gradual", answer["union_density"])
+    assert masks["origin"].startswith("smart-edge's own")
+    assert [set(group["kept"]) for group in masks["overlap"]["groups"]] == [{"clean", "robust"}] * 3
     assert max(r["parameter_density"] for r in answer["paths"].values()) <= answer["union_density"] + 0.1
 
 

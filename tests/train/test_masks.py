@@ -12,13 +12,16 @@ from smart_train import ConfigError, SmartNetwork
 from smart_train.choices import MASK_MODES, SCORES
 from smart_train.masking.accounting import batch_norm_parameters, used_parameters
 from smart_train.masking.layers import Expert
-from smart_train.masking.learner import magnitude
+from smart_train.masking.moving_channels import magnitude
 from smart_train.masking.passes import Pass
 from smart_train.masking.plan import GRADUAL_BEGIN, MaskPlan, gradual_count, strongest
 from train.loop import IMAGES, LABELS, Loop
 from train.networks import smart
 
 SCORE = st.floats(0, 1, width=32)
+LEARNT = ("gradual", "regrow", "static")
+SHORT = ("magnitude", 1, 7)
+CLOSING = ("gradual", "shared")  # the modes that start dense
 
 
 @given(size=st.integers(1, 300), data=st.data(), steps=st.integers(1, 50))
@@ -72,9 +75,17 @@ def unused_weights(net: SmartNetwork) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("mode", MASK_MODES)
-@pytest.mark.parametrize(("epochs", "per_epoch"), [(4, 5), (1, 1), (1, 2), (1, 7), (2, 1), (3, 1)])
+@pytest.mark.parametrize(
+    ("mode", "score", "epochs", "per_epoch"),
+    [  # the slow ones start or close as one of the others
+        pytest.param(
+            mode, score, *length, marks=() if mode in LEARNT or (score, *length) == SHORT else pytest.mark.slow
+        )
+        for mode in MASK_MODES
+        for score in SCORES
+        for length in [(4, 5), (1, 1), (1, 2), (1, 7), (2, 1), (3, 1)]
+    ],
+)
 def test_counts_reach_their_target_and_masks_then_never_move(
     mode: str, score: str, epochs: int, per_epoch: int
 ) -> None:
@@ -88,7 +99,7 @@ def test_counts_reach_their_target_and_masks_then_never_move(
         before = loop.counts()
         loop.step(number)
         after = loop.counts()
-        if mode == "gradual":
+        if mode in CLOSING:
             assert all(a <= b for p in after for a, b in zip(after[p], before[p], strict=True)), "a channel came back"
             if number < GRADUAL_BEGIN * loop.total:
                 assert after == {path: [g.size for g in net.groups] for path in net.path_names}
@@ -104,10 +115,10 @@ def test_counts_reach_their_target_and_masks_then_never_move(
     assert frozen
 
 
-@pytest.mark.parametrize("mode", MASK_MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MASK_MODES if mode != "shared"])
 def test_the_two_paths_have_masks_of_their_own(mode: str) -> None:
     net = smart(width=16, density=0.3)
-    loop = Loop(net, MaskPlan(mode=mode, score="gradient"), epochs=4, per_epoch=5)  # type: ignore[arg-type]
+    loop = Loop(net, MaskPlan(mode=mode, score="gradient"), epochs=4, per_epoch=5)
     for number in range(1, loop.total + 1):
         loop.step(number)
     assert any(not torch.equal(a, b) for a, b in zip(net.masks("clean"), net.masks("robust"), strict=True))
@@ -149,7 +160,8 @@ def test_regrowth_is_alive_where_the_mask_is_zero_and_replaces_channels() -> Non
     start = all_masks(net)
     loop.step(1)
     for path in net.path_names:
-        for mask, wanted in zip(net.masks(path), loop.learner.state()["signed"][path], strict=True):
+        for i, mask in enumerate(net.masks(path)):
+            wanted = loop.wanted.of_channels(path, i)
             assert (wanted[~mask] != 0).all(), f"{path}: {int((wanted[~mask] == 0).sum())} channels can never come back"
     moved = []
     for number in range(2, loop.total + 1):
@@ -165,13 +177,19 @@ def test_regrowth_is_alive_where_the_mask_is_zero_and_replaces_channels() -> Non
 
 def test_an_overflowing_step_leaves_the_running_means_finite() -> None:
     net = smart(width=8)
-    loop = Loop(net, MaskPlan(mode="regrow"), epochs=4, per_epoch=2)
-    for module in net.modules():
-        if isinstance(module, Expert) and module.gate is not None:
+    loop = Loop(net, MaskPlan(mode="regrow", score="gradient"), epochs=4, per_epoch=2)
+    experts = [module for module in net.modules() if isinstance(module, Expert)]
+    for module in experts:
+        if module.gate is not None:
             module.gate.grad = torch.full_like(module.gate, torch.inf)
+        if module.effective:
+            assert isinstance(module.weight, Tensor)
+            module.effective_gradient = torch.full_like(module.weight, torch.inf)
+    assert any(module.effective for module in experts)
     loop.learner.after_backward()
     state = loop.learner.state()
-    assert all(bool(t.isfinite().all()) for key in ("absolute", "signed") for p in state[key].values() for t in p)
+    assert all(bool(t.isfinite().all()) for p in state["channels"].values() for t in p)
+    assert all(bool(t.isfinite().all()) for p in state["wanted"].values() for t in p.values())
 
 
 @pytest.mark.parametrize("options", [{"mode": "random"}, {"score": "luck"}], ids=str)

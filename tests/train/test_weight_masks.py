@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reference import masks as oracle
 from smart_train import NetworkError, SmartNetwork, convert
-from smart_train.choices import MASK_MODES, SCORES
+from smart_train.choices import SCORES
 from smart_train.masking.accounting import densities, structure_report
 from smart_train.masking.layers import Expert
 from smart_train.masking.n_of_m import NOfM
@@ -109,16 +109,17 @@ def check_counts(net: SmartNetwork, *, progress: float) -> None:
 
 
 def in_turn(names: str, structures: Sequence[str], others: Sequence[tuple[str, ...]]) -> pytest.MarkDecorator:
-    """Each structure with everything; slow but for one in three, in turn: the whole is minutes of training."""
+    """Each structure with everything; slow but for one of each, in turn: the whole is minutes of training."""
     cases = [
-        pytest.param(structure, *other, marks=() if (first + second) % 3 == 0 else pytest.mark.slow)
+        pytest.param(structure, *other, marks=() if (first + second) % len(others) == 0 else pytest.mark.slow)
         for first, structure in enumerate(structures)
         for second, other in enumerate(others)
     ]
     return pytest.mark.parametrize(names, cases)
 
 
-PLANS = list(itertools.product(MASK_MODES, SCORES))
+MODES = ("gradual", "regrow", "static")  # the others start or close as one of these, see test_mask_modes.py
+PLANS = list(itertools.product(MODES, SCORES))
 
 
 @in_turn("structure, mode, score", ["channel", *STRUCTURES], PLANS)
@@ -126,15 +127,16 @@ def test_counts_are_exact_at_each_of_twenty_updates_and_masks_then_never_move(
     structure: str, mode: str, score: str
 ) -> None:
     net = smart(width=8, structure=structure, align=4, scope="all")
-    epochs = {"gradual": 57, "regrow": 30, "static": 22}[mode]
+    closing = mode == "gradual"
+    epochs = 57 if closing else 22
     loop = Loop(net, MaskPlan(mode=mode, score=score), epochs=epochs, per_epoch=1)  # type: ignore[arg-type]
     last, begin = loop.learner.frozen_from, GRADUAL_BEGIN * loop.total
     targets = [net.structure.kept(group.size) for group in net.groups]
     updates, frozen = 0, None
     for number in range(1, loop.total + 1):
         loop.step(number)
-        progress = (number - begin) / (last - begin) if mode == "gradual" and number < last else 1.0
-        if mode != "gradual" or begin < number <= last:
+        progress = (number - begin) / (last - begin) if closing and number < last else 1.0
+        if not closing or begin < number <= last:
             updates += 1
             check_counts(net, progress=progress)
         expected = [
@@ -208,10 +210,10 @@ def test_densities_are_exact(structure: str) -> None:
             assert (layer.reason == "") == (layer.name in net.weight_layers)
 
 
-@in_turn("structure, mode", STRUCTURES, [(mode,) for mode in MASK_MODES])
+@in_turn("structure, mode", STRUCTURES, [(mode,) for mode in MODES])
 def test_the_two_paths_have_masks_of_their_own(structure: str, mode: str) -> None:
     net = smart(width=16, structure=structure, align=8)
-    loop = Loop(net, MaskPlan(mode=mode), epochs=4, per_epoch=5)  # type: ignore[arg-type]
+    loop = Loop(net, MaskPlan(mode=mode), epochs=4, per_epoch=5)
     for number in range(1, loop.total + 1):
         loop.step(number)
     different = sum(
@@ -239,10 +241,9 @@ def test_a_weight_gate_learns_where_the_mask_is_zero() -> None:
     net = smart(width=8, structure="2:4").train()
     loop = Loop(net, MaskPlan(mode="regrow"), epochs=8, per_epoch=3)
     loop.step(1)
-    signed = loop.learner.state()["weights"]["signed"]
     for path in net.path_names:
         for name, mask in net.weight_masks(path).items():
-            dead = int((signed[path][name][~mask] == 0).sum())
+            dead = int((loop.wanted.of_weights(path, name)[~mask] == 0).sum())
             assert dead == 0, f"{path} {name}: {dead} weights can never come back"
 
 
@@ -373,7 +374,8 @@ def test_weights_are_chosen_at_most_a_hundred_times(monkeypatch: pytest.MonkeyPa
     loop = Loop(net, MaskPlan(), epochs=1000, per_epoch=1)
     calls: list[float] = []
     monkeypatch.setattr(
-        "smart_train.masking.weight_learner.WeightMaskLearner.shrink", lambda _, progress: calls.append(progress)
+        "smart_train.masking.moving_weights.WeightMasks.shrink",
+        lambda _, path, place, progress, **__: calls.append(progress) if (path, place) == ("clean", 0) else None,
     )
     for number in range(1, loop.total + 1):
         loop.learner.after_step(number, optimizer=loop.optimizer)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.bundles import as_float, random_images
+from smart_runtime import BatchRange, EngineOptions
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.dlpack import (
     CUDA,
@@ -19,6 +21,10 @@ from smart_runtime.engines.cuda.dlpack import (
     DLManagedTensorVersioned,
     DLTensor,
 )
+
+IMAGES = as_float(random_images(17))
+OPTIONS = EngineOptions(batch=BatchRange(3, 4, 8))
+"""Of the model that is shown them: batches that are too small, that fit, and that come in pieces."""
 
 NAME, VERSIONED_NAME = b"dltensor", b"dltensor_versioned"
 FLOAT = DLDataType(2, 32, 1)
@@ -65,7 +71,6 @@ class GpuLibrary:
     def close(self) -> None:
         self.stream.release()
         self.event.release()
-        self.device.release()
 
 
 class GpuArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from smart_devices.engine_rows import EngineStatus
 from smart_runtime.engines.cuda import lane_pool
 from smart_runtime.engines.trt import installed as plans_here
 from smart_runtime.engines.trt.build import plan_in_process
+from smart_runtime.engines.trt.program import Program
 from smart_runtime.engines.trt.recipe import BuildRecipe, BuiltPlan
 from trt.fake_tensorrt import installed
 
@@ -53,3 +55,17 @@ def gpu_machine(
         yield built
     left = stand_in.leaks()
     assert not left, left
+
+
+def plans_in_cache() -> list[Path]:
+    """The files of the plans that this machine serves from."""
+    return sorted(Path(os.environ["XDG_CACHE_HOME"], "smart-edge/engines").glob(f"{64 * '?'}/plan"))
+
+
+@contextmanager
+def computing_something_else(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every run within the block give scores that are off by 0.1."""
+    honest: Any = Program.run
+    with monkeypatch.context() as bent:
+        bent.setattr(Program, "run", lambda self, *call, **how: (honest(self, *call, **how)[0] + 0.1, None))
+        yield

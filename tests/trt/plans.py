@@ -36,7 +36,6 @@ class FakeGpu:
 
 GRAPH = GraphBytes(model=b"model", weights=b"weights", weights_name="weights.bin")
 TERMS: dict[str, Any] = {
-    "engine": "tensorrt",
     "library": "tensorrt",
     "version": "10.3.0",
     "graph": GRAPH,

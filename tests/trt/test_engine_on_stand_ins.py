@@ -18,8 +18,10 @@ import pytest
 from cuda.stand_in import StandInDriver
 from runtime.bundles import as_float, graph_files, random_images
 from runtime.fakes import TIMEOUT, Thread
+from smart_devices import EngineStatus, gpu_engines
 from smart_runtime import BatchRange, EngineOptions, Result, SmartModel
-from smart_runtime.engines import REFERENCE_ENGINE
+from smart_runtime.engines import AUTO, REFERENCE_ENGINE
+from smart_runtime.engines.cuda import lane_pool
 from smart_runtime.engines.plan_keys import Key, key_digest
 from smart_runtime.engines.plans import PlanCache
 from smart_runtime.memory import RESIDENT
@@ -215,6 +217,42 @@ def test_what_was_compiled_on_the_device_is_kept(
         assert found.kernels == b"", "what was damaged is compiled anew"
         SmartModel.load(bundle, engine="tensorrt-rtx", options=OPTIONS).close()
         assert len(saved) == len(PATHS) + 1
+
+
+def test_a_hundred_reloads_leave_the_gpu_as_it_was(
+    gpu: StandInDriver, bundle: Path, expected: dict[str, np.ndarray]
+) -> None:
+    gpu.delay(0)
+    with load(bundle) as model:
+        kept = gpu.used(), gpu.live()
+        for reload in range(100):
+            model.reload(bundle)
+            path = PATHS[reload % 2]
+            model.switch(path)
+            assert np.array_equal(model(IMAGES[:1]), expected[path][:1])
+            assert (gpu.used(), gpu.live()) == kept, f"after {reload + 1} reloads"
+        (pool,) = lane_pool._pools.values()
+        assert (pool.lanes, len(pool._programs), pool.line) == (OPTIONS.lanes, len(PATHS), {})
+        assert [len(lane.seats) for lane in pool._lanes] == [len(PATHS)] * OPTIONS.lanes
+    assert gpu.leaks() == {}
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", AUTO])
+def test_a_load_or_reload_looks_once_whether_the_engine_can_run(
+    gpu: StandInDriver, bundle: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    load(bundle).close()  # so that it is installed, which `auto` asks for
+    looks: list[object] = []
+
+    def judge(around: object) -> EngineStatus:
+        looks.append(around)
+        return EngineStatus("tensorrt", available=True)
+
+    monkeypatch.setattr(gpu_engines, "tensorrt", judge)
+    with SmartModel.load(bundle, engine=engine, options=OPTIONS) as model:
+        assert (model.engine_name, len(looks)) == ("tensorrt", 1)
+        model.reload(bundle)
+        assert len(looks) == 2
 
 
 def test_a_plan_for_one_batch_size_takes_every_batch(

@@ -24,24 +24,21 @@ def load_run_close(dialect: str, plan: bytes) -> bool:
     """Go through an engine's life; whether it came to scores, or a step of it gave nothing, as the library's do."""
     library = load_library(name_of(dialect))
     device = Device.shared(0)
-    try:
-        with device.use():
-            try:
-                running = Running(library, device, plan)
-            except AssertionError:
-                return False
-            try:
-                scores = running.run(IMAGES)
-            except AssertionError:
-                return False
-            finally:
-                with suppress(CudaError):
-                    running.stream.synchronize()
-                running.close()
-            np.testing.assert_allclose(scores, EXPECTED, rtol=1e-6)
-            return True
-    finally:
-        device.release()
+    with device.use():
+        try:
+            running = Running(library, device, plan)
+        except AssertionError:
+            return False
+        try:
+            scores = running.run(IMAGES)
+        except AssertionError:
+            return False
+        finally:
+            with suppress(CudaError):
+                running.stream.synchronize()
+            running.close()
+        np.testing.assert_allclose(scores, EXPECTED, rtol=1e-6)
+        return True
 
 
 @pytest.mark.parametrize("code", [1, 2, 700], ids=["invalid value", "out of memory", "illegal address"])
@@ -51,7 +48,6 @@ def test_a_failure_at_each_call_in_turn(dialect: str, code: int, stand_in: Stand
         device = Device.shared(0)
         with device.use():
             plan = built(load_library(name_of(dialect)))
-        device.release()
         before = stand_in.calls()
         assert load_run_close(dialect, plan)
         calls = stand_in.calls() - before

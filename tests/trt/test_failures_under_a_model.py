@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import as_float, random_images
+from runtime.bundles import as_float, random_images, write_bundle
 from smart_common.errors import MissingExtraError
 from smart_runtime import BatchRange, ClosedError, DeviceLostError, EngineError, EngineOptions, InputError, SmartModel
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -21,7 +23,7 @@ from smart_runtime.engines.cuda import device, lane_pool
 from smart_runtime.engines.cuda.driver import CudaError
 from smart_runtime.memory import ON_DEMAND, RESIDENT
 from trt.gpu_arrays import GpuArray, GpuLibrary, InterfaceArray
-from trt.machine import gpu_machine
+from trt.machine import gpu_machine, plans_in_cache
 
 IMAGES = as_float(random_images(6))
 OPTIONS = EngineOptions(batch=BatchRange(1, 2, 4))
@@ -89,6 +91,29 @@ def test_while_loading_and_closing(driver: StandInDriver, bundle: Path, code: in
         as_new(driver)
     assert count > 50
     assert {SHORTAGE: "OutOfMemoryError", REFUSAL: "EngineError", STICKY: "DeviceLostError"}[code] in outcomes
+
+
+@pytest.mark.parametrize("every", [83, SLOW])
+@CODES
+def test_while_a_plan_is_built_and_proved(driver: StandInDriver, tmp_path: Path, code: int, every: int) -> None:
+    """What is kept was proved."""
+    with_scores = write_bundle(tmp_path / "with-scores", reference=True)
+
+    def load_anew() -> None:
+        for plan in plans_in_cache():
+            shutil.rmtree(plan.parent)
+        load(with_scores).close()
+
+    count = calls_of(driver, load_anew)
+    for call in range(code % every, count, every):
+        driver.fail(call, code)
+        with suppress(EngineError, MissingExtraError):
+            load_anew()
+        driver.fail(-1, 0)
+        as_new(driver)
+        for plan in plans_in_cache():
+            assert json.loads(plan.with_name("meta.json").read_bytes())["facts"]["proofs"] == ["bundle"]
+    assert count > 60
 
 
 @EVERY_OF_FEW

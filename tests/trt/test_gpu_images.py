@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,46 +12,17 @@ import pytest
 
 from cuda.stand_in import StandInDriver
 from hardened.striking import places, struck
-from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images
+from runtime.bundles import CHANNELS, HEIGHT, WIDTH
 from runtime.fakes import TIMEOUT
-from smart_runtime import BatchRange, EngineOptions, SmartModel, SwitchRequest
-from smart_runtime.engines import REFERENCE_ENGINE
+from smart_runtime import SmartModel, SwitchRequest
 from smart_runtime.engines.cuda.dlpack import CUDA_MANAGED
 from smart_runtime.engines.cuda.lane_pool import LanePool
 from smart_runtime.engines.cuda.resources import Stream
-from trt.gpu_arrays import PROTOCOLS, GpuArray, GpuLibrary, finished
+from trt.gpu_arrays import IMAGES, OPTIONS, PROTOCOLS, GpuArray, GpuLibrary, finished
 from trt.machine import gpu_machine
 
 EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 N, C, H, W = 2, CHANNELS, HEIGHT, WIDTH
-IMAGES = as_float(random_images(17))
-OPTIONS = EngineOptions(batch=BatchRange(3, 4, 8))
-
-
-@pytest.fixture(scope="module")
-def expected(bundle: Path) -> np.ndarray:
-    with SmartModel.load(bundle, engine=REFERENCE_ENGINE, threads=1) as model:
-        return np.concatenate([model(image[None]) for image in IMAGES])
-
-
-@pytest.fixture
-def model(
-    monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path
-) -> Iterator[SmartModel]:
-    with (
-        gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path),
-        SmartModel.load(bundle, engine="tensorrt", options=OPTIONS) as loaded,
-    ):
-        yield loaded
-
-
-@pytest.fixture
-def library(model: SmartModel) -> Iterator[GpuLibrary]:  # which checks for leaks last
-    one = GpuLibrary()
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

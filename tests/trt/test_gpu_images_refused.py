@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +10,21 @@ import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
-from runtime.bundles import CHANNELS, HEIGHT, WIDTH, as_float, random_images
-from smart_runtime import BatchRange, EngineError, EngineOptions, InputError, SmartModel
+from runtime.bundles import CHANNELS, HEIGHT, WIDTH
+from smart_runtime import EngineError, InputError, SmartModel
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.cuda.dlpack import DLDataType
 from smart_runtime.engines.cuda.gpu_images import gpu_images
 from smart_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
-from trt.gpu_arrays import PROTOCOLS, GpuLibrary, InterfaceArray, finished
-from trt.machine import gpu_machine
+from trt.gpu_arrays import IMAGES, OPTIONS, PROTOCOLS, GpuLibrary, InterfaceArray, finished
 
 N, C, H, W = 2, CHANNELS, HEIGHT, WIDTH
-IMAGES = as_float(random_images(17))
-OPTIONS = EngineOptions(batch=BatchRange(3, 4, 8))
 UINT8, FLOAT16, FLOAT32X4, BFLOAT16 = (
     DLDataType(1, 8, 1),
     DLDataType(2, 16, 1),
     DLDataType(2, 32, 4),
     DLDataType(4, 16, 1),
 )
-
-
-@pytest.fixture(scope="module")
-def expected(bundle: Path) -> np.ndarray:
-    with SmartModel.load(bundle, engine=REFERENCE_ENGINE, threads=1) as model:
-        return np.concatenate([model(image[None]) for image in IMAGES])
-
-
-@pytest.fixture
-def model(
-    monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path, bundle: Path
-) -> Iterator[SmartModel]:
-    with (
-        gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path),
-        SmartModel.load(bundle, engine="tensorrt", options=OPTIONS) as loaded,
-    ):
-        yield loaded
-
-
-@pytest.fixture
-def library(model: SmartModel) -> Iterator[GpuLibrary]:  # which checks for leaks last
-    one = GpuLibrary()
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 BY_DLPACK: dict[str, tuple[dict[str, Any], tuple[int, ...], str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cuda.stand_in import StandInDriver
 from runtime.bundles import CLASSES, REFERENCE_IMAGES, as_float, random_images, write_bundle
-from smart_runtime import SmartModel
+from smart_devices import gpu_engines
+from smart_devices.engine_rows import EngineStatus
+from smart_runtime import EngineOptions, SmartModel
 from smart_runtime.bundle.bundle import write_checksums
 from smart_runtime.cli import main
+from smart_runtime.engines.plan_keys import key_digest
+from smart_runtime.engines.plans import PlanCache
 from smart_runtime.engines.trt import installed as plans_here
 from smart_runtime.engines.trt.library import Library
-from smart_runtime.engines.trt.tensorrt_engine import Program
 from smart_runtime.errors import EngineError
 from smart_runtime.reference import SCORES, npy_bytes
-from trt.machine import gpu_machine
+from trt.machine import computing_something_else, plans_in_cache
 
 
 @pytest.fixture
@@ -31,12 +34,6 @@ def bundle(tmp_path: Path) -> Path:
 
 def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(main, [*map(str, arguments)], catch_exceptions=False)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, stand_in: StandInDriver, tmp_path: Path) -> Any:
-    with gpu_machine(monkeypatch, stand_in, "10.3", cache=tmp_path / "cache") as built:
-        yield built
 
 
 def test_a_bundle_is_installed_once_and_served_from_there(machine: Any, bundle: Path) -> None:
@@ -65,19 +62,38 @@ def test_before_that_auto_takes_another_engine_and_says_so(machine: Any, bundle:
     assert machine == []
 
 
-def test_a_plan_that_computes_something_else_is_set_aside(
-    machine: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_that_computes_something_else_is_not_installed(
+    machine: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest: Any = Program.run
-    with monkeypatch.context() as bent:
-        bent.setattr(Program, "run", lambda self, *call, **how: (honest(self, *call, **how)[0] + 0.1, None))
+    with computing_something_else(monkeypatch):
         done = run("install", bundle, "--path", "robust")
     assert done.exit_code == 1
     assert "error: the plan of 'robust' computes something else on this device" in done.stderr
-    (folder,) = (path for path in (tmp_path / "cache/smart-edge/engines").iterdir() if path.is_dir())
-    assert folder.name.startswith("bad-")
+    assert plans_in_cache() == []
     assert run("install", bundle, "--path", "robust").exit_code == 0
+    assert len(plans_in_cache()) == 1
     assert len(machine) == 2
+
+
+def test_a_forced_build_that_computes_something_else_leaves_the_earlier_plan(
+    machine: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("install", bundle).exit_code == 0
+    before = {plan: plan.read_bytes() for plan in plans_in_cache()}
+    with SmartModel.load(bundle, engine="tensorrt") as model:
+        scores = model(as_float(random_images(2)))
+        with computing_something_else(monkeypatch):
+            done = run("install", bundle, "--force")
+        assert done.exit_code == 1
+        assert "computes something else on this device" in done.stderr
+        assert {plan: plan.read_bytes() for plan in plans_in_cache()} == before
+        assert np.array_equal(model(as_float(random_images(2))), scores)
+    with SmartModel.load(bundle, engine="tensorrt") as model:
+        assert np.array_equal(model(as_float(random_images(2))), scores)
+    assert len(machine) == 3
+    assert run("install", bundle, "--force").exit_code == 0
+    assert len(machine) == 5
+    assert not set(before.values()) & {plan.read_bytes() for plan in plans_in_cache()}
 
 
 def test_a_plan_in_a_bundle_is_never_loaded(machine: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +136,64 @@ def test_a_bundle_that_lies_does_not_take_the_plans_of_an_honest_one(machine: An
     assert len(machine) == 2
 
 
-def test_what_was_never_proved_is_set_aside_where_it_fails(machine: Any, lying: Path) -> None:
+def test_what_was_never_proved_is_not_kept_where_it_fails(machine: Any, lying: Path) -> None:
     refused = run("install", lying)
     assert refused.exit_code == 1
-    assert "it was set aside: try --level 2" in refused.stderr
+    assert "it is not used: try `smart-run install BUNDLE --level 2`" in refused.stderr
+    assert plans_in_cache() == []
     assert not json.loads(run("install", lying, "--path", "robust", "--json").stdout)["plans"][0]["was_there"]
     with SmartModel.load(lying) as model:
         assert model.engine_name == "onnxruntime-cpu"
     assert len(machine) == 2
+
+
+def test_a_plan_with_tf32_is_for_who_asks_for_it(machine: Any, bundle: Path) -> None:
+    assert run("install", bundle, "--tf32").exit_code == 0
+    assert [recipe.tf32 for recipe in machine] == [True, True]
+    SmartModel.load(bundle, engine="tensorrt", options=EngineOptions(tf32=True)).close()
+    assert len(machine) == 2
+    SmartModel.load(bundle, engine="tensorrt").close()
+    assert [recipe.tf32 for recipe in machine[2:]] == [False, False]
+
+
+def test_prune_removes_timings_that_no_plan_needs(machine: Any, bundle: Path) -> None:
+    assert run("install", bundle).exit_code == 0
+    folder = plans_in_cache()[0].parents[1]
+    (needed,) = folder.glob("timing-*.cache")
+    old = folder / "timing-0123456789abcdef.cache"
+    old.write_bytes(b"what another version measured")
+    pruned = json.loads(run("install", "--prune", "--json").stdout)["pruned"]
+    assert pruned == [{"name": old.name, "bytes": 29, "why": "no plan needs these timings"}]
+    for plan in plans_in_cache():
+        shutil.rmtree(plan.parent)
+    assert needed.name[:12] in run("install", "--prune").stdout
+    assert not needed.exists()
+    assert len(machine) == 2
+
+
+def test_prune_works_without_a_driver_and_keeps_what_that_may_use(
+    machine: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("install", bundle).exit_code == 0
+    kept = plans_in_cache()
+    bad = kept[0].parents[1] / f"bad-{64 * '0'}"
+    bad.mkdir()
+    old = PlanCache().build_once({"format": 1, "library": "tensorrt"}, lambda: (b"as it was before", {}))
+    monkeypatch.setattr(gpu_engines, "tensorrt", lambda _: EngineStatus("tensorrt", available=False, reason="no GPU"))
+    done = run("install", "--prune", "--json")
+    assert done.exit_code == 0
+    assert {one["name"] for one in json.loads(done.stdout)["pruned"]} == {bad.name, key_digest(old.key)}
+    assert "the plans of tensorrt were not judged and stay: this device cannot run tensorrt: no GPU" in done.stderr
+    assert plans_in_cache() == kept
+    assert len(machine) == 2
+
+
+def test_prune_names_what_has_no_plans(machine: Any) -> None:
+    for name, said in (("onnxruntime-cpu", "needs no installing"), ("tensort", "did you mean tensorrt")):
+        refused = run("install", "--prune", "--engine", name)
+        assert refused.exit_code == 1
+        assert said in refused.stderr
+    assert machine == []
 
 
 def test_an_interrupt_says_what_is_kept(machine: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

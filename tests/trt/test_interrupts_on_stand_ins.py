@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from runtime.fakes import Thread
 from smart_runtime import BatchRange, EngineOptions, SmartModel
 from smart_runtime.engines.cuda import lane_pool
 from smart_runtime.memory import ON_DEMAND, RESIDENT
+from trt.fake_tensorrt import UNDEFINED
 from trt.machine import gpu_machine
 
 FLOATS = as_float(random_images(3))
@@ -89,6 +91,19 @@ def test_an_interrupt_at_any_place(gpu: StandInDriver, bundle: Path, work: str, 
         made.clear()
         assert gpu.leaks() == {}, (at, kept)
     assert len(numbers) > 50
+
+
+def test_an_interrupt_as_the_library_has_done_what_it_was_asked(gpu: StandInDriver, bundle: Path) -> None:
+    """What it made goes before what that needs, whatever is kept of the exception."""
+    load(bundle, ON_DEMAND).close()  # builds the plan
+    work = partial(load, bundle, ON_DEMAND)
+    numbers = places(lambda: work().close(), function="_refusing")
+    for at in numbers:
+        kept = struck(work, at=at)
+        assert kept is not None
+        assert gpu.leaks() == {}, at
+        assert not UNDEFINED, at
+    assert len(numbers) > 5
 
 
 @pytest.mark.parametrize("every", [31, pytest.param(1, marks=pytest.mark.slow)])

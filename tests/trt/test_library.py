@@ -38,7 +38,6 @@ def test_a_graph_is_built_and_run_in_every_dialect(dialect: str, stand_in: Stand
             scores = running.run(IMAGES)
             np.testing.assert_allclose(scores, expected_scores("clean", IMAGES), rtol=1e-6)
             running.close()
-        device.release()
     assert not stand_in.leaks()
 
 
@@ -54,7 +53,6 @@ def test_a_profile_of_one_size_leaves_nothing_to_vary(dialect: str, stand_in: St
             np.testing.assert_allclose(running.run(IMAGES), expected_scores("clean", IMAGES), rtol=1e-6)
             assert not running.context.set_input_shape("image", (2, *IMAGE))
             running.close()
-        device.release()
 
 
 def library_of(dialect: str) -> Library:
@@ -67,7 +65,6 @@ def device(stand_in: StandInDriver) -> Iterator[Device]:
     device = Device.shared(0)
     with device.use():
         yield device
-    device.release()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -314,7 +311,6 @@ with device.use():
     running = Running(library, device, built(library))
     print(library.title, running.run(np.zeros((1, *IMAGE), np.float32)).shape)
     running.close()
-device.release()
 assert not UNDEFINED
 """
 

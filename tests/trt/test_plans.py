@@ -71,7 +71,7 @@ def test_everything_is_the_users_alone_whatever_the_umask(cache: PlanCache, umas
     old = os.umask(umask)
     try:
         cache.build_once(key(), build)
-        cache.update(key(), {"device_bytes": 7})
+        cache.set_facts(key(), {"device_bytes": 7})
     finally:
         os.umask(old)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (cache.folder, *cache.folder.rglob("*"))}
@@ -90,11 +90,11 @@ def test_a_build_that_fails_leaves_nothing(cache: PlanCache) -> None:
 
 
 def test_facts_are_added(cache: PlanCache) -> None:
-    cache.update(key(), {"device_bytes": 7})
+    cache.set_facts(key(), {"device_bytes": 7})
     assert not cache.folder.exists()
     cache.build_once(key(), build)
-    cache.update(key(), {"device_bytes": 7, "seconds": 2})
-    cache.update(key(version="11"), {"device_bytes": 8})
+    cache.set_facts(key(), {"device_bytes": 7, "seconds": 2})
+    cache.set_facts(key(version="11"), {"device_bytes": 8})
     found = cache.find(key())
     assert found is not None
     assert found.facts == {**FACTS, "device_bytes": 7, "seconds": 2}
@@ -113,7 +113,6 @@ def test_what_is_set_aside_is_built_once_more(cache: PlanCache) -> None:
 
 
 FLAT: dict[str, tuple[dict[str, Any], str]] = {
-    "engine": ({"engine": "tensorrt-rtx"}, "engine tensorrt instead of tensorrt-rtx"),
     "library": ({"library": "tensorrt-rtx"}, "library tensorrt instead of tensorrt-rtx"),
     "version": ({"version": "8.6.2"}, "library version 10.3.0 instead of 8.6.2"),
     "input name": ({"inputs": replace(TERMS["inputs"], name="x")}, "input name image instead of x"),
@@ -297,7 +296,7 @@ def test_what_belongs_to_another_user_is_refused(cache: PlanCache, monkeypatch: 
     for use in (
         lambda: cache.find(key()),
         lambda: cache.build_once(key(), must_not_build),
-        lambda: cache.update(key(), {}),
+        lambda: cache.set_facts(key(), {}),
         lambda: cache.set_aside(key()),
         lambda: cache.explain_missing(key()),
         lambda: cache.prune(usable=lambda _: True),

@@ -15,7 +15,8 @@ from cuda.stand_in import StandInDriver
 from smart_runtime.cli import main
 from smart_runtime.engines import Batch, EngineOptions, Scores
 from smart_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from smart_runtime.engines.trt.tensorrt_engine import Program, TensorRtEngine
+from smart_runtime.engines.trt.program import Program
+from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
 from smart_runtime.selfcheck import model_checks
 from smart_runtime.selfcheck.failure import CheckFailed
 from smart_runtime.selfcheck.model_checks import CHECKS, Subject

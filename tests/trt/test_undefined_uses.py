@@ -34,7 +34,6 @@ def device(library: Library) -> Iterator[Device]:
     device = Device.shared(0)
     with device.use():
         yield device
-    device.release()
 
 
 @pytest.fixture
@@ -61,9 +60,8 @@ def test_a_runtime_before_the_driver_is_in_use_is_a_crash(library: Library) -> N
 
 
 def test_a_runtime_without_a_current_context_is_a_crash(library: Library) -> None:
-    device = Device.shared(0)
+    Device.shared(0)
     refused("no context", lambda: library.module.Runtime(library.logger().trt))
-    device.release()
 
 
 def test_only_tensorrt_rtx_makes_a_builder_without_a_driver(library: Library) -> None:
@@ -82,7 +80,6 @@ def test_one_context_runs_in_one_stream_at_a_time(running: Running, device: Devi
     assert running.context.execute_async_v3(other.handle)
     other.synchronize()
     gate.release()
-    other.release()
 
 
 def test_two_contexts_that_run_at_once_share_no_activation_memory(
@@ -247,7 +244,6 @@ def test_a_context_of_another_device_is_not_used(running: Running) -> None:
     other = Device.shared(1)
     with other.use():
         refused("another context", lambda: running.context.execute_async_v3(running.stream.handle))
-    other.release()
 
 
 def test_a_damaged_plan_is_run_by_the_real_library(library: Library, device: Device) -> None:

@@ -24,13 +24,16 @@ MAX_ARGUMENTS = 16
 """Of a network's factory."""
 
 Average = Literal["none", "ema", "swa"]
-MaskMode = Literal["gradual", "regrow", "static"]
+Budget = Literal["uniform", "erk"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Schedule = Literal["cosine", "cyclic", "steps"]
 Scope = Literal["block", "all"]
 Score = Literal["magnitude", "gradient"]
 
-ARCHITECTURES = ("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "wrn16-8", "wrn40-2")
+ARCHITECTURES = (
+    *("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "preact-resnet18", "preact-resnet18-raw"),
+    *("wrn16-8", "wrn28-10", "wrn40-2"),
+)
 ATTACKS: Mapping[str, str] = {
     "pgd": "smart_train.attacks:PGD",
     "fgsm-rs": "smart_train.attacks:FGSM_RS",
@@ -39,7 +42,16 @@ ATTACKS: Mapping[str, str] = {
 """Where the `AttackKind` of each name is; a further one is a file with its own, and a row here."""
 DATA_SPECS = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR"
 AVERAGES: tuple[Average, ...] = get_args(Average)
-MASK_MODES: tuple[MaskMode, ...] = get_args(MaskMode)
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
+MASK_MODES: Mapping[str, str] = {
+    "gradual": "smart_train.masking.modes.gradual:Gradual",
+    "regrow": "smart_train.masking.modes.regrow:Regrow",
+    "static": "smart_train.masking.modes.static:Static",
+    "complementary": "smart_train.masking.modes.complementary:Complementary",
+    "shared": "smart_train.masking.modes.shared:Shared",
+    "shared-early": "smart_train.masking.modes.shared_early:SharedEarly",
+}
+"""Where the `MaskMode` of each name is; a further one is a file with its own, and a row here."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SCOPES: tuple[Scope, ...] = get_args(Scope)

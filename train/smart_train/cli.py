@@ -18,6 +18,7 @@ from smart_train.choices import (
     ARCHITECTURES,
     ATTACKS,
     AVERAGES,
+    BUDGETS,
     DATA_SPECS,
     DEFAULT_ALIGN,
     FACTORY_FILE,
@@ -32,16 +33,16 @@ from smart_train.choices import (
 from smart_train.data.cli import ImageSize, data_options
 from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
-from smart_train.options import NORMALISATIONS
+from smart_train.options import NORMALISATIONS, parse_init
 from smart_train.training.recipe import RECIPE, Value, read_recipe
 
 # Of one call, or of one machine, and not of a training: a recipe, which may be a stranger's, chooses no files.
 NOT_IN_RECIPES = {
     "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
-    "cache_dir", "no_cache", "init", "extra", "no_trial", "output", "plot", "tensorboard",
+    "cache_dir", "no_cache", "init", "extra", "teacher", "no_trial", "output", "plot", "tensorboard",
 }  # fmt: skip
 _FILES_IN = {"data": ":", "target": ".json"}  # what tells a file from a name in options that take both
-_PLACES = {"data_dir", "init", "extra"}  # for a resumed training to remember, which goes on where it was
+_PLACES = {"data_dir", "init", "extra", "teacher"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
     "Data": (
@@ -50,9 +51,11 @@ _GROUPS = {
     ),
     "Network and masks": (
         *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
-        *("masks", "score", "normalize", "no_trial"),
+        *("budget", "masks", "score", "normalize", "no_trial"),
     ),
-    "Method and attack": ("method", "method_options", "help_method", "attack", "eps", "steps", "step_size"),
+    "Method and attack": (
+        *("method", "method_options", "help_method", "teacher", "attack", "eps", "steps", "step_size"),
+    ),
     "What may be added to any method": (
         *("label_smoothing", "cutmix", "distill", "temperature", "awp", "awp_from", "average", "ema_decay", "swa_from"),
     ),
@@ -99,6 +102,8 @@ def _in_recipe(name: str, value: Any) -> Value:
     if name == "image_size":
         return "x".join(map(str, value))
     if isinstance(value, tuple | list):
+        if name == "init":
+            value = [f"{path}={file.absolute()}" for path, file in parse_init(value).items()]
         return dict(pair.partition("=")[::2] for pair in value)
     if isinstance(value, Path) or (name == "target" and value.endswith(".json")):
         return str(Path(value).absolute())
@@ -167,6 +172,8 @@ def _set_defaults(ctx: click.Context, values: Mapping[str, Value], path: Path, *
 
 def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
     """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
+    if option.name == "init" and isinstance(value, str):  # kept so when there was one file for all paths
+        return [value]
     if option.multiple:
         if isinstance(value, str | int | float):
             raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
@@ -238,15 +245,17 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument of the network: width=32.")
 @click.option(
     "--init",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Start from these weights of the network: a state dict of torch.save or .safetensors, for other classes too.",
+    multiple=True,
+    metavar="[PATH=]FILE",
+    help="Start from these weights of the network: a state dict of torch.save or .safetensors, for other classes too, "
+    "or a published file of a residual network. --init a.pt --init robust=b.pt starts the batch norms of path robust "
+    "from another file; all other weights are shared, and from the one without PATH, or the first.",
 )
 @click.option(
     "--normalize",
     metavar="HOW",
     help=f"What to normalise images by: {NORMALISATIONS} (0.5/0.25; commas between channels).  [default: what "
-    "published weights expect, with --init of torchvision: and timm:, else data]",
+    "published weights expect, with --init of torchvision: and timm: or where the file says it, else data]",
 )
 @click.option("--structure", default="channel", metavar="NAME", help=f"What masks remove: {STRUCTURES}.")
 @click.option(
@@ -267,7 +276,19 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--permute", is_flag=True, help="First order channels so that N:M keeps more; pays with --init.")
 @click.option("--target", metavar="NAME", help="Take the alignment of this device (smart-devices list, or FILE.json).")
-@click.option("--masks", default="gradual", type=house.Choice(MASK_MODES), help="How masks are found.")
+@click.option(
+    "--budget",
+    default="uniform",
+    type=house.Choice(BUDGETS),
+    help="Keep the same density of each group or layer, or a higher one of smaller ones (erk, Erdos-Renyi-kernel).",
+)
+@click.option(
+    "--masks",
+    default="gradual",
+    type=house.Choice(list(MASK_MODES)),
+    help="How masks are found: gradual is smart-edge's own, not the rule of the SMART paper; regrow is that of DNR, by "
+    "authors of SMART; the others are controls (docs/masks.md).",
+)
 @click.option("--score", default="magnitude", type=house.Choice(SCORES), help="By what they choose.")
 @click.option("--method", default="smart", type=house.Choice(list(METHODS)), help="The training method.")
 @click.option("--set", "method_options", multiple=True, metavar="NAME=VALUE", help="An option of the method: beta=6.")
@@ -278,6 +299,13 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     expose_value=False,
     callback=_say_method,
     help="Describe a method and its options, and exit.",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="CKPT[:PATH]",
+    help="For methods that learn from a frozen network, and --distill: its checkpoint, trained on the same data, and "
+    "the path that teaches, as in standard.pt or both.pt:robust.  [default path: clean, or the only one]",
 )
 @click.option(
     "--attack",

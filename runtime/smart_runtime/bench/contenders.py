@@ -14,6 +14,7 @@ from smart_runtime.bundle.signatures import public_key
 from smart_runtime.engines import Engine, EngineOptions, create_engine, open_engine
 from smart_runtime.engines.onnx_weights import check_bounds, external_locations
 from smart_runtime.errors import BundleError, EngineError, InputError
+from smart_runtime.proofs import facts_of, proofs_by_export
 
 BASELINE = "baseline"
 """The name of the row of a user's own ONNX file."""
@@ -150,16 +151,18 @@ def open_contender(source: Source, *, engine: str, batch: int, threads: int) -> 
         OSError: The system cannot read a file.
     """
     options = EngineOptions(threads=threads)
-    if source.graph is None:
+    graph = source.graph
+    if graph is None:
         return open_engine(engine, Path(source.place), shape=source.shape, batch=batch, options=options)
     bundle = Bundle.open(source.place)
     check_same(bundle, digest=source.digest)
     return create_engine(
         engine,
-        bundle.graph_bytes(source.graph),
+        bundle.graph_bytes(graph),
         inputs=bundle.manifest.input,
         outputs=bundle.manifest.output,
         options=options,
+        prove=lambda made: facts_of(graph, proofs_by_export(made, bundle, graph, options=options)),
     )
 
 

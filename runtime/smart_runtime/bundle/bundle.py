@@ -58,7 +58,8 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
             ...                         # the directory may go
             graph = held.read()
 
-    Safe to use from several threads at once. ``bytes`` is the size of the files together.
+    Safe to use from several threads at once. ``bytes`` is the size of the graph's own files together; those of what it
+    answered at export are held too, for `read_file`.
     """
 
     def __init__(self, root: Path, graph: GraphInfo, *, manifest: Manifest, sums: Mapping[str, str]) -> None:
@@ -68,14 +69,14 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
         self._lock = threading.RLock()
         files = []
         with ExitStack() as undo:
-            for name in graph.files:
+            for name in (*graph.files, *filter(sums.__contains__, manifest.reference_files(graph.name))):
                 file, size = open_plain(root, name)
                 undo.callback(file.close)
                 check_size(name, size, max_bytes=max_bytes_of(graph, name))
                 files.append(_HeldFile(name=name, file=file, size=size, sha256=sums[name]))
             undo.pop_all()
         self._files: tuple[_HeldFile, ...] | None = tuple(files)
-        self.bytes = sum(held.size for held in files)
+        self.bytes = sum(held.size for held in files[: len(graph.files)])
 
     def read(self) -> GraphBytes:
         """Return the graph, read and checked now: the bytes that are checked are those that are returned.
@@ -88,13 +89,22 @@ class HeldGraph(AbstractContextManager["HeldGraph"]):
             OSError: The system cannot read a file.
         """
         with self._own_files() as files:
-            contents = [_read(held, file) for held, file in files]
+            contents = [_read(held, file) for held, file in files[: len(self._graph.files)]]
         return GraphBytes.of(self._graph, contents, manifest=self._manifest)
 
-    def verify(self) -> None:
-        """Check the files now, in pieces; errors are those of `read`."""
+    def read_file(self, name: str, *, max_bytes: int) -> bytes:
+        """Return the bytes of one of the files, as `Bundle.read` does, whose errors it has too."""
         with self._own_files() as files:
             for held, file in files:
+                if held.name == name:
+                    check_size(name, held.size, max_bytes=max_bytes)
+                    return _read(held, file)
+        raise _unnamed(name)
+
+    def verify(self) -> None:
+        """Check the graph's own files now, in pieces; errors are those of `read`."""
+        with self._own_files() as files:
+            for held, file in files[: len(self._graph.files)]:
                 check_sum(held.name, _sha256(file, size=held.size), expected=held.sha256)
 
     @contextmanager
@@ -204,9 +214,7 @@ class Bundle:
             OSError: The system cannot read it.
         """
         if name not in self.sums:
-            raise BundleError(
-                f"expected a file that {CHECKSUMS} names, got {name!r}; `smart-run info` lists the graphs"
-            )
+            raise _unnamed(name)
         data = read_bounded(self.root, name, max_bytes=max_bytes)
         check_sum(name, hashlib.sha256(data).hexdigest(), expected=self.sums[name])
         return data
@@ -261,6 +269,10 @@ class Bundle:
             if name not in skip:
                 actual = sha256_of_file(self.root, name, max_bytes=bounds.get(name, MAX_FILE_BYTES))
                 check_sum(name, actual, expected=expected)
+
+
+def _unnamed(name: str) -> BundleError:
+    return BundleError(f"expected a file that {CHECKSUMS} names, got {name!r}; `smart-run info` lists the graphs")
 
 
 def _read_signature(root: Path) -> bytes:

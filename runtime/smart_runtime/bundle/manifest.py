@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, cast
 
 from smart_common.documents import JsonObject, Reader, parse_document
 from smart_common.errors import shortened
+from smart_common.mask_info import MaskInfo, read_mask_info
 from smart_common.roles import Role, default_role
 from smart_runtime.errors import BundleError, PathError
 
@@ -138,9 +139,10 @@ class ReferenceFiles:
 class Manifest:
     """What a bundle says about itself.
 
-    ``reference`` is None in bundles of before smart-edge kept scores in them.
+    ``reference`` is None in bundles of before smart-edge kept scores in them, ``masks`` of before it described masks.
     ``recipe`` is the one that its int8 graphs were quantised by, None for other precisions. ``paths`` keeps the
-    manifest's order; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
+    manifest's order; ``shares`` is what they have in common: ``weights``, or ``nothing`` where each is a network of its
+    own; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
     """
 
     package_name: str
@@ -153,6 +155,7 @@ class Manifest:
     quantization: JsonObject | None
     gate: JsonObject | None
     default_path: str
+    shares: str
     input: InputSpec
     output: OutputSpec
     preprocessing: Preprocessing
@@ -160,6 +163,7 @@ class Manifest:
     paths: Mapping[str, GraphInfo]
     baseline: GraphInfo | None
     reference: ReferenceFiles | None
+    masks: MaskInfo | None
     training: JsonObject
 
     @property
@@ -167,6 +171,12 @@ class Manifest:
         """Every graph: the baseline first where there is one, then the paths."""
         baseline = () if self.baseline is None else (self.baseline,)
         return (*baseline, *self.paths.values())
+
+    def reference_files(self, name: str) -> tuple[str, ...]:
+        """Return the files that say what the graph ``name`` answered at export; empty if there are none."""
+        if self.reference is None or name not in self.reference.scores:
+            return ()
+        return self.reference.inputs, self.reference.scores[name]
 
     def graph(self, name: str) -> GraphInfo:
         """Return the path, or the baseline, that is called ``name``.
@@ -208,6 +218,7 @@ def parse_manifest(data: bytes) -> Manifest:
 def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
     target, image, scores = ours.object("target"), ours.object("input"), ours.object("output")
     pictures, paths = ours.object("preprocessing"), ours.object("paths")
+    masks = ours.object_or_none("masks")
     baseline, quantization = ours.object_or_none("baseline"), ours.object_or_none("quantization")
 
     # Format 1 has one kind of input; the words are in the manifest so that a reader need not know that.
@@ -246,6 +257,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         quantization=None if quantization is None else quantization.raw,
         gate=ours.optional_object("gate"),
         default_path=default_path,
+        shares=ours.choice("shares", ["weights", "nothing", None]) or "weights",  # older ones do not say
         input=InputSpec(
             name=image.string("name"),
             channels=channels,
@@ -263,6 +275,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         paths=MappingProxyType({name: _parse_graph(paths.object(name), name) for name in paths.keys}),
         baseline=None if baseline is None else _parse_graph(baseline, baseline.choice("name", [DENSE])),
         reference=_parse_reference(ours.object_or_none("reference"), [*paths.keys, *([DENSE] if baseline else [])]),
+        masks=None if masks is None else read_mask_info(masks),
         training=ours.object("training").raw,
     )
 

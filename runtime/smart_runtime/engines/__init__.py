@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smart_common.errors import MissingExtraError, alternatives
 from smart_common.lazy import load
@@ -21,9 +23,14 @@ from smart_runtime.engines.engine import (
     DeviceTimes,
     Engine,
     EngineOptions,
+    Prove,
     Scores,
+    without_proof,
 )
-from smart_runtime.errors import EngineError
+from smart_runtime.errors import ClosedError, EngineError
+
+if TYPE_CHECKING:
+    from smart_devices.gpu_engines import Surroundings
 
 __all__ = [
     "AUTO",
@@ -34,6 +41,7 @@ __all__ = [
     "DeviceTimes",
     "Engine",
     "EngineOptions",
+    "Prove",
     "Scores",
     "check_available",
     "choose_engine",
@@ -74,13 +82,19 @@ def choose_engine(name: str, bundle: Bundle | None = None, *, options: EngineOpt
         check_available(name)
         return Choice(name)
     passed_over: list[str] = []
+    around: Surroundings | None = None
     for candidate in known:
-        if has_library(engine_info(candidate)) and engine_status(candidate).available:
+        info = engine_info(candidate)
+        if not has_library(info):
+            continue
+        if info.library and around is None:  # it looks at the whole machine: once for all
+            around = load("smart_devices.gpu_engines:survey")()
+        if engine_status(candidate, around=around).available:
             why_not = _why_not(candidate, bundle, options)
             if why_not is None:
                 return Choice(candidate, tuple(passed_over))
             passed_over.append(why_not)
-    refused = [_refusal(status) for status in map(engine_status, known) if not status.available]
+    refused = [_refusal(status) for status in map(partial(engine_status, around=around), known) if not status.available]
     raise MissingExtraError(f"no engine can run on this device ({'; '.join(refused + passed_over)})")
 
 
@@ -104,27 +118,36 @@ def _refusal(status: EngineStatus) -> str:
 def _why_not(candidate: str, bundle: Bundle | None, options: EngineOptions) -> str | None:
     try:
         return class_of(candidate).why_not_now(bundle, options)
-    except (EngineError, MissingExtraError) as error:  # it is installed, and does not load
+    except (ClosedError, EngineError, MissingExtraError) as error:  # it is installed, and does not load
         return f"{candidate}: {error}"
 
 
 def create_engine(
-    name: str, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions = DEFAULT_OPTIONS
+    engine: str | Choice,
+    graph: GraphBytes,
+    *,
+    inputs: InputSpec,
+    outputs: OutputSpec,
+    options: EngineOptions = DEFAULT_OPTIONS,
+    prove: Prove = without_proof,
 ) -> Engine:
     """Return an engine that runs ``graph``; ``graph`` may be dropped afterwards.
 
     Args:
-        name: An engine's name, or ``auto``.
+        engine: An engine's name, or ``auto``; or what `choose_engine` returned, which is not looked at again.
         graph: The graph's checked bytes.
         inputs: What the graph must take.
         outputs: What the graph must give.
         options: How it is to run.
+        prove: Called, by an engine that compiles graphs for this device, where what it has compiled is not proved yet.
 
     Raises:
-        EngineError: No such engine, or the engine refuses the graph, or the graph takes or gives something else.
+        EngineError: No such engine, or the engine refuses the graph, or the graph takes or gives something else;
+            DisprovedError, ``prove`` says that it computes something else.
         MissingExtraError: The engine's library is not installed.
     """
-    return _factory(name).create(graph, inputs=inputs, outputs=outputs, options=options)
+    name = engine.engine if isinstance(engine, Choice) else resolve_engine(engine)
+    return class_of(name).create_proved(graph, inputs=inputs, outputs=outputs, options=options, prove=prove)
 
 
 def open_engine(
@@ -146,11 +169,7 @@ def open_engine(
         EngineError: No such engine or file, or the engine refuses it, or it takes or gives something else.
         MissingExtraError: The engine's library is not installed.
     """
-    return _factory(name).open_file(path, shape=shape, batch=batch, options=options)
-
-
-def _factory(name: str) -> type[Engine]:
-    return class_of(resolve_engine(name))
+    return class_of(resolve_engine(name)).open_file(path, shape=shape, batch=batch, options=options)
 
 
 def class_of(name: str) -> type[Engine]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 Batch: TypeAlias = npt.NDArray[np.float32]
 Scores: TypeAlias = npt.NDArray[np.float32]
+
+Prove: TypeAlias = Callable[["Engine"], Mapping[str, Any]]
+"""Holds an engine whose graph was compiled on this device against what the graph answered at export.
+
+It returns what to keep of that with what was compiled, JSON values, nothing where there is nothing to hold it against,
+and raises DisprovedError where the two differ.
+"""
 
 
 MAX_LANES = 16
@@ -135,6 +142,11 @@ def _whole_number(name: str, value: Any) -> int:
 DEFAULT_OPTIONS = EngineOptions()
 
 
+def without_proof(_: Engine) -> Mapping[str, Any]:
+    """Hold an engine against nothing: a `Prove` for graphs of which no scores are known."""
+    return {}
+
+
 class Engine(ABC):
     """Runs one graph; safe to call from several threads at once."""
 
@@ -142,6 +154,22 @@ class Engine(ABC):
     @abstractmethod
     def create(cls, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, options: EngineOptions) -> Engine:
         """Return an engine made from the very bytes of ``graph``; arguments and errors are those of `create_engine`."""
+
+    @classmethod
+    def create_proved(
+        cls,
+        graph: GraphBytes,
+        *,
+        inputs: InputSpec,
+        outputs: OutputSpec,
+        options: EngineOptions,
+        prove: Prove,  # noqa: ARG003  # for those that compile
+    ) -> Engine:
+        """Return an engine as `create` does; one that keeps what it compiles proves that first, if it is not proved.
+
+        By default nothing is compiled to be kept, and so there is nothing to prove.
+        """
+        return cls.create(graph, inputs=inputs, outputs=outputs, options=options)
 
     @classmethod
     def open_file(

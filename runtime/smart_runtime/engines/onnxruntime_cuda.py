@@ -50,10 +50,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def why_not_now(cls, bundle: Bundle | None, options: EngineOptions) -> str | None:  # noqa: ARG003  # see `Engine`
         """Return None, since nothing needs building; raise MissingExtraError or EngineError if it does not load."""
         device = Device.shared(options.device)
-        try:
-            _load_provider()
-        finally:
-            device.release()
+        _load_provider()
+        device.check()  # last: it takes memory of the GPU for good
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -83,13 +81,10 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     def _session_of(
         cls, model: bytes | str, tensors: Mapping[str, Tensor], *, options: EngineOptions, remedy: str = REMEDY
     ) -> onnxruntime.InferenceSession:
-        device = Device.shared(options.device)  # who has no driver or not this GPU is told so first, in one sentence
-        try:
-            _load_provider()
-            with _quiet():
-                session = super()._session_of(model, tensors, options=options, remedy=remedy)
-        finally:
-            device.release()  # by now the session holds the context too
+        Device.shared(options.device).check()  # who has no driver or not this GPU is told so first, in one sentence
+        _load_provider()
+        with _quiet():
+            session = super()._session_of(model, tensors, options=options, remedy=remedy)
         providers = session.get_providers()
         if providers[:1] != [cls.provider]:
             raise EngineError(

@@ -14,7 +14,7 @@ from smart_runtime.bundle.graph_bytes import GraphBytes, GraphIdentity
 from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.engine import BatchRange
 
-FORMAT = 1
+FORMAT = 2
 """Of the cache: one more whenever what lies in it, or what a key says, means something else."""
 
 Key: TypeAlias = Mapping[str, Any]
@@ -47,7 +47,6 @@ class Gpu(Protocol):
 
 def plan_key(
     *,
-    engine: str,
     library: str,
     version: str,
     graph: GraphBytes | GraphIdentity,
@@ -66,8 +65,7 @@ def plan_key(
     """Return everything that decides which plan a build makes, and whether this machine can run it.
 
     Args:
-        engine: The engine's name.
-        library: What built it, ``tensorrt`` or ``tensorrt-rtx``.
+        library: What builds and runs it, ``tensorrt`` or ``tensorrt-rtx``, which are the names of their engines too.
         version: The library's full version.
         graph: Its very bytes count: two networks of one structure differ in their weights alone.
         inputs: What the graph takes.
@@ -85,7 +83,6 @@ def plan_key(
     model, weights = graph.digests
     return {
         "format": FORMAT,
-        "engine": engine,
         "library": library,
         "version": version,
         "graph": {"model": model, "weights": weights},
@@ -108,6 +105,12 @@ def plan_key(
         },
         "system": system,
     }
+
+
+def timing_name(key: Key) -> str:
+    """Return the name of the file of what layers took on a GPU, which all builds of one library there may use."""
+    same = {name: key.get(name) for name in ("library", "version", "gpu", "system")}
+    return f"timing-{key_digest(same)[:16]}.cache"
 
 
 _WORDS: Mapping[str, str] = MappingProxyType(

@@ -10,7 +10,8 @@ from typing import Any
 
 from smart_runtime.engines.plan_keys import Key, canonical
 
-META = "meta.json"
+PLAN, KERNELS, META = "plan", "kernels", "meta.json"
+"""The files of an entry of the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)

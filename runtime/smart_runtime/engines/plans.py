@@ -21,10 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from smart_common.files import default_cache_dir, holding, locked, new_folder_beside, replacing
+from smart_common.files import default_cache_dir, holding, new_folder_beside, replacing
 from smart_runtime.bundle.files import read_at_most
 from smart_runtime.engines.plan_keys import Key, canonical, differences, key_digest
-from smart_runtime.engines.plan_meta import META, DamagedError, Meta
+from smart_runtime.engines.plan_meta import KERNELS, META, PLAN, DamagedError, Meta
+from smart_runtime.engines.plan_pruning import NEW, Pruned, prune
 from smart_runtime.engines.private_folder import PrivateFolder, through
 from smart_runtime.errors import EngineError
 
@@ -34,14 +35,10 @@ INSTALL = "`smart-run install BUNDLE`"
 
 _log = logging.getLogger(__name__)
 
-_PLAN, _KERNELS = "plan", "kernels"
 _SUM_BYTES = 32
 _BUILD_LOCK = "build.lock"
-_NEW = "new"  # what is written beside its place is called after this, and tidied up by whoever writes next
 
 _ENTRY = re.compile(r"[0-9a-f]{64}")
-_BAD = re.compile(r"bad-[0-9a-f]{64}")
-_LOCK = re.compile(r"([0-9a-f]{64})\.lock")
 
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 
@@ -68,19 +65,6 @@ class Entry(NamedTuple):
 
     key: Key
     facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruned:
-    """An entry that was, or would be, removed: the name of its folder, its size, and why, in words.
-
-    ``key`` is None where nobody can tell what it was.
-    """
-
-    name: str
-    bytes: int
-    why: str
-    key: Key | None
 
 
 class PlanCache:
@@ -152,14 +136,14 @@ class PlanCache:
             with self._folder.refusing():
                 return self._publish(place, key, plan, facts, anew=anew)
 
-    def update(self, key: Key, facts: Mapping[str, Any]) -> None:
+    def set_facts(self, key: Key, facts: Mapping[str, Any]) -> None:
         """Add ``facts``, JSON values, to those of the plan of ``key``; nothing happens if there is none."""
         self._put(key, META, lambda meta: replace(meta, facts=_plain({**meta.facts, **facts})).written())
 
     def save_kernels(self, key: Key, kernels: bytes) -> None:
         """Keep what the library compiled for the plan of ``key`` when it ran; nothing happens if there is none."""
         if len(kernels) <= MAX_KERNELS_BYTES:
-            self._put(key, _KERNELS, lambda meta: _kernels_sum(meta, kernels) + kernels)
+            self._put(key, KERNELS, lambda meta: _kernels_sum(meta, kernels) + kernels)
 
     def _put(self, key: Key, name: str, content: Callable[[Meta], bytes]) -> None:
         digest = key_digest(key)
@@ -211,7 +195,7 @@ class PlanCache:
     ) -> tuple[Pruned, ...]:
         """Remove damaged plans, those that are set aside, and those that nothing here can use; return what went.
 
-        What another process is building stays.
+        So do the files of timings that belong to none of the plans that stay. What another process is building stays.
 
         Args:
             usable: Says of a key whether this machine could ask for it.
@@ -221,50 +205,7 @@ class PlanCache:
         with self._folder.opened() as place, self._folder.refusing():
             if place is None:
                 return ()
-            going = list(self._going(place, usable=usable, keep_bytes=keep_bytes))
-            if dry_run:
-                return tuple(going)
-            with new_folder_beside(place / _NEW) as waste:
-                gone = [pruned for pruned in going if self._remove(place, pruned.name, waste)]
-            self._tidy_locks(place)
-            return tuple(gone)
-
-    def _going(self, place: Path, *, usable: Callable[[Key], bool], keep_bytes: int | None) -> Iterator[Pruned]:
-        kept = []
-        for name in sorted(filter(_BAD.fullmatch, os.listdir(place))):  # noqa: PTH208  # names alone
-            yield Pruned(name=name, bytes=_used(place / name)[1], why="set aside for a new one", key=None)
-        for name, meta in self._metas(place):
-            used, size = _used(place / name)
-            if meta is None:
-                yield Pruned(name=name, bytes=size, why="damaged, or not this user's alone", key=None)
-            elif not usable(meta.key):
-                yield Pruned(name=name, bytes=size, why="nothing here can use it", key=meta.key)
-            else:
-                kept.append((used, name, size, meta.key))
-        left = sum(size for _, _, size, _ in kept)
-        for _, name, size, key in sorted(kept, key=lambda entry: entry[:2]):
-            if keep_bytes is None or left <= keep_bytes:
-                return
-            left -= size
-            yield Pruned(name=name, bytes=size, why="not used for the longest time", key=key)
-
-    def _remove(self, place: Path, name: str, waste: Path) -> bool:
-        with locked(place / f"{name.removeprefix('bad-')}.lock") as mine:
-            if not mine:
-                return False
-            try:
-                (place / name).rename(waste / name)
-            except FileNotFoundError:
-                return False
-            return True
-
-    def _tidy_locks(self, place: Path) -> None:
-        for name in os.listdir(place):  # noqa: PTH208  # names alone
-            match = _LOCK.fullmatch(name)
-            if match and not (place / match[1]).exists():
-                with locked(place / name) as mine:
-                    if mine:
-                        (place / name).unlink(missing_ok=True)
+            return prune(place, self._metas(place), usable=usable, keep_bytes=keep_bytes, dry_run=dry_run)
 
     def _look(self, place: Path, digest: str) -> StoredPlan | None:
         try:
@@ -278,7 +219,7 @@ class PlanCache:
     def _read(self, place: Path, digest: str) -> StoredPlan:
         with self._folder.subfolder(place, digest) as entry:
             meta = self._meta(entry, digest)
-            with self._file(entry, digest, _PLAN) as (file, size):
+            with self._file(entry, digest, PLAN) as (file, size):
                 plan = read_at_most(file, meta.size + 1) if size == meta.size else b""
                 if hashlib.sha256(plan).hexdigest() != meta.sha256:
                     raise DamagedError(f"its {size} bytes are not those that were written")
@@ -288,7 +229,7 @@ class PlanCache:
 
     def _kernels(self, entry: int, digest: str, meta: Meta) -> bytes:
         """Return the kernels that were kept for a plan; nothing if there are none, or they are not as they were."""
-        with suppress(DamagedError), self._file(entry, digest, _KERNELS) as (file, _):
+        with suppress(DamagedError), self._file(entry, digest, KERNELS) as (file, _):
             data = read_at_most(file, _SUM_BYTES + MAX_KERNELS_BYTES)
             if data[:_SUM_BYTES] == _kernels_sum(meta, data[_SUM_BYTES:]):
                 return data[_SUM_BYTES:]
@@ -328,9 +269,9 @@ class PlanCache:
             facts=_plain(facts),
             installed_ns=time.time_ns(),
         )
-        with new_folder_beside(place / _NEW) as beside:
+        with new_folder_beside(place / NEW) as beside:
             beside.chmod(0o700)
-            for name, data in ((_PLAN, plan), (META, meta.written())):
+            for name, data in ((PLAN, plan), (META, meta.written())):
                 with replacing(beside / name) as file:
                     os.fchmod(file.fileno(), 0o600)
                     file.write(data)
@@ -351,7 +292,7 @@ class PlanCache:
 
     def _put_aside(self, place: Path, digest: str) -> None:
         bad = place / f"bad-{digest}"
-        with new_folder_beside(place / _NEW) as waste:
+        with new_folder_beside(place / NEW) as waste:
             with suppress(FileNotFoundError):
                 bad.rename(waste / bad.name)
             with suppress(FileNotFoundError):
@@ -376,12 +317,6 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _kernels_sum(meta: Meta, kernels: bytes) -> bytes:
     """Return the sum that stands before kernels: of them, and of the plan that they belong to."""
     return hashlib.sha256(meta.sha256.encode("ascii") + kernels).digest()
-
-
-def _used(entry: Path) -> tuple[int, int]:
-    """Return when an entry was last used, in nanoseconds, and how many bytes its files have."""
-    files = [(entry / name).lstat() for name in (_PLAN, _KERNELS, META) if os.path.lexists(entry / name)]
-    return max((file.st_mtime_ns for file in files), default=0), sum(file.st_size for file in files)
 
 
 def _flush(folder: Path) -> None:

@@ -49,11 +49,12 @@ class _Batch(click.ParamType[str]):
 @click.option("--batch", type=_Batch(), help="Batch sizes to build for.  [default: 1,1,8 on a Jetson, else 1,8,64]")
 @click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="What a layer may use.  [default: all]")
 @click.option("--level", type=click.IntRange(0, 5), help="How hard to try, 0 to 5; 5 takes longest.  [default: 3]")
+@click.option("--tf32", is_flag=True, help="Let fp32 be rounded to TF32; for who loads with EngineOptions(tf32=True).")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="A build may take.")
 @click.option("--device", default=0, show_default=True, type=click.IntRange(min=0), help="The number of the GPU.")
 @click.option("--trust", metavar="KEY.pub", type=click.Path(path_type=Path), help="Install only what it signed.")
 @click.option("--force", is_flag=True, help="Build plans anew that are there.")
-@click.option("--prune", is_flag=True, help="Remove plans that nothing here can use; needs no BUNDLE.")
+@click.option("--prune", is_flag=True, help="Remove what nothing here can use; needs no BUNDLE, no GPU.")
 @json_option
 def install(
     *,
@@ -63,6 +64,7 @@ def install(
     batch: tuple[int, int, int] | None,
     workspace: int | None,
     level: int | None,
+    tf32: bool,
     timeout: float | None,
     device: int,
     trust: Path | None,
@@ -89,13 +91,16 @@ def install(
         batch=None if batch is None else BatchRange(*batch),
         workspace_bytes=None if workspace is None else workspace * _MIB,
         level=level,
+        tf32=tf32,
     )
-    chosen = work.installing_engine(engine)
-    gone = work.prune(engine=chosen, options=options) if prune else ()
+    chosen = None if bundle is None else work.installing_engine(engine)
+    gone, not_judged = work.prune(engine, options=options) if prune else ((), {})
+    for name, why in not_judged.items():
+        note(f"the plans of {name} were not judged and stay: {why}")
     plans: list[InstalledPlan] = []
     if_interrupted(lambda: _kept(plans, gone=len(gone)))
     opened = None
-    if bundle is not None:
+    if bundle is not None and chosen is not None:
         opened = Bundle.open(bundle, trust=trust)
         names = paths or tuple(opened.manifest.paths)
         for name in names:
@@ -113,7 +118,7 @@ def install(
             for plan in found:
                 plans.append(plan)
                 advance()
-    _report(plans, engine=chosen.LIBRARY, gone=gone, opened=opened, as_json=as_json)
+    _report(plans, engine=None if chosen is None else chosen.LIBRARY, gone=gone, opened=opened, as_json=as_json)
 
 
 def _kept(plans: list[InstalledPlan], *, gone: int) -> str:
@@ -129,7 +134,7 @@ def _shown(name: str, advance: Callable[..., None]) -> Callable[[str, float], No
     return lambda phase, seconds: advance(f"{name}: {phase}, {seconds:.0f} s", count=0)
 
 
-def _report(plans: list[InstalledPlan], *, engine: str, gone: Any, opened: Any, as_json: bool) -> None:
+def _report(plans: list[InstalledPlan], *, engine: str | None, gone: Any, opened: Any, as_json: bool) -> None:
     removed = [{"name": one.name, "bytes": one.bytes, "why": one.why} for one in gone]
     for plan in plans:
         if not plan.proofs:

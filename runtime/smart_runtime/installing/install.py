@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from smart_common.errors import MissingExtraError
 from smart_devices.engine_rows import AUTO, REFERENCE_ENGINE, engine_info, engine_names
 from smart_devices.engines import engine_status
 from smart_runtime.bundle.bundle import Bundle
@@ -16,22 +16,19 @@ from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.engines import check_available, class_of, create_engine, resolve_engine
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import Engine, EngineOptions
-from smart_runtime.engines.plans import Pruned
+from smart_runtime.engines.plan_keys import FORMAT, Key
+from smart_runtime.engines.plan_pruning import Pruned
+from smart_runtime.engines.plans import PlanCache
 from smart_runtime.engines.trt.installed import Installer, OnPhase, batch_of
 from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
 from smart_runtime.errors import EngineError
-from smart_runtime.reference import TOLERANCES, ParityResult, StoredScores, compare, stored_scores
+from smart_runtime.proofs import NOT_USED, Proof, facts_of, proof, proofs_by_export
+from smart_runtime.reference import StoredScores, tolerance_of
 
 RANDOM_IMAGES = 64
 _SEED = 0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """How well a plan agreed with ``against``: ``bundle`` for the scores in it, or an engine that ran here too."""
-
-    against: str
-    result: ParityResult
+_KEPT = "it was proved before and stays: look where this bundle comes from, or build it anew with --force"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +84,27 @@ def installing_engine(name: str) -> type[TensorRtEngine]:
         EngineError: It has no plans, or no engine is called that.
         MissingExtraError: It cannot run here.
     """
-    having = [known for known in engine_names() if engine_info(known).has_plans]
-    if name != AUTO and name in engine_names() and name not in having:
-        raise EngineError(f"{name} needs no installing; load the bundle with it, or choose among {', '.join(having)}")
+    meant = _with_plans(name)
+    chosen = next((known for known in meant if engine_status(known).available), meant[0])
+    check_available(chosen)
+    return _class_of(chosen)
+
+
+def _with_plans(name: str) -> tuple[str, ...]:
+    """Return the engines that ``name`` may mean, best first, all of which have plans."""
+    having = tuple(known for known in engine_names() if engine_info(known).has_plans)
     if name == AUTO:
-        name = next((known for known in having if engine_status(known).available), having[0])
-        check_available(name)
-    found = class_of(resolve_engine(name))
-    assert issubclass(found, TensorRtEngine)  # for the type checker
+        return having
+    if name not in engine_names():
+        resolve_engine(name)  # which says what there is
+    if name not in having:
+        raise EngineError(f"{name} needs no installing; load the bundle with it, or choose among {', '.join(having)}")
+    return (name,)
+
+
+def _class_of(name: str) -> type[TensorRtEngine]:
+    found = class_of(name)
+    assert issubclass(found, TensorRtEngine), "it has plans"  # for the type checker
     return found
 
 
@@ -126,12 +136,9 @@ def install(
         MissingExtraError: The library or the driver is missing.
     """
     device = Device.shared(options.device)
-    try:
-        for name in names:
-            installer = Installer(engine.LIBRARY, device, options, timeout_s=timeout_s, on_phase=on_phase(name))
-            yield _install(bundle, name, installer, engine=engine, options=options, force=force)
-    finally:
-        device.release()
+    for name in names:
+        installer = Installer(engine.LIBRARY, device, options, timeout_s=timeout_s, on_phase=on_phase(name))
+        yield _install(bundle, name, installer, engine=engine, force=force)
 
 
 def _install(
@@ -140,63 +147,45 @@ def _install(
     installer: Installer,
     *,
     engine: type[TensorRtEngine],
-    options: EngineOptions,
     force: bool,
 ) -> InstalledPlan:
-    inputs, outputs = bundle.manifest.input, bundle.manifest.output
+    manifest = bundle.manifest
     graph = bundle.graph_bytes(name)
-    was_there = not force and installer.installed(graph, inputs=inputs, outputs=outputs) is not None
-    stored = installer.plan_of(graph, inputs=inputs, outputs=outputs, anew=force)
-    key, facts, plan_bytes = stored.key, stored.facts, len(stored.plan)
-    del stored  # its bytes
-    running = engine.create(graph, inputs=inputs, outputs=outputs, options=options)
+    was_there = not force and installer.installed(graph, inputs=manifest.input, outputs=manifest.output) is not None
+    proofs: list[Proof] = []
+
+    def prove(running: Engine, *, remedy: str = NOT_USED) -> dict[str, Any]:
+        proofs.extend(_proofs(bundle, name, running, graph, options=installer.options))
+        return facts_of(name, proofs, remedy=remedy)
+
+    running = engine.of(installer, graph, inputs=manifest.input, outputs=manifest.output, prove=prove, anew=force)
     try:
-        proofs = tuple(_proofs(bundle, name, running, graph))
-        device_bytes = running.device_bytes
+        assert running.plan is not None, "it was loaded"
+        key, facts = running.plan
+        measured = {"device_bytes": running.device_bytes}
+        if not proofs:  # it was proved before, which may be long ago and by another bundle
+            measured |= prove(running, remedy=_KEPT)
     finally:
         running.close()
-    for proof in proofs:
-        if not proof.result.holds:
-            # What was proved before is another bundle's too, and this one's scores may be anybody's.
-            kept = bool(facts.get("proofs"))
-            if not kept:
-                installer.cache.set_aside(key)
-            raise EngineError(_disproved(name, proof, kept=kept))
-    proved = {"device_bytes": device_bytes, "proved_ns": time.time_ns(), "proofs": [one.against for one in proofs]}
-    installer.cache.update(key, proved)
+    installer.cache.set_facts(key, measured)
     batch = batch_of(key)
     return InstalledPlan(
         name=name,
         was_there=was_there,
         seconds=facts.get("seconds"),
-        plan_bytes=plan_bytes,
-        device_bytes=device_bytes,
+        plan_bytes=facts["plan_bytes"],
+        device_bytes=measured["device_bytes"],
         layers=facts.get("layers"),
         sparse=facts.get("sparse"),
         eligible=graph.two_four,
         batch=(batch.min, batch.opt, batch.max),
-        proofs=proofs,
+        proofs=tuple(proofs),
     )
 
 
-def _disproved(name: str, proof: Proof, *, kept: bool) -> str:
-    result = proof.result
-    then = (
-        "it was proved before and stays: look where this bundle comes from, or build it anew with --force"
-        if kept
-        else "it was set aside: try --level 2, and report this with what `smart-run selftest --json` prints"
-    )
-    return (
-        f"the plan of {name!r} computes something else on this device: its scores differ by {result.max_rel_diff:.2g} "
-        f"of the largest from {proof.against}, {result.tolerance:.2g} are allowed, or another class is best; {then}"
-    )
-
-
-def _proofs(bundle: Bundle, name: str, engine: Engine, graph: GraphBytes) -> Iterator[Proof]:
+def _proofs(bundle: Bundle, name: str, engine: Engine, graph: GraphBytes, *, options: EngineOptions) -> Iterator[Proof]:
     """Hold an engine against the scores in the bundle, and against the reference engine where that is installed."""
-    stored = stored_scores(bundle, name)
-    if stored is not None:
-        yield Proof(against="bundle", result=compare(engine, stored))
+    yield from proofs_by_export(engine, bundle, name, options=options)
     if not engine_status(REFERENCE_ENGINE).available:
         return
     manifest = bundle.manifest
@@ -206,19 +195,35 @@ def _proofs(bundle: Bundle, name: str, engine: Engine, graph: GraphBytes) -> Ite
         expected = np.concatenate([reference.run(images[i : i + 8]) for i in range(0, RANDOM_IMAGES, 8)])
     finally:
         reference.close()
-    tolerance = TOLERANCES[graph.precision] if stored is None else stored.tolerance
-    answered = StoredScores(name=name, images=images, scores=expected, tolerance=tolerance)
-    yield Proof(against=REFERENCE_ENGINE, result=compare(engine, answered))
+    answered = StoredScores(name=name, images=images, scores=expected, tolerance=tolerance_of(manifest, name))
+    yield proof(engine, answered, against=REFERENCE_ENGINE, options=options)
 
 
-def prune(*, engine: type[TensorRtEngine], options: EngineOptions) -> tuple[Pruned, ...]:
-    """Remove the plans of ``engine``'s library, and damaged ones, that nothing on this machine can use any more.
+def prune(name: str, *, options: EngineOptions) -> tuple[tuple[Pruned, ...], dict[str, str]]:
+    """Remove plans that nothing on this machine can use any more, damaged ones, and timings that no plan needs.
 
-    Those of the other library stay: they are its own business.
+    The plans of an engine that cannot run now, for want of its driver or library, stay, unless they are of a format of
+    before: with the driver back they may be of use.
+
+    Args:
+        name: The engine whose plans are judged; ``auto`` for every one.
+        options: Which GPU, and where plans are kept.
+
+    Returns:
+        What went, and the engines whose plans were not judged, each with the reason.
     """
-    device = Device.shared(options.device)
-    try:
-        installer = Installer(engine.LIBRARY, device, options)
-        return installer.cache.prune(usable=lambda key: key.get("library") != engine.LIBRARY or installer.can_use(key))
-    finally:
-        device.release()
+    judges: dict[str, Installer] = {}
+    not_judged: dict[str, str] = {}
+    for known in _with_plans(name):
+        library = _class_of(known).LIBRARY
+        try:
+            check_available(known)
+            judges[library] = Installer(library, Device.shared(options.device), options)
+        except (EngineError, MissingExtraError) as error:
+            not_judged[known] = str(error)
+
+    def usable(key: Key) -> bool:
+        judge = judges.get(key.get("library", ""))
+        return key.get("format") == FORMAT and (judge is None or judge.can_use(key))
+
+    return PlanCache(options.cache_dir).prune(usable=usable), not_judged

@@ -67,17 +67,9 @@ class _Bench:
 
 @contextmanager
 def _bench(device_ordinal: int) -> Iterator[_Bench]:
-    with _shared(device_ordinal) as device, device.use(), ExitStack() as stack:
-        yield _Bench(device, stack)
-
-
-@contextmanager
-def _shared(device_ordinal: int) -> Iterator[Device]:
     device = Device.shared(device_ordinal)
-    try:
-        yield device
-    finally:
-        device.release()
+    with device.use(), ExitStack() as stack:
+        yield _Bench(device, stack)
 
 
 def _pattern(size: int, seed: int) -> npt.NDArray[np.uint8]:
@@ -86,17 +78,15 @@ def _pattern(size: int, seed: int) -> npt.NDArray[np.uint8]:
 
 def check_facts(device_ordinal: int) -> Figures:
     """The device says what it is."""
-    with _shared(device_ordinal) as device:
-        names = ("name", "uuid", "capability", "multiprocessors", "total_bytes", "integrated", "cuda_version")
-        facts = {name: getattr(device, name) for name in names}
-        check(bool(device.name), "the device has no name")
-        check(len(device.uuid) == 32 and int(device.uuid, 16) > 0, f"the device has no UUID but {device.uuid!r}")
-        check(float(device.capability) >= 5.0, f"expected a compute capability of 5.0 or more, got {device.capability}")
-        check(device.multiprocessors > 0, f"the device has {device.multiprocessors} multiprocessors")
-        check(device.total_bytes > 0, "the device has no memory")
-        check(
-            float(device.cuda_version) >= 11.4, f"expected a driver for CUDA 11.4 or newer, got {device.cuda_version}"
-        )
+    device = Device.shared(device_ordinal)
+    names = ("name", "uuid", "capability", "multiprocessors", "total_bytes", "integrated", "cuda_version")
+    facts = {name: getattr(device, name) for name in names}
+    check(bool(device.name), "the device has no name")
+    check(len(device.uuid) == 32 and int(device.uuid, 16) > 0, f"the device has no UUID but {device.uuid!r}")
+    check(float(device.capability) >= 5.0, f"expected a compute capability of 5.0 or more, got {device.capability}")
+    check(device.multiprocessors > 0, f"the device has {device.multiprocessors} multiprocessors")
+    check(device.total_bytes > 0, "the device has no memory")
+    check(float(device.cuda_version) >= 11.4, f"expected a driver for CUDA 11.4 or newer, got {device.cuda_version}")
     return facts
 
 
@@ -213,24 +203,24 @@ def check_events(device_ordinal: int) -> Figures:
 
 def check_previous_context(device_ordinal: int) -> Figures:
     """The context that was current before is current again after, also when an error ends the block."""
-    with _shared(device_ordinal) as device:
-        outer = _current_context(device)
+    device = Device.shared(device_ordinal)
+    outer = _current_context(device)
+    with device.use():
+        ours = _current_context(device)
+        check(ours is not None, "no context is current within the block")
         with device.use():
-            ours = _current_context(device)
-            check(ours is not None, "no context is current within the block")
-            with device.use():
-                check(_current_context(device) == ours, "a block within a block has another context")
-            check(_current_context(device) == ours, "the inner of two blocks took the context away")
-        check(_current_context(device) == outer, "another context is current after a block than before it")
-        with suppress(ZeroDivisionError), device.use():
-            _ = 1 // 0
-        check(_current_context(device) == outer, "another context is current after a block that failed")
-        repeats = 200
-        began = time.perf_counter()
-        for _ in range(repeats):
-            with device.use():
-                pass
-        cost_us = (time.perf_counter() - began) / repeats * 1e6
+            check(_current_context(device) == ours, "a block within a block has another context")
+        check(_current_context(device) == ours, "the inner of two blocks took the context away")
+    check(_current_context(device) == outer, "another context is current after a block than before it")
+    with suppress(ZeroDivisionError), device.use():
+        _ = 1 // 0
+    check(_current_context(device) == outer, "another context is current after a block that failed")
+    repeats = 200
+    began = time.perf_counter()
+    for _ in range(repeats):
+        with device.use():
+            pass
+    cost_us = (time.perf_counter() - began) / repeats * 1e6
     return {"use_us": round(cost_us, 2)}
 
 

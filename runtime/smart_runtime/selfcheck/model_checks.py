@@ -142,7 +142,6 @@ def check_images_on_the_gpu(subject: Subject) -> Figures:
     largest = 0.0
     with subject.loaded() as model, ExitStack() as stack:
         device = Device.shared(subject.options.device)
-        stack.callback(device.release)
         tolerance = TOLERANCES[model.manifest.precision]
         for size in (1, 8, len(subject.images)):
             images = subject.images[:size]

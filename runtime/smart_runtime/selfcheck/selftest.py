@@ -73,7 +73,7 @@ def selftest(engines: Sequence[str], *, subject: Callable[[str], Subject] | None
     """
     gpu = not engines or any(engine_info(name).part == "gpu" for name in engines)
     if gpu:
-        Device.shared(device).release()
+        Device.shared(device).check()
         for name, work in cuda_checks.CHECKS.items():
             yield _outcome("cuda", name, partial(work, device))
         for library in get_args(LibraryName):

@@ -24,6 +24,7 @@ from smart_runtime.bundle.manifest import Manifest
 from smart_train.architectures.build import ARCHITECTURES, build_network
 from smart_train.architectures.custom import Factory
 from smart_train.architectures.libraries import library_network
+from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.checkpoint.network_state import (
     group_record,
     load_network_state_,
@@ -39,6 +40,7 @@ from smart_train.choices import (
     FACTORY_FORM,
     MAX_ARGUMENTS,
     Argument,
+    Budget,
     Scope,
     is_factory_reference,
     is_library_name,
@@ -46,6 +48,7 @@ from smart_train.choices import (
 from smart_train.data.images import MAX_SIDE, VALIDATION_SAMPLES
 from smart_train.errors import CheckpointError, ConfigError
 from smart_train.masking.accounting import densities
+from smart_train.masking.budget import kept_of_groups
 from smart_train.masking.network import Normalise, SmartNetwork, check_path_names
 from smart_train.masking.parts import parts
 from smart_train.masking.structure import Structure
@@ -243,7 +246,7 @@ def _build(
     groups = read_groups(read.get(raw, "groups", list), parts(plain), read)
     if structure.pattern.channels and not groups:
         raise read.fail("one or more groups")
-    masks = {path: read_masks(read.get(raw, "masks", dict), path, read, groups, structure) for path in paths}
+    masks = read_masks(raw, read, paths, groups, kept=kept_of_groups(structure, groups, parts(plain)))
     weight_masks: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
     dense_layers: dict[str, str] = {}
     if structure.pattern.weights is not None:
@@ -306,6 +309,7 @@ def _structure(source: dict[str, Any], read: Reader) -> Structure:
         align=read.integer(source, "align"),
         scope=cast("Scope", read.text(source, "scope")),
         min_channels=read.integer(source, "min_channels") if "min_channels" in source else 1,  # older ones have none
+        budget=cast("Budget", read.text(source, "budget") if "budget" in source else "uniform"),  # likewise
     )
 
 
@@ -372,6 +376,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "structure": asdict(checkpoint.net.structure),
         "dense_layers": checkpoint.net.dense_layers,
         "union_density": found.union,
+        "masks": describe_masks(checkpoint.net, training=checkpoint.training).record(),
         "paths": {
             path: {"density": found.kept[path], "parameter_density": found.parameters[path]} | checkpoint.metrics[path]
             for path in checkpoint.net.path_names
@@ -380,10 +385,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def check_source(manifest: Manifest, source: Checkpoint) -> None:
-    """Raise ConfigError if a bundle and a checkpoint differ in input shape, classes or paths."""
+def check_source(manifest: Manifest, source: Checkpoint, *, paths: Sequence[str] | None = None) -> None:
+    """Raise ConfigError if a bundle and a checkpoint differ in input shape, classes or ``paths``, which are its own."""
     theirs = (manifest.input.shape, manifest.class_names, tuple(manifest.paths))
-    ours = (source.input_shape, source.class_names, source.net.path_names)
+    ours = (source.input_shape, source.class_names, tuple(paths or source.net.path_names))
     for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
         if in_bundle != in_source:
             raise ConfigError(

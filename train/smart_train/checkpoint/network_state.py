@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from smart_train.checkpoint.reader import Reader
 from smart_train.errors import CheckpointError
 from smart_train.masking.accounting import batch_norm_parameters
+from smart_train.masking.budget import kept_of_layers
 from smart_train.masking.groups import Axis, Group, Member, Point, axes_of, why_not_whole
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.parts import Part, axis_length
@@ -79,16 +80,22 @@ def group_record(group: Group) -> dict[str, Any]:
 
 
 def read_masks(
-    source: dict[str, Any], path: str, read: Reader, groups: Sequence[Group], structure: Structure
+    raw: Mapping[str, Any], read: Reader, paths: Sequence[str], groups: Sequence[Group], *, kept: Sequence[int]
+) -> dict[str, list[Tensor]]:
+    """Return the masks of each path, which keep ``kept`` of each group: a checkpoint is written once they are."""
+    source = read.get(raw, "masks", dict)
+    return {path: _masks_of_path(source, path, read, groups, kept) for path in paths}
+
+
+def _masks_of_path(
+    source: dict[str, Any], path: str, read: Reader, groups: Sequence[Group], counts: Sequence[int]
 ) -> list[Tensor]:
-    """Return the masks of a path, which keep what the structure says: a checkpoint is written once they are frozen."""
     keeps = read.get(source, path, list)
     if len(keeps) != len(groups):
         raise read.fail(f"a mask for each group of path {path}")
     masks = []
-    for group, keep in zip(groups, keeps, strict=True):
+    for group, keep, kept in zip(groups, keeps, counts, strict=True):
         mask = read.tensor({path: keep}, path, dtype=torch.bool, shape=(group.size,))
-        kept = structure.kept(group.size, bundle=group.bundle)
         if int(mask.sum()) != kept:
             raise read.fail(f"masks of path {path} that keep {kept} of {group.size} channels of group {group.name}")
         masks.append(mask)
@@ -116,6 +123,7 @@ def read_weight_masks(
     names = [name for name in layers if name in given[paths[0]]]
     if not names or any(found.keys() != set(names) for found in given.values()):
         raise read.fail("weight masks of the same layers, one or more, on each path")
+    counts = kept_of_layers(structure, {name: layers[name].weight.shape for name in names})
     result: dict[str, dict[str, Tensor]] = {}
     for path in paths:
         inputs = kept_inputs(names, modules=layers, groups=groups, keeps=masks[path])
@@ -123,8 +131,9 @@ def read_weight_masks(
         for name in names:
             shape = layers[name].weight.shape
             mask = read.tensor(given[path], name, dtype=torch.bool, shape=tuple(shape))
-            kept = structure.kept_weights((shape[0], int(inputs[name].sum()), *shape[2:]))
-            if int(mask.sum()) != kept or not pattern_holds(mask, keep_in=inputs[name], structure=structure):
+            kept = counts.get(name) or structure.kept_weights((shape[0], int(inputs[name].sum()), *shape[2:]))
+            holds = pattern_holds(mask, keep_in=inputs[name], structure=structure, count=kept)
+            if int(mask.sum()) != kept or not holds:
                 raise read.fail(f"a weight mask of {name} on path {path} that keeps what {structure.name} says")
             result[path][name] = mask
     return result

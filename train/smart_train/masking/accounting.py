@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from smart_common.mask_info import GroupOverlap, MaskOverlap
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.parts import axis_length, parts
 from smart_train.masking.slicing import kept_channels
@@ -21,11 +22,13 @@ class Densities:
         parameters: per path, the parameters it uses over those of the plain network.
         union: parameters that any path uses (each path's batch norms counted as its own) over those of the unmasked
             network with a batch norm set for each path.
+        overlap: what the paths' masks have in common; None of a single path.
     """
 
     kept: dict[str, float]
     parameters: dict[str, float]
     union: float
+    overlap: MaskOverlap | None
 
 
 def used_parameters(net: SmartNetwork, *, path: str) -> dict[str, Tensor]:
@@ -79,6 +82,36 @@ def density(net: SmartNetwork, *, path: str) -> float:
     return kept / sum(group.size * group.bundle for group in net.groups)
 
 
+def overlap(net: SmartNetwork) -> MaskOverlap | None:
+    """Count what the masks of all paths have in common, of what :func:`density` counts; None of a single path.
+
+    That is intersection over union: of each group's channels (of a bundle all of them), or where no channels are
+    masked, of each layer's weights.
+    """
+    paths = net.path_names
+    if len(paths) < 2:
+        return None
+    if net.groups:
+        names, bundles = [group.name for group in net.groups], [group.bundle for group in net.groups]
+        masks = {path: net.masks(path) for path in paths}
+    else:
+        names, bundles = list(net.weight_layers), [1] * len(net.weight_layers)
+        masks = {path: list(net.weight_masks(path).values()) for path in paths}
+    found = []
+    for i, (name, bundle) in enumerate(zip(names, bundles, strict=True)):
+        each = torch.stack([masks[path][i] for path in paths])
+        found.append(
+            GroupOverlap(
+                name=name,
+                size=each[0].numel() * bundle,
+                kept={path: int(mask.sum()) * bundle for path, mask in zip(paths, each, strict=True)},
+                both=int(each.all(dim=0).sum()) * bundle,
+                either=int(each.any(dim=0).sum()) * bundle,
+            )
+        )
+    return MaskOverlap("channels" if net.groups else "weights", tuple(found))
+
+
 def densities(net: SmartNetwork) -> Densities:
     """Count what each path and all of them together use."""
     used = {path: used_parameters(net, path=path) for path in net.path_names}
@@ -103,6 +136,7 @@ def densities(net: SmartNetwork) -> Densities:
         kept={path: density(net, path=path) for path in net.path_names},
         parameters={path: count / total for path, count in of_path.items()},
         union=stored / everything,
+        overlap=overlap(net),
     )
 
 

@@ -25,6 +25,8 @@ class Expert(nn.Module):
         gate: float (out_channels,) leaf that stands in for the mask while its gradient dL/dm is wanted, else None.
         weight_mask: bool of the weight's shape, or None where no single weight is masked.
         weight_gate: float leaf of that shape that stands in for it, likewise.
+        effective: whether the gradient of the weight times its mask, as a path computes with it, is wanted.
+        effective_gradient: that gradient, summed over backward passes since it was taken; None where there was none.
         held: weight and bias with the mask in them and no gradient, while :func:`masks_applied` is on; else None.
     """
 
@@ -32,6 +34,8 @@ class Expert(nn.Module):
     gate: Tensor | None
     weight_mask: Tensor | None
     weight_gate: Tensor | None
+    effective: bool
+    effective_gradient: Tensor | None
     held: tuple[Tensor, Tensor | None] | None
 
     def set_mask(self, mask: Tensor) -> None:
@@ -58,6 +62,19 @@ class Expert(nn.Module):
         mask = self.weight_mask if watched else None
         self.weight_gate = None if mask is None else mask.float().requires_grad_()
 
+    def watch_effective(self, watched: bool) -> None:
+        """Start or stop collecting dL/dW, W the weight times the mask of single weights: masked ones have one too."""
+        self.effective, self.effective_gradient = watched, None
+
+    def take_effective_gradient(self) -> Tensor | None:
+        """Return what has been collected since the last call."""
+        found, self.effective_gradient = self.effective_gradient, None
+        return found
+
+    def _collect(self, gradient: Tensor) -> None:
+        known = self.effective_gradient
+        self.effective_gradient = gradient.detach() if known is None else known + gradient
+
     def masked_affine(self) -> tuple[Tensor, Tensor | None]:
         """Return the weight and bias to compute with: the layer's own, times the gate or the mask if there is one."""
         if self.held is not None:
@@ -68,6 +85,10 @@ class Expert(nn.Module):
         single = self.weight_gate if self.weight_gate is not None else self.weight_mask
         if single is not None:
             weight = weight * single
+        if self.effective:
+            weight = weight.view_as(weight)  # a tensor of this path's own, where the weight is shared by all
+            if weight.requires_grad:  # not where no gradients are computed
+                weight.register_hook(self._collect)  # type: ignore[no-untyped-call]  # of torch
         keep = self.gate if self.gate is not None else self.mask
         if keep is None:
             return weight, bias
@@ -280,7 +301,8 @@ def make_expert_(network: nn.Module) -> None:
         module.__class__ = expert
         module.register_buffer("mask", None, persistent=False)
         module.register_buffer("weight_mask", None, persistent=False)
-        module.gate = module.weight_gate = module.held = None  # type: ignore[assignment]
+        module.gate = module.weight_gate = module.held = module.effective_gradient = None  # type: ignore[assignment]
+        module.effective = False  # type: ignore[assignment]
 
 
 @torch.no_grad()
@@ -301,3 +323,4 @@ def make_plain_(network: nn.Module) -> None:
                     parameter.mul_(module.mask.view(-1, *[1] * (parameter.dim() - 1)))
         module.__class__ = _PLAIN_OF[type(module)]  # type: ignore[assignment]  # no expert from here on
         del module.mask, module.gate, module.held, module.weight_mask, module.weight_gate
+        del module.effective, module.effective_gradient

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from smart_common.errors import SmartError, alternatives, shortened
-from smart_train.choices import Scope
+from smart_train.choices import Budget, Scope
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.batch_independence import check_batch_independence
+from smart_train.masking.budget import kept_of_groups, kept_of_layers
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import FoundGroups, Group, apply_mask_
 from smart_train.masking.layers import Expert, check_weights, expert_at, make_expert_, weight_at
-from smart_train.masking.passes import Out, Pass
+from smart_train.masking.passes import INPUT, Out, Pass
 from smart_train.masking.structure import Structure, parse_structure
 from smart_train.masking.trial import copied
 from smart_train.masking.weight_masks import WeightLayers, find_weight_layers, kept_inputs
@@ -103,6 +104,7 @@ class SmartNetwork(nn.Module):
         kept_whole: groups that are never masked, with the reason.
         weight_layers: the layers whose single weights are masked, the same for every path.
         dense_layers: where single weights are masked, the layers that keep all of theirs, with the reason.
+        kept: how many of its ``size`` each group keeps once masks are closed, the same on every path.
 
     Raises:
         ConfigError: if a path has no name that it may have.
@@ -127,6 +129,11 @@ class SmartNetwork(nn.Module):
         self.kept_whole = dict(kept_whole or {})
         self.weight_layers = tuple(weight_layers)
         self.dense_layers = dict(dense_layers or {})
+        modules = dict(network.named_modules())
+        self.kept = kept_of_groups(structure, self.groups, modules)
+        self._kept_weights = kept_of_layers(
+            structure, {name: weight_at(network, name).shape for name in self.weight_layers}
+        )
         own = {
             id(p) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()
         }
@@ -163,6 +170,21 @@ class SmartNetwork(nn.Module):
         assert isinstance(path, PathNetwork)
         return path
 
+    def renamed(self, names: Mapping[str, str]) -> SmartNetwork:
+        """Return a network whose paths are the very same modules under other ``names``, by those that they have here.
+
+        Raises:
+            ConfigError: if a path would have no name that it may have.
+        """
+        wanted = [names.get(path, path) for path in self.path_names]
+        check_path_names(wanted)
+        found = copy.copy(self)
+        found._modules = dict(self._modules)
+        found._paths = nn.ModuleDict(
+            {_KEY + new: self.path(old) for new, old in zip(wanted, self.path_names, strict=True)}
+        )
+        return found
+
     def forward(self, passes: Sequence[Pass]) -> list[Out]:
         """Do the passes in order; a path may have several, each of which moves its batch norms' statistics.
 
@@ -173,8 +195,11 @@ class SmartNetwork(nn.Module):
     def _pass(self, one: Pass) -> Out:
         path, features = self.path(one.path), dict[str, Tensor]()
         hooks = [
-            path.network.get_submodule(name).register_forward_hook(
-                lambda _module, _inputs, output, name=name: features.update({name: output})
+            # Copies: a layer after it may work in place.
+            path.network.get_submodule(name.removesuffix(INPUT)).register_forward_hook(
+                lambda _module, inputs, output, name=name: features.update(
+                    {name: (inputs[0] if name.endswith(INPUT) else output).clone()}
+                )
             )
             for name in one.tap
         ]
@@ -206,6 +231,10 @@ class SmartNetwork(nn.Module):
             )
         device = next(self.path(path).parameters()).device
         apply_mask_(self.path(path).network, found, keep.to(device))
+
+    def kept_weights(self, layer: str, shape: Sequence[int]) -> int:
+        """Return how many weights of ``layer``, of ``shape`` after slicing, a path keeps once masks are closed."""
+        return self._kept_weights.get(layer) or self.structure.kept_weights(shape)
 
     def kept_inputs(self, path: str, *, keeps: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Return, for each layer of ``weight_layers``, its input channels that ``path`` keeps: bool (in,) on the CPU.
@@ -261,6 +290,7 @@ def convert(
     align: int = 8,
     scope: Scope = "block",
     min_channels: int = 1,
+    budget: Budget = "uniform",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> SmartNetwork:
@@ -275,6 +305,7 @@ def convert(
         align: kept channels are rounded up to a multiple of this.
         scope: ``block`` masks block interiors, ``all`` residual streams too.
         min_channels: layers with fewer input or output channels keep all weights in ``N:M``.
+        budget: ``uniform`` gives every group or layer the same density, ``erk`` smaller ones a higher one.
         mean: subtracted per channel inside every path; 0 by default.
         std: what the difference is divided by; 1 by default.
 
@@ -293,6 +324,7 @@ def convert(
         align=align,
         scope=scope,
         min_channels=min_channels,
+        budget=budget,
     )
     if example_input.dim() != 4:
         raise NetworkError(

@@ -1,4 +1,4 @@
-"""How masks are found: the modes and scores, their schedule, and the choice of the strongest."""
+"""How masks are found: what the user chooses, the schedule by which masks close, and the choice of the strongest."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smart_train.choices import MASK_MODES, SCORES, MaskMode, Score
+from smart_train.choices import MASK_MODES, SCORES, Score
 from smart_train.errors import ConfigError
 
 GRADUAL_BEGIN, GRADUAL_END = 0.15, 0.5  # fractions of training between which masks close
-REGROW_END = 0.75  # the last quarter settles on fixed masks
-REGROW_RATE = 0.5  # fraction of what is kept that is replaced at first, linear to 0 (DNR's default)
-MOMENTUM = 0.9  # of the running means of the gate gradients
+MOMENTUM = 0.9  # of the running means of gradients
 
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """How masks are found: ``mode``, and the ``score`` by which channels or weights are removed.
+    """How masks are found: ``mode``, a row of ``MASK_MODES``, and the ``score`` by which channels or weights go.
 
     ``magnitude`` of a channel is the filter's norm times the path's batch-norm scale, of a weight its absolute value
     times the root mean square of its input on the path; ``gradient`` is the running mean of |dL/dm|.
     """
 
-    mode: MaskMode = "gradual"
+    mode: str = "gradual"
     score: Score = "magnitude"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from smart_common.lazy import load
 from smart_devices import Target
-from smart_train.choices import MAX_INTEGER, SCOPES, Scope
+from smart_train.choices import BUDGETS, MAX_INTEGER, SCOPES, Budget, Scope
 from smart_train.errors import ConfigError
 from smart_train.masking.n_of_m import MAX_M
 from smart_train.masking.pattern import WeightPattern
@@ -75,11 +75,12 @@ class Structure:
     Attributes:
         name: ``channel``, ``N:M``, ``channel+N:M``, ``unstructured``, or another row of ``PATTERNS``.
         density: in (0, 1], what a path keeps: of each group's channels (``channel`` and ``channel+N:M``), or of each
-            masked layer's weights; N/M by definition for ``N:M``. Every layer has the same one: that is exact, and no
-            layer starves, as layers may where one budget is shared out among them.
+            masked layer's weights, or of all together; N/M by definition for ``N:M``.
         align: kept channels are rounded up to a multiple of this (never beyond the group).
         scope: which groups are masked where channels are.
         min_channels: layers with fewer input or output channels keep all weights in ``N:M``: a device gains nothing.
+        budget: ``uniform``, the same density everywhere: that is exact, and no layer starves; or ``erk``, a higher one
+            for smaller layers (`smart_train.masking.budget`).
 
     Raises:
         ConfigError: if a value is out of range or does not fit the name.
@@ -90,6 +91,7 @@ class Structure:
     align: int = 8
     scope: Scope = "block"
     min_channels: int = 1
+    budget: Budget = "uniform"
 
     def __post_init__(self) -> None:
         own, block = self.pattern.own_density, self.pattern.block  # an unknown name is refused first
@@ -116,6 +118,13 @@ class Structure:
                 f"expected min_channels of 1 or more, up to {MAX_INTEGER}, got {self.min_channels}; 1 leaves no "
                 "layer out"
             )
+        if self.budget not in BUDGETS:
+            raise ConfigError(f"expected budget {' or '.join(BUDGETS)}, got {self.budget!r}; use uniform")
+        if self.budget != "uniform" and own is not None:
+            raise ConfigError(
+                f"budget {self.budget} and {self.name}, which keeps {own:g} of every layer, cannot be combined; leave "
+                f"the budget out, or use channel+{self.name}"
+            )
 
     @cached_property
     def pattern(self) -> Pattern:
@@ -129,7 +138,7 @@ class Structure:
         return self.density == 1 and (weights is None or weights.own_density is None)
 
     def kept(self, size: int, *, bundle: int = 1) -> int:
-        """Return how many of a group's ``size`` a path keeps: at least one aligned step, so no group becomes empty.
+        """Return how many of a group's ``size`` a path keeps with a uniform budget: at least one aligned step.
 
         Args:
             size: of the group.
@@ -142,6 +151,6 @@ class Structure:
         return min(size, math.ceil(max(wanted, 1) / step) * step)
 
     def kept_weights(self, shape: Sequence[int]) -> int:
-        """Return how many weights of a masked layer's weight, of ``shape`` after slicing, a path keeps."""
+        """Return how many weights of a masked layer's weight, of ``shape`` after slicing, a path keeps, likewise."""
         weights = self.pattern.weights
         return math.prod(shape) if weights is None else weights.kept(shape, density=self.density)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from smart_train.masking.budget import kept_of_groups
 from smart_train.masking.groups import Group
 from smart_train.masking.layers import expert_at, make_expert_, make_plain_, weight_at
 from smart_train.masking.parts import axis_length, is_depthwise
@@ -73,7 +74,7 @@ def find_weight_layers(
     reads_image = _running_order(network, torch.zeros_like(example, dtype=torch.float32))
     last = list(reads_image)[-1:]
     modules = dict(network.named_modules())
-    counts = [structure.kept(group.size, bundle=group.bundle) for group in groups]
+    counts = kept_of_groups(structure, groups, modules)
     some = [torch.arange(group.size) < count for group, count in zip(groups, counts, strict=True)]  # only these count
     kept = kept_channels(modules, groups, some)
 
@@ -162,16 +163,19 @@ class Sliced:
         return mask
 
 
-def pattern_holds(mask: Tensor, *, keep_in: Tensor, structure: Structure) -> bool:
+def pattern_holds(mask: Tensor, *, keep_in: Tensor, structure: Structure, count: int | None = None) -> bool:
     """Whether the pattern allows ``mask`` (bool, (out, in, ...)) in the order that slicing to ``keep_in`` gives.
 
-    Outside of the channels in ``keep_in`` nothing may be kept.
+    Outside of the channels in ``keep_in`` nothing may be kept; inside ``count`` weights are, by default what a uniform
+    budget leaves.
     """
     pattern = structure.pattern.weights
     if int(keep_in.sum()) % structure.pattern.block or bool(mask[:, ~keep_in].any()):
         return False
     sliced = mask[:, keep_in]
-    return pattern is None or pattern.holds(sliced, count=structure.kept_weights(sliced.shape))
+    return pattern is None or pattern.holds(
+        sliced, count=structure.kept_weights(sliced.shape) if count is None else count
+    )
 
 
 def kept_inputs(

@@ -20,6 +20,9 @@ METHODS: Mapping[str, str] = {
     "n-fgsm": "smart_train.methods.one_step:N_FGSM",
     "trades": "smart_train.methods.trades:TRADES",
     "mart": "smart_train.methods.mart:MART",
+    "part": "smart_train.methods.part:PART",
+    "vfd": "smart_train.methods.vfd:VFD",
+    "ar-at": "smart_train.methods.ar_at:AR_AT",
 }
 """Where the method of each name is, so that the names cost no import of torch."""
 

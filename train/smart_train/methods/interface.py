@@ -170,6 +170,7 @@ def masked(plain: nn.Module, setup: Setup, *, paths: Sequence[str]) -> SmartNetw
         align=structure.align,
         scope=structure.scope,
         min_channels=structure.min_channels,
+        budget=structure.budget,
         mean=setup.mean,
         std=setup.std,
     )

@@ -18,13 +18,13 @@ from smart_common.figures import check_plot, is_plot
 from smart_common.lazy import load
 from smart_common.outputs import Output, check_outputs
 from smart_common.robustness import warnings_of_metrics
-from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_devices.profiles import profile_file
 from smart_train.architectures.build import ARCHITECTURES
 from smart_train.architectures.cli import network_file
 from smart_train.architectures.custom import Factory, import_factory
 from smart_train.attacks import Attack, attack_kind
+from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.checkpoint.format import Checkpoint, describe, load_checkpoint
 from smart_train.checkpoint.reader import is_archive
 from smart_train.choices import CUSTOM, DEFAULT_ALIGN, is_library_name
@@ -35,18 +35,19 @@ from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
-from smart_train.options import parse_arguments, parse_fraction
+from smart_train.options import parse_arguments, parse_fraction, parse_init
 from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
-from smart_train.training.history import check_history, history_path, path_accuracies
+from smart_train.training.history import check_history, history_path
 from smart_train.training.loop import Trainer
 from smart_train.training.owner import owning_output
 from smart_train.training.recipe import RECIPE
 from smart_train.training.refinements import Refinements
-from smart_train.training.results import EpochReport, TrainResult
+from smart_train.training.results import TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
+from smart_train.training.teacher import teacher_file
 from smart_train.training.trial_run import try_out
 
 # Options that say what a `TrainConfig` holds under the same name.
@@ -61,7 +62,7 @@ _EXPORT_ON_TRIAL = "smart_export.trial_export:export_on_trial"
 
 
 def _structure(
-    name: str, *, density: float | None, scope: str, target: str | None, align: int | None, min_channels: int | None
+    name: str, *, density: float | None, target: str | None, align: int | None, min_channels: int | None, **others: Any
 ) -> Structure:
     """Return what masks remove, in steps of ``align`` or of what ``target`` wants of its channels.
 
@@ -86,8 +87,8 @@ def _structure(
         name=name,
         density=pattern.default_density if density is None else density,
         align=wanted,
-        scope=scope,  # type: ignore[arg-type]  # click checked the choice
         min_channels=least if min_channels is None else min_channels,
+        **others,  # click checked the choices
     )
 
 
@@ -120,7 +121,7 @@ def _say_density(net: SmartNetwork) -> None:
     """Say so when alignment keeps clearly more channels than were asked for."""
     if not net.groups:
         return
-    kept = sum(net.structure.kept(group.size, bundle=group.bundle) * group.bundle for group in net.groups)
+    kept = sum(count * group.bundle for count, group in zip(net.kept, net.groups, strict=True))
     reached = kept / sum(group.size * group.bundle for group in net.groups)
     if reached > 1.1 * net.structure.density:
         house.note(
@@ -129,7 +130,15 @@ def _say_density(net: SmartNetwork) -> None:
         )
 
 
-def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: TrainConfig) -> None:
+def _say_notes(trainer: Trainer) -> None:
+    """Say what there is to know of a training before it begins."""
+    if caveat := load_method(trainer.config.method).caveat:
+        house.note(f"note: {trainer.config.method} is a {caveat}; say so wherever its figures appear")
+    _say_density(trainer.net)
+    _say_weights(trainer)
+
+
+def _print_summary(summary: dict[str, Any], result: TrainResult, best: Checkpoint, *, config: TrainConfig) -> None:
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
     if summary["dense_control"] is not None:
@@ -137,10 +146,10 @@ def _print_summary(summary: dict[str, Any], result: TrainResult, *, config: Trai
         rows += [[f"dense control: {path}", *(f"{row[key]:.3f}" for key in keys)] for path, row in control.items()]
     columns = ["path", "density", "parameters", "clean accuracy", f"{report_attack(config.attack.eps).label} accuracy"]
     house.console().print(house.table(f"{result.checkpoint}  (test split, eps {config.attack.eps:.4g})", columns, rows))
-    house.note(
-        f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, best epoch {result.best_epoch} of "
-        f"{config.epochs}, stores {summary['union_density']:.1%} of the unmasked network's parameters"
-    )
+    best_epoch = f"best epoch {result.best_epoch} of {config.epochs}"
+    house.note(f"{result.seconds:.0f} s, {result.images_per_second:.0f} images/s, {best_epoch}")
+    for line in describe_masks(best.net, training=best.training).lines():
+        house.note(line)
 
 
 def _say_phase(phase: str, advance: house.Advance) -> None:
@@ -164,20 +173,6 @@ def _train_control(trainer: Trainer, *, factory: Factory | None) -> dict[str, An
         result = trainer.run(on_step=advance, on_phase=lambda phase: _say_phase(f"dense control: {phase}", advance))
     found = describe(load_checkpoint(result.checkpoint, factory=factory))
     return {"checkpoint": str(result.checkpoint), "seconds": result.seconds, "paths": found["paths"]}
-
-
-def _say_epoch(report: EpochReport, *, attack: str) -> None:
-    row = report.row
-    losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
-    validation = ", ".join(
-        f"{path} path {clean:.3f}" + ("" if robust is None else f", {attack} {robust:.3f}")
-        for path, (clean, robust) in path_accuracies(row).items()
-    )
-    house.note(
-        f"epoch {row['epoch']}/{report.epochs}  loss: {losses}  validation: {validation}  "
-        f"{report.images_per_second:.0f} images/s  {duration(report.seconds_left)} left"
-        f"{'  best so far' if report.best else ''}"
-    )
 
 
 def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainConfig:
@@ -207,6 +202,7 @@ def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainCon
             target=unless_overruled("target", by=["align"]),
             align=unless_overruled("align", by=["target"]),
             min_channels=options["min_channels"],
+            budget=options["budget"],
         ),
         masks=MaskPlan(mode=options["masks"], score=options["score"]),
         method_options=parse_arguments(options["method_options"], option="--set"),
@@ -276,10 +272,11 @@ def _check_outputs(
         data_place(given["data"]),
         data_place(given["extra"] or ""),
         given["data_dir"],
-        given["init"],
+        *parse_init(given["init"]).values(),
         ctx.meta.get(RECIPE),
     ]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
+    read += [] if given["teacher"] is None else [teacher_file(given["teacher"])[0]]
     check_outputs(found, inputs=read, force=force)
 
 
@@ -299,7 +296,7 @@ def train(
     keep: Callable[[], Mapping[str, Any]],
     data: str,
     places: DataPlaces,
-    init: Path | None,
+    init: Sequence[str],
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
@@ -334,15 +331,9 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init, "extra": options["extra"]}
-    trainer = Trainer(
-        config,
-        images,
-        output=output,
-        tensorboard=tensorboard,
-        options=keep(),
-        **started,
-    )
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": parse_init(init)}
+    started |= {name: options[name] for name in ("teacher", "extra")}
+    trainer = Trainer(config, images, output=output, tensorboard=tensorboard, options=keep(), **started)
     control = None
     if options["dense_control"]:  # made before the hours of training, should there be something against it
         control = Trainer(control_config(config), images, output=outputs[-1], **started)
@@ -352,13 +343,12 @@ def train(
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
-    _say_density(trainer.net)
-    _say_weights(trainer)
+    _say_notes(trainer)
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(
             on_step=advance,
-            on_epoch=lambda report: _say_epoch(report, attack=judged),
+            on_epoch=lambda report: house.note(report.describe(attack=judged)),
             on_phase=lambda phase: _say_phase(phase, advance),
         )
     controlled = None if control is None else _train_control(control, factory=factory)
@@ -372,15 +362,14 @@ def train(
         "images_per_second": result.images_per_second,
         "best_epoch": result.best_epoch,
         "stopped": None if result.stopped is None else asdict(result.stopped),
-        "union_density": found["union_density"],
-        "paths": found["paths"],
+        **{key: found[key] for key in ("union_density", "masks", "paths")},
         "dense_control": controlled,
         "warnings": list(warnings),
     }
     if as_json:
         house.print_json(summary)
     else:
-        _print_summary(summary, result, config=config)
+        _print_summary(summary, result, best, config=config)
     house.warn(warnings)
     # Last: a plot that cannot be written takes nothing else with it.
     if curves is not None:

@@ -22,7 +22,7 @@ from smart_train.training.control import control_path
 from smart_train.training.history import Row
 
 STATE_FORMAT = "smart-edge training state"
-STATE_VERSION = 3  # 2 has the augmentation's random state, 3 the masks of single weights
+STATE_VERSION = 4  # 2 has the augmentation's random state, 3 the masks of single weights, 4 what regrow wants
 MAX_THREADS = 1024  # more than any machine has cores for one training
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import threading
 from ctypes import byref, c_int, c_size_t, c_void_p
 from types import TracebackType
 from typing import Any
@@ -29,7 +28,6 @@ class _Process:
     """What one process has of the driver; a forked child inherits that of its parent and must not touch it."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # the garbage collector may release a device while another one is being opened
         self.devices: dict[int, Device] = {}
         self.uses_driver = False
 
@@ -46,17 +44,18 @@ def _this_process() -> _Process:
 
 def _forked() -> ClosedError:
     return ClosedError(
-        "this process was forked from one that uses the GPU, and CUDA does not work in such a child; "
-        "start it by multiprocessing's 'spawn', or load the model after the fork"
+        "CUDA does not survive a fork, and this process was forked from one that uses the GPU; let the parent load no "
+        "model before it forks, or start this process by multiprocessing's 'spawn'"
     )
 
 
 class Device:
     """A GPU, shared by all in this process; `Device.shared` makes it.
 
-    Its primary context is the one in which PyTorch and CuPy work too, so their memory can be read here. It is retained
-    while anyone uses the device, and nobody's else is ever destroyed. All methods but `shared`, `release` and `use`
-    are for the inside of a ``with device.use():`` block; those that make something may be called anywhere.
+    Its primary context is the one in which PyTorch and CuPy work too, so their memory can be read here. The first use
+    retains it for good: NVIDIA's libraries keep it to the end of the process too, and it must not go while it is
+    current in a thread. All methods but `shared` and `use` are for the inside of a ``with device.use():`` block; those
+    that make something may be called anywhere.
 
     Attributes:
         ordinal: Its number in this process, from 0.
@@ -68,8 +67,6 @@ class Device:
         integrated: Whether it shares its memory with the CPU, as on a Jetson.
         cuda_version: The newest CUDA that the driver runs, such as ``13.0``.
         lost: The error after which this process cannot use the device any more; None while all is well.
-        users: Who uses it. An interrupt strikes between any two calls, so one who must not be left here by it leaves by
-            one operation of C, ``device.users.pop(user, None)``, which may be done twice; then comes `left`.
     """
 
     def __init__(self, driver: Driver, ordinal: int) -> None:
@@ -80,18 +77,13 @@ class Device:
         # By id. The garbage collector gives back too and may take no lock; single operations on a dict need none.
         self.held: dict[int, Held] = {}
         self._pid = os.getpid()
-        self.users: dict[object, None] = {}
         self._handle = c_int(ordinal)
-        self._retained = self._no_context()
+        self._context = c_void_p()
         self._read()
 
     @classmethod
-    def shared(cls, ordinal: int = 0, *, user: object = None) -> Device:
-        """Return the device of this process, which stays usable as long as anyone uses it.
-
-        Args:
-            ordinal: Its number.
-            user: Who uses it from now on, until it leaves ``users``; None for one who will call `release`.
+    def shared(cls, ordinal: int = 0) -> Device:
+        """Return the device of that number; nothing of its memory is taken before its first use.
 
         Raises:
             MissingExtraError: There is no driver, or it does not answer.
@@ -99,49 +91,15 @@ class Device:
             DeviceLostError: This process cannot use it any more.
             ClosedError: This process was forked from one that uses the driver.
         """
-        process, device = _this_process(), None
-        user = _Someone() if user is None else user
-        try:
-            with process.lock:
-                device = process.devices.get(ordinal)
-                if device is None:
-                    driver = load_driver()
-                    process.uses_driver = True
-                    _check_ordinal(driver, ordinal)
-                    device = process.devices[ordinal] = cls(driver, ordinal)
-                device.users[user] = None  # first, so that nobody who leaves meanwhile is the last
-                device._retain()
-        except BaseException:  # Ctrl-C too, which may come as the lock is given back
-            if device is not None:
-                device.users.pop(user, None)
-                device.left()
-            raise
+        process = _this_process()
+        device = process.devices.get(ordinal)
+        if device is None:
+            driver = load_driver()
+            process.uses_driver = True
+            _check_ordinal(driver, ordinal)
+            device = process.devices.setdefault(ordinal, cls(driver, ordinal))  # another thread may have been first
+        device._check_not_lost()
         return device
-
-    def release(self) -> None:
-        """Undo one call of `shared` that named no user. Never raises, and does nothing in a forked child."""
-        for user in tuple(self.users):
-            if isinstance(user, _Someone) and self.is_of_this_process:
-                self.users.pop(user, None)
-                break
-        self.left()
-
-    def left(self) -> None:
-        """Give the context back if nobody uses the device any more, and first what anyone has left in it.
-
-        Never raises, and does nothing in a forked child.
-        """
-        if not self.is_of_this_process:
-            return
-        with _this_process().lock:
-            if self.users or not self._has_context:
-                return
-            for held in list(self.held.values()):
-                self.give_back(held)
-            errors: list[CudaError] = []
-            self._try_once(errors, self._retained)
-            self._retained = self._no_context()
-            self._report(errors)
 
     @property
     def is_of_this_process(self) -> bool:
@@ -154,12 +112,17 @@ class Device:
         It may be used within itself, where it costs one call of the driver.
 
         Raises:
-            ClosedError: This is a forked child, or the last user has released the device.
+            ClosedError: This is a forked child.
             DeviceLostError: This process cannot use the device any more.
             OutOfMemoryError: Within the block the driver had no memory left.
             EngineError: Within the block the driver refused something else.
         """
         return _Use(self)
+
+    def check(self) -> None:
+        """Raise, as `use` does, if this process cannot use it, because another one has it to itself, for example."""
+        with self.use():
+            pass
 
     def memory(self, size: int) -> DeviceMemory:
         """Return memory of the device, ``size`` bytes of it, at least 256-byte aligned; what it holds is undefined."""
@@ -225,30 +188,15 @@ class Device:
         self.driver.call("cuDeviceGetAttribute", byref(value), attribute, self._handle)
         return value.value
 
-    @property
-    def _has_context(self) -> bool:
-        return bool(self._retained.value) and bool(self._retained.claim)
-
-    def _no_context(self) -> Held:
-        return Held(c_void_p(), free="cuDevicePrimaryCtxRelease_v2", by=self._handle)
-
-    def _retain(self) -> None:
-        self._check_not_lost()
-        if self._has_context:
-            return
-        self._retained = self._no_context()
-        try:
-            self.driver.call("cuDevicePrimaryCtxRetain", byref(self._retained.value), self._handle)
-        except CudaError as error:
-            self._retained = self._no_context()
-            raise self._explained(error) from error
-
-    def _check(self) -> None:
+    def _primary_context(self) -> c_void_p:
         if not self.is_of_this_process:
             raise _forked()
         self._check_not_lost()
-        if not self._has_context:
-            raise ClosedError(f"{self} was released; load the model again")
+        if not self._context:
+            context = c_void_p()
+            self.driver.call("cuDevicePrimaryCtxRetain", byref(context), self._handle)
+            self._context = context
+        return self._context
 
     def _check_not_lost(self) -> None:
         if self.lost is not None:
@@ -287,7 +235,7 @@ class Device:
             self.held.pop(id(held), None)
             return
         errors: list[CudaError] = []
-        previous, context = c_void_p(), self._retained.value
+        previous, context = c_void_p(), self._context
         known = self._insist(errors, "cuCtxGetCurrent", byref(previous))
         ours = known and previous.value == context.value
         try:
@@ -295,18 +243,21 @@ class Device:
                 self._insist(errors, "cuCtxSetCurrent", context)
             if held.wait is not None:
                 self._try(errors, held.wait, held.value)
-            self._try_once(errors, held)
+            try:
+                self.driver.call_once(held.free, held.claim)
+            except CudaError as error:
+                errors.append(error)
             self.held.pop(id(held), None)
         finally:
             if known and not ours:
                 self._insist(errors, "cuCtxSetCurrent", previous)
         self._report(errors)
 
-    def _try_once(self, errors: list[CudaError], held: Held) -> None:
-        try:
-            self.driver.call_once(held.free, held.claim)
-        except CudaError as error:
-            errors.append(error)
+    def give_back_orphans(self) -> None:
+        """Give back what has lost its owner, whose finalizer an interrupt has struck; never raises."""
+        for held in tuple(self.held.values()):
+            if held.owner() is None:
+                self.give_back(held)
 
     def _insist(self, errors: list[CudaError], function: str, *args: Any) -> bool:
         """Call twice if need be: a call may fail with the error of earlier work, and without these nothing is freed."""
@@ -340,17 +291,14 @@ class _Use:
 
     def __enter__(self) -> None:
         device, previous = self._device, c_void_p()
-        device.users[self] = None  # the context must not go while it is current in a thread
         try:
-            device._check()
-            context = device._retained.value
+            context = device._primary_context()
             device.driver.call("cuCtxGetCurrent", byref(previous))
             if previous.value != context.value:
                 self._previous = previous
                 device.driver.call("cuCtxSetCurrent", context)
         except BaseException as error:  # Ctrl-C too: __exit__ is not called then
             self._put_back()
-            self._leave()
             if isinstance(error, CudaError):
                 raise device._explained(error) from error
             raise
@@ -359,26 +307,16 @@ class _Use:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failed = self._put_back()
-        self._leave()
         if isinstance(error, CudaError):
             raise self._device._explained(error) from error
         if failed is not None and (explained := self._device._explained(failed)) and error is None:
             raise explained from failed
-
-    def _leave(self) -> None:
-        self._device.users.pop(self, None)
-        if not self._device.users:
-            self._device.left()
 
     def _put_back(self) -> CudaError | None:
         errors: list[CudaError] = []
         if self._previous is not None:
             self._device._insist(errors, "cuCtxSetCurrent", self._previous)
         return next((error for error in errors if error.code not in _GONE), None)
-
-
-class _Someone:
-    """A user who has no name."""
 
 
 def _check_ordinal(driver: Driver, ordinal: int) -> None:

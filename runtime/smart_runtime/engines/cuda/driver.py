@@ -30,7 +30,6 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
         "cuDeviceTotalMem_v2": (POINTER(c_size_t), c_int),
         "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
-        "cuDevicePrimaryCtxRelease_v2": (c_int,),
         "cuCtxGetCurrent": (POINTER(c_void_p),),
         "cuCtxSetCurrent": (c_void_p,),
         "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),

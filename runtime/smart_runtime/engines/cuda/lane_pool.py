@@ -108,7 +108,6 @@ class LanePool:
         self._wake()
         if self._untidy():
             self._tidy_lanes()
-            self._leave_device()
 
     def _wake(self) -> None:
         """Wake those who can have a lane now, and those who wait in vain; to wake dozens of others takes long."""
@@ -207,8 +206,6 @@ class LanePool:
             try:
                 with self._claiming:
                     self._programs[program] = lanes
-                    if self not in self.device.users:  # from now on, as long as there are lanes
-                        Device.shared(self.device.ordinal, user=self)
                 self._seat_everywhere(program)
             except BaseException as error:
                 self.detach(program)
@@ -271,7 +268,6 @@ class LanePool:
         self._programs.pop(program, None)
         self._tidy_lanes()
         program.release()
-        self._leave_device()
 
     def forsake(self, program: Program) -> None:
         """Do what `detach` does, for a finalizer: its thread may hold anything, so this waits for no lock.
@@ -307,12 +303,7 @@ class LanePool:
             finally:
                 self.line.pop(turn, None)
                 self._wake()
-
-    def _leave_device(self) -> None:
-        with self._claiming:
-            if not self._programs and not self._lanes:
-                self.device.users.pop(self, None)
-                self.device.left()
+        self.device.give_back_orphans()
 
     def _tidy_lane(self, turn: Turn, lane: Lane) -> None:
         programs = tuple(self._programs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from contextlib import AbstractContextManager
 from ctypes import byref, c_float, c_uint8, c_uint64, c_void_p
 from typing import Any, ClassVar, Protocol
@@ -24,16 +25,18 @@ class Held:
         value: The handle or address; zero until the driver has written it.
         free: The function that gives it back.
         wait: One that is called first, with ``value``; None for none.
-        claim: What ``free`` is called with, ``value`` unless ``by`` is given; empty once it was.
+        claim: What ``free`` is called with; empty once it was.
+        owner: Gives the object whose it is, None once that is gone.
     """
 
-    __slots__ = ("claim", "free", "value", "wait")
+    __slots__ = ("claim", "free", "owner", "value", "wait")
 
-    def __init__(self, value: c_void_p | c_uint64, *, free: str, wait: str | None = None, by: Any = None) -> None:
+    def __init__(self, value: c_void_p | c_uint64, *, free: str, wait: str | None, owner: object) -> None:
         self.value = value
         self.free = free
         self.wait = wait
-        self.claim: list[Any] = [value if by is None else by]
+        self.claim: list[Any] = [value]
+        self.owner = weakref.ref(owner)
 
 
 class Owner(Protocol):
@@ -60,15 +63,18 @@ class _Resource:
 
     def __init__(self, device: Owner, make: str, *args: Any) -> None:
         self._device = device
-        self._held = held = Held(self._type(), free=self._free, wait=self._wait)
-        with device.use():
-            device.held[id(held)] = held
-            try:
-                device.driver.call(make, byref(held.value), *args)
-            except CudaError:
-                held.claim.clear()
-                device.give_back(held)
-                raise
+        self._held = held = Held(self._type(), free=self._free, wait=self._wait, owner=self)
+        try:
+            with device.use():
+                device.held[id(held)] = held
+                try:
+                    device.driver.call(make, byref(held.value), *args)
+                except CudaError:
+                    held.claim.clear()
+                    raise
+        except BaseException:  # Ctrl-C too: its traceback may keep this for long
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give it back. Never raises, may be called again, and does nothing in a forked child."""

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, cast, get_args
 
 from smart_devices import detect
@@ -16,11 +15,11 @@ from smart_runtime.bundle.manifest import InputSpec, OutputSpec
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.engine import BatchRange, EngineOptions
 from smart_runtime.engines.onnx_inline import inlined
-from smart_runtime.engines.plan_keys import Key, key_digest, plan_key
+from smart_runtime.engines.plan_keys import Key, plan_key, timing_name
 from smart_runtime.engines.plans import Entry, PlanCache, StoredPlan
 from smart_runtime.engines.trt.build import BuildRecipe, build_plan
 from smart_runtime.engines.trt.library import LibraryName, Precision, load_library
-from smart_runtime.errors import EngineError
+from smart_runtime.errors import DisprovedError, EngineError
 
 LEVEL = 3
 """TensorRT's own default (`IBuilderConfig.builder_optimization_level`)."""
@@ -28,10 +27,20 @@ LEVEL = 3
 JETSON_BATCH, CARD_BATCH = BatchRange(1, 1, 8), BatchRange(1, 8, 64)
 """What is built for unless somebody says otherwise: a board answers frames as they come, a card serves many."""
 
+PROVED = "proved_ns"
+"""The fact of a plan that says when it was proved, in nanoseconds since 1970."""
+
 _log = logging.getLogger(__name__)
 
 OnPhase = Callable[[str, float], None]
 """Told the phase that a build is in, and its seconds so far."""
+
+TryOut = Callable[[StoredPlan], Mapping[str, Any]]
+"""Loads a plan that was just built and proves it; returns what to keep with it."""
+
+
+class PlanRefusedError(EngineError):
+    """The library does not take a plan that it built itself."""
 
 
 class Installer:
@@ -39,6 +48,8 @@ class Installer:
 
     Attributes:
         library: The library.
+        device: The device.
+        options: What decides which plan a graph has, and how it runs.
         cache: Where the plans are.
     """
 
@@ -60,8 +71,8 @@ class Installer:
         self.library = load_library(library)
         self.cache = PlanCache(options.cache_dir)
         self._name = library
-        self._device = device
-        self._options = options
+        self.device = device
+        self.options = options
         self._timeout_s = timeout_s
         self._on_phase = on_phase
         asked = {"batch": options.batch, "level": options.level, "workspace_bytes": options.workspace_bytes}
@@ -69,23 +80,22 @@ class Installer:
 
     def key_of(self, graph: GraphBytes | GraphIdentity, *, inputs: InputSpec, outputs: OutputSpec) -> Key:
         """Return all that decides which plan a build of ``graph`` would give here."""
-        options = self._options
+        options = self.options
         return plan_key(
-            engine=self._name,
             library=self._name,
             version=self.library.version,
             graph=graph,
             inputs=inputs,
             outputs=outputs,
-            batch=options.batch or (JETSON_BATCH if self._device.integrated else CARD_BATCH),
+            batch=options.batch or (JETSON_BATCH if self.device.integrated else CARD_BATCH),
             precision=graph.precision,
             recipe=graph.recipe,
             tf32=options.tf32,
             sparse=graph.two_four > 0,
             level=LEVEL if options.level is None else options.level,
             workspace_bytes=options.workspace_bytes,
-            gpu=self._device,
-            system=_system(self._device),
+            gpu=self.device,
+            system=_system(self.device),
         )
 
     def installed(self, graph: GraphBytes | GraphIdentity, *, inputs: InputSpec, outputs: OutputSpec) -> Entry | None:
@@ -108,39 +118,101 @@ class Installer:
         other = self.key_of(_NO_GRAPH, inputs=_NO_INPUT, outputs=_NO_OUTPUT)
         return all(key.get(name) == other[name] for name in ("format", "library", "version", "gpu", "system"))
 
-    def plan_of(self, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, anew: bool = False) -> StoredPlan:
-        """Return the plan of ``graph``, built now if it is not installed, or, with ``anew``, in any case.
+    def load(
+        self,
+        graph: GraphBytes,
+        *,
+        inputs: InputSpec,
+        outputs: OutputSpec,
+        load: Callable[[StoredPlan], None],
+        prove: Callable[[], Mapping[str, Any]],
+        anew: bool = False,
+    ) -> StoredPlan:
+        """Load the plan of ``graph`` and return it: the installed one, or one that is built now.
+
+        What is built is kept only once it was loaded and ``prove`` has returned; meanwhile an older plan stays in its
+        place. An installed plan of which no proof is known is proved as well, and set aside if that fails.
+
+        Args:
+            graph: The graph.
+            inputs: What it takes.
+            outputs: What it gives.
+            load: Loads a plan; called once more with another one where it raises `PlanRefusedError`.
+            prove: Proves what was loaded, see `smart_runtime.engines.engine.Prove`.
+            anew: Build in any case.
 
         Raises:
-            EngineError: It cannot be built; see `build_plan`.
+            EngineError: It cannot be built, see `build_plan`, or loaded; DisprovedError, it computes something else.
         """
+        tried = False
+
+        def try_out(built: StoredPlan) -> Mapping[str, Any]:
+            nonlocal tried
+            load(built)
+            tried = True
+            return prove()
+
+        stored = None if anew else self._found(graph, inputs=inputs, outputs=outputs)
+        if stored is None:
+            key = self.key_of(graph, inputs=inputs, outputs=outputs)
+            self._say_missing(key)
+        else:
+            key = stored.key
+            try:
+                load(stored)
+            except PlanRefusedError as error:  # it may be damaged in a way that its checksum does not show
+                _log.warning("%s; building it again", str(error))  # not its traceback, which holds the plan
+                self.cache.set_aside(key)
+                stored = None
+        if stored is None:
+            stored = self._build(key, graph, inputs=inputs, outputs=outputs, try_out=try_out, anew=anew)
+            if not tried:  # another process has built it
+                load(stored)
+        if not tried and PROVED not in stored.facts:
+            self._prove_installed(stored.key, prove)
+        return stored
+
+    def _found(self, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec) -> StoredPlan | None:
         entry = self.installed(graph, inputs=inputs, outputs=outputs)
-        found = None if entry is None or anew else self.cache.find(entry.key)
-        if found is not None:
-            return found
-        key = self.key_of(graph, inputs=inputs, outputs=outputs)
+        return None if entry is None else self.cache.find(entry.key)
+
+    def _say_missing(self, key: Key) -> None:
         if self._on_phase is None:
             why = self.cache.explain_missing(key) or "no plan of this graph is installed"
             _log.warning("%s; building it now, which may take minutes: `smart-run install BUNDLE` does it before", why)
-        return self._build(key, graph, inputs=inputs, outputs=outputs, anew=anew)
 
-    def rebuilt(self, key: Key, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec) -> StoredPlan:
-        """Put the plan of ``key`` aside and return a new one of ``graph``; errors are those of `plan_of`."""
-        self.cache.set_aside(key)
-        return self._build(key, graph, inputs=inputs, outputs=outputs)
+    def _prove_installed(self, key: Key, prove: Callable[[], Mapping[str, Any]]) -> None:
+        try:
+            facts = prove()
+        except DisprovedError:
+            self.cache.set_aside(key)
+            raise
+        if facts:
+            try:
+                self.cache.set_facts(key, facts)
+            except EngineError as error:  # a disk that is full, for one: it is proved again next time
+                _log.warning("that the plan is proved cannot be kept: %s", str(error))
 
     def _build(
-        self, key: Key, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec, anew: bool = False
+        self,
+        key: Key,
+        graph: GraphBytes,
+        *,
+        inputs: InputSpec,
+        outputs: OutputSpec,
+        try_out: TryOut,
+        anew: bool,
     ) -> StoredPlan:
         def build() -> tuple[bytes, Mapping[str, Any]]:
-            return self._built(key, graph, inputs=inputs, outputs=outputs)
+            plan, facts = self._built(key, graph, inputs=inputs, outputs=outputs)
+            return plan, {**facts, **try_out(StoredPlan(key=key, plan=plan, facts=facts))}
 
         return self.cache.build_once(key, build, on_wait=self._say_waiting, anew=anew)
 
     def _built(
         self, key: Key, graph: GraphBytes, *, inputs: InputSpec, outputs: OutputSpec
     ) -> tuple[bytes, Mapping[str, Any]]:
-        options = self._options
+        options = self.options
         recipe = BuildRecipe(
             library=self._name,
             batch=batch_of(key),
@@ -152,7 +224,7 @@ class Installer:
             workspace_bytes=key["workspace_bytes"],
             level=key["level"],
             device=options.device,
-            timing_cache=self._timing_cache(key),
+            timing_cache=self.cache.folder / timing_name(key),
         )
         built = build_plan(inlined(graph), recipe, timeout_s=self._timeout_s, on_phase=self._on_phase)
         if built.version != self.library.version:  # it was upgraded: the child has the new one
@@ -162,11 +234,6 @@ class Installer:
             )
         facts = {name: value for name, value in asdict(built).items() if name != "plan"}
         return built.plan, {**facts, "eligible": graph.two_four, "plan_bytes": len(built.plan)}
-
-    def _timing_cache(self, key: Key) -> Path:
-        """Return the file of what layers took on this GPU, which all builds of this library here may use."""
-        same = {name: key[name] for name in ("library", "version", "gpu", "system")}
-        return self.cache.folder / f"timing-{key_digest(same)[:16]}.cache"
 
     def _say_waiting(self, pid: int | None) -> None:
         _log.warning("waiting for another build of this machine%s", "" if pid is None else f", that of process {pid}")

@@ -66,9 +66,7 @@ def plan_in_process(
             # the device the one that TensorRT builds for.
             from smart_runtime.engines.cuda.device import Device  # noqa: PLC0415  # not needed for other cards
 
-            device = Device.shared(recipe.device)
-            undo.callback(device.release)
-            undo.enter_context(device.use())
+            undo.enter_context(Device.shared(recipe.device).use())
         sparsity = SparsityLog()
 
         def heard(severity: str, text: str) -> None:
