@@ -183,7 +183,7 @@ def changed(raw: Raw, where: str, value: object) -> Raw:
 @pytest.mark.parametrize(
     ("where", "value", "words"),
     [
-        ("format_version", 2, "update smart-edge"),
+        ("format_version", 3, "update smart-edge"),
         ("architecture/name", "resnet1001", "unknown model 'resnet1001'; did you mean resnet"),
         ("architecture/arguments", {"depth": 3}, "has no argument depth, only width"),
         ("architecture/arguments", {"width": 10**9}, "width from 1"),

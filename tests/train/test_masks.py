@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from reference import masks as oracle
 from smart_train import ConfigError, SmartNetwork
 from smart_train.choices import MASK_MODES, SCORES
-from smart_train.masking.accounting import batch_norm_parameters, used_parameters
-from smart_train.masking.layers import Expert
+from smart_train.masking.accounting import used_parameters
+from smart_train.masking.layers import Expert, batch_norm_parameters
 from smart_train.masking.moving_channels import magnitude
 from smart_train.masking.passes import Pass
 from smart_train.masking.plan import GRADUAL_BEGIN, MaskPlan, gradual_count, strongest

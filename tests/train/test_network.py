@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from reference import masks as oracle
 from smart_train import Attack, ConfigError, NetworkError, SmartNetwork, Structure, convert
-from smart_train.masking.accounting import batch_norm_parameters, densities
+from smart_train.masking.accounting import densities
 from smart_train.masking.attack_mode import attack_mode
+from smart_train.masking.layers import batch_norm_parameters
 from train.networks import different, randomise_, resnet, smart
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -29,6 +29,7 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 Schedule = Literal["cosine", "cyclic", "steps"]
 Scope = Literal["block", "all"]
 Score = Literal["magnitude", "gradient"]
+Shares = Literal["weights", "nothing"]
 
 ARCHITECTURES = (
     *("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "preact-resnet18", "preact-resnet18-raw"),
@@ -56,6 +57,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCORES: tuple[Score, ...] = get_args(Score)
+SHARES: tuple[Shares, ...] = get_args(Shares)
 STRUCTURES = structure_names()
 
 DEFAULT_ALIGN = 8

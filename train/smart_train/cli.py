@@ -220,11 +220,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--train-images", type=int, metavar="N", help="Train on N images, classes in proportion.  [default: all]")
 @click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
-@click.option(
-    "--extra",
-    metavar="npz:FILE",
-    help="Further training images, synthetic ones for example: arrays images (uint8 NHWC) and labels.",
-)
+@click.option("--extra", metavar="npz:FILE", help="More training images: arrays images (uint8 NHWC) and labels.")
 @click.option("--extra-share", type=float, help="What of each batch they are.  [default: 0.7 with --extra]")
 @click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
 @click.option("--flip/--no-flip", help="Mirror half of the training images left to right.")

@@ -31,6 +31,7 @@ from smart_train.checkpoint.network_state import (
     network_state,
     read_groups,
     read_masks,
+    read_shares,
     read_state,
     read_weight_masks,
 )
@@ -54,7 +55,7 @@ from smart_train.masking.parts import parts
 from smart_train.masking.structure import Structure
 
 FORMAT = "smart-edge checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # has networks whose paths share nothing; what an older version can read is written as 1
 _MAX_PATHS = 16
 _MAX_CLASSES = 2**16  # three times ImageNet-21k's
 _LEVEL_TOLERANCE = 1e-3  # of a pixel's 255 levels: float32 images are exact to a twentieth of that
@@ -134,7 +135,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
     save_atomically(
         {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            **({"format_version": 1} if net.shares == "weights" else {"format_version": 2, "shares": net.shares}),
             "architecture": {"name": checkpoint.architecture, "arguments": dict(checkpoint.arguments)},
             **({} if checkpoint.factory is None else {"factory": checkpoint.factory}),
             "input_shape": list(checkpoint.input_shape),
@@ -229,6 +230,7 @@ def _build(
     paths = read.texts(raw, "paths", least=1, most=_MAX_PATHS)
     check_path_names(paths)
     roles = _roles(raw, read, paths=paths)
+    shares = read_shares(raw, read)
     structure = _structure(read.get(raw, "structure", dict), read)
     build = partial(
         build_network,
@@ -240,7 +242,7 @@ def _build(
         factory=factory,
     )
     plain = _on_meta(build, own=name == CUSTOM)
-    state = read_state(plain, read.get(raw, "state", dict), paths=paths, read=read)
+    state = read_state(plain, read.get(raw, "state", dict), paths=paths, shares=shares, read=read)
     if name == CUSTOM:  # it may hold more than its state, and a layer norm of its own is tried to know its axis
         plain = build()
     groups = read_groups(read.get(raw, "groups", list), parts(plain), read)
@@ -253,8 +255,7 @@ def _build(
         weight_masks = read_weight_masks(raw, plain, structure, groups, masks=masks, read=read)
         given = read.record(raw, "dense_layers")
         dense_layers = {read.text({"dense_layers": layer}, "dense_layers"): read.text(given, layer) for layer in given}
-    metrics = read.get(raw, "metrics", dict)
-    figures = {path: _metrics(metrics, path, read) for path in paths}
+    figures = {path: _metrics(read.get(raw, "metrics", dict), path, read) for path in paths}
     training = read.record(raw, "training")
     samples = _samples(raw, read, paths=paths, shape=(height, width, channels), classes=len(class_names))
 
@@ -266,6 +267,7 @@ def _build(
         normalise=normalise,
         weight_layers=list(weight_masks[paths[0]]),
         dense_layers=dense_layers,
+        shares=shares,
     )
     load_network_state_(net, state)
     for path, keeps in masks.items():

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from smart_train.checkpoint.reader import Reader
+from smart_train.choices import SHARES, Shares
 from smart_train.errors import CheckpointError
-from smart_train.masking.accounting import batch_norm_parameters
 from smart_train.masking.budget import kept_of_layers
 from smart_train.masking.groups import Axis, Group, Member, Point, axes_of, why_not_whole
-from smart_train.masking.network import SmartNetwork
+from smart_train.masking.network import SmartNetwork, own_parameters
 from smart_train.masking.parts import Part, axis_length
 from smart_train.masking.structure import Structure
 from smart_train.masking.weight_masks import kept_inputs, pattern_holds
@@ -29,7 +29,7 @@ def network_state(net: SmartNetwork) -> dict[str, Any]:
     inside the plain network; versions are those that modules give their state, as torch keeps them in ``_metadata``.
     """
     first = net.path(net.path_names[0]).network
-    own = batch_norm_parameters(first)
+    own = net.own_parameters()
     shared = {n: p.detach().cpu().clone() for n, p in first.named_parameters() if n not in own}
     paths = {
         path: {n: t.detach().cpu().clone() for n, t in net.path(path).network.state_dict().items() if n not in shared}
@@ -139,9 +139,19 @@ def read_weight_masks(
     return result
 
 
-def read_state(plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...], read: Reader) -> dict[str, Any]:
+def read_shares(raw: Mapping[str, Any], read: Reader) -> Shares:
+    """Return what the paths have in common; older checkpoints do not say, and have the weights."""
+    name = read.text(raw, "shares") if "shares" in raw else "weights"
+    if name not in SHARES:
+        raise read.fail(f"one of {', '.join(SHARES)} as what the paths share")
+    return name
+
+
+def read_state(
+    plain: nn.Module, state: dict[str, Any], *, paths: tuple[str, ...], shares: Shares, read: Reader
+) -> dict[str, Any]:
     """Return the tensors in the form of :func:`network_state`, checked against the network on the meta device."""
-    own = batch_norm_parameters(plain)
+    own = own_parameters(plain, shares)
     wanted = plain.state_dict()
     shared = {n for n, _ in plain.named_parameters() if n not in own}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_common.mask_info import GroupOverlap, MaskOverlap
+from smart_train.masking.layers import batch_norm_parameters
 from smart_train.masking.network import SmartNetwork
 from smart_train.masking.parts import axis_length, parts
 from smart_train.masking.slicing import kept_channels
@@ -15,13 +16,13 @@ from smart_train.masking.slicing import kept_channels
 
 @dataclass(frozen=True)
 class Densities:
-    """Fractions in (0, 1].
+    """Fractions above 0.
 
     Attributes:
         kept: per path, see :func:`density`.
         parameters: per path, the parameters it uses over those of the plain network.
-        union: parameters that any path uses (each path's batch norms counted as its own) over those of the unmasked
-            network with a batch norm set for each path.
+        union: parameters that any path uses (what it has for itself counted for each) over those of the unmasked
+            network with a batch norm set for each path; above 1 where paths share no weights.
         overlap: what the paths' masks have in common; None of a single path.
     """
 
@@ -58,16 +59,6 @@ def used_parameters(net: SmartNetwork, *, path: str) -> dict[str, Tensor]:
         elif weight.dim() > 1 and weight.shape[1] == keep.shape[0]:  # a depthwise weight has one input channel
             weight[:, ~keep] = False
     return used
-
-
-def batch_norm_parameters(network: nn.Module) -> set[str]:
-    """Return the names of the parameters that every path has for itself."""
-    return {
-        f"{name}.{own}" if name else own
-        for name, module in network.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for own, _ in module.named_parameters(recurse=False)
-    }
 
 
 def density(net: SmartNetwork, *, path: str) -> float:
@@ -116,7 +107,7 @@ def densities(net: SmartNetwork) -> Densities:
     """Count what each path and all of them together use."""
     used = {path: used_parameters(net, path=path) for path in net.path_names}
     first = net.path(net.path_names[0]).network
-    own = batch_norm_parameters(first)
+    own, norms = net.own_parameters(), batch_norm_parameters(first)
     stored, everything, total = 0, 0, 0
     of_path = dict.fromkeys(net.path_names, 0)
     for name, parameter in first.named_parameters():
@@ -126,12 +117,11 @@ def densities(net: SmartNetwork) -> Densities:
         for path, count in counts.items():
             of_path[path] += count
         total += parameter.numel()
+        everything += parameter.numel() * (len(parts) if name in norms else 1)
         if name in own:
             stored += sum(counts.values())
-            everything += parameter.numel() * len(parts)
         else:
             stored += kernel * int(torch.stack(list(parts.values())).any(dim=0).sum())
-            everything += parameter.numel()
     return Densities(
         kept={path: density(net, path=path) for path in net.path_names},
         parameters={path: count / total for path, count in of_path.items()},
@@ -148,7 +138,7 @@ def zero_unused_(net: SmartNetwork, optimizer: torch.optim.Optimizer | None = No
     """
     used = {path: used_parameters(net, path=path) for path in net.path_names}
     first = net.path(net.path_names[0]).network
-    own = batch_norm_parameters(first)
+    own = net.own_parameters()
     for name, parameter in first.named_parameters():
         if name in own:
             continue

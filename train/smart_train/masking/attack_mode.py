@@ -16,9 +16,10 @@ def masks_applied(network: nn.Module) -> Iterator[None]:
     """Run a block with every expert layer's masked parameters computed once, and without a gradient to them.
 
     For attacks: they run a path many times over on the same parameters and want the gradient of the input only. The
-    parameters and masks must not change inside the block.
+    parameters and masks must not change inside the block. Layers with noise go on drawing it for each pass.
     """
-    layers = [module for module in network.modules() if isinstance(module, Expert) and module.weight is not None]
+    experts = [module for module in network.modules() if isinstance(module, Expert)]
+    layers = [expert for expert in experts if expert.weight is not None and expert.noise is None]
     before = [layer.held for layer in layers]  # held already inside another such block
     try:
         with torch.no_grad():

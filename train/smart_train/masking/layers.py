@@ -9,6 +9,7 @@ beta - gamma * mean / sigma behind in the masked channels.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
@@ -28,6 +29,8 @@ class Expert(nn.Module):
         effective: whether the gradient of the weight times its mask, as a path computes with it, is wanted.
         effective_gradient: that gradient, summed over backward passes since it was taken; None where there was none.
         held: weight and bias with the mask in them and no gradient, while :func:`masks_applied` is on; else None.
+        noise: what the weight becomes anew before the masks each time the layer computes, or None; see
+            :attr:`PathNetwork.randomised`.
     """
 
     mask: Tensor | None
@@ -37,6 +40,7 @@ class Expert(nn.Module):
     effective: bool
     effective_gradient: Tensor | None
     held: tuple[Tensor, Tensor | None] | None
+    noise: Callable[[Tensor], Tensor] | None
 
     def set_mask(self, mask: Tensor) -> None:
         """Keep the output channels where ``mask`` (bool, (out_channels,)) is true."""
@@ -82,6 +86,8 @@ class Expert(nn.Module):
         weight, bias = self.weight, self.bias
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
+        if self.noise is not None:
+            weight = self.noise(weight)
         single = self.weight_gate if self.weight_gate is not None else self.weight_mask
         if single is not None:
             weight = weight * single
@@ -93,6 +99,16 @@ class Expert(nn.Module):
         if keep is None:
             return weight, bias
         return weight * keep.view(-1, *[1] * (weight.dim() - 1)), None if bias is None else bias * keep
+
+
+def batch_norm_parameters(network: nn.Module) -> set[str]:
+    """Return the names of the parameters of batch norms, which every path has for itself."""
+    return {
+        f"{name}.{own}" if name else own
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for own, _ in module.named_parameters(recurse=False)
+    }
 
 
 def expert_at(network: nn.Module, name: str) -> Expert:
@@ -301,26 +317,26 @@ def make_expert_(network: nn.Module) -> None:
         module.__class__ = expert
         module.register_buffer("mask", None, persistent=False)
         module.register_buffer("weight_mask", None, persistent=False)
-        module.gate = module.weight_gate = module.held = module.effective_gradient = None  # type: ignore[assignment]
-        module.effective = False  # type: ignore[assignment]
+        module.gate = module.weight_gate = module.held = module.noise = None  # type: ignore[assignment]
+        module.effective, module.effective_gradient = False, None  # type: ignore[assignment]
 
 
 @torch.no_grad()
-def make_plain_(network: nn.Module) -> None:
-    """Undo :func:`make_expert_`, multiplying every mask into its layer's parameters first, in place.
+def make_plain_(network: nn.Module, *, masked: bool = True) -> None:
+    """Undo :func:`make_expert_`, multiplying every mask into its layer's parameters first if ``masked``, in place.
 
-    The parameters must not be shared with another path: call it on a copy.
+    Then the parameters must not be shared with another path: call it on a copy. Noise is dropped.
     """
     for module in network.modules():
         if not isinstance(module, Expert):
             continue
-        if module.weight_mask is not None:
+        if masked and module.weight_mask is not None:
             assert isinstance(module.weight, Tensor)
             module.weight *= module.weight_mask
-        if module.mask is not None:
+        if masked and module.mask is not None:
             for parameter in (module.weight, module.bias):
                 if isinstance(parameter, Tensor):
                     parameter.mul_(module.mask.view(-1, *[1] * (parameter.dim() - 1)))
         module.__class__ = _PLAIN_OF[type(module)]  # type: ignore[assignment]  # no expert from here on
-        del module.mask, module.gate, module.held, module.weight_mask, module.weight_gate
+        del module.mask, module.gate, module.held, module.weight_mask, module.weight_gate, module.noise
         del module.effective, module.effective_gradient

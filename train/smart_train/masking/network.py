@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from smart_common.errors import SmartError, alternatives, shortened
-from smart_train.choices import Budget, Scope
+from smart_train.choices import Budget, Scope, Shares
 from smart_train.errors import ConfigError, NetworkError
 from smart_train.masking.batch_independence import check_batch_independence
 from smart_train.masking.budget import kept_of_groups, kept_of_layers
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import FoundGroups, Group, apply_mask_
-from smart_train.masking.layers import Expert, check_weights, expert_at, make_expert_, weight_at
+from smart_train.masking.layers import Expert, batch_norm_parameters, check_weights, expert_at, make_expert_, weight_at
 from smart_train.masking.passes import INPUT, Out, Pass
 from smart_train.masking.structure import Structure, parse_structure
 from smart_train.masking.trial import copied
@@ -72,6 +72,11 @@ class PathNetwork(nn.Module):
         self.normalise = normalise
         self.network = network
 
+    @property
+    def randomised(self) -> bool:
+        """Whether it draws noise for its weights in each pass: the same image may have other scores the next time."""
+        return any(isinstance(module, Expert) and module.noise is not None for module in self.modules())
+
     def forward(self, images: Tensor) -> Tensor:
         """Return scores (N, classes); raise NetworkError where the network's own code stops or gives anything else."""
         name = type(self.network).__name__
@@ -104,6 +109,7 @@ class SmartNetwork(nn.Module):
         kept_whole: groups that are never masked, with the reason.
         weight_layers: the layers whose single weights are masked, the same for every path.
         dense_layers: where single weights are masked, the layers that keep all of theirs, with the reason.
+        shares: what the paths have in common: all parameters but those of batch norms, or nothing.
         kept: how many of its ``size`` each group keeps once masks are closed, the same on every path.
 
     Raises:
@@ -121,6 +127,7 @@ class SmartNetwork(nn.Module):
         kept_whole: Mapping[str, str] | None = None,
         weight_layers: Sequence[str] = (),
         dense_layers: Mapping[str, str] | None = None,
+        shares: Shares = "weights",
     ) -> None:
         super().__init__()
         check_path_names(paths)
@@ -129,15 +136,14 @@ class SmartNetwork(nn.Module):
         self.kept_whole = dict(kept_whole or {})
         self.weight_layers = tuple(weight_layers)
         self.dense_layers = dict(dense_layers or {})
+        self.shares = shares
+        own = own_parameters(network, shares)
+        shared = {id(p): p for name, p in network.named_parameters() if name not in own}
         modules = dict(network.named_modules())
         self.kept = kept_of_groups(structure, self.groups, modules)
         self._kept_weights = kept_of_layers(
             structure, {name: weight_at(network, name).shape for name in self.weight_layers}
         )
-        own = {
-            id(p) for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) for p in m.parameters()
-        }
-        shared = {id(p): p for p in network.parameters() if id(p) not in own}
         self._paths = nn.ModuleDict()
         for name in paths:
             tree = copied(network, shared=dict(shared))
@@ -157,6 +163,10 @@ class SmartNetwork(nn.Module):
     def path_names(self) -> tuple[str, ...]:
         """The paths in order."""
         return tuple(key.removeprefix(_KEY) for key in self._paths)
+
+    def own_parameters(self) -> set[str]:
+        """Return the names inside the network of the parameters that every path has for itself."""
+        return own_parameters(self.path(self.path_names[0]).network, self.shares)
 
     def path(self, name: str) -> PathNetwork:
         """Return the path ``name`` as a module of its own.
@@ -266,6 +276,11 @@ class SmartNetwork(nn.Module):
                 f"{tuple(keep.shape)}; a mask has one value a weight"
             )
         expert.set_weight_mask(keep.to(expert.weight.device))
+
+
+def own_parameters(network: nn.Module, shares: Shares) -> set[str]:
+    """Return the names of the parameters of ``network`` of which every path has its own."""
+    return batch_norm_parameters(network) if shares == "weights" else {name for name, _ in network.named_parameters()}
 
 
 def check_path_names(paths: Sequence[str]) -> None:

@@ -20,11 +20,13 @@ class Pass(NamedTuple):
         path: through which path.
         images: float (N, C, H, W) in [0, 1].
         tap: names of modules of the path's network whose outputs are wanted too; or ``NAME:input``, their inputs.
+        condition: int64 (N,), of each image, what a method's own modules take it for; a network of paths ignores it.
     """
 
     path: str
     images: Tensor
     tap: tuple[str, ...] = ()
+    condition: Tensor | None = None
 
 
 class Out(NamedTuple):

@@ -23,6 +23,8 @@ METHODS: Mapping[str, str] = {
     "part": "smart_train.methods.part:PART",
     "vfd": "smart_train.methods.vfd:VFD",
     "ar-at": "smart_train.methods.ar_at:AR_AT",
+    "oat": "smart_train.methods.oat:OAT",
+    "float": "smart_train.methods.float_noise:FLOAT",
 }
 """Where the method of each name is, so that the names cost no import of torch."""
 

@@ -150,6 +150,10 @@ class Training:
         del sample
         return self.net
 
+    def record(self) -> dict[str, Any]:
+        """Return what the checkpoint's record says of the deployed network beside the options, in plain values."""
+        return {}
+
     def epoch_start(self, epoch: int, sample: Sampler) -> None:
         """Prepare for an epoch, 1 for the first; also after a resume."""
 

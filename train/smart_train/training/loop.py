@@ -128,8 +128,6 @@ class Trainer:
             precision=config.precision,
             loggers=[] if tensorboard is None else tensorboard_loggers(Path(tensorboard), resume=state is not None),
         )
-        if self.teacher is not None:
-            self.teacher.network.to(self._fabric.device)
         self._training = self._build()
         self._modules = self._training.modules
         self._modules.to(self._fabric.device)
@@ -218,7 +216,7 @@ class Trainer:
             options=self._method.read_options(self.config.method_options),
             attack=self.config.attack,
             seed=stream_seed(self.config.seed, Stream.METHOD),
-            teacher=None if self.teacher is None else self.teacher.network,
+            teacher=None if self.teacher is None else self.teacher.network.to(self._fabric.device),
         )
         training = self._method.build(plain, setup)
         return self._initial.started(training, self.config, self.data, self._factory)
@@ -299,9 +297,8 @@ class Trainer:
 
         An epoch counts once its masks are at their target. The checkpoint's figures wait for the end of the training.
         """
-        progress, net, validation = self._progress, self.deployed(), self.data.validation
-        done = progress.epoch * self.batches.steps
-        started, roles = time.perf_counter(), self._method.roles
+        progress, net, validation, roles = self._progress, self.deployed(), self.data.validation, self._method.roles
+        done, started = progress.epoch * self.batches.steps, time.perf_counter()
         columns, score = self._measurement.validate(net, validation, roles=roles)
         share = self._measurement.report_share(roles, validation=validation, test=self.data.test)
         self._report_seconds = share * (time.perf_counter() - started)  # it is more of the same
@@ -359,6 +356,7 @@ class Trainer:
                 **({"notes": list(data.notes)} if data.notes else {}),
             },
             **({"permutation": {name: asdict(gain) for name, gain in self._gains.items()}} if self._gains else {}),
+            **self._training.record(),
             "best_epoch": self._progress.best_epoch,
             "history": self.history,
             "versions": {"torch": str(torch.__version__)},
