@@ -7,7 +7,8 @@ ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from smart_train.accuracy import wilson
 from smart_train.attacks import Attack, attack_kind
@@ -60,3 +61,8 @@ def find_collapse(history: Sequence[Row], *, attack: Attack, data: ImageSet) -> 
         if low > 1 / len(data.class_names) and after < before / 2:
             return Collapse(len(history), path, before, after)
     return None
+
+
+def record(stopped: Collapse | None) -> dict[str, Any]:
+    """Return what a checkpoint's ``training`` says of it: nothing of a training that went on to its end."""
+    return {} if stopped is None else {"stopped": asdict(stopped)}

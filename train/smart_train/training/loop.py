@@ -31,7 +31,7 @@ from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
-from smart_train.training.collapse import Collapse, find_collapse
+from smart_train.training.collapse import Collapse, find_collapse, record
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
 from smart_train.training.initial_files import FilePath, normalisation, read_initial_files
@@ -358,7 +358,6 @@ class Trainer:
             **({"permutation": {name: asdict(gain) for name, gain in self._gains.items()}} if self._gains else {}),
             **self._training.record(),
             "best_epoch": self._progress.best_epoch,
-            **({} if self.stopped is None else {"stopped": asdict(self.stopped)}),
             "history": self.history,
             "versions": {"torch": str(torch.__version__)},
         }
@@ -370,10 +369,10 @@ class Trainer:
         attack = report_attack(self.config.attack.eps)
         found = self._measurement.report(best.net, self.data.test)
         on_phase("report: attacked images for the checkpoint")
-        trained = self._progress.epoch * self.batches.steps
+        trained, stopped = self._progress.epoch * self.batches.steps, self.stopped
         final = replace(
             best,
-            training=self._record(),
+            training={**best.training, "history": self.history, **record(stopped)},
             metrics={path: figures(a, attack, split="test") for path, a in found.items()},
             samples=self._measurement.samples(best.net, self.data.validation, attack=attack),
         )
@@ -384,7 +383,7 @@ class Trainer:
             images_per_second=trained * self.config.batch_size / max(self._progress.train_seconds, 1e-9),
             best_epoch=self._progress.best_epoch,
             accuracy=found,
-            stopped=self.stopped,
+            stopped=stopped,
         )
 
     def _options(self) -> dict[str, Any]:
