@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,16 @@ from smart_export.precision import FP32, MAX_DROP, Precision, check_precision
 from smart_export.publish import check_output, publish, staged
 from smart_export.rtx import Plan, build_plans
 from smart_export.signing import public_half, sign_bundle_
+from smart_export.sources import CheckpointLike, Sources, read_sources
 from smart_export.stages import Export, ExportedGraph, export_graph, fold_baseline, fold_path
 from smart_export.timings import Stopwatch
 from smart_export.verify import RANDOM_IMAGES, check_max_drop, check_undecided
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
 from smart_runtime.reference import INPUTS, npy_bytes
-from smart_train import Checkpoint, load_checkpoint
+from smart_train import Checkpoint
 from smart_train.checkpoint.described_masks import describe_masks
-from smart_train.masking.accounting import Densities, densities
+from smart_train.masking.accounting import Densities
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -53,7 +55,7 @@ class BuildResult:
         paths, baseline: one graph a path, and that of the unmasked network or None.
         plans: engine plans by TensorRT-RTX.
         densities: how much each path uses.
-        masks: how they were found, and what the paths' have in common.
+        masks: how they were found, and what the paths' have in common; None of two separate networks.
         signer: the fingerprint of the key that signed it, None without one.
         seconds: what the build took.
     """
@@ -70,13 +72,13 @@ class BuildResult:
     baseline: ExportedGraph | None
     plans: tuple[Plan, ...]
     densities: Densities
-    masks: MaskInfo
+    masks: MaskInfo | None
     signer: str | None
     seconds: float
 
 
 def build_bundle(
-    checkpoint: str | os.PathLike[str] | Checkpoint,
+    checkpoint: CheckpointLike | Mapping[str, CheckpointLike] | Sources,
     *,
     output: str | os.PathLike[str],
     target: str | os.PathLike[str] | Profile | Target,
@@ -102,7 +104,8 @@ def build_bundle(
     precision's tolerance, accuracies above the gate.
 
     Args:
-        checkpoint: what to export, or its file.
+        checkpoint: what to export, or its file. Of two networks that share nothing, one of a single path for each of
+            ``clean`` and ``robust``, which become the paths.
         output: the bundle's directory.
         target: a device, its profile, its name, or a profile's file; decides alignment, opset, and how int8 graphs are
             quantised.
@@ -128,7 +131,8 @@ def build_bundle(
 
     Raises:
         ExportError: if ``output`` cannot be used or has no room, an argument is unknown or out of range, the target
-            gains nothing from the checkpoint's structure, or TensorRT-RTX refuses a graph.
+            gains nothing from the checkpoint's structure, two networks do not go into one bundle, or TensorRT-RTX
+            refuses a graph.
         MissingExtraError: if ``rtx`` is asked for and its library is not installed.
         VerificationError: if a graph does not agree with its path, or as GateError, if it classifies worse; nothing is
             left behind.
@@ -140,35 +144,46 @@ def build_bundle(
     check_max_drop(max_drop)
     answer = check_undecided(undecided)
     check_output(Path(output), force=force)
-    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    names = checkpoint.net.path_names
+    sources = checkpoint if isinstance(checkpoint, Sources) else read_sources(checkpoint)
+    names = sources.paths
     default_path = default_path or names[0]
     if default_path not in names:
         raise ExportError(f"no path {default_path!r} to start on; choose out of {', '.join(names)}")
-    check_structure(checkpoint.net.structure, target=target, allow_slow=allow_slow_structure)
-    judging, calibrating = divide(checkpoint, precision=known, judge=judge, calibrate=calibrate)
-    export = Export(
-        checkpoint=checkpoint,
-        target=target,
-        precision=known,
-        judging=judging,
-        calibrating=calibrating,
-        max_drop=max_drop,
-        undecided=answer,
-        random_images=random_images,
-        stopwatch=stopwatch,
-    )
+    references = sources.reference_images
+
+    @cache  # the paths of one checkpoint have it in common
+    def export_of(part: Checkpoint) -> Export:
+        check_structure(part.net.structure, target=target, allow_slow=allow_slow_structure)
+        judging, calibrating = divide(part, precision=known, judge=judge, calibrate=calibrate)
+        return Export(
+            checkpoint=part,
+            target=target,
+            precision=known,
+            judging=judging,
+            calibrating=calibrating,
+            max_drop=max_drop,
+            undecided=answer,
+            random_images=random_images,
+            reference_images=references,
+            stopwatch=stopwatch,
+        )
+
+    exports = {name: export_of(part) for name, part in sources.of_path.items()}
+    export = replace(exports[names[-1]], checkpoint=sources.whole)
     with stopwatch.phase("count parameters"):
-        kept = densities(checkpoint.net)
-        masks = describe_masks(checkpoint.net, training=checkpoint.training)
-    to_onnx = Converter(input_shape=checkpoint.input_shape, opset=target.opset)
+        kept = sources.densities
+        # Two networks share no masks that could be compared.
+        whole = sources.whole
+        masks = None if sources.separate else describe_masks(whole.net, training=whole.training)
+    to_onnx = Converter(input_shape=whole.input_shape, opset=target.opset)
 
     place = Path(os.path.abspath(output))  # noqa: PTH100  # unlike resolve, it leaves links alone; "." gets a name
     with staged(place) as staging:
         graphs = {}
         for name in (*names, *([DENSE] if baseline else [])):
-            folded = fold_baseline(export) if name == DENSE else fold_path(export, name)
-            graphs[name] = export_graph(export, folded, to_onnx=to_onnx, bundle=staging)
+            own = exports[names[0] if name == DENSE else name]
+            folded = fold_baseline(own) if name == DENSE else fold_path(own, name)
+            graphs[name] = export_graph(own, folded, to_onnx=to_onnx, bundle=staging)
             on_step(name)
         _name_one_graph_once_(graphs, staging)
         (staging / INPUTS).write_bytes(npy_bytes(export.reference_images))
@@ -197,6 +212,7 @@ def build_bundle(
                 densities=kept,
                 masks=masks,
                 default_path=default_path,
+                shares="nothing" if sources.separate else "weights",
             )
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_checksums(staging)
@@ -215,7 +231,7 @@ def build_bundle(
         max_drop=max_drop,
         warnings=(
             *(sentence for graph in paths.values() for sentence in graph.warnings),
-            *warnings_of_metrics({name: checkpoint.role(name) for name in names}, checkpoint.metrics),
+            *warnings_of_metrics({name: sources.whole.role(name) for name in names}, sources.whole.metrics),
         ),
         dense_control=dense_control,
         quantisation=quantisation(export),

@@ -32,10 +32,14 @@ def manifest_record(
     dense_control: Mapping[str, Mapping[str, Any]] | None,
     plans: Sequence[Plan],
     densities: Densities,
-    masks: MaskInfo,
+    masks: MaskInfo | None,
     default_path: str,
+    shares: str,
 ) -> dict[str, Any]:
-    """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside."""
+    """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside.
+
+    ``shares`` is what the paths have in common, ``weights`` or ``nothing``.
+    """
     checkpoint = export.checkpoint
     read_as = {"name": INPUT, "dtype": "float32", "layout": "NCHW"}
     ours = {
@@ -46,6 +50,7 @@ def manifest_record(
         "quantization": quantisation(export),
         "gate": gate_terms(export),
         "default_path": default_path,
+        "shares": shares,
         "input": {**read_as, **asdict(export.input_spec), "range": [0.0, 1.0]},
         "output": asdict(export.output_spec),
         "preprocessing": {
@@ -55,7 +60,7 @@ def manifest_record(
             "crop": "center",
         },
         "class_names": list(checkpoint.class_names),
-        "masks": masks.record(),
+        **({} if masks is None else {"masks": masks.record()}),
         "paths": {
             name: {
                 "role": checkpoint.role(name).value,

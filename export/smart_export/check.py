@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,7 @@ from smart_export.graph import Converter
 from smart_export.operators import foreign_operators, require_own_operators
 from smart_export.precision import INT8, MAX_CHECKED_DROP, TOLERANCE_INT8, Precision, tolerance_for
 from smart_export.proof import rounding_of
+from smart_export.sources import CheckpointLike, read_sources
 from smart_export.verify import (
     DENSE_IMAGES,
     RANDOM_IMAGES,
@@ -50,7 +51,7 @@ from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, creat
 from smart_runtime.engines.onnx_weights import external_tensors
 from smart_runtime.outputs import check_scores
 from smart_runtime.reference import ParityResult, compare, stored_scores
-from smart_train import Checkpoint, load_checkpoint
+from smart_train import Checkpoint
 from smart_train.checkpoint.format import check_source
 
 _ALIGNMENTS = (1, 8, 16, 4, 2, 32, 64)  # of channels, on one target or another
@@ -75,40 +76,40 @@ class CheckResult:
 def check_bundle(
     bundle: str | os.PathLike[str] | Bundle,
     *,
-    source: str | os.PathLike[str] | Checkpoint | None = None,
+    source: CheckpointLike | Mapping[str, CheckpointLike] | None = None,
     engine: str = REFERENCE_ENGINE,
 ) -> CheckResult:
     """Check every byte, every graph with onnx.checker, a run of each on ``engine``, and agreement with ``source``.
 
     Args:
         bundle: one that is open, or its directory.
-        source: the checkpoint that it was exported from, or its file.
+        source: the checkpoint that it was exported from, or its file; of two separate networks one for each path.
         engine: what runs the graphs; the reference engine unless told otherwise.
 
     Raises:
         BundleError: if a file is missing, extra or changed.
         CheckpointError: if there is no checkpoint in the file ``source``.
         EngineError: if a graph is no plain one, or the engine refuses it.
-        ExportError: if a graph is not valid ONNX.
+        ExportError: if a graph is not valid ONNX, or two checkpoints do not go into one bundle.
         ConfigError: if ``source`` has another input shape, other classes or paths.
         VerificationError: if a graph does not compute what its path of ``source`` computes.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    source = load_checkpoint(source) if isinstance(source, str | os.PathLike) else source
+    sources = None if source is None else read_sources(source)
     bundle.verify()
     findings = [Finding("checksums", f"{len(bundle.sums)} files are as exported"), Finding("manifest", "well formed")]
     if bundle.signer is not None:
         findings.append(Finding("signature", f"by the key {short_fingerprint(bundle.signer)}"))
-    if source is not None:
-        check_source(bundle.manifest, source)
-        _check_roles(bundle.manifest, source)
+    if sources is not None:
+        check_source(bundle.manifest, sources.whole, paths=sources.paths)
+        _check_roles(bundle.manifest, sources.whole)
     agreements: dict[str, ParityResult] = {}
     manifest = bundle.manifest
 
     @functools.cache  # seconds for the first graph, and hardly any for the next one of the same kind
     def to_onnx(opset: int, _for_cpu: bool) -> Converter:
-        assert source is not None
-        return Converter(input_shape=source.input_shape, opset=opset)
+        assert sources is not None
+        return Converter(input_shape=sources.whole.input_shape, opset=opset)
 
     for graph in (*manifest.paths.values(), *([] if manifest.baseline is None else [manifest.baseline])):
         content = bundle.graph_bytes(graph.name)
@@ -120,9 +121,10 @@ def check_bundle(
         )
         try:
             answered = _answered(opened, bundle, graph)
-            if source is None:
+            if sources is None:
                 findings += [*_run(opened, graph, manifest), *_as_stored(answered, name=graph.name)]
                 continue
+            source = sources.first if graph.name == DENSE else sources.of_path[graph.name]
             weights = weights_of(content)
             _check_said_precision(graph, weights, said=manifest.precision)
             found, gate = _agreement(opened, graph, source, precision=weights.precision)

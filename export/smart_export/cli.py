@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from smart_common.console import cli as house
-from smart_common.files import digest_and_value
 from smart_common.outputs import check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices import PRECISIONS, resolve_target
 from smart_devices.engine_rows import REFERENCE_ENGINE
 from smart_export.errors import ExportError
+from smart_export.given.cli import GivenCheckpoints, checkpoint_options
 from smart_export.precision import FP32, INT8, MAX_DROP
 from smart_export.printing.cli import print_lines, print_phase, print_result, print_total
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
@@ -25,6 +27,10 @@ from smart_train.architectures.cli import OwnNetwork, own_network_options
 from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options, data_place
 
+if TYPE_CHECKING:
+    from smart_export.sources import Sources
+    from smart_train.data.images import ImageSet
+
 _FILE = click.Path(path_type=Path)
 
 _BUILD_GROUPS = {
@@ -33,7 +39,8 @@ _BUILD_GROUPS = {
     ),
     "Accuracy": ("max_drop", "undecided"),
     "Model and data": (
-        "data", "data_images", "calibration", "data_dir", "cache_dir", "no_cache", "max_broken", "model", "model_arg",
+        "clean", "robust", "data", "data_images", "calibration", "data_dir", "cache_dir", "no_cache", "max_broken",
+        "model", "model_arg",
     ),
     "Output": ("output", "force", "sign", "report", "as_json"),
 }  # fmt: skip
@@ -50,8 +57,13 @@ def main(context: click.Context) -> None:
     context.with_resource(house.warnings_as_notes("smart_export", "smart_train"))
 
 
-@main.command(option_groups=_BUILD_GROUPS, epilog="Example: smart-export ckpt.pt --target jetson-orin -o bundle")
-@click.argument("checkpoint", type=_FILE)
+@main.command(
+    option_groups=_BUILD_GROUPS,
+    epilog="""Example: smart-export ckpt.pt --target jetson-orin -o bundle
+
+Two networks: smart-export --clean standard.pt --robust trades.pt --target jetson-orin -o bundle""",
+)
+@checkpoint_options
 @click.option("--target", required=True, metavar="NAME", help="The device (smart-devices list), or its FILE.json.")
 @click.option(
     "--jetpack",
@@ -129,7 +141,7 @@ def main(context: click.Context) -> None:
 @house.json_option
 def build(
     *,
-    checkpoint: Path,
+    given: GivenCheckpoints,
     target: str,
     jetpack: str | None,
     output: Path | None,
@@ -158,24 +170,22 @@ def build(
     """
     from smart_export import report as show  # noqa: PLC0415  # these load torch and onnx, for which --help need not wait
     from smart_export.build import build_bundle  # noqa: PLC0415  # as above
-    from smart_export.control import find_control  # noqa: PLC0415  # as above
     from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # as above
     from smart_export.publish import check_output  # noqa: PLC0415  # as above
     from smart_export.rtx import parse_capabilities, target_note, together  # noqa: PLC0415  # as above
     from smart_export.signing import load_private_key  # noqa: PLC0415  # as above
     from smart_export.verify import check_max_drop  # noqa: PLC0415  # as above
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
-    from smart_train.data.load import wanted_size  # noqa: PLC0415  # as above
 
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
     device = resolve_target(target, jetpack=jetpack)
-    output = output or checkpoint.with_name(f"{checkpoint.stem}-{device.name}")
+    output = output or given.bundle(device.name)
     check_output(output, force=force)
     check_max_drop(max_drop / 100)
     if calibration is not None and precision != INT8:
         raise click.UsageError(f"--calibration is for --precision int8; {precision} has no ranges to find.")
-    places_read = [checkpoint, dense_control, sign, *map(data_place, (data, calibration)), places.data_dir, own.file]
-    show.check_places(bundle=output, report=report, target=target, inputs=places_read)
+    read = [*given.files, dense_control, sign, *map(data_place, (data, calibration)), places.data_dir, own.file]
+    show.check_places(bundle=output, report=report, target=target, inputs=read)
     capabilities = () if rtx is None else parse_capabilities(rtx, target=device)
     key = None if sign is None else load_private_key(sign)
     for note in (target_note(device, capabilities) if capabilities else None, device.profile.export_only):
@@ -184,29 +194,22 @@ def build(
     stopwatch = Stopwatch(on_phase=print_phase) if house.is_verbose() else Stopwatch()
     stopwatch.add("start", start_seconds)
     with stopwatch.phase("load checkpoint"):
-        checkpoint_digest, loaded = digest_and_value(checkpoint, own.load)
+        sources, digests = given.read(own.load)
     judge = calibrate = None
     if data is not None:
         with stopwatch.phase("load and attack --data"):
-            judge = judging_evidence(
-                places.load(data, image_size=wanted_size(data, input_shape=loaded.input_shape)),
-                loaded,
-                images=data_images,
-                progress=house.progress,
-            )
+            made = partial(judging_evidence, images=data_images, progress=house.progress)
+            judge = sources.evidence(partial(made, _images(data, places, sources)))
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
-            calibrate = calibrating_evidence(
-                places.load(calibration, image_size=wanted_size(calibration, input_shape=loaded.input_shape)),
-                loaded,
-                progress=house.progress,
-            )
+            made = partial(calibrating_evidence, _images(calibration, places, sources), progress=house.progress)
+            calibrate = sources.evidence(made)
     with_dense = baseline == DENSE
-    steps = (len(loaded.net.path_names) + int(with_dense)) * (1 + len(together(capabilities)))
+    steps = (len(sources.paths) + int(with_dense)) * (1 + len(together(capabilities)))
     # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.
     with house.only_results_on_stdout(), house.progress("exporting", total=steps) as advance:
         result = build_bundle(
-            loaded,
+            sources,
             output=output,
             target=device,
             precision=precision,
@@ -214,7 +217,7 @@ def build(
             default_path=default_path,
             judge=judge,
             calibrate=calibrate,
-            dense_control=find_control(dense_control, loaded, file=checkpoint, load=own.load, note=house.note),
+            dense_control=given.control(dense_control, sources, load=own.load),
             max_drop=max_drop / 100,
             undecided=undecided,
             rtx=capabilities,
@@ -226,8 +229,8 @@ def build(
         )
     found = {
         **show.summary(result),
-        "checkpoint_digest": checkpoint_digest,  # other commands' results tell by these two which checkpoint
-        "bundle_digest": Bundle.open(output).digest,  # became which bundle
+        **digests,  # other commands' results tell by these which checkpoint became which bundle
+        "bundle_digest": Bundle.open(output).digest,
         "timings": stopwatch.seconds,
         "peak_bytes": peak_bytes(),
     }
@@ -244,11 +247,19 @@ def build(
         print_result(result, found)
 
 
+def _images(spec: str, places: DataPlaces, sources: Sources) -> ImageSet:
+    from smart_train.data.load import wanted_size  # noqa: PLC0415  # loads NumPy
+
+    return places.load(spec, image_size=wanted_size(spec, input_shape=sources.whole.input_shape))
+
+
 @main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt, or smart-export check model.onnx")
 @click.argument("place", metavar="BUNDLE|FILE.onnx", type=_FILE)
 @click.option(
     "--source", type=_FILE, metavar="CKPT", help="Also check that the graphs are the paths of this checkpoint."
 )
+@click.option("--clean", type=_FILE, metavar="CKPT", help="Likewise, of two separate networks, with --robust.")
+@click.option("--robust", type=_FILE, metavar="CKPT", help="Likewise.")
 @own_network_options
 @trust_option
 @engine_option(REFERENCE_ENGINE)
@@ -259,6 +270,8 @@ def check(
     *,
     place: Path,
     source: Path | None,
+    clean: Path | None,
+    robust: Path | None,
     own: OwnNetwork,
     trust: Path | None,
     engine: str | None,
@@ -273,7 +286,7 @@ def check(
     others: dict[str, object] = {"--target": target, "--pattern": pattern}
     needs = f"is for an ONNX file, and {place} is none"
     if place.is_file():
-        others = {"--source": source, "--trust": trust, "--engine": engine}
+        others = {"--source": source, "--clean": clean, "--robust": robust, "--trust": trust, "--engine": engine}
         needs = f"is for a bundle, and {place} is a file"
     for name, value in others.items():
         if value is not None:
@@ -281,7 +294,11 @@ def check(
     if place.is_file():
         _check_file(place, target=target, pattern=pattern, as_json=as_json)
     else:
-        _check_bundle(place, source=source, own=own, trust=trust, engine=engine, as_json=as_json)
+        if (clean is None) != (robust is None) or (source is not None and clean is not None):
+            raise click.UsageError("Give --source with all paths, or --clean and --robust with a path each.")
+        given = (("", source), ("clean", clean), ("robust", robust))
+        sources = {path: file for path, file in given if file is not None}
+        _check_bundle(place, sources=sources, own=own, trust=trust, engine=engine, as_json=as_json)
 
 
 def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json: bool) -> None:
@@ -303,15 +320,22 @@ def _check_file(file: Path, *, target: str | None, pattern: str | None, as_json:
 
 
 def _check_bundle(
-    bundle: Path, *, source: Path | None, own: OwnNetwork, trust: Path | None, engine: str | None, as_json: bool
+    bundle: Path,
+    *,
+    sources: dict[str, Path],
+    own: OwnNetwork,
+    trust: Path | None,
+    engine: str | None,
+    as_json: bool,
 ) -> None:
     from smart_export.check import check_bundle  # noqa: PLC0415  # loads torch and onnx
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
 
-    check_outputs(inputs=[bundle, trust, source, own.file])
+    check_outputs(inputs=[bundle, trust, *sources.values(), own.file])
     opened = Bundle.open(bundle, trust=trust)
-    origin = None if source is None else own.load(source)
-    result = check_bundle(opened, source=origin, engine=engine or REFERENCE_ENGINE)
+    origins = {path: own.load(file) for path, file in sources.items()}
+    source = origins.get("", origins or None)
+    result = check_bundle(opened, source=source, engine=engine or REFERENCE_ENGINE)
     if as_json:
         house.print_json(
             {

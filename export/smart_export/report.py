@@ -58,7 +58,7 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
         "signed_by": result.signer,
         "seconds": result.seconds,
         "union_density": result.densities.union,
-        "masks": result.masks.record(),
+        "masks": None if result.masks is None else result.masks.record(),
         "paths": {
             name: {
                 "density": result.densities.kept[name],

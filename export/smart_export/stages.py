@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from smart_export.verify import (
     agreement,
     engine_scores,
     path_gate,
-    reference_images,
     reference_scores,
     require,
     require_gate,
@@ -52,7 +50,8 @@ class Export:
 
     The accuracy gate judges by ``judging``, by whose images an accuracy may drop by the fraction ``max_drop``, and
     ``undecided`` says what happens where they are too few; int8 graphs, and no others, are calibrated on
-    ``calibrating``; ``random_images`` of noise are verified on too.
+    ``calibrating``; ``random_images`` of noise are verified on too. ``reference_images``, float32 (N, C, H, W), are
+    what every graph of the bundle answers for devices to compare with.
     """
 
     checkpoint: Checkpoint
@@ -63,6 +62,7 @@ class Export:
     max_drop: float
     undecided: Undecided
     random_images: int
+    reference_images: Images
     stopwatch: Stopwatch
 
     @property
@@ -80,13 +80,6 @@ class Export:
     def output_spec(self) -> OutputSpec:
         """The one output of every graph."""
         return OutputSpec(name=OUTPUT, classes=len(self.checkpoint.class_names))
-
-    @cached_property
-    def reference_images(self) -> Images:
-        """What every graph of the bundle answers for devices to compare with: the checkpoint's own, whatever judges."""
-        return reference_images(
-            self.checkpoint.samples, paths=self.checkpoint.net.path_names, classes=self.output_spec.classes
-        )
 
 
 @dataclass(frozen=True, eq=False)

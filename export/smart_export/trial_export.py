@@ -14,6 +14,7 @@ from smart_export.graph import Converter
 from smart_export.precision import FP32
 from smart_export.stages import Export, export_graph, fold_path
 from smart_export.timings import Stopwatch
+from smart_export.verify import reference_images
 from smart_train import Checkpoint
 
 
@@ -37,6 +38,9 @@ def export_on_trial(checkpoint: Checkpoint) -> None:
         max_drop=1.0,
         undecided="warn",
         random_images=2,
+        reference_images=reference_images(
+            checkpoint.samples, paths=checkpoint.net.path_names, classes=len(checkpoint.class_names)
+        ),
         stopwatch=Stopwatch(),
     )
     to_onnx = Converter(input_shape=checkpoint.input_shape, opset=target.opset)

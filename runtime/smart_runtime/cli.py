@@ -202,6 +202,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
                 "warnings": list(warnings),
                 "default_path": manifest.default_path,
                 "masks": None if manifest.masks is None else manifest.masks.record(),
+                "shares": manifest.shares,
                 "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
                 "class_names": list(manifest.class_names),
                 "accuracies": [one.record() for one in measured],
@@ -212,7 +213,8 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     for line in (
         f"{manifest.package_name}, {manifest.precision}, for {manifest.target.name}, made by {manifest.created_by}",
         f"images {' x '.join(str(side) for side in spec.shape)}, classes {manifest.output.classes}, "
-        f"default path {manifest.default_path}",
+        f"default path {manifest.default_path}"
+        + ("; the paths are separate networks, which share no weights" if manifest.shares == "nothing" else ""),
         f"digest {opened.digest}: every byte is as exported",
         _signature(opened, trust),
     ):

@@ -12,7 +12,7 @@ from smart_eval.page.included import Included
 from smart_eval.page.pictures import Attacked, Picture, Pictures
 from smart_eval.page.subject import Report
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Parsed(HTMLParser):

@@ -19,7 +19,7 @@ from reference.corruptions import gaussian_blur
 from smart_common.errors import MissingExtraError
 from smart_eval import corruptions
 from smart_eval.cli import main as smart_eval
-from smart_eval.corruptions import CORRUPTIONS, SET, STEPS, Corruption, measure_corruptions
+from smart_eval.corruptions import CORRUPTIONS, SET, Corruption, OwnCorruptions, measure_corruptions, steps
 from smart_eval.measure import Run, chunk_seed
 from smart_train import load_checkpoint
 from smart_train.accuracy import to_tensor
@@ -122,14 +122,14 @@ def test_each_chunk_has_random_numbers_of_its_own(trained: Path, monkeypatch: py
     kind = Corruption("noted", "nothing", (1, 2, 3, 4, 5), change)
     monkeypatch.setattr(corruptions, "CORRUPTIONS", (kind,))
     split = image_set().test
-    measure_corruptions(load_checkpoint(trained).net, split, run=Run(seed=4, chunk=8))
+    measure_corruptions(load_checkpoint(trained).net, OwnCorruptions(split), run=Run(seed=4, chunk=8))
     chunks = range(-(-len(split) // 8))
     assert drawn == [int(np.random.default_rng(chunk_seed(4, "noted", i)).integers(2**60)) for i in chunks] * 5
 
 
 def test_a_path_is_judged_on_the_corrupted_images(trained: Path) -> None:
     net, split = load_checkpoint(trained).net, image_set().test
-    found = measure_corruptions(net, split, run=Run(chunk=8))
+    found = measure_corruptions(net, OwnCorruptions(split), run=Run(chunk=8))
     assert [(one.corruption.name, one.severity) for one in found] == [(name, s) for name in KINDS for s in SEVERITIES]
     brightest = next(one for one in found if (one.corruption.name, one.severity) == ("brightness", 5))
     white = KINDS["brightness"](split.images, severity=5, seed=0)
@@ -150,7 +150,7 @@ def test_the_document_has_every_kind_severity_and_path(trained: Path, data: str,
     done = run(*options, "-o", str(output), "--json")
     assert done.exit_code == 0, done.output
     model: dict[str, Any] = json.loads(done.stdout)["models"][0]
-    assert len(model["corruptions"]) == STEPS == 20
+    assert len(model["corruptions"]) == steps(OwnCorruptions(image_set().test)) == 20
     for row in model["corruptions"]:
         assert row["set"] == SET
         assert row["parameter"] == KINDS[row["name"]].strengths[row["severity"] - 1]

@@ -354,7 +354,7 @@ def test_the_document_has_every_model_attack_and_path(trained: Path, data: str, 
     again = run(str(trained), *options, "-o", str(output), "--resume")
     assert json.loads(again.stdout) == answer
     two = json.loads(run(str(trained), str(trained), *options, "--no-checks", "--no-threats").stdout)
-    assert set(two) == {"models"}
+    assert set(two) == {"models", "comparison"}
     assert [one["paths"] for one in two["models"]] == [model["paths"]] * 2
 
 

@@ -18,11 +18,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from export.singles import single
 from runtime.bundles import write_bundle
 from smart_common.console.entry import COMMANDS
 from smart_common.errors import SmartError
 from smart_common.names import is_printable
 from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
+from smart_train.checkpoint.format import save_checkpoint
 
 FIRST = Path(__file__).parent.parent / "formats" / "first"
 
@@ -33,6 +35,7 @@ _TRAIN = (
     *("--structure", "unstructured", "-o", "new.pt"),
 )
 _BUILD = ("good.pt", "--target", "cpu", "-o", "new")
+_SEPARATE = ("--clean", "one-path.pt", "--target", "cpu", "-o", "new")  # of an option that stands twice the last counts
 
 # What a command is given beside the argument that is tried: files that are as they should be, by their names in the
 # folder of the tests. An argument or option by itself stands for the one that is tried.
@@ -63,6 +66,8 @@ FOR_AN_OPTION = {
     ("eval", "trust"): _EVAL_BUNDLE,
     ("eval", "engine"): _EVAL_BUNDLE,
     ("export build", "calibration"): (*_BUILD, "--precision", "int8"),
+    ("export build", "clean"): ("--robust", "one-path.pt", *_SEPARATE),
+    ("export build", "robust"): ("--robust", "one-path.pt", *_SEPARATE),
     ("export build", "jetpack"): ("good.pt", "--target", "jetson-orin", "-o", "new"),
     ("export build", "rtx"): ("good.pt", "--target", "desktop-gpu", "-o", "new"),
     ("export check", "target"): ("bundle/clean/model.onnx",),
@@ -74,6 +79,7 @@ FORMS = {
     "extra": ("npz:{}",),
     "calibration": ("npz:{}", "folder:{}"),
     "model": ("{}:build",),
+    "init": ("{}", "robust={}"),
 }
 """How texts name a file that do not so by its name alone."""
 
@@ -125,6 +131,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bundle(folder / "bundle")
     (folder / "channel-bundle").symlink_to(FIRST / "channel-bundle")
     shutil.copy(FIRST / "channel.pt", folder / "good.pt")
+    save_checkpoint(single("alone", width=4, seed=0), folder / "one-path.pt")
     Image.new("RGB", (4, 6)).save(folder / "good.png")
     labels = np.arange(40) % 10
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from smart_common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from smart_eval.evaluation import EvalOptions, evaluate
+    from smart_eval.evaluation import evaluate
+    from smart_eval.subjects import EvalOptions
 
 __all__ = ["EvalOptions", "evaluate"]
 
-__getattr__ = lazy_attributes(__name__, {"EvalOptions": "smart_eval.evaluation", "evaluate": "smart_eval.evaluation"})
+__getattr__ = lazy_attributes(__name__, {"EvalOptions": "smart_eval.subjects", "evaluate": "smart_eval.evaluation"})

@@ -21,6 +21,7 @@ from smart_train.data.cli import DataPlaces, data_options, data_place
 from smart_train.options import parse_fraction
 
 if TYPE_CHECKING:
+    from smart_eval.comparison import Comparison
     from smart_eval.report import Measured
 
 SUSPECT = 3
@@ -29,13 +30,14 @@ SUSPECT = 3
 
 _GROUPS = {
     "Attacks and checks": (
-        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "seed", "chunk"),
+        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "corruptions_from"),
+        *("seed", "chunk"),
     ),
     "Models and data": (
         *("source", "trust", "engine", "model", "model_arg", "data", "data_dir", "cache_dir", "no_cache"),
         *("max_broken", "examples", "device"),
     ),
-    "Output": ("output", "resume", "report", "include", "as_json"),
+    "Output": ("output", "resume", "report", "include", "csv", "as_json"),
 }
 
 
@@ -45,7 +47,9 @@ _GROUPS = {
     option_groups=_GROUPS,
     epilog="""Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 300
 
-Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
+Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5
+
+Several in one table: smart-eval a.pt b.pt earlier.json --attack pgd,autoattack --report page.html --csv rows.csv""",
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -74,6 +78,13 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     "--corruptions",
     is_flag=True,
     help="Also measure on images with noise, blur, more brightness and JPEG's losses, at severities 1 to 5.",
+)
+@click.option(
+    "--corruptions-from",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Also measure on the published CIFAR-10-C, CIFAR-100-C or ImageNet-C that lies there, as CIFAR-10-C/; the "
+    "mean is over 15 kinds and 5 severities, as RobustBench counts it.",
 )
 @click.option("--seed", default=0, type=click.IntRange(0, 2**32 - 1))
 @click.option(
@@ -116,7 +127,14 @@ Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5""",
     metavar="FILE.json",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Show this saved result of smart-export --json or smart-bench --json on the page too; may be repeated.",
+    help="Show this saved result of smart-export --json or smart-bench --json on the page too, and latencies and bytes "
+    "in the table of several models; may be repeated.",
+)
+@click.option(
+    "--csv",
+    metavar="FILE.csv",
+    type=click.Path(path_type=Path),
+    help="Write a line for each path there: parameters, MACs, accuracies with their intervals, latency where known.",
 )
 @click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
 @house.json_option
@@ -136,18 +154,24 @@ def main(
     resume: bool,
     report: Path | None,
     include: tuple[Path, ...],
+    csv: Path | None,
     as_json: bool,
     **options: Any,  # the others are those of `EvalOptions`
 ) -> None:
     """Measure each path of every MODEL, a checkpoint or a bundle, on its test split, clean and under attacks.
 
+    Several are compared in one table, for which they must share data and attacks. A MODEL may also be what smart-eval
+    --json printed, FILE.json: its models join the table, and none that is there already is measured again.
     Accuracies have 95% intervals. An image counts under an attack if it is classified rightly before and after it.
     The graphs of a bundle run in their own precision, on the reference engine unless --engine names another one.
     The exit status is 3 if the result is whole but suspect, since a check failed, and 1 after an error.
     """
     from smart_eval.page.page import PageOutput  # noqa: PLC0415  # here and below: torch, which --help does not wait for
 
-    if report is None and include:
+    files = [model for model in models if model.suffix == ".json" and not model.is_dir()]
+    models = tuple(model for model in models if model not in files)
+    several = bool(files) or len(models) > 1
+    if report is None and csv is None and include and not several:
         raise click.UsageError("--include adds saved results to the page that --report writes: give it too.")
     page = PageOutput(report, include)
     if resume and output is None:
@@ -156,8 +180,10 @@ def main(
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
     if engine is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--engine is of bundles, and no MODEL is one.")
-    from smart_eval.evaluation import EvalOptions, evaluate_all  # noqa: PLC0415
+    from smart_eval.comparison import Comparison, is_csv, read_saved_results, write_csv  # noqa: PLC0415
+    from smart_eval.evaluation import evaluate_all  # noqa: PLC0415
     from smart_eval.report import document  # noqa: PLC0415
+    from smart_eval.subjects import EvalOptions  # noqa: PLC0415
 
     house.if_interrupted(
         lambda: (
@@ -166,8 +192,11 @@ def main(
             else f"what was measured is kept in {output}; the same command with --resume goes on"
         )
     )
+    saved = read_saved_results(files)
     results = [] if output is None else [Output("-o", output)]
-    places_read = [*models, source, trust, *include, data_place(data), places.data_dir, own.file]
+    results += [] if csv is None else [Output("--csv", csv, is_csv)]
+    corrupted = options["corruptions_from"]
+    places_read = [*models, *files, source, trust, *include, corrupted, data_place(data), places.data_dir, own.file]
     check_outputs([*results, *page.outputs], inputs=places_read)
     with house.warnings_as_notes("smart_eval", "smart_train"):
         found = evaluate_all(
@@ -187,24 +216,37 @@ def main(
             read_data=places.load,
             progress=house.progress,
             after=partial(page.picture, seed=options["seed"]),
+            saved=saved,
         )
     if found.shards.first:
         result = document(found.models)
-        _say(found.models, result if as_json else None)
+        fresh, everything = result["models"], [*result["models"], *(one.document for one in saved)]
+        comparison = Comparison.of(everything, included=page.included)
+        if several:
+            result = {"models": everything, "comparison": comparison.record()}
+        if csv is not None:
+            write_csv(comparison, csv)
+        _say(found.models, comparison if several else None, result if as_json else None)
         command = shlex.join(["smart-eval", *house.typed()])
-        written = page.write(result, command=command, device=found.device, processes=found.shards.world)
+        written = page.write(
+            fresh,
+            comparison=comparison if several else None,
+            command=command,
+            device=found.device,
+            processes=found.shards.world,
+        )
         if written is not None:
             house.note(f"report: {written}")
         if any(one.suspect for one in found.models):
             raise click.exceptions.Exit(SUSPECT)
 
 
-def _say(measured: Sequence[Measured], result: object) -> None:
+def _say(measured: Sequence[Measured], comparison: Comparison | None, result: object) -> None:
     """Print ``result`` for machines, or tables where it is None; on standard error whether the figures are suspect."""
     from smart_eval.checks import summary  # noqa: PLC0415  # see above
 
     if result is None:
-        _print_tables(measured)
+        _print_tables(measured, comparison)
     else:
         house.print_json(result)
     for one in measured:
@@ -214,15 +256,19 @@ def _say(measured: Sequence[Measured], result: object) -> None:
             house.note(line)
 
 
-def _print_tables(measured: Sequence[Measured]) -> None:
+def _print_tables(measured: Sequence[Measured], comparison: Comparison | None) -> None:
     """Print tables, and on standard error what they mean."""
+    from smart_eval.comparison import table as comparison_table  # noqa: PLC0415  # see above
     from smart_eval.corruptions import table as corruptions_table  # noqa: PLC0415  # see above
     from smart_eval.report import replay_table, table  # noqa: PLC0415
     from smart_eval.threats import EXPLAINED  # noqa: PLC0415
     from smart_eval.threats import table as threats_table  # noqa: PLC0415
 
     several = len(measured) > 1
-    house.print_wide(house.table(*table(measured), text_columns=1 + several))
+    if comparison is None:
+        house.print_wide(house.table(*table(measured[0]), text_columns=1))
+    else:
+        house.print_wide(house.table(*comparison_table(comparison), text_columns=3))
     if any(one.replay for one in measured):
         house.print_wide(house.table(*replay_table(measured), text_columns=2))
     corrupted = [(str(one.model), one.corruptions) for one in measured if one.corruptions is not None]

@@ -1,7 +1,8 @@
 """Accuracy on images that nobody attacked but that are not as they should be: noise, blur, brightness, JPEG.
 
-The kinds follow Hendrycks and Dietterich (2019, arXiv 1903.12261), the strengths do not: this is a small set of our
-own, so its figures compare with each other, not with those on CIFAR-10-C or ImageNet-C.
+The set that is made here follows Hendrycks and Dietterich (2019, arXiv 1903.12261) in its kinds and not in its
+strengths, so its figures compare with each other, not with those on CIFAR-10-C or ImageNet-C. What was published as
+files is read by `smart_eval.corrupted_files` and measured here too.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from smart_eval.measure import Paths, Run, chunk_seed, exactly
+from smart_eval.measure import Paths, Run, chunk_seed, exactly, seeded
 from smart_eval.records import Right
 from smart_runtime.pictures import check_pillow
-from smart_train.accuracy import Accuracy, classified_rightly, to_tensor
+from smart_train.accuracy import Accuracy, classified_rightly, to_tensor, wilson
 from smart_train.data.images import Labels, Pixels, Split
 from smart_train.masking.attack_mode import attack_mode
 
@@ -34,19 +35,28 @@ _Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Corruption:
+class Kind:
     """One kind of corruption.
 
     Attributes:
         name: in reports.
         parameter: what its strength is called, with its unit.
         strengths: by severity, 1 to 5.
-        change: images float32 (N, H, W, C) in [0, 1], strength and generator to images of that shape, in any range.
     """
 
     name: str
     parameter: str
     strengths: tuple[float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Corruption(Kind):
+    """One kind of corruption that is made here.
+
+    Attributes:
+        change: images float32 (N, H, W, C) in [0, 1], strength and generator to images of that shape, in any range.
+    """
+
     change: Callable[[_Floats, float, np.random.Generator], _Floats]
 
     def __call__(self, images: Pixels, *, severity: int, seed: int) -> Pixels:
@@ -112,13 +122,68 @@ CORRUPTIONS: tuple[Corruption, ...] = (
 )
 
 
+class CorruptedImages(Protocol):
+    """A set of corrupted images: the same ones under each kind, at each severity."""
+
+    @property
+    def name(self) -> str:
+        """Of the set: of kinds and strengths together."""
+
+    @property
+    def kinds(self) -> Sequence[Kind]:
+        """The kinds of corruption."""
+
+    @property
+    def labels(self) -> Labels:
+        """Of the images, int64 (N,)."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What results depend on beside the images that are measured without corruption, in values that JSON has."""
+
+    def images(self, kind: Kind, where: slice, *, severity: int, seed: int) -> Pixels:
+        """Return the images that ``where`` names, uint8 (n, H, W, C); ``seed`` is of what is random."""
+
+
+@dataclass(frozen=True)
+class OwnCorruptions:
+    """`CORRUPTIONS` of a split; raises MissingExtraError if Pillow is not installed."""
+
+    split: Split
+    name: str = SET
+
+    def __post_init__(self) -> None:
+        check_pillow(JPEG)
+
+    @property
+    def kinds(self) -> Sequence[Corruption]:
+        """See `CorruptedImages`."""
+        return CORRUPTIONS
+
+    @property
+    def labels(self) -> Labels:
+        """See `CorruptedImages`."""
+        return self.split.labels
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """See `CorruptedImages`."""
+        return {"set": SET}
+
+    def images(self, kind: Kind, where: slice, *, severity: int, seed: int) -> Pixels:
+        """See `CorruptedImages`."""
+        assert isinstance(kind, Corruption)
+        return kind(self.split.images[where], severity=severity, seed=seed)
+
+
 @dataclass(frozen=True)
 class Corrupted:
-    """Which images each path gets right under one corruption, by path, bool (N,)."""
+    """Which images of a ``set`` each path gets right under one corruption, by path, bool (N,)."""
 
-    corruption: Corruption
+    corruption: Kind
     severity: int
     right: Mapping[str, Right]
+    set: str = SET
 
     def accuracy(self, path: str) -> Accuracy:
         """Return the accuracy of a path."""
@@ -127,7 +192,7 @@ class Corrupted:
     def record(self) -> dict[str, Any]:
         """Return it for machines."""
         return {
-            "set": SET,
+            "set": self.set,
             "name": self.corruption.name,
             "severity": self.severity,
             "parameter": self.corruption.strengths[self.severity - 1],
@@ -136,33 +201,31 @@ class Corrupted:
         }
 
 
-STEPS = sum(len(corruption.strengths) for corruption in CORRUPTIONS)
-"""How often each image is classified by each path."""
+def steps(images: CorruptedImages) -> int:
+    """Return how often each image is classified by each path."""
+    return sum(len(kind.strengths) for kind in images.kinds)
 
 
-def measure_corruptions(net: Paths, split: Split, *, run: Run) -> list[Corrupted]:
-    """Return what each path gets right under each corruption of `CORRUPTIONS`, at each severity.
+def measure_corruptions(net: Paths, images: CorruptedImages, *, run: Run) -> list[Corrupted]:
+    """Return what each path gets right under each kind of ``images``, at each severity.
 
-    The arguments are those of `measure`; the noise is the same for each path and, but for its strength, each severity.
-
-    Raises:
-        MissingExtraError: Pillow is not installed.
+    The other arguments are those of `measure`; what is random is the same for each path and, but for its strength, each
+    severity.
     """
-    check_pillow(JPEG)
-    about = {**run.settings(split), "set": SET}
+    about = {**run.settings(images.labels), **images.about}
     results = []
     with exactly(), ExitStack() as held:
         models = {path: net.path(path) for path in net.path_names}
         for model in models.values():
             held.enter_context(attack_mode(model))
-        for corruption in CORRUPTIONS:
+        for corruption in images.kinds:
             for severity, strength in enumerate(corruption.strengths, start=1):
                 right: dict[str, list[Right]] = {path: [] for path in models}
-                for number, where in run.chunks(len(split)):
-                    labels = split.labels[where]
+                for number, where in run.chunks(len(images.labels)):
+                    labels = images.labels[where]
                     seed = chunk_seed(run.seed, corruption.name, number)
                     # Made once for all paths, and not at all where all is known.
-                    corrupted = cache(partial(corruption, split.images[where], severity=severity, seed=seed))
+                    corrupted = cache(partial(images.images, corruption, where, severity=severity, seed=seed))
                     for path, model in models.items():
                         key = {
                             **about,
@@ -172,31 +235,76 @@ def measure_corruptions(net: Paths, split: Split, *, run: Run) -> list[Corrupted
                             "parameter": strength,
                             "chunk": number,
                         }
-                        judge = partial(_right, model, corrupted, labels, device=run.device)
+                        judge = partial(_right, model, corrupted, labels, seed=seed, device=run.device)
                         right[path].append(run.records.of(key, count=len(labels), judge=judge))
                         run.done(path, f"{corruption.name} {severity}", len(labels))
                 found = {path: np.concatenate(parts) for path, parts in right.items()}
-                results.append(Corrupted(corruption, severity, found))
+                results.append(Corrupted(corruption, severity, found, images.name))
     return results
 
 
 def _right(
-    model: torch.nn.Module, corrupted: Callable[[], Pixels], labels: Labels, *, device: torch.device | str
+    model: torch.nn.Module, corrupted: Callable[[], Pixels], labels: Labels, *, seed: int, device: torch.device | str
 ) -> Right:
     images = to_tensor(torch.from_numpy(corrupted()).to(device))
-    right: Right = classified_rightly(model, images, torch.from_numpy(labels).to(device)).cpu().numpy()
+    with seeded(seed, device=device):
+        right: Right = classified_rightly(model, images, torch.from_numpy(labels).to(device)).cpu().numpy()
     return right
 
 
+@dataclass(frozen=True)
+class Mean:
+    """The mean accuracy of a path over all kinds and severities, each counting alike, as RobustBench counts it.
+
+    The interval is Wilson's of a fraction of so many images: no narrower than it should be, since the share of
+    corruptions that an image withstands varies less than right and wrong.
+    """
+
+    value: float
+    interval: tuple[float, float]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """It as plain values, for reports."""
+        return {"accuracy": self.value, "interval": list(self.interval)}
+
+
+def mean_of(found: Sequence[Corrupted], path: str) -> Mean:
+    """Return the mean accuracy of a path over all that was found."""
+    value = float(np.mean([one.accuracy(path).value for one in found]))
+    return Mean(value, wilson(value, len(found[0].right[path])))
+
+
+def mean_record(found: Sequence[Corrupted]) -> dict[str, Any]:
+    """Return the mean of each path for machines."""
+    return {
+        "set": found[0].set,
+        "kinds": len({one.corruption.name for one in found}),
+        "severities": len({one.severity for one in found}),
+        "examples": len(next(iter(found[0].right.values()))),
+        "paths": {path: mean_of(found, path).record for path in found[0].right},
+    }
+
+
 def table(measured: Sequence[tuple[str, Sequence[Corrupted]]]) -> tuple[str, list[str], list[list[str]]]:
-    """Return title, columns and rows for people, of models by name: a row for each path and kind."""
+    """Return title, columns and rows for people, of models by name: a row for each path and kind, and the mean."""
     several = len(measured) > 1
-    severities = [str(severity) for severity in range(1, len(CORRUPTIONS[0].strengths) + 1)]
+    severities = sorted({one.severity for _, found in measured for one in found})
     rows = []
     for model, found in measured:
         for path in found[0].right:
-            for corruption in CORRUPTIONS:
-                figures = [str(one.accuracy(path)) for one in found if one.corruption is corruption]
-                rows.append([*([model] if several else []), path, corruption.name, *figures])
-    columns = [*(["model"] if several else []), "path", "corruption", *severities]
-    return f"{SET}, by severity, 95% intervals", columns, rows
+            who = [*([model] if several else []), path]
+            for kind in dict.fromkeys(one.corruption for one in found):
+                own = [one for one in found if one.corruption is kind]
+                rows.append(
+                    [*who, kind.name, *(str(one.accuracy(path)) for one in own), f"{mean_of(own, path).value:.3f}"]
+                )
+            means = [mean_of([one for one in found if one.severity == severity], path) for severity in severities]
+            mean = mean_of(found, path)
+            low, high = mean.interval
+            rows.append(
+                [*who, "mean", *(f"{one.value:.3f}" for one in means), f"{mean.value:.3f}  [{low:.3f}, {high:.3f}]"]
+            )
+    columns = [*(["model"] if several else []), "path", "corruption", *map(str, severities), "mean"]
+    sets = ", ".join(dict.fromkeys(found[0].set for _, found in measured))
+    return f"{sets}, by severity, 95% intervals", columns, rows

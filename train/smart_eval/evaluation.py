@@ -2,188 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from smart_common.errors import alternatives, shortened
-from smart_common.names import printable
 from smart_common.version import version
 from smart_devices.python_environment import version_of
-from smart_eval.attacks.base import NamedAttack
-from smart_eval.attacks.table import parse_attacks
 from smart_eval.checks import judge
-from smart_eval.corruptions import JPEG, STEPS, measure_corruptions
-from smart_eval.examination import eps_curve, examine_network, work
+from smart_eval.comparison import Saved, to_measure
+from smart_eval.corruptions import measure_corruptions
+from smart_eval.examination import eps_curve, examine_network
 from smart_eval.measure import Run, measure
-from smart_eval.models import OpenModel, open_bundle, open_checkpoint, read_source
+from smart_eval.models import open_bundle, open_checkpoint, read_source
 from smart_eval.records import Records, Shards, join_shards
 from smart_eval.report import Measured
-from smart_eval.threats import measure_threats, sources, strongest_pgd
+from smart_eval.subjects import EvalOptions, Subject, images_of
+from smart_eval.threats import measure_threats, strongest_pgd
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey, public_key
 from smart_runtime.engines import REFERENCE_ENGINE
-from smart_runtime.pictures import check_pillow
-from smart_train.accuracy import some_indices
-from smart_train.attacks import Attack
 from smart_train.checkpoint.format import Checkpoint, load_checkpoint
-from smart_train.chunks import enough_memory, usual_chunk
-from smart_train.data.images import ImageSet, Split
-from smart_train.data.load import NAMED, data_spec, load_data, wanted_size
+from smart_train.chunks import enough_memory
+from smart_train.data.images import ImageSet
+from smart_train.data.load import load_data
 from smart_train.data.source import Advance, Progress, no_progress
-from smart_train.errors import ConfigError, DataError
-from smart_train.training.config import DEVICES
 
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 
 ModelLike: TypeAlias = str | os.PathLike[str] | Checkpoint | Bundle
 """A checkpoint or a bundle, or where it is."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One model with what it is measured by.
-
-    Attributes:
-        model: opened.
-        images: its test split is measured on.
-        eps: radius of all attacks, in pixel units.
-        attacks: as they are made on it.
-        indices: of the test images, int64 (N,); None for all.
-        chunk: images that are attacked together.
-        threats: whether images made on one path are tried on the others.
-        corrupted: whether it is measured on corrupted images too.
-        checked: whether hidden gradients are looked for.
-    """
-
-    model: OpenModel
-    images: ImageSet
-    eps: float
-    attacks: Sequence[NamedAttack]
-    indices: npt.NDArray[np.int64] | None
-    chunk: int
-    threats: bool
-    corrupted: bool
-    checked: bool
-
-    @property
-    def split(self) -> Split:
-        """The test images to measure on."""
-        test = self.images.test
-        return test if self.indices is None else Split(test.images[self.indices], test.labels[self.indices])
-
-    @property
-    def chosen(self) -> str | None:
-        """A digest of which test images they are; None for all."""
-        return None if self.indices is None else hashlib.blake2b(self.indices.tobytes(), digest_size=8).hexdigest()
-
-    @property
-    def work(self) -> int:
-        """Images to classify or attack, over all paths."""
-        paths, images = self.model.net.path_names, len(self.split)
-        each = 1 + len(self.attacks) + STEPS * self.corrupted
-        checks = len(paths) * work(images, eps=self.eps) if self.checked else 0
-        return images * (len(paths) * each + len(sources(paths)) * self.threats) + checks
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """What is wanted of every model.
-
-    Attributes:
-        attack: names with commas as ``--attack`` takes them: ``clean,pgd50x5,autoattack``; by default PGD, and Square
-            on a bundle whose source is not given.
-        eps: radius in pixel units, in [0, 1]; by default what the model was trained for.
-        steps: of the attack ``pgd``.
-        restarts: likewise.
-        step_size: of PGD, in pixel units; by default 2.5 eps / steps.
-        examples: that many test images, chosen by the seed; by default all.
-        seed: of attacks and of the choice of images.
-        chunk: images that are attacked together; by default what fits a fixed memory.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        corruptions: measure on noisy, blurred, brighter and compressed images too.
-        threats: try images made on one path on the others.
-        checks: look for hidden gradients.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    attack: str | None = None
-    eps: float | None = None
-    steps: int = 20
-    restarts: int = 1
-    step_size: float | None = None
-    examples: int | None = None
-    seed: int = 0
-    chunk: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    corruptions: bool = False
-    threats: bool = True
-    checks: bool = True
-
-    def __post_init__(self) -> None:
-        if self.attack is not None and not isinstance(self.attack, str):
-            raise ConfigError(
-                f"expected attacks in one text with commas, as in 'clean,pgd50x5', got {self.attack!r:.60}"
-            )
-        if self.device not in DEVICES:
-            raise ConfigError(f"unknown device {alternatives(str(self.device), DEVICES)}")
-        for name, least in (("chunk", 1), ("seed", 0)):  # the others are checked where they meet images and attacks
-            value = getattr(self, name)
-            if value is not None and not least <= value < 2**32:
-                raise ConfigError(f"expected {name} of {least} or more, below 2**32, got {value}")
-
-    @property
-    def accelerator(self) -> str:
-        """``cpu`` or ``cuda``; raises ConfigError if a GPU is asked for and there is none."""
-        available = torch.cuda.is_available()
-        if self.device == "cuda" and not available:
-            raise ConfigError("torch cannot use a CUDA device here; use --device cpu")
-        return "cuda" if available and self.device != "cpu" else "cpu"
-
-    def subject(self, model: OpenModel, images: ImageSet) -> Subject:
-        """Return ``model`` with what it is to be measured by.
-
-        Raises:
-            ConfigError: an attack cannot be made on it, or there are too few images.
-            MissingExtraError: an attack needs pyautoattack, which is not installed.
-        """
-        eps = model.eps if self.eps is None else self.eps
-        Attack(eps=eps)  # checks the range, where there is no attack to check it too
-        attacks = model.attacks(
-            parse_attacks(
-                model.usual_attack if self.attack is None else self.attack,
-                eps=eps,
-                steps=self.steps,
-                restarts=self.restarts,
-                step_size=self.step_size,
-                classes=len(model.class_names),
-            )
-        )
-        total, made_on = len(images.test), model.made_on
-        return Subject(
-            model,
-            images,
-            eps,
-            attacks,
-            None if self.examples is None else some_indices(total, self.examples, seed=self.seed),
-            self.chunk or usual_chunk([*made_on.values()], model.input_shape, device=self.accelerator),
-            threats=self.threats and bool(attacks) and len(made_on) > 1,
-            corrupted=self.corruptions,
-            checked=self.checks and bool(attacks) and model.kind == "checkpoint",
-        )
 
 
 @dataclass(frozen=True)
@@ -239,11 +92,12 @@ def _attacked(subject: Subject, run: Run) -> Measured:
         attacks=attacks,
         right=right,
         labels=split.labels,
+        data={"kind": subject.images.kind, "digest": subject.images.digest},
         seed=run.seed,
         chunk=subject.chunk,
         indices=subject.indices,
         threats=threats,
-        corruptions=measure_corruptions(model.net, split, run=run) if subject.corrupted else None,
+        corruptions=None if subject.corrupted is None else measure_corruptions(model.net, subject.corrupted, run=run),
     )
 
 
@@ -276,7 +130,7 @@ def evaluate(
     model: ModelLike,
     *,
     data: str | os.PathLike[str] | ImageSet | None = None,
-    options: EvalOptions = EvalOptions(),  # it is frozen
+    options: EvalOptions = EvalOptions(),  # noqa: B008  # it is frozen
     source: str | os.PathLike[str] | Checkpoint | None = None,
     engine: str = REFERENCE_ENGINE,
 ) -> Measured:
@@ -317,8 +171,11 @@ def evaluate_all(
     read_data: Callable[..., ImageSet] = load_data,
     progress: Progress = no_progress,
     after: Callable[[Subject, torch.device], None] = lambda _, __: None,
+    saved: Sequence[Saved] = (),
 ) -> Evaluation:
     """Measure models one after the other; all are opened and checked before the first is attacked.
+
+    Several must share data and attacks.
 
     Args:
         models: checkpoints and bundles, or where they are.
@@ -333,9 +190,11 @@ def evaluate_all(
         read_data: reads a data set by its name, and a folder's pictures at an ``image_size`` of (height, width).
         progress: a context for a bar of ``total`` images, which gives what moves it on.
         after: called with each model when it is measured and still on the device, by the first process only.
+        saved: results that the models are compared with; a model that is among them is not measured again.
 
     Raises:
-        ConfigError: the options do not fit a model or this machine, nobody says which data, or memory is short.
+        ConfigError: the options do not fit a model or this machine, nobody says which data, models differ in data or
+            attacks, or memory is short.
         DataError: the data is damaged, missing or of another form than the network.
         CheckpointError: a file is no checkpoint.
         BundleError, SignatureError, EngineError: a bundle cannot be opened or run.
@@ -343,8 +202,6 @@ def evaluate_all(
         OSError: the system cannot read or write a file.
     """
     accelerator = options.accelerator
-    if options.corruptions:
-        check_pillow(JPEG)  # what is missing is missed now, not after an hour of attacks
     key = public_key(trust)
     origin = None if source is None else read_source(source, load=read_checkpoint)
     read = cache(read_data)
@@ -357,7 +214,8 @@ def evaluate_all(
             else:
                 file = Path("checkpoint" if isinstance(one, Checkpoint) else one)
                 model = open_checkpoint(read_source(one, load=read_checkpoint), file=file)
-            subjects.append(options.subject(model, _images(model, data, read=read)))
+            subjects.append(options.subject(model, images_of(model, data, read=read)))
+        subjects = to_measure(subjects, saved)
         shards = join_shards(accelerator)
         device = shards.device or torch.device(accelerator)
         records = stack.enter_context(Records(output, resume=resume, shards=shards))
@@ -370,30 +228,3 @@ def evaluate_all(
                 after(subject, device)
             subject.model.net.to("cpu")  # a GPU holds one at a time
     return Evaluation(measured, device, shards)
-
-
-def _images(
-    model: OpenModel, data: str | os.PathLike[str] | ImageSet | None, *, read: Callable[..., ImageSet]
-) -> ImageSet:
-    """Return what to measure ``model`` on; warn if it is not what it was trained on."""
-    record = model.training.get("data")
-    record = record if isinstance(record, dict) else {}
-    trained_on = shortened(str(record.get("kind", "other data")))  # of a bundle it may be anything
-    if data is None and trained_on not in NAMED:
-        raise ConfigError(f"{model.model} was trained on {trained_on}, which no name tells; give the same as --data")
-    if isinstance(data, ImageSet):
-        images = data
-    else:
-        spec = data_spec(data or trained_on)
-        images = read(spec, image_size=wanted_size(spec, input_shape=model.input_shape))
-    if images.shape != model.input_shape or len(images.class_names) != len(model.class_names):
-        raise DataError(
-            f"expected images {model.input_shape} of {len(model.class_names)} classes as the network was "
-            f"trained on, got {images.shape} of {len(images.class_names)}; give the data it was trained on"
-        )
-    if images.digest != record.get("digest"):
-        _log.warning(
-            "warning: these are not the very images of the training of %s: test images may have been trained on",
-            printable(str(model.model)),
-        )
-    return images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,7 +60,7 @@ class Run:
     device: torch.device | str = "cpu"
     done: Callable[[str, str, int], None] = lambda _, __, ___: None
 
-    def settings(self, split: Split) -> dict[str, Any]:
+    def settings(self, split: Sized) -> dict[str, Any]:
         """Return what all results on ``split`` depend on."""
         return {**self.about, "seed": self.seed, "chunk_size": self.chunk, "examples": len(split)}
 
@@ -123,11 +123,25 @@ def in_chunks(
         right = run.records.of(
             {**key, "chunk": number, **of_chunk(where)},
             count=where.stop - where.start,
-            judge=partial(result, where, chunk_seed(run.seed, key["attack"], number)),
+            judge=partial(_judged, result, where, chunk_seed(run.seed, key["attack"], number), device=run.device),
         )
         found.append(right)
         run.done(key["path"], key["attack"], len(right))
     return np.concatenate(found)
+
+
+def _judged(result: Callable[[slice, int], Right], where: slice, seed: int, *, device: torch.device | str) -> Right:
+    with seeded(seed, device=device):
+        return result(where, seed)
+
+
+@contextmanager
+def seeded(seed: int, *, device: torch.device | str) -> Iterator[None]:
+    """Run a block with torch's global generators seeded, which networks that are randomised draw from."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
 
 
 def settings(attack: NamedAttack | None) -> dict[str, Any]:

@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from smart_common.errors import shortened
 from smart_common.files import digest_and_value
 from smart_common.mask_info import MaskInfo
+from smart_common.names import printable
 from smart_common.roles import Role
-from smart_eval.attacks.base import NamedAttack, Transferred
+from smart_eval.attacks.base import DRAWS, NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
+from smart_eval.costs import Cost, cost_of_bundle, cost_of_network
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -31,6 +34,7 @@ from smart_train.errors import ConfigError
 from smart_train.masking.accounting import densities
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork
+from smart_train.methods import METHODS, load_method
 
 WHITE_BOX = (
     "White-box: the attacker knows the network, its weights and which path runs, and changes each pixel by at most eps "
@@ -47,7 +51,12 @@ FROM_SOURCE = (
     "(L-infinity, pixels in [0, 1]), and tried on the graph; Square alone is made on the graph, by its scores. Who "
     "follows the graph's own rounding may break more."
 )
+RANDOMISED = (
+    f"it draws random numbers in each call: attacks follow the mean over {DRAWS} calls, one call judges each image, "
+    "and neither checks for hidden gradients nor attacks from other paths are made"
+)
 _FEW = 8
+_MOST_STEPS = 10**6  # of an attack: no training had more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +71,14 @@ class Facts:
         threat_model: a sentence of what the attacker knows and may do.
         precision: that it computes in.
         engine: what computes it.
-        notes: what to know about a bundle on the engine that measures it, a sentence each.
+        notes: what to know about how it is measured, of a bundle about its engine, a sentence each.
         replay: what a bundle makes of the samples of its source, by path; None without one.
         roles: what each path is for; one that has none here has its name's (`smart_common.roles`).
         masks: how they were found and what the paths keep and share, in the document's values; None if nothing says it.
+        randomised: whether a path draws random numbers in each call, so that attacks follow the mean of many.
+        cost: parameters, multiply-accumulates and bytes of each path.
+        method: that it was trained with, None where nothing says.
+        forwards: what one training image cost, in forward passes of the network; None where nothing says.
     """
 
     model: Path
@@ -79,6 +92,10 @@ class Facts:
     replay: Mapping[str, Replay] | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     masks: Mapping[str, Any] | None = None
+    randomised: bool = False
+    cost: Cost
+    method: str | None = None
+    forwards: float | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -123,8 +140,11 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
         """Return ``attacks`` as they are made here: on the paths themselves, or on the source where graphs have none.
 
         Raises:
-            ConfigError: one of them needs gradients, and there are none.
+            ConfigError: one of them needs gradients, and there are none; or a path is randomised, and there is no
+                version for that.
         """
+        if self.randomised:
+            return [attack.for_randomised() for attack in attacks]
         if self.kind == "checkpoint":
             return list(attacks)
         blind = next((one.name for one in attacks if one.needs_gradients), None)
@@ -166,12 +186,14 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
     if checkpoint.architecture == CUSTOM:
         own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
     net = checkpoint.net
+    made_on = {path: net.path(path) for path in net.path_names}
+    randomised = any(getattr(path, "randomised", False) for path in made_on.values())
     return OpenModel(
         model=file,
         kind="checkpoint",
         threat_model=WHITE_BOX,
         net=net,
-        made_on={path: net.path(path) for path in net.path_names},
+        made_on=made_on,
         digest=source.digest,
         about={"model": source.digest, **own},
         input_shape=checkpoint.input_shape,
@@ -180,6 +202,10 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
         recorded_eps=checkpoint.samples.eps,
         roles={path: checkpoint.role(path) for path in net.path_names},
         masks=_masks_of_checkpoint(checkpoint),
+        randomised=randomised,
+        cost=cost_of_network(net, input_shape=checkpoint.input_shape),
+        **_trained(checkpoint.training),
+        notes=(RANDOMISED,) if randomised else (),
     )
 
 
@@ -240,7 +266,24 @@ def open_bundle(
         else _masks_record(
             manifest.masks, {name: (graph.density, graph.parameter_density) for name, graph in manifest.paths.items()}
         ),
+        cost=cost_of_bundle(manifest),
+        **_trained(manifest.training),
     )
+
+
+def _trained(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return method, with what must be said beside its figures, and forwards, of a record that may come from anyone."""
+    name, attack = training.get("method"), training.get("attack")
+    if not isinstance(name, str) or not name.strip():
+        return {}
+    if name not in METHODS:
+        return {"method": shortened(printable(name))}
+    method = load_method(name)
+    steps = attack.get("steps") if isinstance(attack, Mapping) else None
+    return {
+        "method": f"{name} ({method.caveat})" if method.caveat else name,
+        "forwards": float(method.forwards(steps)) if type(steps) is int and 0 <= steps < _MOST_STEPS else None,
+    }
 
 
 def _parameters_digest(net: SmartNetwork) -> str:

@@ -15,7 +15,7 @@ from smart_eval.attacks.base import NamedAttack
 from smart_eval.attacks.pgd import as_pgd
 from smart_eval.attacks.table import CLEAN
 from smart_eval.checks import Check
-from smart_eval.corruptions import Corrupted
+from smart_eval.corruptions import Corrupted, mean_record
 from smart_eval.models import Facts
 from smart_eval.records import Right
 from smart_eval.threats import Threats
@@ -32,6 +32,7 @@ class Measured(Facts):
         attacks: that were made.
         right: by path, by attack, ``clean`` included, which images were right, bool (N,).
         labels: of the images, int64 (N,).
+        data: kind and digest of the data set.
         seed: of the attacks and of the choice of images.
         chunk: images that were attacked together; with the seed it determines all that is random.
         indices: of the test images that were chosen, None for all.
@@ -45,6 +46,7 @@ class Measured(Facts):
     attacks: Sequence[NamedAttack]
     right: Mapping[str, Mapping[str, Right]]
     labels: Labels
+    data: Mapping[str, str]
     seed: int
     chunk: int
     indices: npt.NDArray[np.int64] | None
@@ -101,10 +103,15 @@ class Measured(Facts):
             "digest": self.digest,
             "precision": self.precision,
             "engine": self.engine,
+            "method": self.method,
+            "forwards_per_image": self.forwards,
+            "cost": self.cost.record,
+            "data": dict(self.data),
             "attacks": [{**attack.record(), "description": attack.description} for attack in self.attacks],
             "eps": self.eps,
             "norm": "Linf",
             "threat_model": self.threat_model,
+            "randomised": self.randomised,
             "examples": self.examples,
             "example_indices": None if self.indices is None else self.indices.tolist(),
             "seed": self.seed,
@@ -116,8 +123,16 @@ class Measured(Facts):
             **({} if self.masks is None else {"masks": self.masks}),
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
-            **({} if self.corruptions is None else {"corruptions": [one.record() for one in self.corruptions]}),
+            **self._corrupted(),
             **self._checked(),
+        }
+
+    def _corrupted(self) -> dict[str, Any]:
+        if self.corruptions is None:
+            return {}
+        return {
+            "corruptions": [one.record() for one in self.corruptions],
+            "corruptions_mean": mean_record(self.corruptions),
         }
 
     def _checked(self) -> dict[str, Any]:
@@ -158,7 +173,7 @@ def _clean_and_worst(clean: Accuracy, worst: Accuracy) -> dict[str, Any]:
 def document(measured: Sequence[Measured]) -> dict[str, Any]:
     """Return all models for machines; of a single one its own keys stand at the top too, as before there were more."""
     models = [one.document() for one in measured]
-    if len(measured) > 1:
+    if len(measured) != 1:
         return {"models": models}
     (one,), (only,) = measured, models
     pgd = as_pgd(one.attacks[0]) if len(one.attacks) == 1 else None
@@ -178,29 +193,25 @@ def _ran(one: Measured) -> str:
     return f"{one.model} ({f'{one.precision} graphs, {one.engine}' if one.kind == 'bundle' else 'fp32 masked paths'})"
 
 
-def table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:
-    """Return title, columns and rows for people; a model has no figure under an attack that was not made on it.
+def table(one: Measured) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, columns and rows of one model for people; of several `smart_eval.comparison.table` does.
 
     A path with ``(!)`` is not to be relied on under attack; `Measured.warnings` says why.
     """
-    first = measured[0]
-    names = list(dict.fromkeys(name for one in measured for name in one.names))
-    several = len(measured) > 1
-    radii = {f"{one.eps:.4g}" for one in measured}
-    counts = {str(one.examples) for one in measured}
     title = (
-        f"{f'{len(measured)} models' if several else _ran(first)}: {', '.join(sorted(counts))} test images, "
-        f"{', '.join(names[1:]) or 'no attack'}, eps {', '.join(sorted(radii))}, seed {first.seed}, 95% intervals"
+        f"{_ran(one)}: {one.examples} test images, {', '.join(one.names[1:]) or 'no attack'}, eps {one.eps:.4g}, seed "
+        f"{one.seed}, 95% intervals"
     )
-    worst = ["worst of all"] if len(names) > 2 else []
-    columns = [*(["model"] if several else []), "path", *names, *worst]
-    rows = []
-    for one in measured:
-        for path in one.right:
-            figures = [str(one.accuracy(path, name)) if name in one.names else "" for name in names]
-            marked = f"{path} (!)" if path in one.warnings else path
-            rows.append([*([_ran(one)] if several else []), marked, *figures, *[str(one.worst(path))] * len(worst)])
-    return title, columns, rows
+    worst = ["worst of all"] if len(one.names) > 2 else []
+    rows = [
+        [
+            f"{path} (!)" if path in one.warnings else path,
+            *(str(one.accuracy(path, name)) for name in one.names),
+            *[str(one.worst(path))] * len(worst),
+        ]
+        for path in one.right
+    ]
+    return title, ["path", *one.names, *worst], rows
 
 
 def replay_table(measured: Sequence[Measured]) -> tuple[str, list[str], list[list[str]]]:

@@ -32,7 +32,7 @@ from smart_train.choices import (
 from smart_train.data.cli import ImageSize, data_options
 from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
-from smart_train.options import NORMALISATIONS
+from smart_train.options import NORMALISATIONS, parse_init
 from smart_train.training.recipe import RECIPE, Value, read_recipe
 
 # Of one call, or of one machine, and not of a training: a recipe, which may be a stranger's, chooses no files.
@@ -101,6 +101,8 @@ def _in_recipe(name: str, value: Any) -> Value:
     if name == "image_size":
         return "x".join(map(str, value))
     if isinstance(value, tuple | list):
+        if name == "init":
+            value = [f"{path}={file.absolute()}" for path, file in parse_init(value).items()]
         return dict(pair.partition("=")[::2] for pair in value)
     if isinstance(value, Path) or (name == "target" and value.endswith(".json")):
         return str(Path(value).absolute())
@@ -159,6 +161,8 @@ def _set_defaults(ctx: click.Context, values: Mapping[str, Value], path: Path, *
 
 def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
     """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
+    if option.name == "init" and isinstance(value, str):  # kept so when there was one file for all paths
+        return [value]
     if option.multiple:
         if isinstance(value, str | int | float):
             raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
@@ -230,15 +234,17 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument of the network: width=32.")
 @click.option(
     "--init",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Start from these weights of the network: a state dict of torch.save or .safetensors, for other classes too.",
+    multiple=True,
+    metavar="[PATH=]FILE",
+    help="Start from these weights of the network: a state dict of torch.save or .safetensors, for other classes too, "
+    "or a published file of a residual network. --init a.pt --init robust=b.pt starts the batch norms of path robust "
+    "from another file; all other weights are shared, and from the one without PATH, or the first.",
 )
 @click.option(
     "--normalize",
     metavar="HOW",
     help=f"What to normalise images by: {NORMALISATIONS} (0.5/0.25; commas between channels).  [default: what "
-    "published weights expect, with --init of torchvision: and timm:, else data]",
+    "published weights expect, with --init of torchvision: and timm: or where the file says it, else data]",
 )
 @click.option("--structure", default="channel", metavar="NAME", help=f"What masks remove: {STRUCTURES}.")
 @click.option(

@@ -20,7 +20,7 @@ def print_result(result: BuildResult, found: dict[str, Any]) -> None:
     target = result.target
     title = f"{result.bundle}: {result.precision} for {target.name}, {show.verdict(result)}"
     house.console().print(house.table(title, *show.graph_table(found)))
-    print_lines(result.masks.lines())
+    print_lines([] if result.masks is None else result.masks.lines())
     print_lines(show.gate_lines(result))
     estimates = show.expectations(result)
     print_lines(show.expected_lines(estimates))

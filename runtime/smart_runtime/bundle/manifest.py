@@ -141,7 +141,8 @@ class Manifest:
 
     ``reference`` is None in bundles of before smart-edge kept scores in them, ``masks`` of before it described masks.
     ``recipe`` is the one that its int8 graphs were quantised by, None for other precisions. ``paths`` keeps the
-    manifest's order; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
+    manifest's order; ``shares`` is what they have in common: ``weights``, or ``nothing`` where each is a network of its
+    own; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
     """
 
     package_name: str
@@ -154,6 +155,7 @@ class Manifest:
     quantization: JsonObject | None
     gate: JsonObject | None
     default_path: str
+    shares: str
     input: InputSpec
     output: OutputSpec
     preprocessing: Preprocessing
@@ -255,6 +257,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         quantization=None if quantization is None else quantization.raw,
         gate=ours.optional_object("gate"),
         default_path=default_path,
+        shares=ours.choice("shares", ["weights", "nothing", None]) or "weights",  # older ones do not say
         input=InputSpec(
             name=image.string("name"),
             channels=channels,

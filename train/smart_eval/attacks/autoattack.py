@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from smart_common.errors import MissingExtraError, alternatives
-from smart_eval.attacks.base import NamedAttack
+from smart_eval.attacks.base import DRAWS, NamedAttack
 from smart_train.attacks import Attack, Model
 from smart_train.errors import ConfigError
 
@@ -25,8 +25,12 @@ _PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **{part: (part,) for part in ("apgd-ce", "apgd-t", "fab-t", SQUARE)},
     }
 )
+_RANDOMISED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {AUTOATTACK: ("apgd-ce", "apgd-dlr"), "apgd-ce": ("apgd-ce",)}  # AutoAttack's version "rand"
+)
 _TARGETS = 9  # classes that the targeted attacks try, or all others where there are fewer
 FEWEST_CLASSES = 4  # that the loss of apgd-t is made for: it takes the difference of the first and third-best score
+_FEWEST = MappingProxyType({"apgd-t": FEWEST_CLASSES, "apgd-dlr": 3})  # its loss divides by the same difference
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class AutoAttackParts(NamedAttack):
 
     pyautoattack, the authors' code, does it: APGD-CE with 100 steps, APGD-T and FAB-T against 9 targets, and Square
     with 5,000 queries, each on what the ones before left, as `AutoAttack._set_version` sets the standard version.
-    ``queries`` are Square's.
+    ``queries`` are Square's. With several ``draws`` it is the version for randomised networks, ``rand``: APGD on the
+    cross-entropy and on the difference of logits ratio, each along the mean gradient of so many calls.
 
     Raises:
         ConfigError: there is no such part, or eps is out of range.
@@ -44,6 +49,7 @@ class AutoAttackParts(NamedAttack):
     name: str
     eps: float
     queries: int = 5000
+    draws: int = 1
 
     def __post_init__(self) -> None:
         if self.name not in _PARTS:
@@ -51,10 +57,16 @@ class AutoAttackParts(NamedAttack):
         Attack(eps=self.eps)  # checks the range
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that are run, in order."""
+        return (_RANDOMISED if self.draws > 1 else _PARTS)[self.name]
+
+    @property
     def description(self) -> str:
         """See `NamedAttack.description`."""
         queries = f", Square with up to {self.queries:,} queries an image" if self.uses_queries else ""
-        return f"of AutoAttack: {', '.join(_PARTS[self.name])}{queries}"
+        draws = f", along the mean gradient of {self.draws} calls" if self.draws > 1 else ""
+        return f"of AutoAttack: {', '.join(self.parts)}{queries}{draws}"
 
     @property
     def needs_gradients(self) -> bool:
@@ -64,20 +76,27 @@ class AutoAttackParts(NamedAttack):
     @property
     def uses_queries(self) -> bool:
         """Square, and AutoAttack, which ends with it."""
-        return SQUARE in _PARTS[self.name]
+        return SQUARE in self.parts
 
     def record(self) -> dict[str, Any]:
         """See `NamedAttack.record`."""
         queries = {"queries": self.queries} if self.uses_queries else {}
-        return {**super().record(), "parts": list(_PARTS[self.name]), **queries}
+        draws = {"draws": self.draws} if self.draws > 1 else {}
+        return {**super().record(), "parts": list(self.parts), **queries, **draws}
+
+    def for_randomised(self) -> NamedAttack:
+        """See `NamedAttack.for_randomised`."""
+        return replace(self, draws=DRAWS) if self.name in _RANDOMISED else super().for_randomised()
 
     def check_ready(self, *, classes: int) -> None:
         """See `NamedAttack.check_ready`."""
         _pyautoattack()
-        if classes < FEWEST_CLASSES and "apgd-t" in _PARTS[self.name]:
+        fewest = max(_FEWEST.get(part, 0) for part in self.parts)
+        if classes < fewest:
+            others = "apgd-ce" if self.draws > 1 else "apgd-ce,fab-t,square"
             raise ConfigError(
-                f"expected {FEWEST_CLASSES} or more classes for {self.name}, whose targeted attack needs them, got "
-                f"{classes}; use --attack apgd-ce,fab-t,square"
+                f"expected {fewest} or more classes for {self.name}, whose losses need them, got {classes}; use "
+                f"--attack {others}"
             )
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
@@ -100,12 +119,13 @@ class AutoAttackParts(NamedAttack):
                 norm="Linf",
                 eps=self.eps,
                 version="custom",
-                attacks=list(_PARTS[self.name]),
+                attacks=list(self.parts),
                 seed=seed,
                 device=images.device,
             )
             attack.square.n_queries = self.queries
             attack.apgd.n_restarts = attack.fab.n_restarts = 1
+            attack.apgd.eot_iter = self.draws
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(_TARGETS, classes - 1)
             found: Tensor
             found, _ = attack.run_standard_evaluation(images, labels, batch_size=len(labels))

@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from smart_train.attacks import Model
+from smart_train.errors import ConfigError
+
+DRAWS = 20
+"""How often a randomised network is run for each gradient (see `NamedAttack.for_randomised`), as in the version of
+AutoAttack for such networks."""
 
 
 class NamedAttack(ABC):
@@ -54,6 +59,19 @@ class NamedAttack(ABC):
             ConfigError: the classes are too few.
             MissingExtraError: a library is not installed.
         """
+
+    def for_randomised(self) -> NamedAttack:
+        """Return what attacks a network that draws random numbers in each call.
+
+        It follows the mean gradient over `DRAWS` calls: expectation over transformation, EOT (Athalye et al. 2018,
+        arXiv 1707.07397). A single draw misleads an attack, which makes the network look more robust than it is.
+
+        Raises:
+            ConfigError: there is no such version.
+        """
+        raise ConfigError(
+            f"{self.name} has no version for networks that draw random numbers; use --attack pgd, apgd-ce or autoattack"
+        )
 
     @abstractmethod
     def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from smart_eval.attacks.base import NamedAttack, Transferred
+from smart_eval.attacks.base import DRAWS, NamedAttack, Transferred
 from smart_train.attacks import Attack, Model
 
 
 @dataclass(frozen=True)
 class Pgd(NamedAttack):
-    """PGD with restarts (Madry et al. 2018, arXiv 1706.06083); any iterate may break an image."""
+    """PGD with restarts (Madry et al. 2018, arXiv 1706.06083); any iterate may break an image.
+
+    With several ``draws`` it climbs the mean loss of as many calls in each step, and the last iterate counts.
+    """
 
     attack: Attack
+    draws: int = 1
 
     @property
     def name(self) -> str:
@@ -34,21 +38,33 @@ class Pgd(NamedAttack):
         attack = self.attack
         return (
             f"projected gradient descent, {attack.steps} steps of {attack.step:.4g} from each of {attack.restarts} "
-            f"random start(s)"
+            f"random start(s)" + (f", on the mean loss of {self.draws} calls" if self.draws > 1 else "")
         )
 
     def record(self) -> dict[str, Any]:
         """See `NamedAttack.record`."""
         attack = self.attack
-        return {**super().record(), "steps": attack.steps, "restarts": attack.restarts, "step_size": attack.step}
+        figures = {"steps": attack.steps, "restarts": attack.restarts, "step_size": attack.step}
+        return {**super().record(), **figures, **({"draws": self.draws} if self.draws > 1 else {})}
+
+    def for_randomised(self) -> Pgd:
+        """See `NamedAttack.for_randomised`."""
+        return replace(self, draws=DRAWS)
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """See `NamedAttack.__call__`."""
+        if self.draws > 1:
+            return self.for_transfer(model, images, labels, seed=seed)
         return self.attack.run(model, images, labels, generator=_generator(images, seed), early_stop=True)
 
     def for_transfer(self, model: Model, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Run all steps, whatever ``model`` says on the way."""
-        return self.attack.run(model, images, labels, generator=_generator(images, seed))
+
+        def drawn(images: Tensor) -> Tensor:
+            return torch.stack([model(images) for _ in range(self.draws)], dim=2)
+
+        victim = drawn if self.draws > 1 else model
+        return self.attack.run(victim, images, labels, generator=_generator(images, seed))
 
 
 def named_pgd(_: str, eps: float, *, steps: int, restarts: int, step_size: float | None) -> Pgd:

@@ -101,6 +101,31 @@ class Included:
     benches: Sequence[Bench] = ()
     exports: Sequence[Export] = ()
 
+    def speeds_of(self, digest: str) -> dict[str, Speed]:
+        """Return what was measured of the graphs of a bundle or, as an export says, of a checkpoint, by graph.
+
+        Of several bundles of one checkpoint the fp32 one counts, since accuracies are measured in fp32.
+        """
+        own = {digest, *(one.bundle_digest for one in self.exports if one.checkpoint_digest == digest)}
+        return best_of([row for bench in self.benches for row in bench.rows if row.digest in own and row.digest])
+
+    def bytes_of(self, digest: str) -> dict[str, int]:
+        """Return the bytes of the graphs that were made of a checkpoint, by graph; of several the fp32 ones count."""
+        own = [one for one in self.exports if one.checkpoint_digest == digest]
+        return {
+            graph.name: graph.bytes
+            for one in sorted(own, key=lambda one: one.precision == "fp32")
+            for graph in one.graphs
+        }
+
+
+def best_of(rows: Sequence[Speed]) -> dict[str, Speed]:
+    """Return one row a graph, the first in fp32 where there is one."""
+    best: dict[str, Speed] = {}
+    for row in sorted(rows, key=lambda row: row.precision not in {"fp32", None}):  # stable: the first given wins
+        best.setdefault(row.graph, row)
+    return best
+
 
 def read_included(files: Sequence[Path]) -> Included:
     """Return what the files hold, each told by its keys.

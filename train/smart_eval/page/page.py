@@ -21,12 +21,14 @@ from smart_common.units import si
 from smart_common.version import version
 from smart_devices.cpu import cpu_model
 from smart_devices.python_environment import version_of
-from smart_eval.evaluation import Subject
+from smart_eval.comparison import Comparison
 from smart_eval.page import plots
 from smart_eval.page.figures import data_uri, latency, percent, points, radius, span
-from smart_eval.page.included import Included, read_included
+from smart_eval.page.included import read_included
 from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
+from smart_eval.page.sorting import sorting
 from smart_eval.page.subject import Report, suspect, tried_more, under_attack
+from smart_eval.subjects import Subject
 from smart_train.errors import ConfigError
 
 _PAGE = b"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "  # what the template begins with
@@ -66,7 +68,9 @@ ENVIRONMENT.filters.update(
     si=si,
     span=span,
 )
-ENVIRONMENT.globals.update(plots=plots, suspect=suspect, tried_more=tried_more, under_attack=under_attack)
+ENVIRONMENT.globals.update(
+    plots=plots, sorting=sorting, suspect=suspect, tried_more=tried_more, under_attack=under_attack
+)
 
 
 class PageOutput:
@@ -85,7 +89,7 @@ class PageOutput:
         if file is not None:
             _check_place(file)
         self._file = file
-        self._included = read_included(include) if file is not None else Included()
+        self.included = read_included(include)
         self._pictures: list[Pictures | None] = []
 
     @property
@@ -105,8 +109,19 @@ class PageOutput:
             )
         self._pictures.append(found)
 
-    def write(self, document: Mapping[str, Any], *, command: str, device: torch.device, processes: int) -> Path | None:
-        """Write the page of what ``document`` holds, whole or not at all, and return where it is; None for no page.
+    def write(
+        self,
+        models: Sequence[Mapping[str, Any]],
+        *,
+        comparison: Comparison | None,
+        command: str,
+        device: torch.device,
+        processes: int,
+    ) -> Path | None:
+        """Write the page of ``models``, as `report.document` has them, whole or not at all; None for no page.
+
+        Returns:
+            Where it is.
 
         Raises:
             OSError: the system refuses.
@@ -114,9 +129,10 @@ class PageOutput:
         if self._file is None:
             return None
         found = Report(
-            models=document["models"],
+            models=models,
             pictures=self._pictures,
-            included=self._included,
+            included=self.included,
+            comparison=comparison,
             command=command,
             environment=_made_with(device, processes=processes),
         )

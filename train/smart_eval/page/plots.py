@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from smart_common.units import si
+from smart_eval.comparison import Comparison
 from smart_eval.page.figures import latency, percent
 from smart_eval.page.subject import Model, Report, suspect, under_attack
 
@@ -76,6 +78,7 @@ class Point:
         title: all of it in words.
         colour: the style's class of its colour.
         hollow: not to be trusted.
+        cross: drawn as a cross.
     """
 
     x: float
@@ -87,6 +90,7 @@ class Point:
     title: str
     colour: str
     hollow: bool
+    cross: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +249,34 @@ def trade_off(report: Report) -> list[Point]:
                     hollow=doubted,
                 )
             )
+    return found
+
+
+def compared(report: Report, comparison: Comparison) -> list[Point]:
+    """Return clean accuracy over that under the strongest attack, of every path of every subject, sized by MACs."""
+    attack = comparison.strongest
+    if attack is None:
+        return []
+    letters = {subject: letter(number) for number, subject in enumerate(comparison.subjects)}
+    found = []
+    for row in comparison.rows:
+        x = row.attacks[attack]
+        macs = "" if row.macs is None else f", {si(row.macs)} MACs"
+        words = f"{report.short(row)}, {row.path}: {percent(row.clean.value)} clean, {percent(x.value)} under {attack}"
+        found.append(
+            Point(
+                x=x.value,
+                y=row.clean.value,
+                x_interval=x.interval,
+                y_interval=row.clean.interval,
+                size=row.macs or None,
+                label=letters[row.subject, row.digest],
+                title=words + macs + (", dense" if row.dense else ""),
+                colour=report.colour(row.path),
+                hollow=row.warned,
+                cross=row.dense,
+            )
+        )
     return found
 
 

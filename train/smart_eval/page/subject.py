@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from smart_eval.comparison import Comparison, Row
 from smart_eval.page.figures import radius
-from smart_eval.page.included import Bench, Included, Speed
+from smart_eval.page.included import Bench, Included, Speed, best_of
 from smart_eval.page.pictures import Pictures
 
 Model = Mapping[str, Any]
@@ -49,6 +50,7 @@ class Report:
         included: saved results of other commands.
         command: as the user typed it.
         environment: what it ran on and with, word by word.
+        comparison: a row for each path of several subjects, those of saved results too; None for one alone.
     """
 
     models: Sequence[Model]
@@ -56,6 +58,7 @@ class Report:
     included: Included
     command: str
     environment: Mapping[str, str]
+    comparison: Comparison | None = None
 
     @property
     def several(self) -> bool:
@@ -65,17 +68,19 @@ class Report:
     @property
     def paths(self) -> list[str]:
         """The names of all paths, each once: a path has the same colour everywhere."""
-        return list(dict.fromkeys(path for model in self.models for path in model["paths"]))
+        compared = [] if self.comparison is None else [row.path for row in self.comparison.rows]
+        return list(dict.fromkeys([*(path for model in self.models for path in model["paths"]), *compared]))
 
     @property
     def attacked(self) -> bool:
         """Whether any model was attacked."""
-        return any(model["attacks"] for model in self.models)
+        return bool(self.attack_names)
 
     @property
     def attack_names(self) -> list[str]:
         """The attacks of all models, each once."""
-        return list(dict.fromkeys(attack["name"] for model in self.models for attack in model["attacks"]))
+        compared = [] if self.comparison is None else self.comparison.attack_names
+        return list(dict.fromkeys([*(one["name"] for model in self.models for one in model["attacks"]), *compared]))
 
     @property
     def attack_descriptions(self) -> Iterable[tuple[str, str]]:
@@ -94,7 +99,8 @@ class Report:
     @property
     def examples(self) -> list[int]:
         """On how many test images models were measured."""
-        return sorted({model["examples"] for model in self.models})
+        compared = [] if self.comparison is None else [row.examples for row in self.comparison.rows]
+        return sorted({*(model["examples"] for model in self.models), *compared})
 
     @property
     def suspicious(self) -> bool:
@@ -129,8 +135,10 @@ class Report:
     @property
     def title_names(self) -> list[str]:
         """The names of the models, or their number where they are too many for a heading."""
-        many = len(self.models) > _MOST_NAMES
-        return [f"{len(self.models)} models"] if many else [self.name(model) for model in self.models]
+        names = [self.name(model) for model in self.models]
+        if self.comparison is not None:
+            names = list(dict.fromkeys(map(self.short, self.comparison.rows)))
+        return [f"{len(names)} models"] if len(names) > _MOST_NAMES else names
 
     def having(self, key: str) -> list[Model]:
         """Return the models of which the document has ``key``, and something in it."""
@@ -151,13 +159,12 @@ class Report:
 
     def name(self, model: Model) -> str:
         """Return a model's file name, or as much of its path as tells it from the others."""
-        own = PurePath(model["model"])
-        others = [PurePath(other["model"]) for other in self.models if other is not model]
-        for parts in range(1, len(own.parts) + 1):
-            short = own.parts[-parts:]
-            if all(other.parts[-parts:] != short for other in others):
-                return str(PurePath(*short))
-        return str(own)
+        return _short(model["model"], [other["model"] for other in self.models if other is not model])
+
+    def short(self, row: Row) -> str:
+        """Return the name of a compared subject, as short as `name`."""
+        assert self.comparison is not None
+        return _short(row.subject, [name for name, _ in self.comparison.subjects if name != row.subject])
 
     def measured_beside(self, bench: Bench) -> list[Model]:
         """Return the models whose accuracies stand beside the latencies of ``bench``, each once."""
@@ -168,7 +175,8 @@ class Report:
         """Return what computed a model's figures, in words."""
         if model["kind"] == "bundle":
             return f"{model['precision']} graphs ({model['engine']})"
-        return "fp32 masked paths (torch)"
+        drawn = ", random in each call, attacked on the mean of many" if model.get("randomised") else ""
+        return f"fp32 masked paths (torch{drawn})"
 
     def told(self, sentence: Callable[[Model], str]) -> list[tuple[str | None, str]]:
         """Return what ``sentence`` says of the models, each thing once, with the names where it is not of all."""
@@ -219,22 +227,27 @@ class Report:
         """Return what was measured of a model's graphs, by name, and whether that it is this model's is assumed.
 
         A bundle is known by its digest, a checkpoint by that of the bundle that smart-export says it made of it. One
-        checkpoint and one bundle, of which nothing says otherwise, are taken for each other. Of several bundles of one
-        checkpoint the fp32 one counts, since accuracies are measured in fp32.
+        checkpoint and one bundle, of which nothing says otherwise, are taken for each other.
         """
+        found = self.included.speeds_of(model["digest"])
+        if found or self.several or model["kind"] != "checkpoint":
+            return found, False
         rows = [row for bench in self.included.benches for row in bench.rows if row.digest is not None]
-        exports = self.included.exports
-        own = {model["digest"], *(one.bundle_digest for one in exports if one.checkpoint_digest == model["digest"])}
-        found = [row for row in rows if row.digest in own]
-        assumed = False
-        known = {one.bundle_digest for one in exports}
-        if not found and not self.several and model["kind"] == "checkpoint" and len({row.digest for row in rows}) == 1:
-            found = [row for row in rows if row.digest not in known and row.graph in (*model["paths"], "dense")]
-            assumed = bool(found)
-        best: dict[str, Speed] = {}
-        for row in sorted(found, key=lambda row: row.precision not in {"fp32", None}):  # stable: the first given wins
-            best.setdefault(row.graph, row)
-        return best, assumed
+        known = {one.bundle_digest for one in self.included.exports}
+        if len({row.digest for row in rows}) == 1:
+            found = best_of(
+                [row for row in rows if row.digest not in known and row.graph in (*model["paths"], "dense")]
+            )
+        return found, bool(found)
+
+
+def _short(name: str, others: Iterable[str]) -> str:
+    own, paths = PurePath(name), [PurePath(other) for other in others]
+    for parts in range(1, len(own.parts) + 1):
+        short = own.parts[-parts:]
+        if all(other.parts[-parts:] != short for other in paths):
+            return str(PurePath(*short))
+    return str(own)
 
 
 def tried_more(model: Model) -> bool:

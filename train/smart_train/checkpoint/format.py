@@ -385,10 +385,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def check_source(manifest: Manifest, source: Checkpoint) -> None:
-    """Raise ConfigError if a bundle and a checkpoint differ in input shape, classes or paths."""
+def check_source(manifest: Manifest, source: Checkpoint, *, paths: Sequence[str] | None = None) -> None:
+    """Raise ConfigError if a bundle and a checkpoint differ in input shape, classes or ``paths``, which are its own."""
     theirs = (manifest.input.shape, manifest.class_names, tuple(manifest.paths))
-    ours = (source.input_shape, source.class_names, source.net.path_names)
+    ours = (source.input_shape, source.class_names, tuple(paths or source.net.path_names))
     for what, in_bundle, in_source in zip(("input shape", "classes", "paths"), theirs, ours, strict=True):
         if in_bundle != in_source:
             raise ConfigError(

@@ -170,6 +170,21 @@ class SmartNetwork(nn.Module):
         assert isinstance(path, PathNetwork)
         return path
 
+    def renamed(self, names: Mapping[str, str]) -> SmartNetwork:
+        """Return a network whose paths are the very same modules under other ``names``, by those that they have here.
+
+        Raises:
+            ConfigError: if a path would have no name that it may have.
+        """
+        wanted = [names.get(path, path) for path in self.path_names]
+        check_path_names(wanted)
+        found = copy.copy(self)
+        found._modules = dict(self._modules)
+        found._paths = nn.ModuleDict(
+            {_KEY + new: self.path(old) for new, old in zip(wanted, self.path_names, strict=True)}
+        )
+        return found
+
     def forward(self, passes: Sequence[Pass]) -> list[Out]:
         """Do the passes in order; a path may have several, each of which moves its batch norms' statistics.
 

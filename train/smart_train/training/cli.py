@@ -35,7 +35,7 @@ from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
-from smart_train.options import parse_arguments, parse_fraction
+from smart_train.options import parse_arguments, parse_fraction, parse_init
 from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
@@ -283,7 +283,7 @@ def _check_outputs(
         data_place(given["data"]),
         data_place(given["extra"] or ""),
         given["data_dir"],
-        given["init"],
+        *parse_init(given["init"]).values(),
         ctx.meta.get(RECIPE),
     ]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
@@ -307,7 +307,7 @@ def train(
     keep: Callable[[], Mapping[str, Any]],
     data: str,
     places: DataPlaces,
-    init: Path | None,
+    init: Sequence[str],
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
@@ -342,16 +342,9 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init}
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": parse_init(init)}
     started |= {name: options[name] for name in ("teacher", "extra")}
-    trainer = Trainer(
-        config,
-        images,
-        output=output,
-        tensorboard=tensorboard,
-        options=keep(),
-        **started,
-    )
+    trainer = Trainer(config, images, output=output, tensorboard=tensorboard, options=keep(), **started)
     control = None
     if options["dense_control"]:  # made before the hours of training, should there be something against it
         control = Trainer(control_config(config), images, output=outputs[-1], **started)

@@ -32,7 +32,7 @@ from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
-from smart_train.training.initial_weights import normalisation, read_initial_weights
+from smart_train.training.initial_files import FilePath, normalisation, read_initial_files
 from smart_train.training.owner import owning_output
 from smart_train.training.plain_network import plain_network
 from smart_train.training.results import EpochReport, TrainResult
@@ -55,8 +55,8 @@ class Trainer:
         output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``ckpt.history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
         factory: what makes a ``CUSTOM`` network.
-        initial: a plain state dict of the network to start from; masks that do not start dense start from its
-            magnitudes too.
+        initial: a plain state dict of the network to start from (masks that do not start dense start from its
+            magnitudes too), or several by the path that takes its batch norms from them, as `read_initial_files` does.
         teacher: what methods that need one learn from, and ``config.refinements.distill``, as `read_teacher` takes it:
             a checkpoint, ``CKPT:PATH``, or a module, which is frozen and stays in eval mode.
         extra: further training images, or ``npz:FILE`` as `load_extra` takes it; of each batch they are
@@ -80,8 +80,8 @@ class Trainer:
         output: str | os.PathLike[str],
         resume: bool = False,
         factory: Factory | None = None,
-        initial: str | os.PathLike[str] | None = None,
-        teacher: str | os.PathLike[str] | nn.Module | None = None,
+        initial: FilePath | Mapping[str, FilePath] | None = None,
+        teacher: FilePath | nn.Module | None = None,
         extra: ExtraImages | str | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -103,18 +103,17 @@ class Trainer:
         self.config, self.data, self.output = config, data, output
         self._factory = factory
         self._command = dict(options or {})
+        self._method = load_method(config.method)
+        self._initial = read_initial_files(initial, paths=[path.name for path in self._method.paths])
+        self._progress, self._report_seconds = Progress(), 0.0
         self._extra = load_extra(extra, beside=data) if isinstance(extra, str) else extra
         if (self._extra is None) != (config.refinements.extra_share == 0):
             raise ConfigError("--extra and --extra-share belong together; give both, or neither")
-        self._initial = None if initial is None else read_initial_weights(Path(initial))
-        self._method = load_method(config.method)
         check_teacher(self._method, distill=config.refinements.distill, given=teacher is not None)
         self.teacher = None if teacher is None else read_teacher(teacher, data, factory=factory)
-        self._progress = Progress()
-        self._report_seconds = 0.0
         self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
-        self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial)
+        self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial.shared)
         self._last = last = state_path(output)
         state = read_state(last, identity=self._identity()) if resume and last.exists() else None
         if state is not None:
@@ -150,7 +149,7 @@ class Trainer:
                 total_steps=self.total_steps,
                 steps_per_epoch=self.batches.steps,
                 generator=stream_generator(config.seed, Stream.MASKS),
-                from_weights=initial is not None,
+                from_weights=self._initial.shared is not None,
             ),
             optimizer=self._optimizer,
             precision=self._fabric.strategy.precision,
@@ -194,7 +193,7 @@ class Trainer:
         return self.total_steps - self._progress.epoch * self.batches.steps
 
     def _build(self) -> Training:
-        plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial)
+        plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial.shared)
         mean, std = self._normalisation
         structure, example = self.config.structure, torch.zeros(2, *self.data.shape)
         if self.config.permute:
@@ -212,7 +211,8 @@ class Trainer:
             seed=stream_seed(self.config.seed, Stream.METHOD),
             teacher=None if self.teacher is None else self.teacher.network,
         )
-        return self._method.build(plain, setup)
+        training = self._method.build(plain, setup)
+        return self._initial.started(training, self.config, self.data, self._factory)
 
     def run(
         self,
@@ -373,7 +373,7 @@ class Trainer:
         """Return the configuration, and the digests of what else was read."""
         return {
             **self.config.record(),
-            **({"init_sha256": self._initial.sha256} if self._initial else {}),
+            **self._initial.record(),
             **({"extra_digest": self._extra.digest} if self._extra else {}),
             **({"teacher": self.teacher.record()} if self.teacher else {}),
         }
