@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from smart_train.errors import NetworkError
 from smart_train.masking.tracing import run_classifier
 
-_SHORTCUT = re.compile(r"shortcut|downsample")
-"""What ResNets call the projection beside a block: ours and torchvision's, timm's too."""
+SHORTCUT = re.compile(r"shortcut|downsample|bn_sc")
+"""What is in the names of the layers of a projection beside a block: ours, torchvision's and timm's, and OAT's."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def last_stage(network: nn.Module, example: Tensor) -> dict[str, int]:
     """
     norms = [one for one in _calls(network, example) if isinstance(one.module, nn.BatchNorm2d)]
     found = {
-        one.name: one.gave[1] for one in norms if one.gave[2:] == norms[-1].gave[2:] and not _SHORTCUT.search(one.name)
+        one.name: one.gave[1] for one in norms if one.gave[2:] == norms[-1].gave[2:] and not SHORTCUT.search(one.name)
     }
     if not found:
         raise NetworkError(
