@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/bench_method_costs.py
 
 One trainer a method, all in one process on the same images, in interleaved blocks of steps: ResNet-20 of width 16 at
-3x32x32, batch 64, PGD of 10 steps for those that attack so, every path dense. The figure is the time of a step over that
-of pgd-at, beside the ratio of their `Method.forwards`; the goal is that no method is more than 20% slower than that
+3x32x32, batch 64, PGD of 10 steps for those that attack so, every path dense. The figure is the time of a step over
+that of pgd-at, beside the ratio of their `Method.forwards`; the goal is that none is more than 20% slower than that
 says. Writes benchmarks/results/method_costs.json.
 """
 
@@ -45,7 +45,7 @@ def random_images() -> ImageSet:
 
 
 def trainer_of(name: str, data: ImageSet, folder: Path) -> Trainer:
-    """Return a trainer by the method ``name``, late in a training, so that no warm-up is over and nothing is left out."""
+    """Return a trainer by the method ``name``."""
     method = load_method(name)
     attack = Attack(name=method.attack or "pgd", eps=EPS, steps=1 if method.attack else STEPS)
     config = TrainConfig(
@@ -58,8 +58,8 @@ def trainer_of(name: str, data: ImageSet, folder: Path) -> Trainer:
         batch_size=BATCH,
         device="cpu",
     )
-    teacher = {"teacher": folder / "teacher.pt"} if method.needs_teacher else {}
-    return Trainer(config, data, output=folder / f"{name}.pt", **teacher)
+    teacher = folder / "teacher.pt" if method.needs_teacher else None
+    return Trainer(config, data, output=folder / f"{name}.pt", teacher=teacher)
 
 
 def measure(*, rounds: int, steps: int) -> list[dict[str, Any]]:

@@ -1,40 +1,48 @@
 """All training methods on equal terms: accuracy, AutoAttack, bytes, latency and what training cost.
 
-    .venv/bin/python benchmarks/bench_methods.py digits
-    .venv/bin/python benchmarks/bench_methods.py cifar --data folder:DIR --init FILE
+    .venv/bin/python benchmarks/bench_methods.py digits --work FOLDER
+    .venv/bin/python benchmarks/bench_methods.py cifar --work FOLDER --data folder:DIR --init FILE
 
 Every row is trained by smart-train, exported by smart-export, measured by smart-eval (AutoAttack on each path) and by
-smart-bench, each a process of its own whose result stays in --work: what is there already is not done again, so a run
-goes on where it was interrupted. `digits`: the demo's network from scratch, equal epochs, three seeds. `cifar`: a
-ResNet-18 from the weights in --init, equal cost of training counted in forward passes; DIR as bench_cifar.py has it.
-The test images are split in two halves: the first may be looked at while choosing options, figures are of the second.
-Writes benchmarks/results/methods-digits.json or methods-cifar.json and prints the table.
+smart-bench, each a process of its own whose result stays in FOLDER: what is there already is not made again, so a run
+goes on where it was interrupted, and results are written of what there is. `digits`: the demo's network from scratch,
+equal epochs. `cifar`: a ResNet-18 from the weights in --init, equal cost of training, counted in forward passes; the
+networks of a pair have half of it each. DIR holds CIFAR-10 as bench_cifar.py has it; figures are of every second test
+image, so that options can be chosen by the others. Writes benchmarks/results/methods-digits.json or
+methods-cifar.json and prints the table.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from smart_common.children import python_command
 from smart_common.files import replacing
+from smart_runtime.bench.environment import read_environment
+from smart_train import load_data
 from smart_train.methods import METHODS, load_method
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks/results"
 MODULES = {
     "train": "smart_train.cli",
     "export": "smart_export.cli",
     "eval": "smart_eval.cli",
     "bench": "smart_runtime.bench.cli",
 }
-TWO = "two networks"
+ATTACK = "autoattack"
+SUSPECT = 3  # smart-eval's status after a whole result of which a check is in doubt
 
 
 @dataclass(frozen=True)
@@ -45,48 +53,70 @@ class Row:
         name: in the table.
         method: of smart-train.
         options: of smart-train beside those that all rows have.
-        pair: the rows whose paths this bundle takes as clean and robust, instead of a training of its own.
+        pair: the rows whose paths the bundle takes as clean and robust, in the place of a training of its own.
     """
 
     name: str
     method: str = ""
     options: tuple[str, ...] = ()
-    pair: tuple[str, str] | None = None
+    pair: tuple[str, ...] = ()
 
 
-def mask_rows(density: str) -> list[Row]:
-    """Return the rows of smart's masks, of the sparse single networks, and of two of those together."""
-    half = ("--density", density)
+def at_density(density: str) -> list[Row]:
+    """Return smart with each kind of masks, the sparse single networks, and two of those together."""
+    kept = ("--density", density)
     rows = [
-        Row(f"smart, {mode}, {density}", "smart", (*half, "--masks", mode))
+        Row(f"smart {mode} {density}", "smart", (*kept, "--masks", mode))
         for mode in ("gradual", "regrow", "static", "complementary", "shared", "shared-early")
     ]
-    rows += [Row(f"{name}, {density}", name, (*half, "--masks", "static")) for name in ("standard", "trades")]
-    pair = f"standard, {density}", f"trades, {density}"
-    return [*rows, Row(f"{TWO}, {density}", pair=pair)]
+    singles = [Row(f"{name} {density}", name, (*kept, "--masks", "gradual")) for name in ("standard", "trades")]
+    return [*rows, *singles, Row(f"two networks {density}", pair=tuple(one.name for one in singles))]
 
 
-DIGITS = [Row(name, name) for name in METHODS if name != "smart"] + mask_rows("0.5")
 CIFAR_METHODS = ("standard", "pgd-at", "trades", "dual-bn", "oat", "ar-at", "vfd")
-CIFAR = [Row(name, name) for name in CIFAR_METHODS] + mask_rows("0.5") + mask_rows("0.3125")
+ROWS = {
+    "digits": [Row(name, name) for name in METHODS if name != "smart"] + at_density("0.5"),
+    "cifar": [Row(name, name) for name in CIFAR_METHODS] + at_density("0.5") + at_density("0.3125"),
+}
 
 
-class Work:
-    """Runs commands once: a result that lies in the folder is not made again."""
+class Bench:
+    """Makes rows, each step once: a result that lies in the folder is not made again.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    Args:
+        rows: all of them.
+        work: the folder.
+        train: options of smart-train that all rows have.
+        evaluate: options of smart-eval that all rows have.
+        steps: of the attack trained against.
+        forwards: of a whole training, in passes of the dense network; None where ``train`` has the epochs.
+        images: training images at most.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        work: Path,
+        *,
+        train: Sequence[str],
+        evaluate: Sequence[str],
+        steps: int,
+        forwards: int | None = None,
+        images: int = 0,
+    ) -> None:
+        self.rows = {row.name: row for row in rows}
+        self._work, self._train, self._evaluate = work, train, evaluate
+        self._steps, self._forwards, self._images = steps, forwards, images
+        self._halved = {name for row in rows for name in row.pair}
 
     def place(self, row: Row, seed: int) -> Path:
-        """Return the folder of one row and seed."""
-        name = row.name.replace(", ", "-").replace(" ", "-")
-        place = self.folder / f"{name}-seed{seed}"
-        place.mkdir(exist_ok=True)
-        return place
+        """Return the folder of a row and seed."""
+        found = self._work / f"{row.name.replace(' ', '-')}-seed{seed}"
+        found.mkdir(parents=True, exist_ok=True)
+        return found
 
     def run(self, place: Path, command: str, *arguments: str) -> dict[str, Any]:
-        """Return the --json of one of our commands, from ``place`` where it is there; exit where it fails."""
+        """Return the --json of one of our commands; exit where it fails."""
         kept = place / f"{command}.json"
         if not kept.exists():
             print(f"{place.name}: smart-{command} {' '.join(arguments)}", file=sys.stderr, flush=True)
@@ -98,128 +128,176 @@ class Work:
                     check=False,
                     env=os.environ | {"OMP_NUM_THREADS": "1"},
                 )
-            # 3: a whole result, whose accuracies under attack a check of smart-eval suspects.
-            if done.returncode not in ({0, 3} if command == "eval" else {0}):
+            if done.returncode and (command, done.returncode) != ("eval", SUSPECT):
                 sys.exit(f"error: smart-{command} ended with status {done.returncode}; see {place / command}.log")
             with replacing(kept) as file:
                 file.write(done.stdout)
         found: dict[str, Any] = json.loads(kept.read_bytes())
         return found
 
+    def budget(self, row: Row) -> list[str]:
+        """Return the epochs and images of a training of equal cost."""
+        if self._forwards is None:
+            return []
+        method, share = load_method(row.method), 0.5 if row.name in self._halved else 1.0
+        seen = int(share * self._forwards / method.forwards(1 if method.attack else self._steps))  # images in all
+        epochs = -(-seen // self._images)
+        return ["--epochs", str(epochs), "--train-images", str(seen // epochs)]
 
-@dataclass(frozen=True)
-class Terms:
-    """What all rows share: options of smart-train, of smart-eval, and the budget of a training.
-
-    Attributes:
-        forwards: of a whole training, in passes of the dense network; None for equal epochs.
-        steps: of the attack trained against.
-        images: training images at most.
-    """
-
-    train: tuple[str, ...]
-    evaluate: tuple[str, ...]
-    epochs: int
-    steps: int
-    forwards: int | None = None
-    images: int = 0
-
-
-def cost(row: Row, terms: Terms) -> float:
-    """Return what a training image costs in forward passes."""
-    method = load_method(row.method)
-    return method.forwards(1 if method.attack else terms.steps)
-
-
-def budget(row: Row, terms: Terms, *, share: float) -> list[str]:
-    """Return the epochs and images that a training has; the networks of a pair have half of the cost each."""
-    if terms.forwards is None:
-        return ["--epochs", str(terms.epochs)]
-    seen = share * terms.forwards / cost(row, terms)  # images, each as often as it is seen
-    epochs = max(1, -(-int(seen) // terms.images))
-    return ["--epochs", str(epochs), "--train-images", str(min(terms.images, int(seen / epochs)))]
-
-
-def make(work: Work, row: Row, rows: Sequence[Row], seed: int, terms: Terms) -> dict[str, Any]:
-    """Train, export and measure a row, and return what is kept of it."""
-    place = work.place(row, seed)
-    by_name = {one.name: one for one in rows}
-    if row.pair is None:
-        method = load_method(row.method)
-        halved = any(one.pair is not None and row.name in one.pair for one in rows)
-        steps = [] if method.attack else ["--steps", str(terms.steps)]
-        teacher = []
-        if method.needs_teacher:
-            make(work, by_name["standard"], rows, seed, terms)
-            teacher = ["--teacher", str(work.place(by_name["standard"], seed) / "ckpt.pt")]
+    def trained(self, row: Row, seed: int) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        """Return the checkpoint of a row and what smart-train and smart-eval say of it."""
+        place, method = self.place(row, seed), load_method(row.method)
         checkpoint = place / "ckpt.pt"
-        going = ["--resume"] if (place / "ckpt.last.pt").exists() else []
-        trained = [
-            work.run(
-                place,
-                "train",
-                *(*terms.train, "--method", row.method, "--seed", str(seed), *row.options, *steps, *teacher),
-                *(*budget(row, terms, share=0.5 if halved else 1.0), "-o", str(checkpoint), *going),
+        steps = [] if method.attack else ["--steps", str(self._steps)]
+        teacher = ["--teacher", str(self.trained(self.rows["standard"], seed)[0])] if method.needs_teacher else []
+        going_on = ["--resume"] if (place / "ckpt.last.pt").exists() else []
+        options = [*self._train, "--method", row.method, "--seed", str(seed), *row.options, *steps, *teacher]
+        said = self.run(place, "train", *options, *self.budget(row), "-o", str(checkpoint), *going_on)
+        kept = str(place / "eval.jsonl")
+        measured = self.run(place, "eval", str(checkpoint), *self._evaluate, "-o", kept, "--resume")
+        return checkpoint, said, measured
+
+    def made(self, row: Row, seed: int) -> dict[str, Any]:
+        """Return what is kept of a row."""
+        place, bundle = self.place(row, seed), self.place(row, seed) / "bundle"
+        parts = [self.rows[name] for name in row.pair] or [row]
+        each = [self.trained(part, seed) for part in parts]
+        sources = [str(checkpoint) for checkpoint, _, _ in each]
+        if row.pair:
+            sources = [
+                word for name, source in zip(("--clean", "--robust"), sources, strict=True) for word in (name, source)
+            ]
+        exported = self.run(place, "export", *sources, "--target", "cpu", "-o", str(bundle), "--force")
+        timed = {one["name"]: one for one in self.run(place, "bench", str(bundle), "--blocks", "15")["rows"]}
+        found = [figures for _, _, measured in each for figures in measured["models"][0]["paths"].values()]
+        # A pair's networks have one path each, whatever it is called there.
+        measured = dict(zip(exported["paths"], found, strict=True)) if row.pair else each[0][2]["models"][0]["paths"]
+        masks = exported["masks"]
+        return {
+            "name": row.name,
+            "caveat": "" if row.pair else load_method(row.method).caveat,
+            "seed": seed,
+            "train_seconds": sum(said["seconds"] for _, said, _ in each),
+            "images_per_second": None if row.pair else each[0][1]["images_per_second"],
+            "forwards": None if row.pair else each[0][2]["models"][0]["forwards_per_image"],
+            "bytes": sum(graph["bytes"] for graph in exported["paths"].values()),
+            "union_density": exported["union_density"],
+            "overlap": None if masks is None or masks["overlap"] is None else masks["overlap"]["overlap"],
+            "chance": None if masks is None or masks["overlap"] is None else masks["overlap"]["chance"],
+            "paths": {
+                name: {
+                    "macs": graph["macs"],
+                    "speedup": timed[name]["speedup"],
+                    "clean": measured[name]["clean_accuracy"],
+                    "clean_interval": measured[name]["clean_interval"],
+                    "robust": measured[name]["attacks"][ATTACK]["accuracy"],
+                    "robust_interval": measured[name]["attacks"][ATTACK]["interval"],
+                }
+                for name, graph in exported["paths"].items()
+            },
+        }
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the rows as Markdown: means over the seeds, with the lowest and the highest where there are several."""
+    lines = [
+        "| row | path | MMAC | clean | AutoAttack | overlap (chance) | speed-up over dense | kB, all paths "
+        "| training s | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(one["name"] for one in record["rows"]):
+        runs = [one for one in record["rows"] if one["name"] == name]
+
+        def of(key: str, path: str, runs: list[dict[str, Any]] = runs) -> str:
+            values = [one["paths"][path][key] for one in runs]
+            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            return f"{fmean(values):.3f}{spread}"
+
+        first, title = runs[0], f"{name} ({runs[0]['caveat']})" if runs[0]["caveat"] else name
+        overlap = (
+            "-"
+            if first["overlap"] is None
+            else "{:.2f} ({:.2f})".format(*(fmean(one[key] for one in runs) for key in ("overlap", "chance")))
+        )
+        for path, figures in first["paths"].items():
+            speed = fmean(one["paths"][path]["speedup"] for one in runs)
+            lines.append(
+                f"| {title} | {path} | {figures['macs'] / 1e6:.2f} | {of('clean', path)} | {of('robust', path)} "
+                f"| {overlap} | {speed:.2f} | {fmean(one['bytes'] for one in runs) / 1000:.0f} "
+                f"| {fmean(one['train_seconds'] for one in runs):.0f} | {len(runs)} |"
             )
-        ]
-        sources = [str(checkpoint)]
-        evaluations = [
-            work.run(place, "eval", str(checkpoint), *terms.evaluate, "-o", str(place / "eval.jsonl"), "--resume")
-        ]
-    else:
-        parts = [by_name[name] for name in row.pair]
-        for part in parts:
-            make(work, part, rows, seed, terms)
-        places = [work.place(part, seed) for part in parts]
-        sources = [
-            word
-            for name, one in zip(("clean", "robust"), places, strict=True)
-            for word in (f"--{name}", str(one / "ckpt.pt"))
-        ]
-        trained = [work.run(one, "train") for one in places]
-        evaluations = [work.run(one, "eval") for one in places]
-    bundle = place / "bundle"
-    exported = work.run(place, "export", *sources, "--target", "cpu", "-o", str(bundle), "--force")
-    bench = work.run(place, "bench", str(bundle))
-    return {
-        "name": row.name,
-        "method": row.method,
-        "seed": seed,
-        "trained": trained,
-        "evaluated": evaluations,
-        "exported": exported,
-        "bench": bench,
-    }
+    return "\n".join(lines)
 
 
-def second_half(data: str, work: Work) -> str:
-    """Return data whose test images are every second one of ``data``'s; the others are for choosing options."""
-    place = work.folder / "data.npz"
+def second_half(data: str, work: Path) -> str:
+    """Return data whose test images are every second one of ``data``'s."""
+    place = work / "data.npz"
     if not place.exists():
         found = load_data(data)
-        train = [np.concatenate([getattr(split, part) for split in (found.train, found.validation)]) for part in PARTS]
-        test = [getattr(found.test, part)[1::2] for part in PARTS]
-        names = np.array(found.class_names)
+        parts: dict[str, Any] = {
+            f"{name}_{kind}": np.concatenate([getattr(split, kind) for split in splits])
+            for name, splits in (("train", (found.train, found.validation)), ("test", (found.test,)))
+            for kind in ("images", "labels")
+        }
+        parts |= {name: array[1::2] for name, array in parts.items() if name.startswith("test")}
         with replacing(place) as file:
-            np.savez(
-                file,
-                train_images=train[0],
-                train_labels=train[1],
-                test_images=test[0],
-                test_labels=test[1],
-                class_names=names,
-            )
+            np.savez(file, **parts, class_names=np.array(found.class_names))
     return f"npz:{place}"
 
 
-def figures(made: dict[str, Any]) -> dict[str, Any]:
-    """Return what the table shows of a row and seed, and its paths."""
-    exported, bench = made["exported"], {row["name"]: row for row in made["bench"]["rows"]}
-    measured: dict[str, Any] = {}
-    for evaluation in made["evaluated"]:
-        (model,) = evaluation["models"]
-        measured.update(model["paths"])
-    names = list(exported["paths"])
-    # Of two networks each has one path, whatever its name is there; they come in the order of the bundle's.
-    by_name = dict(zip(names, measured.values(), strict=True)) if len(made["evaluated"]) > 1 else measured
-    return {"paths": {name: {"measured": by_name[name], "bench": bench[name]} for name in names}}
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=list(ROWS))
+    parser.add_argument("--work", type=Path, required=True, help="where results lie that are not to be made again")
+    parser.add_argument("--data", help="of cifar: folder:DIR")
+    parser.add_argument("--init", type=Path, help="of cifar: the weights to start from")
+    parser.add_argument("--seeds", type=int, help="how many: 3 for digits, 1 for cifar unless told otherwise")
+    parser.add_argument("--rows", nargs="*", help="these alone, by their names")
+    parser.add_argument("--epochs", type=int, default=15, help="of digits")
+    parser.add_argument("--forwards", type=int, default=240_000, help="of each training of cifar")
+    parser.add_argument("--examples", type=int, default=400, help="test images under AutoAttack")
+    parser.add_argument("--jobs", type=int, default=2, help="rows at a time, a thread each")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    chosen = [row for row in ROWS[options.which] if not options.rows or row.name in options.rows]
+    evaluate = ["--attack", f"clean,pgd20x1,{ATTACK}", "--examples", str(options.examples), "--no-threats"]
+    if options.which == "digits":
+        recipe = ROOT / "recipes/digits.toml"
+        train = ["--recipe", str(recipe), "--epochs", str(options.epochs)]
+        bench = Bench(ROWS["digits"], options.work, train=train, evaluate=evaluate[:2] + evaluate[4:], steps=7)
+    else:
+        if options.data is None or options.init is None:
+            sys.exit("error: cifar needs --data folder:DIR and --init FILE")
+        data = second_half(options.data, options.work)
+        train = ["--data", data, "--model", "resnet18", "--init", str(options.init), "--precision", "bf16-mixed"]
+        train += ["--flip", "--crop-pad", "4", "--lr", "0.02", "--batch-size", "128", "--test-images", "200"]
+        evaluate += ["--data", data]
+        bench = Bench(
+            ROWS["cifar"], options.work, train=train, evaluate=evaluate, steps=3, forwards=options.forwards, images=8000
+        )
+    environment = read_environment(packages=("torch",))
+    seeds = range(options.seeds or {"digits": 3, "cifar": 1}[options.which])
+    wanted = [(row, seed) for seed in seeds for row in chosen]
+    # A row that others learn from, or take their paths from, is made before them and not twice at a time.
+    first = [(row, seed) for row, seed in wanted if row.name in bench._halved | {"standard"}]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda one: bench.trained(*one), first))
+        rows = list(pool.map(lambda one: bench.made(*one), wanted))
+    record = {
+        "command": f"python benchmarks/bench_methods.py {options.which} --work FOLDER"
+        + (f" --data folder:DIR --init FILE --forwards {options.forwards}" if options.which == "cifar" else "")
+        + f" --examples {options.examples}",
+        "epochs": options.epochs if options.which == "digits" else None,
+        "threads": 1,
+        "environment": asdict(environment),
+        "rows": rows,
+    }
+    output = options.output or ROOT / f"benchmarks/results/methods-{options.which}.json"
+    output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

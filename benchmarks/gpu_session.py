@@ -163,14 +163,11 @@ def prepare(output: Path, *, tiny: bool) -> None:
 
     from smart_devices import resolve_target  # noqa: PLC0415
     from smart_export.build import build_bundle  # noqa: PLC0415
-    from smart_train.architectures.resnet import WideResNet  # noqa: PLC0415
 
-    wide = None if tiny else WideResNet(num_classes=10, in_channels=3, blocks=(4, 4, 4), width=160)
-    networks = {"resnet8": None} if tiny else {"resnet34": None, "wrn28-10": wide}
     output.mkdir(parents=True)
-    for model, network in networks.items():
+    for model in ["resnet8"] if tiny else ["resnet34", "wrn28-10"]:
         shape = (1, 8, 8) if tiny else (3, 32, 32)
-        checkpoint = synthetic_checkpoint(model=model, input_shape=shape, density=0.5, align=16, network=network)
+        checkpoint = synthetic_checkpoint(model=model, input_shape=shape, density=0.5, align=16)
         for precision in PRECISIONS:
             print(f"{model} in {precision}", flush=True)
             built = build_bundle(

@@ -204,8 +204,7 @@ def build(
         with stopwatch.phase("load and attack --calibration"):
             made = partial(calibrating_evidence, _images(calibration, places, sources), progress=house.progress)
             calibrate = sources.evidence(made)
-    with_dense = baseline == DENSE
-    steps = (len(sources.paths) + int(with_dense)) * (1 + len(together(capabilities)))
+    steps = (len(sources.paths) + int(baseline == DENSE)) * (1 + len(together(capabilities)))
     # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.
     with house.only_results_on_stdout(), house.progress("exporting", total=steps) as advance:
         result = build_bundle(
@@ -213,7 +212,7 @@ def build(
             output=output,
             target=device,
             precision=precision,
-            baseline=with_dense,
+            baseline=baseline == DENSE,
             default_path=default_path,
             judge=judge,
             calibrate=calibrate,

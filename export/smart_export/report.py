@@ -155,8 +155,9 @@ def checkpoint_lines(found: Mapping[str, Any], masks: MaskInfo) -> list[str]:
         *masks.lines(),
     ]
     if {"method", "epochs", "best_epoch", "seed"} <= training.keys():
+        method = f"{training['method']} (a {training['caveat']})" if "caveat" in training else training["method"]
         lines.append(
-            f"trained with {training['method']} for {training['epochs']} epochs, best {training['best_epoch']}, "
+            f"trained with {method} for {training['epochs']} epochs, best {training['best_epoch']}, "
             f"seed {training['seed']}"
         )
     if {"attack", "eps", "split", "examples"} <= metrics.keys():

@@ -448,9 +448,14 @@ def test_every_network_costs_what_torch_counts(name: str) -> None:
         )
 
 
-# One that joins tests/networks is counted here without a word too; as its author wrote it, batch norms and all.
+# One that joins tests/networks is counted here without a word too; as its author wrote it, batch norms and all. Slow
+# where the others have its operators, or differ from them in nothing that is counted.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in PLAIN else ()) for name in sorted(NETWORKS)]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in PLAIN | {"inverted residual", "dense"} else ())
+        for name in sorted(NETWORKS)
+    ],
 )
 def test_every_family_costs_what_torch_counts(name: str, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):

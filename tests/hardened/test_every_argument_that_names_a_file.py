@@ -30,6 +30,10 @@ FIRST = Path(__file__).parent.parent / "formats" / "first"
 
 _EVAL = ("good.pt", "--data", "npz:good.npz", "--attack", "clean")
 _EVAL_BUNDLE = ("channel-bundle", *_EVAL[1:])
+_TRAIN = (
+    *("--data", "npz:good.npz", "--model-arg", "width=4", "--epochs", "1", "--batch-size", "4"),
+    *("--structure", "unstructured", "-o", "new.pt"),
+)
 _BUILD = ("good.pt", "--target", "cpu", "-o", "new")
 _SEPARATE = ("--clean", "one-path.pt", "--target", "cpu", "-o", "new")  # of an option that stands twice the last counts
 
@@ -45,23 +49,7 @@ GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "run install": ({"bundle": "bundle"}, ()),
     "run selftest": ({"bundle": "bundle"}, ("--engine", "onnxruntime-cpu")),
     "bench": ({"bundle": "bundle"}, ("--blocks", "2")),
-    "train": (
-        {},
-        (
-            "--data",
-            "npz:good.npz",
-            "--model-arg",
-            "width=4",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "4",
-            "--structure",
-            "unstructured",
-            "-o",
-            "new.pt",
-        ),
-    ),
+    "train": ({}, _TRAIN),
     "eval": ({"models": "good.pt"}, ("--data", "npz:good.npz", "--attack", "clean")),
     "export build": ({"checkpoint": "good.pt"}, ("--target", "cpu", "-o", "new")),
     "export check": ({"place": "bundle"}, ()),
@@ -71,6 +59,7 @@ GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 # What it is given for an option that nothing would look at otherwise.
 FOR_AN_OPTION = {
     ("bench", "saved"): (),
+    ("train", "teacher"): (*_TRAIN, "--method", "vfd", "--teacher", "good.pt"),
     ("eval", "include"): (*_EVAL, "--report", "new.html"),
     ("eval", "resume"): (*_EVAL, "-o", "new.jsonl"),
     ("eval", "source"): _EVAL_BUNDLE,
@@ -90,6 +79,7 @@ FORMS = {
     "extra": ("npz:{}",),
     "calibration": ("npz:{}", "folder:{}"),
     "model": ("{}:build",),
+    "init": ("{}", "robust={}"),
 }
 """How texts name a file that do not so by its name alone."""
 

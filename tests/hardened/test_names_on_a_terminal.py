@@ -37,12 +37,8 @@ REFUSED = {
     "train": (
         "smart_train.cli",
         [
-            ["--data", "npz:NAME"],
-            ["--extra", "npz:NAME"],
-            ["--recipe", "NAME"],
-            ["--init", "NAME"],
-            ["-o", "NAME/c.pt"],
-            ["--plot", "NAME"],
+            *(["--data", "npz:NAME"], ["--extra", "npz:NAME"], ["--recipe", "NAME"], ["--init", "NAME"]),
+            *(["-o", "NAME/c.pt"], ["--plot", "NAME"], ["--method", "vfd", "--teacher", "NAME"]),
         ],
     ),
     "eval": ("smart_eval.cli", [["NAME"], ["bundle", "--trust", "NAME"], ["bundle", "--attack", "NAME"]]),

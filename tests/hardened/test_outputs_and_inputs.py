@@ -69,6 +69,7 @@ def content(folder: Path) -> dict[str, bytes]:
         (smart_train, "--data npz:data.npz -o data.npz --force", "would replace or change data.npz"),
         (smart_train, "--data npz:data.npz -o hard.pt --force", "would replace or change data.npz"),
         (smart_train, "--init ckpt.pt -o ckpt.pt --force", "would replace or change ckpt.pt"),
+        (smart_train, "--teacher ckpt.pt:clean -o ckpt.pt --force", "would replace or change ckpt.pt"),
         (smart_train, "--extra npz:data.npz -o data.npz --force", "would replace or change data.npz"),
         (smart_train, "--plot own.png -o new.pt", "is a file of another kind"),
         (smart_train, "--plot link.png -o new.pt --force", "is a key"),

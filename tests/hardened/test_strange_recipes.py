@@ -39,6 +39,7 @@ def refusal(recipe: Path, *typed: str) -> str:
         ("plot = true", "'plot' in "),
         ('tensorboard = "{0}"', "'tensorboard' in "),
         ('init = "{0}/victim"', "'init' in "),
+        ('teacher = "{0}/victim"', "'teacher' in "),
         ('extra = "npz:{0}/victim"', "'extra' in "),
         ('data = "npz:{0}/victim"', "data in "),
         ('data = "folder:{0}"', "data in "),

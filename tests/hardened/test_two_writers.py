@@ -100,7 +100,7 @@ def test_what_is_no_plain_file_is_never_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder", "pipe"]
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])  # which share a history
+@pytest.mark.parametrize("suffix", [pytest.param(".pt", marks=pytest.mark.slow), ".pth"])  # which share a history
 def test_a_second_training_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"ckpt{suffix}"
     owned = str(tmp_path / "ckpt.history.csv")

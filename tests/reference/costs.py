@@ -108,8 +108,23 @@ def bottleneck_resnet(*, blocks: tuple[int, ...], width: int, side: int, classes
 
 def wide_resnet(*, blocks: tuple[int, ...], width: int, side: int, classes: int, kept: Kept = _all) -> Count:
     """Count Zagoruyko and Komodakis 2016, table 1: batch norm before each convolution, 16 channels behind the stem."""
+    return preactivation_resnet(blocks=blocks, width=width, side=side, classes=classes, kept=kept, stem=16)
+
+
+def preactivation_resnet(
+    *,
+    blocks: tuple[int, ...],
+    width: int,
+    side: int,
+    classes: int,
+    kept: Kept = _all,
+    stem: int | None = None,
+    last_norm: bool = True,
+) -> Count:
+    """Count He et al. 2016 (1603.05027), figure 1 (b), basic blocks; the stem is as wide as the first stage."""
     count = Count(side)
-    before = kept(16) if width != 16 else 16  # alone unless the first stage adds to it
+    stem = width if stem is None else stem
+    before = kept(stem) if width != stem else stem  # alone unless the first stage adds to it
     count.convolution(3, before, kernel=3)
     for stage, number in enumerate(blocks):
         channels = width * 2**stage
@@ -123,6 +138,7 @@ def wide_resnet(*, blocks: tuple[int, ...], width: int, side: int, classes: int,
             if block == 0 and (before, stride) != (channels, 1):
                 count.shortcut(before, channels, side=start, stride=stride)
             before = channels
-    count.batch_norm(before)
+    if last_norm:
+        count.batch_norm(before)
     count.linear(before, classes)
     return count

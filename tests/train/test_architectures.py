@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -57,6 +58,18 @@ PUBLISHED = {
         32, 10, 10_961_370, 1.55, "arXiv 1605.07146, table 4: 11.0 M parameters; MACs by our arithmetic",
         costs.wide_resnet, (2, 2, 2), 128,
     ),
+    "preact-resnet18": Published(
+        32, 10, 11_172_170, 0.56, "kuangliu/pytorch-cifar: 11,171,146 without a last batch norm, which adds 1,024",
+        costs.preactivation_resnet, (2, 2, 2, 2), 64,
+    ),
+    "preact-resnet18-raw": Published(
+        32, 10, 11_171_146, 0.56, "kuangliu/pytorch-cifar, counted by its users: 11,171,146",
+        partial(costs.preactivation_resnet, last_norm=False), (2, 2, 2, 2), 64,
+    ),
+    "wrn28-10": Published(
+        32, 10, 36_479_194, 5.24, "arXiv 1605.07146, table 4: 36.5 M parameters; MACs by our arithmetic",
+        costs.wide_resnet, (4, 4, 4), 160,
+    ),
     "wrn40-2": Published(
         32, 10, 2_243_546, 0.33, "arXiv 1605.07146, table 4: 2.2 M parameters; MACs by our arithmetic",
         costs.wide_resnet, (6, 6, 6), 32,
@@ -68,6 +81,13 @@ PUBLISHED = {
 }  # fmt: skip
 NEW = tuple(PUBLISHED)
 NARROW = 8
+# Where deeper ones are the same blocks in the same row as another's, they are slow.
+DEEPER = {"resnet34", "wrn28-10", "wrn40-2"}
+
+
+def each_of(names: Iterable[str]) -> pytest.MarkDecorator:
+    cases = [pytest.param(name, marks=pytest.mark.slow if name in DEEPER else ()) for name in names]
+    return pytest.mark.parametrize("name", cases)
 
 
 def narrow(name: str, *, scope: Scope = "block", density: float = 0.5, side: int = 16) -> SmartNetwork:
@@ -88,7 +108,7 @@ def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
     assert cost.macs == ours.macs
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@each_of(PUBLISHED)
 def test_a_path_uses_as_many_parameters_as_the_arithmetic_says(name: str) -> None:
     told, net = PUBLISHED[name], narrow(name, density=0.25)
     for i, group in enumerate(net.groups):
@@ -103,6 +123,7 @@ def test_a_path_uses_as_many_parameters_as_the_arithmetic_says(name: str) -> Non
 # Block scope masks what one layer makes: block interiors, and a stem that feeds no residual stream.
 GROUPS = {
     "resnet18": (8, {"conv", "blocks.2.shortcut.0", "blocks.4.shortcut.0", "blocks.6.shortcut.0"}),
+    "preact-resnet18": (8, {"blocks.1.conv2", "blocks.3.conv2", "blocks.5.conv2", "blocks.7.conv2"}),
     "wrn16-8": (6 + 1, {"blocks.1.conv2", "blocks.3.conv2", "blocks.5.conv2"}),
     "wrn40-2": (18 + 1, {"blocks.5.conv2", "blocks.11.conv2", "blocks.17.conv2"}),
     "resnet50": (
@@ -112,7 +133,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@each_of(GROUPS)
 def test_every_channel_but_those_of_residual_streams_may_be_masked_and_at_scope_all_those_too(name: str) -> None:
     number, streams = GROUPS[name]
     block, everything = narrow(name), narrow(name, scope="all")
@@ -122,7 +143,7 @@ def test_every_channel_but_those_of_residual_streams_may_be_masked_and_at_scope_
     assert everything.kept_whole == {}
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@each_of(GROUPS)
 def test_one_training_step_moves_every_parameter_of_both_paths(name: str) -> None:
     net = narrow(name).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -154,9 +175,16 @@ class Watched(nn.Module):
         return result
 
 
-@pytest.mark.parametrize("block", [0, 2, 4])
-def test_a_wide_shortcut_reads_the_activated_input(block: int) -> None:
-    network = build_network("wrn16-8", num_classes=4, in_channels=3, arguments={"width": 8}, generator_seed=0).eval()
+@pytest.mark.parametrize(
+    ("name", "block", "activated"),
+    [
+        *(("wrn16-8", block, True) for block in (0, 2, 4)),
+        ("preact-resnet18", 2, True),
+        ("preact-resnet18-raw", 2, False),
+    ],
+)
+def test_which_shortcuts_read_the_activated_input(name: str, block: int, *, activated: bool) -> None:
+    network = build_network(name, num_classes=4, in_channels=3, arguments={"width": 8}, generator_seed=0).eval()
     layer = network.get_submodule(f"blocks.{block}")
     shortcut, convolution = Watched(layer.get_submodule("shortcut")), Watched(layer.get_submodule("conv1"))
     layer.add_module("shortcut", shortcut)
@@ -164,8 +192,8 @@ def test_a_wide_shortcut_reads_the_activated_input(block: int) -> None:
     with torch.no_grad():
         network(torch.rand(1, 3, 16, 16))
     assert shortcut.read is not None
-    assert shortcut.read is convolution.read
-    assert bool((shortcut.read >= 0).all())
+    assert (shortcut.read is convolution.read) == activated
+    assert bool((shortcut.read >= 0).all()) == activated
 
 
 def test_the_stride_of_a_bottleneck_is_in_its_3x3() -> None:

@@ -71,6 +71,20 @@ def test_steps_are_those_of_the_closed_form_on_a_linear_network(attack: Attack) 
     np.testing.assert_allclose(got.flatten(1).numpy(), expected, rtol=0, atol=1e-12)
 
 
+def test_n_fgsm_is_a_step_from_twice_the_noise_and_nothing_is_taken_back() -> None:
+    attack = Attack(name="n-fgsm", eps=0.2, steps=1)
+    assert (attack.label, attack.step) == ("n-fgsm", 0.2)
+    start = IMAGES + 2 * 0.2 * torch.empty_like(IMAGES).uniform_(-1, 1, generator=seeded())
+    assert not bool(((start >= 0) & (start <= 1)).all()), "the start is not clamped"
+    (gradient,) = torch.autograd.grad(
+        nn.functional.cross_entropy(linear(start.requires_grad_()), LABELS, reduction="sum"), start
+    )
+    expected = (start.detach() + 0.2 * gradient.sign()).clamp(0, 1)
+    got = attacked(attack)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    assert 0.4 < float((got - IMAGES).abs().max()) <= 0.6 + 1e-6, "it leaves the radius"
+
+
 @given(eps=EPS, steps=st.integers(1, 4), restarts=st.integers(1, 3), step=st.none() | st.floats(0.01, 1))
 def test_adversarial_images_stay_within_eps_and_range(
     eps: float, steps: int, restarts: int, step: float | None
@@ -171,7 +185,7 @@ def test_more_steps_than_an_attack_of_one_has_are_refused() -> None:
 
 
 def test_an_unknown_attack_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^unknown attack 'cw'; there are pgd, fgsm-rs$"):
+    with pytest.raises(ConfigError, match=r"^unknown attack 'cw'; there are pgd, fgsm-rs, n-fgsm$"):
         Attack(name="cw")
 
 

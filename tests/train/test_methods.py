@@ -1,4 +1,4 @@
-"""Every method trains, resumes to the bit and leaves a checkpoint; the losses are those of an oracle in NumPy."""
+"""The losses of the methods are those of an oracle in NumPy; how a path is selected; options of a method."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from smart_common.roles import Role
-from smart_train import Attack, ConfigError, Structure, load_checkpoint
+from smart_train import Attack, ConfigError, load_checkpoint
 from smart_train.masking.passes import Pass
-from smart_train.methods import METHODS, load_method
+from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Training
+from smart_train.methods.mart import Mart, MartOptions
 from smart_train.methods.pgd_at import PgdAt
+from smart_train.methods.pgd_at_mixed import MixedOptions, PgdAtMixed
 from smart_train.methods.smart import Smart
+from smart_train.methods.standard import Standard
 from smart_train.methods.trades import Trades, TradesOptions
 from smart_train.training.loop import Trainer
-from train.networks import different, image_set, setup, smart, tiny_config
+from train.networks import image_set, setup, smart, tiny_config
 
 Array = npt.NDArray[np.float64]
 
@@ -72,6 +75,18 @@ def test_the_losses_are_those_of_the_papers() -> None:
     assert 0 < float((one.images - given.images).abs().max()) <= 0.1 + 1e-6
     assert total == pytest.approx(cross_entropy(scores, labels), rel=1e-5)
 
+    total, seen = taken(Standard(smart(), setup("standard")), given, attack)
+    ((one, scores),) = seen
+    assert one.path == "clean"
+    torch.testing.assert_close(one.images, given.images, rtol=0, atol=0)
+    assert total == pytest.approx(cross_entropy(scores, labels), rel=1e-5)
+
+    total, seen = taken(PgdAtMixed(smart(), setup("pgd-at-mixed", options=MixedOptions(share=0.7))), given, attack)
+    assert [one.path for one, _ in seen] == ["robust", "robust"], "two passes through one path"
+    torch.testing.assert_close(seen[1][0].images, given.images, rtol=0, atol=0)
+    expected = 0.7 * cross_entropy(seen[0][1], labels) + 0.3 * cross_entropy(seen[1][1], labels)
+    assert total == pytest.approx(expected, rel=1e-5)
+
     total, seen = taken(Trades(smart(), setup("trades", options=TradesOptions(beta=3.0))), given, attack)
     assert [one.path for one, _ in seen] == ["robust", "robust"], "two passes through one path"
     torch.testing.assert_close(seen[0][0].images, given.images, rtol=0, atol=0)
@@ -79,34 +94,22 @@ def test_the_losses_are_those_of_the_papers() -> None:
     assert total == pytest.approx(expected, rel=1e-5)
 
 
-class Stopped(Exception):  # noqa: N818  # no error: the test pulls the plug
-    pass
+def mart(clean: Array, robust: Array, labels: Any, *, beta: float) -> float:
+    """Equation 12 of Wang et al. 2020, image by image, with the small constants of their code."""
+    images = []
+    for p, q, label in zip(np.exp(log_softmax(clean)), np.exp(log_softmax(robust)), labels, strict=True):
+        wrong = max(share for k, share in enumerate(q) if k != label)
+        boosted = -np.log(q[label]) - np.log(1.0001 - wrong)
+        images.append(boosted + beta * sum(p * np.log(p / q)) * (1.0000001 - p[label]))
+    return float(np.mean(images))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_trains_resumes_to_the_bit_and_keeps_its_roles(tmp_path: Path, name: str) -> None:
-    method = load_method(name)
-    density = method.default_density or 0.5
-    config = tiny_config(method=name, epochs=2, structure=Structure(density=density, align=1))
-    whole = Trainer(config, image_set(), output=tmp_path / "whole.pt")
-    result = whole.run()
-
-    def stop(_: object) -> None:
-        raise Stopped
-
-    with pytest.raises(Stopped):
-        Trainer(config, image_set(), output=tmp_path / "parts.pt").run(on_epoch=stop)
-    Trainer(config, image_set(), output=tmp_path / "parts.pt", resume=True).run()
-    found, parts = load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "parts.pt")
-    assert not different(found.net.state_dict(), parts.net.state_dict())
-    assert {path: found.role(path) for path in found.net.path_names} == method.roles
-    assert set(result.accuracy) == set(found.samples.adversarial) == set(method.roles)
-    assert found.training["history"] == parts.training["history"] == whole.history
-    row = whole.history[-1]
-    for path, role in method.roles.items():
-        assert f"{path}_path_clean_accuracy" in row
-        assert (f"{path}_path_robust_accuracy" in row) == role.sees_attacks
-    assert len(method.describe().splitlines()) >= 4
+def test_the_loss_of_mart_is_that_of_the_paper() -> None:
+    given, attack = batch(), Attack(eps=0.1, steps=2)
+    total, seen = taken(Mart(smart(), setup("mart", options=MartOptions(beta=3.0))), given, attack)
+    assert [one.path for one, _ in seen] == ["robust", "robust"]
+    torch.testing.assert_close(seen[0][0].images, given.images, rtol=0, atol=0)
+    assert total == pytest.approx(mart(seen[0][1], seen[1][1], given.labels.numpy(), beta=3.0), rel=1e-5)
 
 
 def test_a_single_sparse_path_is_selected_by_clean_and_robust_accuracy(tmp_path: Path) -> None:
@@ -134,8 +137,19 @@ def test_options_are_typed_and_recorded(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             tiny_config(method="trades", method_options=options)
+    for method, name, value in (("mart", "beta", -1.0), ("pgd-at-mixed", "share", 1.5)):
+        with pytest.raises(ConfigError, match=f"^expected a .*{name} .* got {value}; "):
+            tiny_config(method=method, method_options={name: value})
     with pytest.raises(ConfigError, match="unknown option 'beta' of method smart; it has none"):
         tiny_config(method_options={"beta": 1.0})
+
+
+def test_the_cost_of_a_method_is_counted_in_forward_passes() -> None:
+    """As docs/methods.md has them, with the steps that are each one's default."""
+    costs = {"standard": (7, 3), "pgd-at": (10, 23), "pgd-at-mixed": (7, 20), "fgsm-rs": (1, 5), "n-fgsm": (1, 5)}
+    costs |= {"trades": (10, 27), "mart": (10, 26), "dual-bn": (7, 10), "smart": (7, 10)}
+    for name, (steps, forwards) in costs.items():
+        assert load_method(name).forwards(steps) == forwards, name
 
 
 def test_a_tap_gives_the_output_of_a_layer_and_is_gone_afterwards() -> None:

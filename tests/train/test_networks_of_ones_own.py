@@ -26,7 +26,7 @@ from smart_train.errors import NetworkError
 from smart_train.masking.moving_channels import magnitude
 from smart_train.masking.plan import MaskPlan
 from smart_train.training.loop import Trainer
-from train.networks import image_set, resnet, tiny_config
+from train.networks import few_digits, image_set, resnet, tiny_config
 
 CODE = """
 import pathlib
@@ -83,7 +83,7 @@ def one_sentence(done: Result, *words: str, start: str) -> None:
 def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
     path_before = list(sys.path)
     own = ["--model", "own_nets.tiny:build"]
-    trained = invoke("--data", "digits", *own, "--model-arg", "width=6", *FEW, "--json", "-o", "ckpt.pt")
+    trained = invoke("--data", few_digits(), *own, "--model-arg", "width=6", *FEW, "--json", "-o", "ckpt.pt")
     assert trained.exit_code == 0, trained.output
     assert json.loads(trained.stdout)["paths"]["clean"]["density"] == 0.5
     assert sys.path == path_before
@@ -111,13 +111,13 @@ def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
         "--model-arg needs --model beside it",
         start="--model-arg",
     )
-    resumed = invoke("--data", "digits", *own, "--model-arg", "width=6", *FEW, "--resume", "-o", "ckpt.pt")
+    resumed = invoke("--data", few_digits(), *own, "--model-arg", "width=6", *FEW, "--resume", "-o", "ckpt.pt")
     assert resumed.exit_code == 0, resumed.output
 
 
 def test_results_of_other_code_are_not_taken(folder: Path) -> None:
     own = ["--model", "own_nets.tiny:build"]
-    assert invoke("--data", "digits", *own, *FEW, "-o", "ckpt.pt").exit_code == 0
+    assert invoke("--data", few_digits(), *own, *FEW, "-o", "ckpt.pt").exit_code == 0
     options = ["ckpt.pt", *own, "--attack", "clean", "--examples", "40", "--json"]
     kept = ["-o", "results.jsonl", "--resume"]
     first = invoke(*options, *kept, command=smart_eval).stdout
@@ -148,7 +148,7 @@ def test_results_of_other_code_are_not_taken(folder: Path) -> None:
 def test_what_is_wrong_with_a_factory_is_one_sentence(folder: Path, name: str, words: str) -> None:
     model, _, argument = name.partition(" ")
     given = ["--model-arg", argument] if argument else []
-    done = invoke("--data", "digits", "--model", model, *given, *FEW, "-o", "ckpt.pt")
+    done = invoke("--data", few_digits(), "--model", model, *given, *FEW, "-o", "ckpt.pt")
     assert done.exit_code in {1, 2}
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -165,7 +165,7 @@ def test_a_factory_may_import_what_lies_beside_it_when_it_is_called(folder: Path
 
 def test_a_recipe_alone_imports_nothing(folder: Path) -> None:
     Path("recipe.toml").write_text('model = "own_nets.tiny:build"\nepochs = 1\n[model_arg]\nwidth = 6\nnorm = false\n')
-    arguments = ["--recipe", "recipe.toml", "--data", "digits", *FEW, "-o", "ckpt.pt"]
+    arguments = ["--recipe", "recipe.toml", "--data", few_digits(), *FEW, "-o", "ckpt.pt"]
     one_sentence(invoke(*arguments), "type it on the command line too", start="--model own_nets.tiny:build")
     assert not (folder / "own_nets" / "imported").exists()
     done = invoke(*arguments, "--model", "own_nets.tiny:build")

@@ -11,6 +11,7 @@ from smart_train.cli import NOT_IN_RECIPES
 from smart_train.cli import main as smart_train
 from smart_train.errors import ConfigError
 from smart_train.training.recipe import MAX_BYTES, read_recipe
+from train.networks import few_digits
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").iterdir())
@@ -26,6 +27,7 @@ test_images = 40
 [model_arg]
 width = 4
 """
+FEW = ("--data", few_digits())
 OPTIONS = {p.name: p for p in smart_train.params}
 
 
@@ -44,7 +46,7 @@ def test_a_recipe_is_a_whole_run_and_the_command_line_outweighs_it(tmp_path: Pat
     recipe.write_text(TINY)
     if form == "json":
         recipe.write_text(json.dumps(read_toml(TINY, tmp_path)))
-    done = invoke("--recipe", str(recipe), "-o", str(tmp_path / "a.pt"))
+    done = invoke("--recipe", str(recipe), *FEW, "-o", str(tmp_path / "a.pt"))
     assert done.exit_code == 0, done.output
     first = config(tmp_path / "a.pt")
     assert first["batch_size"] == 64
@@ -54,7 +56,7 @@ def test_a_recipe_is_a_whole_run_and_the_command_line_outweighs_it(tmp_path: Pat
     assert first["train_images"] == 200
     assert isinstance(first["data"], dict)
     assert first["data"]["train"] == 200
-    done = invoke("--recipe", str(recipe), "--batch-size", "50", "--eps", "0.2", "-o", str(tmp_path / "b.pt"))
+    done = invoke("--recipe", str(recipe), *FEW, "--batch-size", "50", "--eps", "0.2", "-o", str(tmp_path / "b.pt"))
     assert done.exit_code == 0, done.output
     second = config(tmp_path / "b.pt")
     assert (second["batch_size"], second["epochs"]) == (50, 1)
@@ -82,7 +84,7 @@ def test_what_is_typed_of_align_and_target_outweighs_the_recipe(
 ) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY.replace("align = 1", recipe).replace("width = 4", "width = 16"))
-    done = invoke("--recipe", str(path), *options, "-o", str(tmp_path / "ckpt.pt"))
+    done = invoke("--recipe", str(path), *FEW, *options, "-o", str(tmp_path / "ckpt.pt"))
     assert done.exit_code == 0, done.output
     structure = config(tmp_path / "ckpt.pt")["structure"]
     assert isinstance(structure, dict)
@@ -93,13 +95,13 @@ def test_what_is_typed_of_attack_and_augmentation_outweighs_what_the_recipe_says
     path = tmp_path / "tiny.toml"
     path.write_text(TINY.replace("steps = 1", 'steps = 3\nstep_size = "1/50"'))
     typed = ["--no-flip", "--attack", "fgsm-rs", "--plot"]
-    done = invoke("--recipe", str(path), *typed, "-o", str(tmp_path / "ckpt.pt"))
+    done = invoke("--recipe", str(path), *FEW, *typed, "-o", str(tmp_path / "ckpt.pt"))
     assert done.exit_code == 0, done.output
     found = config(tmp_path / "ckpt.pt")
     assert found["attack"] == {"name": "fgsm-rs", "eps": 0.1, "steps": 1, "restarts": 1, "step_size": None}
     assert found["augmentation"] == {"crop_pad": 0, "flip": False}
     assert (tmp_path / "ckpt.history.png").exists()
-    done = invoke("--recipe", str(path), "--eps", "0.3", "-o", str(tmp_path / "wide.pt"))
+    done = invoke("--recipe", str(path), *FEW, "--eps", "0.3", "-o", str(tmp_path / "wide.pt"))
     assert done.exit_code == 0, done.output
     attack = config(tmp_path / "wide.pt")["attack"]
     assert isinstance(attack, dict)
@@ -121,8 +123,7 @@ def test_every_recipe_of_ours_has_a_reason_for_each_number(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_of_ours_trains(path: Path, tmp_path: Path) -> None:
     small = [
-        "--data",
-        "digits",
+        *FEW,
         "--train-images",
         "64",
         "--test-images",

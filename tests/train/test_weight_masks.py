@@ -109,9 +109,9 @@ def check_counts(net: SmartNetwork, *, progress: float) -> None:
 
 
 def in_turn(names: str, structures: Sequence[str], others: Sequence[tuple[str, ...]]) -> pytest.MarkDecorator:
-    """Each structure with everything; slow but for one in three, in turn: the whole is minutes of training."""
+    """Each structure with everything; slow but for one of each, in turn: the whole is minutes of training."""
     cases = [
-        pytest.param(structure, *other, marks=() if (first + second) % 3 == 0 else pytest.mark.slow)
+        pytest.param(structure, *other, marks=() if (first + second) % len(others) == 0 else pytest.mark.slow)
         for first, structure in enumerate(structures)
         for second, other in enumerate(others)
     ]

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from smart_train import load_checkpoint
 from smart_train.cli import main as smart_train
+from train.networks import few_digits
 
 SMALL = (
-    *("--data", "digits", "--train-images", "160", "--test-images", "40", "--batch-size", "32"),
+    *("--data", few_digits(), "--train-images", "160", "--test-images", "40", "--batch-size", "32"),
     *("--model-arg", "width=4", "--align", "1", "--eps", "0.1", "--steps", "1"),
 )
 TRAIN, RUN = "smart_train.cli", "smart_runtime.cli"
@@ -48,26 +49,26 @@ def train(*arguments: object, code: int = 0, **environment: str) -> tuple[str, s
 
 def test_ctrl_c_says_what_is_kept_and_the_checkpoint_alone_is_enough_to_go_on(tmp_path: Path) -> None:
     output = tmp_path / "a.pt"
-    training = start(TRAIN, *SMALL, "--epochs", "8", "--seed", "3", "-o", output)
+    training = start(TRAIN, *SMALL, "--epochs", "5", "--seed", "3", "-o", output)
     assert training.stderr is not None
     for line in training.stderr:
-        if line.startswith("epoch 1/8  loss"):
+        if line.startswith("epoch 1/5  loss"):
             training.send_signal(signal.SIGINT)
             break
     _, errors = training.communicate(timeout=300)
     assert training.returncode == 130, errors
     last = errors.splitlines()[-1]
     assert last.startswith("interrupted: ")
-    assert last.endswith(f" of 8 epochs are kept; `smart-train --resume {output}` goes on")
+    assert last.endswith(f" of 5 epochs are kept; `smart-train --resume {output}` goes on")
     assert "Traceback" not in errors
 
     _, errors = train("--resume", output, "--seed", "4", code=1)
     assert errors.startswith(f"error: --seed is not what the training of {output} was started with")
-    _, errors = run(TRAIN, "--resume", output, "--epochs", "8")  # the same is no change
-    assert "epoch 1/8" not in errors
+    _, errors = run(TRAIN, "--resume", output, "--epochs", "5")  # the same is no change
+    assert "epoch 1/5" not in errors
 
     whole = tmp_path / "whole.pt"
-    train(*SMALL, "--epochs", "8", "--seed", "3", "-o", whole)
+    train(*SMALL, "--epochs", "5", "--seed", "3", "-o", whole)
     assert (tmp_path / "a.history.csv").read_bytes() == (tmp_path / "whole.history.csv").read_bytes()
     assert load_checkpoint(output).metrics == load_checkpoint(whole).metrics
 
@@ -149,7 +150,13 @@ def test_smart_edge_lists_its_commands_without_loading_them() -> None:
 @pytest.mark.parametrize(
     ("command", "headings"),
     [
-        ([TRAIN], ["Data", "Network and masks", "Method and attack", "Optimisation", "Output"]),
+        (
+            [TRAIN],
+            [
+                *("Data", "Network and masks", "Method and attack", "What may be added to any method"),
+                *("Optimisation", "Output"),
+            ],
+        ),
         (["smart_export.cli", "build"], ["Device and graphs", "Accuracy", "Model and data", "Output"]),
         (["smart_runtime.bench.cli"], ["What is measured", "How it is measured", "Output"]),
     ],

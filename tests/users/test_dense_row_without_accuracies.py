@@ -15,9 +15,10 @@ from smart_export.cli import main as smart_export
 from smart_runtime.cli import main as smart_run
 from smart_train import load_checkpoint, save_checkpoint
 from smart_train.cli import main as smart_train
+from train.networks import few_digits
 
 SMALL = ["--model-arg", "width=4", "--align", "1", "--train-images", "128", "--test-images", "60", "--epochs", "1"]
-SMALL += ["--steps", "1", "--eps", "0.1", "--device", "cpu"]
+SMALL += ["--data", few_digits(), "--steps", "1", "--eps", "0.1", "--device", "cpu"]
 
 
 def invoke(command: Any, *arguments: str, code: int = 0) -> Result:

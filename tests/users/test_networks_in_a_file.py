@@ -16,6 +16,7 @@ from smart_export.cli import main as smart_export
 from smart_train import CheckpointError, ConfigError, load_checkpoint
 from smart_train.architectures.custom import import_factory
 from smart_train.cli import main as smart_train
+from train.networks import few_digits
 
 CODE = """
 from __future__ import annotations
@@ -41,7 +42,7 @@ def block(before, after):
 def head(width, classes):
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 """
-FEW = ["--data", "digits", "--align", "1", "--epochs", "2", "--eps", "0.1", "--steps", "1", "--train-images", "256"]
+FEW = ["--data", few_digits(), "--align", "1", "--epochs", "2", "--eps", "0.1", "--steps", "1", "--train-images", "256"]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from smart_train.choices import CUSTOM
 from smart_train.cli import main as smart_train
 from smart_train.training.loop import Trainer
 from smart_train.training.trial_run import try_out
-from train.networks import different, image_set, tiny_config
+from train.networks import different, few_digits, image_set, tiny_config
 from users.own_networks import Small
 
 CODE = """
@@ -59,7 +59,7 @@ class Net(nn.Module):
 def build(**given):
     return Net(**given)
 """
-FEW = ["--data", "digits", "--align", "1", "--epochs", "2", "--batch-size", "128", "--eps", "0.1", "--steps", "1"]
+FEW = ["--data", few_digits(), "--align", "1", "--epochs", "2", "--batch-size", "128", "--eps", "0.1", "--steps", "1"]
 
 
 @pytest.fixture

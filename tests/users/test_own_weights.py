@@ -25,7 +25,8 @@ from smart_train.checkpoint.bystanders import EncodedTexts
 from smart_train.checkpoint.format import save_checkpoint
 from smart_train.data.images import Split
 from smart_train.errors import CheckpointError, ConfigError
-from smart_train.training.initial_weights import load_initial_weights_, normalisation, read_initial_weights
+from smart_train.training.initial_files import normalisation
+from smart_train.training.initial_weights import load_initial_weights_, read_initial_weights
 from train.networks import image_set, tiny_config
 
 STAND_IN = '''

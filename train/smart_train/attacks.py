@@ -62,6 +62,11 @@ def gaussian_start(images: Tensor, radius: float | Tensor, *, generator: torch.G
     return images + 0.001 * torch.empty_like(images).normal_(generator=generator)
 
 
+def wide_start(images: Tensor, radius: float | Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return the images with noise drawn evenly from twice the ``radius`` either way, beyond [0, 1] too (N-FGSM)."""
+    return images + 2 * radius * torch.empty_like(images).uniform_(-1, 1, generator=generator)
+
+
 @dataclass(frozen=True)
 class AttackKind:
     """What the attacks of one name have in common.
@@ -70,12 +75,14 @@ class AttackKind:
         usual_step: the length of a step unless told otherwise, in pixel units, of eps and the number of steps.
         one_step: whether it has one step, and no other number makes sense.
         loss: what is increased, and ``start`` where each restart begins, unless a method says otherwise.
+        projects: whether each step ends within the radius; else within [0, 1] alone.
     """
 
     usual_step: Callable[[float, int], float]
     one_step: bool = False
     loss: Loss = cross_entropy
     start: Start = uniform_start
+    projects: bool = True
 
 
 PGD = AttackKind(usual_step=lambda eps, steps: 2.5 * eps / steps)
@@ -83,6 +90,9 @@ PGD = AttackKind(usual_step=lambda eps, steps: 2.5 * eps / steps)
 
 FGSM_RS = AttackKind(usual_step=lambda eps, _: 1.25 * eps, one_step=True)
 """One step from a random start (Wong et al. 2020, arXiv 2001.03994; the step is that of section 4)."""
+
+N_FGSM = AttackKind(usual_step=lambda eps, _: eps, one_step=True, start=wide_start, projects=False)
+"""One step from noise that is not taken back (de Jorge et al. 2022, arXiv 2202.01181): up to 3 eps from the image."""
 
 
 def attack_kind(name: str) -> AttackKind:
@@ -102,9 +112,9 @@ class Attack:
     """An L-infinity attack of one kind and strength.
 
     Attributes:
-        name: a row of ``ATTACKS``: ``pgd``, or ``fgsm-rs``, one step from a random start.
+        name: a row of ``ATTACKS``: ``pgd``, or ``fgsm-rs`` and ``n-fgsm``, one step from a random start.
         eps: radius in pixel units, in [0, 1].
-        steps: gradient steps; 1 for ``fgsm-rs``.
+        steps: gradient steps; 1 for ``fgsm-rs`` and ``n-fgsm``.
         restarts: random starts; for each image the first that fools the model counts, else the one of highest loss.
         step_size: in pixel units; by default what is usual for this kind, 2.5 * eps / steps for PGD.
 
@@ -158,6 +168,8 @@ class Attack:
     ) -> Tensor:
         """Return adversarial images: the shape of ``images``, in [0, 1], within the radius of them.
 
+        ``n-fgsm`` alone, which only trains, leaves the radius.
+
         Args:
             model: images (N, C, H, W) to scores (N, classes), in eval mode; or of several networks to scores
                 (N, classes, networks): then the mean of their losses is attacked, and the start that fools most counts.
@@ -187,6 +199,7 @@ class Attack:
                 begin=partial(start or kind.start, generator=generator),
                 loss=loss or kind.loss,
                 radius=self.eps if radius is None else radius[left],
+                projects=kind.projects,
                 early_stop=early_stop,
             )
             if early_stop:
@@ -218,11 +231,13 @@ class Attack:
         begin: Callable[[Tensor, float | Tensor], Tensor],
         loss: Loss,
         radius: float | Tensor,
+        projects: bool,
         early_stop: bool,
     ) -> tuple[Tensor, Tensor]:
         """Return the images of one restart, and which (N,) the model still gets right; all without ``early_stop``."""
         adversarial = begin(images, radius)
-        low, high = (images - radius).clamp_(0, 1), (images + radius).clamp_(0, 1)
+        reach = radius if projects else 1.0
+        low, high = (images - reach).clamp_(0, 1), (images + reach).clamp_(0, 1)
         found, withstands = adversarial.clone(), torch.ones_like(labels, dtype=torch.bool)
         at = torch.arange(len(labels), device=labels.device)  # where in `found` those stand that are being attacked
         for _ in range(self.steps):

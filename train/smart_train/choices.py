@@ -31,8 +31,15 @@ Scope = Literal["block", "all"]
 Score = Literal["magnitude", "gradient"]
 Shares = Literal["weights", "nothing"]
 
-ARCHITECTURES = ("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "wrn16-8", "wrn40-2")
-ATTACKS: Mapping[str, str] = {"pgd": "smart_train.attacks:PGD", "fgsm-rs": "smart_train.attacks:FGSM_RS"}
+ARCHITECTURES = (
+    *("resnet8", "resnet18", "resnet20", "resnet34", "resnet50", "preact-resnet18", "preact-resnet18-raw"),
+    *("wrn16-8", "wrn28-10", "wrn40-2"),
+)
+ATTACKS: Mapping[str, str] = {
+    "pgd": "smart_train.attacks:PGD",
+    "fgsm-rs": "smart_train.attacks:FGSM_RS",
+    "n-fgsm": "smart_train.attacks:N_FGSM",
+}
 """Where the `AttackKind` of each name is; a further one is a file with its own, and a row here."""
 DATA_SPECS = "digits, cifar10, cifar100, svhn, stl10, npz:FILE or folder:DIR"
 AVERAGES: tuple[Average, ...] = get_args(Average)

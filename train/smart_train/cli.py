@@ -25,6 +25,7 @@ from smart_train.choices import (
     FACTORY_FORM,
     MASK_MODES,
     PRECISIONS,
+    SCHEDULES,
     SCOPES,
     SCORES,
     STRUCTURES,
@@ -32,16 +33,16 @@ from smart_train.choices import (
 from smart_train.data.cli import ImageSize, data_options
 from smart_train.errors import ConfigError
 from smart_train.methods import METHODS
-from smart_train.options import NORMALISATIONS
+from smart_train.options import NORMALISATIONS, parse_init
 from smart_train.training.recipe import RECIPE, Value, read_recipe
 
 # Of one call, or of one machine, and not of a training: a recipe, which may be a stranger's, chooses no files.
 NOT_IN_RECIPES = {
     "recipe", "help_method", "resume", "force", "as_json", "version", "help", "quiet", "verbose", "data_dir",
-    "cache_dir", "no_cache", "init", "extra", "no_trial", "output", "plot", "tensorboard",
+    "cache_dir", "no_cache", "init", "extra", "teacher", "no_trial", "output", "plot", "tensorboard",
 }  # fmt: skip
 _FILES_IN = {"data": ":", "target": ".json"}  # what tells a file from a name in options that take both
-_PLACES = {"data_dir", "init", "extra"}  # for a resumed training to remember, which goes on where it was
+_PLACES = {"data_dir", "init", "extra", "teacher"}  # for a resumed training to remember, which goes on where it was
 
 _GROUPS = {
     "Data": (
@@ -52,11 +53,13 @@ _GROUPS = {
         *("model", "model_arg", "init", "structure", "density", "scope", "align", "min_channels", "permute", "target"),
         *("budget", "masks", "score", "normalize", "no_trial"),
     ),
-    "Method and attack": ("method", "method_options", "help_method", "attack", "eps", "steps", "step_size"),
+    "Method and attack": (
+        *("method", "method_options", "help_method", "teacher", "attack", "eps", "steps", "step_size"),
+    ),
     "What may be added to any method": (
         *("label_smoothing", "cutmix", "distill", "temperature", "awp", "awp_from", "average", "ema_decay", "swa_from"),
     ),
-    "Optimisation": ("epochs", "batch_size", "lr", "weight_decay", "seed", "device", "precision"),
+    "Optimisation": ("epochs", "batch_size", "lr", "schedule", "weight_decay", "seed", "device", "precision"),
     "Output": ("output", "dense_control", "plot", "tensorboard", "resume", "force", "as_json"),
 }
 
@@ -99,6 +102,8 @@ def _in_recipe(name: str, value: Any) -> Value:
     if name == "image_size":
         return "x".join(map(str, value))
     if isinstance(value, tuple | list):
+        if name == "init":
+            value = [f"{path}={file.absolute()}" for path, file in parse_init(value).items()]
         return dict(pair.partition("=")[::2] for pair in value)
     if isinstance(value, Path) or (name == "target" and value.endswith(".json")):
         return str(Path(value).absolute())
@@ -114,7 +119,8 @@ def _in_recipe(name: str, value: Any) -> Value:
 
 def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
     """Raise ConfigError if an option is typed that is not what the resumed training has."""
-    kept, names = ctx.default_map or {}, _kept(ctx) | {"output"}
+    names = _kept(ctx) | {"output"}
+    kept = {**_method_defaults(ctx.default_map or {}), **(ctx.default_map or {})}
     for option in ctx.command.params:
         name = option.name or ""
         if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in names:
@@ -125,6 +131,15 @@ def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
                 f"{option.opts[-1]} is not what the training of {checkpoint} was started with; leave it out to go on, "
                 "or start another one with -o"
             )
+
+
+def _method_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the method in ``options`` has for options that are left to it; its steps go with its attack alone."""
+    from smart_train.methods import load_method  # noqa: PLC0415  # torch
+
+    defaults = dict(load_method(options.get("method", "smart")).defaults)
+    usual = defaults.get("attack", "pgd")
+    return defaults if options.get("attack", usual) == usual else defaults | {"steps": None}
 
 
 def _names(ctx: click.Context) -> set[str]:
@@ -157,6 +172,8 @@ def _set_defaults(ctx: click.Context, values: Mapping[str, Value], path: Path, *
 
 def _option_value(option: click.Option, value: Value, ctx: click.Context) -> Any:
     """Return ``value`` as the command line would give it; raise click.BadParameter or ValueError."""
+    if option.name == "init" and isinstance(value, str):  # kept so when there was one file for all paths
+        return [value]
     if option.multiple:
         if isinstance(value, str | int | float):
             raise ValueError(f"a table is wanted, [{option.name}] and lines like width = 32")
@@ -203,11 +220,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--train-images", type=int, metavar="N", help="Train on N images, classes in proportion.  [default: all]")
 @click.option("--test-images", type=int, metavar="N", help="Report on N test images.  [default: all]")
-@click.option(
-    "--extra",
-    metavar="npz:FILE",
-    help="Further training images, synthetic ones for example: arrays images (uint8 NHWC) and labels.",
-)
+@click.option("--extra", metavar="npz:FILE", help="More training images: arrays images (uint8 NHWC) and labels.")
 @click.option("--extra-share", type=float, help="What of each batch they are.  [default: 0.7 with --extra]")
 @click.option("--crop-pad", default=0, help="Crop training images at random after padding each side by this.")
 @click.option("--flip/--no-flip", help="Mirror half of the training images left to right.")
@@ -228,15 +241,17 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--model-arg", multiple=True, metavar="NAME=VALUE", help="An argument of the network: width=32.")
 @click.option(
     "--init",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Start from these weights of the network: a state dict of torch.save or .safetensors, for other classes too.",
+    multiple=True,
+    metavar="[PATH=]FILE",
+    help="Start from these weights of the network: a state dict of torch.save or .safetensors, for other classes too, "
+    "or a published file of a residual network. --init a.pt --init robust=b.pt starts the batch norms of path robust "
+    "from another file; all other weights are shared, and from the one without PATH, or the first.",
 )
 @click.option(
     "--normalize",
     metavar="HOW",
     help=f"What to normalise images by: {NORMALISATIONS} (0.5/0.25; commas between channels).  [default: what "
-    "published weights expect, with --init of torchvision: and timm:, else data]",
+    "published weights expect, with --init of torchvision: and timm: or where the file says it, else data]",
 )
 @click.option("--structure", default="channel", metavar="NAME", help=f"What masks remove: {STRUCTURES}.")
 @click.option(
@@ -281,10 +296,23 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
     callback=_say_method,
     help="Describe a method and its options, and exit.",
 )
-@click.option("--attack", default="pgd", type=house.Choice(list(ATTACKS)), help="The attack trained against.")
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="CKPT[:PATH]",
+    help="For methods that learn from a frozen network, and --distill: its checkpoint, trained on the same data, and "
+    "the path that teaches, as in standard.pt or both.pt:robust.  [default path: clean, or the only one]",
+)
+@click.option(
+    "--attack",
+    default="pgd",
+    type=house.Choice(list(ATTACKS)),
+    show_default=False,
+    help="The attack trained against.  [default: the method's, mostly pgd]",
+)
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
-@click.option("--steps", type=int, help="Its gradient steps.  [default: 7 for pgd, 1 for fgsm-rs]")
-@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs]")
+@click.option("--steps", type=int, help="Its gradient steps.  [default: the method's, mostly 7; 1 for fgsm-rs, n-fgsm]")
+@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs, eps for n-fgsm]")
 @click.option("--label-smoothing", default=0.0, help="Spread this share of each target over all classes.")
 @click.option("--cutmix", default=0.0, metavar="ALPHA", help="Paste a part of another image into each; 1 is usual.")
 @click.option("--distill", default=0.0, metavar="SHARE", help="What a teacher's probabilities count in the targets.")
@@ -294,9 +322,17 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--average", default="none", type=house.Choice(AVERAGES), help="Deploy the mean of the weights.")
 @click.option("--ema-decay", default=0.995, help="How much of the mean --average ema keeps at a step.")
 @click.option("--swa-from", default=0.75, help="The share of the training after which --average swa begins.")
-@click.option("--epochs", default=30)
+@click.option("--epochs", default=30, show_default=False, help="[default: the method's, mostly 30]")
 @click.option("--batch-size", default=128, help="Half of it trains each path.")
-@click.option("--lr", default=0.1, help="Peak learning rate.")
+@click.option("--lr", default=0.1, show_default=False, help="Peak learning rate.  [default: the method's, mostly 0.1]")
+@click.option(
+    "--schedule",
+    default="cosine",
+    type=house.Choice(SCHEDULES),
+    show_default=False,
+    help="How the learning rate falls: after a warm-up, from a peak halfway, or by tenths.  [default: the method's, "
+    "mostly cosine]",
+)
 @click.option("--weight-decay", default=5e-4)
 @click.option("--seed", default=0)
 @click.option("--device", default="auto", type=house.Choice(["auto", "cpu", "cuda"]))
@@ -352,6 +388,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     if options["resume"]:
         options["output"] = Path(options["resume"])
         _refuse_other_options(ctx, options["output"])
+    defaults = _method_defaults(options).items()
+    options |= {name: v for name, v in defaults if ctx.get_parameter_source(name) is ParameterSource.DEFAULT}
     with house.warnings_as_notes("smart_train"):
         train(ctx, keep=partial(_options_to_keep, ctx), **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from smart_common.names import MAX_NAME, is_name
 from smart_train.choices import MAX_ARGUMENTS, MAX_DECIMAL, MAX_INTEGER, Argument
@@ -82,9 +83,36 @@ def parse_normalisation(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
         mean, std = (tuple(float(number) for number in part.split(",")) for part in text.split("/"))
     except ValueError as error:
         raise ConfigError(f"unknown normalisation {text!a:.100}; there are {NORMALISATIONS}, as in 0.5/0.25") from error
+    check_normalisation(mean, std, wanted=f"{text!a:.100}")
+    return mean, std
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], *, wanted: str) -> None:
+    """Raise ConfigError if means or standard deviations are out of any range that images could need."""
     if not all(-10 <= number <= 10 for number in mean) or not all(1e-3 <= number <= 10 for number in std):
         raise ConfigError(
-            f"expected means from -10 to 10 and standard deviations from 0.001 to 10, got {text!a:.100}; images are "
+            f"expected means from -10 to 10 and standard deviations from 0.001 to 10, got {wanted}; images are "
             "in [0, 1] when they are normalised"
         )
-    return mean, std
+
+
+def parse_init(texts: Sequence[str]) -> dict[str, Path]:
+    """Read the ``[PATH=]FILE`` of ``--init``: files by the path they are for, under ``""`` the one for all the others.
+
+    Raises:
+        ConfigError: if two are for the same.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        path, equals, file = text.partition("=")
+        if not equals or not re.fullmatch(r"[a-z0-9_-]*", path):
+            path, file = "", text
+        if not file:
+            raise ConfigError(f"expected --init [PATH=]FILE, got {text!a:.100}; write --init weights.pt")
+        if path in found:
+            raise ConfigError(
+                f"two files after --init for {f'path {path}' if path else 'all paths'}; give one, and PATH=FILE for a "
+                "path that is to start from another"
+            )
+        found[path] = Path(file)
+    return found

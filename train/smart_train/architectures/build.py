@@ -11,7 +11,7 @@ from torch import nn
 
 from smart_common.errors import alternatives
 from smart_train.architectures.custom import Factory, call_factory
-from smart_train.architectures.resnet import Bottleneck, ResNet, WideResNet
+from smart_train.architectures.resnet import WIDE_STEM, Bottleneck, PreactivationResNet, RawShortcutBlock, ResNet
 from smart_train.choices import CUSTOM, Argument
 from smart_train.errors import ConfigError
 
@@ -25,14 +25,20 @@ class Architecture:
     width: int
 
 
+_WIDE = partial(PreactivationResNet, stem=WIDE_STEM)
+_RAW = partial(PreactivationResNet, block=RawShortcutBlock, last_norm=False)
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "resnet8": Architecture(ResNet, blocks=(1, 1, 1), width=48),
     "resnet18": Architecture(ResNet, blocks=(2, 2, 2, 2), width=64),
     "resnet20": Architecture(ResNet, blocks=(3, 3, 3), width=16),
     "resnet34": Architecture(ResNet, blocks=(3, 4, 6, 3), width=64),
     "resnet50": Architecture(partial(ResNet, block=Bottleneck, imagenet_stem=True), blocks=(3, 4, 6, 3), width=64),
-    "wrn16-8": Architecture(WideResNet, blocks=(2, 2, 2), width=16 * 8),
-    "wrn40-2": Architecture(WideResNet, blocks=(6, 6, 6), width=16 * 2),
+    "preact-resnet18": Architecture(PreactivationResNet, blocks=(2, 2, 2, 2), width=64),
+    "preact-resnet18-raw": Architecture(_RAW, blocks=(2, 2, 2, 2), width=64),
+    "wrn16-8": Architecture(_WIDE, blocks=(2, 2, 2), width=16 * 8),
+    "wrn28-10": Architecture(_WIDE, blocks=(4, 4, 4), width=16 * 10),
+    "wrn40-2": Architecture(_WIDE, blocks=(6, 6, 6), width=16 * 2),
 }
 MAX_WIDTH = 4096  # a checkpoint that asks for more is an attempt to fill the memory
 

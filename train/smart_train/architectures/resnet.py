@@ -1,11 +1,11 @@
-"""Residual networks (He et al. 2016, arXiv 1512.03385), wide ones too (Zagoruyko et al. 2016, arXiv 1605.07146)."""
+"""Residual networks (He et al. 2016, arXiv 1512.03385), with preactivation (1603.05027) and wide ones (1605.07146)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-STEM_CHANNELS = 16  # of wide ones (their table 1): the widening factor leaves the first convolution alone
+WIDE_STEM = 16  # channels, of wide ones (their table 1): the widening factor leaves the first convolution alone
 
 
 def initialise_(network: nn.Module) -> None:
@@ -81,6 +81,7 @@ class PreactivationBlock(nn.Module):
     """
 
     expansion = 1
+    shortcut_reads_activated = True
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
@@ -96,8 +97,16 @@ class PreactivationBlock(nn.Module):
         """Map (N, in, H, W) to (N, out, H / stride, W / stride)."""
         active = torch.relu(self.bn1(features))
         inner = self.conv2(torch.relu(self.bn2(self.conv1(active))))
-        result: Tensor = inner + (features if self.shortcut is None else self.shortcut(active))
+        if self.shortcut is not None:
+            features = self.shortcut(active if self.shortcut_reads_activated else features)
+        result: Tensor = inner + features
         return result
+
+
+class RawShortcutBlock(PreactivationBlock):
+    """The same with a shortcut that reads its input as it is: that of fgsm-rs (Wong et al. 2020, arXiv 2001.03994)."""
+
+    shortcut_reads_activated = False
 
 
 def _stages(
@@ -153,26 +162,45 @@ class ResNet(nn.Module):
         return scores
 
 
-class WideResNet(nn.Module):
-    """WRN-d-k: a 3x3 stem, three stages (each but the first halves the size), average pool, linear.
+class PreactivationResNet(nn.Module):
+    """A residual network of preactivation blocks: 3x3 stem, stages (each but the first halves the size), pool, linear.
+
+    WRN-d-k of the wide paper has three stages of (d - 4) / 6 blocks, by its authors' count of layers; the first has
+    16 k channels.
 
     Args:
         num_classes: scores per image.
         in_channels: image channels.
-        blocks: blocks a stage: (d - 4) / 6 each, by the authors' count of layers.
-        width: channels of the first stage, 16 k; each further stage has twice as many.
+        blocks: blocks a stage.
+        width: channels of the first stage; each further stage has twice as many.
+        stem: channels of the first convolution; None for as many as the first stage.
+        block: what the stages are made of.
+        last_norm: batch norm and ReLU before the pooling.
     """
 
-    def __init__(self, *, num_classes: int, in_channels: int, blocks: tuple[int, ...], width: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        blocks: tuple[int, ...],
+        width: int,
+        stem: int | None = None,
+        block: type[PreactivationBlock] = PreactivationBlock,
+        last_norm: bool = True,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, STEM_CHANNELS, 3, padding=1, bias=False)
-        self.blocks, features = _stages(PreactivationBlock, STEM_CHANNELS, blocks=blocks, width=width)
-        self.bn = nn.BatchNorm2d(features)
+        stem = width if stem is None else stem
+        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.blocks, features = _stages(block, stem, blocks=blocks, width=width)
+        self.bn = nn.BatchNorm2d(features) if last_norm else None
         self.fc = nn.Linear(features, num_classes)
         initialise_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to scores (N, classes)."""
-        features = torch.relu(self.bn(self.blocks(self.conv(images))))
+        features = self.blocks(self.conv(images))
+        if self.bn is not None:
+            features = torch.relu(self.bn(features))
         scores: Tensor = self.fc(features.mean(dim=(2, 3)))
         return scores

@@ -6,6 +6,7 @@ single weights are masked exactly ``SmartNetwork.kept_weights`` of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class MaskLearner:
         generator: torch.Generator,
         from_weights: bool = False,
     ) -> None:
+        if net.structure.removes_nothing:  # the masks are at their target from the first step
+            plan = replace(plan, mode="static")
         self._net, self._total, self._epoch = net, total_steps, steps_per_epoch
         self._mode = mode = load_mode(plan.mode)
         mode.check(net.path_names)

@@ -21,7 +21,7 @@ from smart_train.masking.budget import kept_of_groups, kept_of_layers
 from smart_train.masking.finding import find_groups
 from smart_train.masking.groups import FoundGroups, Group, apply_mask_
 from smart_train.masking.layers import Expert, batch_norm_parameters, check_weights, expert_at, make_expert_, weight_at
-from smart_train.masking.passes import Out, Pass
+from smart_train.masking.passes import INPUT, Out, Pass
 from smart_train.masking.structure import Structure, parse_structure
 from smart_train.masking.trial import copied
 from smart_train.masking.weight_masks import WeightLayers, find_weight_layers, kept_inputs
@@ -205,8 +205,11 @@ class SmartNetwork(nn.Module):
     def _pass(self, one: Pass) -> Out:
         path, features = self.path(one.path), dict[str, Tensor]()
         hooks = [
-            path.network.get_submodule(name).register_forward_hook(
-                lambda _module, _inputs, output, name=name: features.update({name: output})
+            # Copies: a layer after it may work in place.
+            path.network.get_submodule(name.removesuffix(INPUT)).register_forward_hook(
+                lambda _module, inputs, output, name=name: features.update(
+                    {name: (inputs[0] if name.endswith(INPUT) else output).clone()}
+                )
             )
             for name in one.tap
         ]

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+INPUT = ":input"
+"""Behind the name of a tapped module: what it is given first, not what it gives."""
+
 
 class Pass(NamedTuple):
     """A forward pass to do.
@@ -16,7 +19,7 @@ class Pass(NamedTuple):
     Attributes:
         path: through which path.
         images: float (N, C, H, W) in [0, 1].
-        tap: names of modules of the path's network whose outputs are wanted too.
+        tap: names of modules of the path's network whose outputs are wanted too; or ``NAME:input``, their inputs.
         condition: int64 (N,), of each image, what a method's own modules take it for; a network of paths ignores it.
     """
 
@@ -27,7 +30,7 @@ class Pass(NamedTuple):
 
 
 class Out(NamedTuple):
-    """What a pass gives: scores (N, classes), and the output of each tapped module by its name."""
+    """What a pass gives: scores (N, classes), and for each tapped name what was wanted of that module."""
 
     scores: Tensor
     features: dict[str, Tensor]

@@ -131,6 +131,12 @@ class Structure:
         """What the name means."""
         return parse_structure(self.name)
 
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether every path keeps all channels and weights."""
+        weights = self.pattern.weights
+        return self.density == 1 and (weights is None or weights.own_density is None)
+
     def kept(self, size: int, *, bundle: int = 1) -> int:
         """Return how many of a group's ``size`` a path keeps with a uniform budget: at least one aligned step.
 

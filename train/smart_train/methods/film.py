@@ -6,7 +6,6 @@ FiLM (Perez et al. 2018, arXiv 1709.07871) as once-for-all adversarial training 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -18,9 +17,9 @@ from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.layers import ExpertBatchNorm2d
 from smart_train.masking.network import PathNetwork, SmartNetwork
 from smart_train.masking.passes import Out, Pass
+from smart_train.methods.feature_layers import SHORTCUT
 
 CODE = 128  # numbers of a condition's code, of the authors' released code
-_SHORTCUT = re.compile(r"shortcut|downsample|bn_sc")
 _SLOPE = 0.01  # of all leaky rectifiers
 
 
@@ -175,6 +174,6 @@ def conditioned_batch_norms(path: PathNetwork, example: Tensor) -> list[str]:
         name
         for name, norm in norms.items()
         # A subclass may compute something after it, which no scale of its own would undo.
-        if type(norm) is ExpertBatchNorm2d and norm.affine and not _SHORTCUT.search(name)
+        if type(norm) is ExpertBatchNorm2d and norm.affine and not SHORTCUT.search(name)
         if not (alone and name == last)
     ]

@@ -7,6 +7,7 @@ goes through the robust path. Both cross-entropies count one half. The masks lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 
@@ -45,4 +46,12 @@ SMART = Method(
     paths=(PathSpec(CLEAN, Role.CLEAN), PathSpec(ROBUST, Role.ATTACKED)),
     build=Smart.build,
     forwards=lambda steps: steps + 3,
+)
+
+DUAL_BN = replace(
+    SMART,
+    name="dual-bn",
+    summary="smart without masks: two paths that share every weight and have batch norms of their own",
+    reference="the control for SMART; dual batch norms as in Xie et al. 2020, arXiv 1911.09665",
+    default_density=1.0,
 )

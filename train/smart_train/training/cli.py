@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,6 @@ from smart_common.figures import check_plot, is_plot
 from smart_common.lazy import load
 from smart_common.outputs import Output, check_outputs
 from smart_common.robustness import warnings_of_metrics
-from smart_common.units import duration
 from smart_devices import Target, resolve_target
 from smart_devices.profiles import profile_file
 from smart_train.architectures.build import ARCHITECTURES
@@ -36,35 +35,25 @@ from smart_train.masking.network import SmartNetwork
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.structure import Pattern, Structure, parse_structure
 from smart_train.methods import load_method
-from smart_train.options import parse_arguments, parse_fraction
+from smart_train.options import parse_arguments, parse_fraction, parse_init
 from smart_train.training.config import TrainConfig
 from smart_train.training.control import control_config, control_path
 from smart_train.training.curves import draw_history
-from smart_train.training.history import check_history, history_path, path_accuracies
+from smart_train.training.history import check_history, history_path
 from smart_train.training.loop import Trainer
 from smart_train.training.owner import owning_output
 from smart_train.training.recipe import RECIPE
 from smart_train.training.refinements import Refinements
-from smart_train.training.results import EpochReport, TrainResult
+from smart_train.training.results import TrainResult
 from smart_train.training.selection import report_attack, selection_attack
 from smart_train.training.state import check_output, state_path
+from smart_train.training.teacher import teacher_file
 from smart_train.training.trial_run import try_out
 
 # Options that say what a `TrainConfig` holds under the same name.
 _AS_THEY_ARE = (
-    *(
-        "permute",
-        "method",
-        "normalize",
-        "train_images",
-        "test_images",
-        "epochs",
-        "batch_size",
-        "weight_decay",
-        "seed",
-        "device",
-    ),
-    "precision",
+    *("permute", "method", "normalize", "train_images", "test_images", "epochs", "batch_size", "weight_decay"),
+    *("seed", "device", "precision", "schedule"),
 )
 
 
@@ -141,6 +130,14 @@ def _say_density(net: SmartNetwork) -> None:
         )
 
 
+def _say_notes(trainer: Trainer) -> None:
+    """Say what there is to know of a training before it begins."""
+    if caveat := load_method(trainer.config.method).caveat:
+        house.note(f"note: {trainer.config.method} is a {caveat}; say so wherever its figures appear")
+    _say_density(trainer.net)
+    _say_weights(trainer)
+
+
 def _print_summary(summary: dict[str, Any], result: TrainResult, best: Checkpoint, *, config: TrainConfig) -> None:
     keys = ("density", "parameter_density", "clean_accuracy", "robust_accuracy")
     rows = [[path, *(f"{row[key]:.3f}" for key in keys)] for path, row in summary["paths"].items()]
@@ -176,20 +173,6 @@ def _train_control(trainer: Trainer, *, factory: Factory | None) -> dict[str, An
         result = trainer.run(on_step=advance, on_phase=lambda phase: _say_phase(f"dense control: {phase}", advance))
     found = describe(load_checkpoint(result.checkpoint, factory=factory))
     return {"checkpoint": str(result.checkpoint), "seconds": result.seconds, "paths": found["paths"]}
-
-
-def _say_epoch(report: EpochReport, *, attack: str) -> None:
-    row = report.row
-    losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
-    validation = ", ".join(
-        f"{path} path {clean:.3f}" + ("" if robust is None else f", {attack} {robust:.3f}")
-        for path, (clean, robust) in path_accuracies(row).items()
-    )
-    house.note(
-        f"epoch {row['epoch']}/{report.epochs}  loss: {losses}  validation: {validation}  "
-        f"{report.images_per_second:.0f} images/s  {duration(report.seconds_left)} left"
-        f"{'  best so far' if report.best else ''}"
-    )
 
 
 def _config(ctx: click.Context, model: str, options: dict[str, Any]) -> TrainConfig:
@@ -289,10 +272,11 @@ def _check_outputs(
         data_place(given["data"]),
         data_place(given["extra"] or ""),
         given["data_dir"],
-        given["init"],
+        *parse_init(given["init"]).values(),
         ctx.meta.get(RECIPE),
     ]
     read += [network_file(given["model"]), profile_file(given["target"] or "")]
+    read += [] if given["teacher"] is None else [teacher_file(given["teacher"])[0]]
     check_outputs(found, inputs=read, force=force)
 
 
@@ -312,7 +296,7 @@ def train(
     keep: Callable[[], Mapping[str, Any]],
     data: str,
     places: DataPlaces,
-    init: Path | None,
+    init: Sequence[str],
     output: Path,
     plot: str | None,
     tensorboard: Path | None,
@@ -347,15 +331,9 @@ def train(
     if config.permute:
         house.note(f"note: ordering channels so that {config.structure.name} keeps more; wide networks take a minute")
     images = places.load(data, image_size=options["image_size"])
-    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": init, "extra": options["extra"]}
-    trainer = Trainer(
-        config,
-        images,
-        output=output,
-        tensorboard=tensorboard,
-        options=keep(),
-        **started,
-    )
+    started: dict[str, Any] = {"resume": goes_on, "factory": factory, "initial": parse_init(init)}
+    started |= {name: options[name] for name in ("teacher", "extra")}
+    trainer = Trainer(config, images, output=output, tensorboard=tensorboard, options=keep(), **started)
     control = None
     if options["dense_control"]:  # made before the hours of training, should there be something against it
         control = Trainer(control_config(config), images, output=outputs[-1], **started)
@@ -365,13 +343,12 @@ def train(
     if force:  # an old network must not stay beside the state of the new one, where it could be taken for it
         for path in existing:
             path.unlink()
-    _say_density(trainer.net)
-    _say_weights(trainer)
+    _say_notes(trainer)
     judged = selection_attack(config.attack.eps).label
     with house.progress("training", total=trainer.steps_left) as advance:
         result = trainer.run(
             on_step=advance,
-            on_epoch=lambda report: _say_epoch(report, attack=judged),
+            on_epoch=lambda report: house.note(report.describe(attack=judged)),
             on_phase=lambda phase: _say_phase(phase, advance),
         )
     controlled = None if control is None else _train_control(control, factory=factory)
@@ -384,6 +361,7 @@ def train(
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "best_epoch": result.best_epoch,
+        "stopped": None if result.stopped is None else asdict(result.stopped),
         **{key: found[key] for key in ("union_density", "masks", "paths")},
         "dense_control": controlled,
         "warnings": list(warnings),

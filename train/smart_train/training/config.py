@@ -116,7 +116,7 @@ class TrainConfig:
         method.read_options(self.method_options)
         if method.attack not in (None, self.attack.name):
             raise ConfigError(
-                f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; leave it out"
+                f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; change either"
             )
         if not method.soft_targets and (soft := self.refinements.soft_targets):
             raise ConfigError(f"method {self.method} takes labels alone as targets; leave out {', '.join(soft)}")

@@ -14,19 +14,20 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from smart_common.errors import shortened
-from smart_train.architectures.custom import Factory
-from smart_train.architectures.libraries import IMAGENET_MEAN, IMAGENET_STD, LibraryNetwork
 from smart_train.checkpoint.format import FORMAT
 from smart_train.checkpoint.reader import plain_value, read_bytes
-from smart_train.data.images import ImageSet
-from smart_train.errors import CheckpointError, ConfigError
-from smart_train.options import parse_normalisation
+from smart_train.errors import CheckpointError
+from smart_train.options import check_normalisation
+from smart_train.training.published_names import in_our_names
 
 _log = logging.getLogger(__name__)
 
-_INSIDE = ("state_dict", "model")  # under which training scripts put it, beside optimisers and epochs
+# Under which training scripts put it, beside optimisers and epochs; of a best and a last the last.
+_INSIDE = ("state_dict", "model_state_dict", "model", "net", "last")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel and compiled wrappers, and of training frameworks
 _AVERAGED = "n_averaged"
+_NORMALISING = (("mu", "sigma"), ("mean", "std"))  # buffers of networks that normalise images themselves
+_CHANNELS = (1, 3)  # values of these
 _COUNTER = "num_batches_tracked"  # of batch norms; older files have none, and nothing follows from it
 _MOST_SHARED = 4  # how often tensors may share the numbers in a file
 _MAX_HEADER_BYTES = 4 * 2**20  # of safetensors: names, types and shapes, some hundred bytes a tensor
@@ -41,9 +42,19 @@ class InitialWeights:
     sha256: str
     name: str = "the file to start from"
 
+    def normalising(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return the mean and std, a value or one a channel, that a network with these buffers normalises images by."""
+        for pair in _NORMALISING:
+            mean, std = ([t for name, t in self.tensors.items() if name.rpartition(".")[2] == part] for part in pair)
+            if len(mean) == len(std) == 1 and mean[0].shape == std[0].shape and mean[0].numel() in _CHANNELS:
+                found = tuple(mean[0].flatten().tolist()), tuple(std[0].flatten().tolist())
+                check_normalisation(*found, wanted=f"{' and '.join(pair)} in {self.name}")
+                return found
+        return None
+
 
 def read_initial_weights(path: Path) -> InitialWeights:
-    """Read a state dict, alone or under ``state_dict`` or ``model``, that may come from a stranger: no code of it runs.
+    """Read a state dict, alone or under one of ``_INSIDE``, that may come from a stranger: no code of it runs.
 
     Files of ``torch.save``, of the time before version 1.6 too, and ``.safetensors`` are read.
 
@@ -65,7 +76,7 @@ def read_initial_weights(path: Path) -> InitialWeights:
         found = next((raw[key] for key in _INSIDE if isinstance(raw.get(key), dict)), None)
     if not isinstance(found, dict) or not _is_state(found):
         raise CheckpointError(
-            f"no tensors by name in {path}, neither alone nor under {' or '.join(_INSIDE)}; save network.state_dict()"
+            f"no tensors by name in {path}, neither alone nor under {', '.join(_INSIDE)}; save network.state_dict()"
         )
     tensors = {name: tensor.detach() for name, tensor in found.items()}
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _MOST_SHARED * len(data):
@@ -90,20 +101,26 @@ def _is_state(value: Mapping[Any, Any]) -> bool:
 def _unwrapped(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield the tensors by their names, and by those without each prefix that all of them have.
 
-    A running average of a network (``torch.optim.swa_utils.AveragedModel``) counts beside them what it has averaged.
+    A running average of a network (``torch.optim.swa_utils.AveragedModel``) counts beside them what it has averaged,
+    and a network that normalises images in a wrapper has the buffers for it there.
     """
     yield tensors
-    tensors = {name: tensor for name, tensor in tensors.items() if name != _AVERAGED}
     for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            yield from _unwrapped({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+        inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        if inside and all(name.startswith(prefix) or _beside(name) for name in tensors):
+            yield from _unwrapped(inside)
+
+
+def _beside(name: str) -> bool:
+    return name == _AVERAGED or any(name in pair for pair in _NORMALISING)
 
 
 @torch.no_grad()
 def load_initial_weights_(network: nn.Module, weights: InitialWeights, *, num_classes: int, in_channels: int) -> None:
     """Copy the weights into a plain ``network``, in place; a head for other classes starts anew, and it is said.
 
-    Prefixes of wrappers are taken off the names where they fit better without. Filters for RGB become filters for grey
+    Prefixes of wrappers are taken off the names where they fit better without, and names of published residual networks
+    become ours where they fit better so. Filters for RGB become filters for grey
     by their sum over the channels, and the other way round by a third of them for each, as timm does it. Counters of
     batch norms may be missing or too many; floating types may differ and are converted.
 
@@ -111,7 +128,8 @@ def load_initial_weights_(network: nn.Module, weights: InitialWeights, *, num_cl
         CheckpointError: if any other name or shape differs, or a value is not finite; it names the first ones.
     """
     wanted = network.state_dict()
-    given = max(_unwrapped(weights.tensors), key=lambda tensors: len(wanted.keys() & tensors.keys()))
+    forms = [form for tensors in _unwrapped(weights.tensors) for form in (tensors, in_our_names(tensors))]
+    given = max(forms, key=lambda tensors: len(wanted.keys() & tensors.keys()))
     fitting: dict[str, Tensor] = {}
     head = next(reversed(wanted)).rpartition(".")[0]  # the module that comes last
     new_head, misfits = [], []
@@ -152,7 +170,8 @@ def load_initial_weights_(network: nn.Module, weights: InitialWeights, *, num_cl
 
 
 def _counts(name: str) -> bool:
-    return name.rpartition(".")[2] != _COUNTER
+    last = name.rpartition(".")[2]
+    return last != _COUNTER and not any(last in pair for pair in _NORMALISING)
 
 
 def _for_channels(weight: Tensor, shape: Sequence[int], *, channels: int) -> Tensor:
@@ -165,53 +184,3 @@ def _for_channels(weight: Tensor, shape: Sequence[int], *, channels: int) -> Ten
     ):
         return weight
     return weight.sum(1, keepdim=True) if shape[1] == 1 else weight.expand(-1, 3, -1, -1) / 3
-
-
-def normalisation(
-    wanted: str | None, data: ImageSet, *, factory: Factory | None, initial: InitialWeights | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation that images in [0, 1] are normalised by, a value a channel each.
-
-    Args:
-        wanted: ``data``, of the training images; ``imagenet``; ``none``, 0 and 1; numbers as ``MEAN/STD``, one each or
-            one a channel with commas. None stands for what published weights of a library's network expect, if such
-            are started from, else for ``data``.
-        data: what is trained on.
-        factory: of the network.
-        initial: the weights started from.
-
-    Raises:
-        ConfigError: if it is none of these, or for another number of channels.
-    """
-    channels = data.shape[0]
-    if wanted is None and initial is not None:
-        if isinstance(factory, LibraryNetwork):
-            return _per_channel(factory.mean, factory.std, channels=channels, wanted=factory.reference)
-        _log.warning(
-            "note: images are normalised by mean and standard deviation of the training images; if the weights of %s "
-            "were trained with others, say --normalize imagenet, none or MEAN/STD",
-            initial.name,
-        )
-    if wanted in (None, "data"):
-        return data.mean_std()
-    if wanted == "imagenet":
-        return _per_channel(IMAGENET_MEAN, IMAGENET_STD, channels=channels, wanted=wanted)
-    if wanted == "none":
-        return (0.0,) * channels, (1.0,) * channels
-    mean, std = parse_normalisation(str(wanted))
-    return _per_channel(mean, std, channels=channels, wanted=str(wanted))
-
-
-def _per_channel(
-    mean: tuple[float, ...], std: tuple[float, ...], *, channels: int, wanted: str
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return one value a channel; RGB's for grey images are the mean of the three."""
-    both = [mean, std]
-    for i, values in enumerate(both):
-        if len(values) == 1:
-            both[i] = values * channels
-        elif channels == 1 and len(values) == 3:
-            both[i] = (sum(values) / 3,)
-        elif len(values) != channels:
-            raise ConfigError(f"{shortened(wanted)} normalises {len(values)} channels, and the images have {channels}")
-    return both[0], both[1]

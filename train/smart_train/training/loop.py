@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import lightning_fabric
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smart_train.accuracy import some_examples
 from smart_train.architectures.custom import Factory
@@ -30,9 +31,10 @@ from smart_train.methods import load_method
 from smart_train.methods.interface import Batch, Setup, Training
 from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
+from smart_train.training.collapse import Collapse, find_collapse, record
 from smart_train.training.config import TrainConfig
 from smart_train.training.history import Row, history_path, tensorboard_loggers, write_history
-from smart_train.training.initial_weights import normalisation, read_initial_weights
+from smart_train.training.initial_files import FilePath, normalisation, read_initial_files
 from smart_train.training.owner import owning_output
 from smart_train.training.plain_network import plain_network
 from smart_train.training.results import EpochReport, TrainResult
@@ -41,8 +43,11 @@ from smart_train.training.selection import Measurement, figures, report_attack, 
 from smart_train.training.state import Parts, Progress, check_output, read_state, restore_, save_state, state_path
 from smart_train.training.stepper import Stepper
 from smart_train.training.targets import Targets
+from smart_train.training.teacher import check_teacher, read_teacher
 
 SGD_MOMENTUM = 0.9
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -54,8 +59,10 @@ class Trainer:
         output: where ``ckpt.pt`` goes; ``ckpt.last.pt`` and ``ckpt.history.csv`` are kept beside it.
         resume: continue from ``ckpt.last.pt``, or start where there is none yet.
         factory: what makes a ``CUSTOM`` network.
-        initial: a plain state dict of the network to start from; masks that do not start dense start from its
-            magnitudes too.
+        initial: a plain state dict of the network to start from (masks that do not start dense start from its
+            magnitudes too), or several by the path that takes its batch norms from them, as `read_initial_files` does.
+        teacher: what methods that need one learn from, and ``config.refinements.distill``, as `read_teacher` takes it:
+            a checkpoint, ``CKPT:PATH``, or a module, which is frozen and stays in eval mode.
         extra: further training images, or ``npz:FILE`` as `load_extra` takes it; of each batch they are
             ``config.refinements.extra_share``.
         tensorboard: a folder for TensorBoard's event files; None writes none.
@@ -77,7 +84,8 @@ class Trainer:
         output: str | os.PathLike[str],
         resume: bool = False,
         factory: Factory | None = None,
-        initial: str | os.PathLike[str] | None = None,
+        initial: FilePath | Mapping[str, FilePath] | None = None,
+        teacher: FilePath | nn.Module | None = None,
         extra: ExtraImages | str | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -99,15 +107,17 @@ class Trainer:
         self.config, self.data, self.output = config, data, output
         self._factory = factory
         self._command = dict(options or {})
+        self._method = load_method(config.method)
+        self._initial = read_initial_files(initial, paths=[path.name for path in self._method.paths])
+        self._progress, self._report_seconds = Progress(), 0.0
         self._extra = load_extra(extra, beside=data) if isinstance(extra, str) else extra
         if (self._extra is None) != (config.refinements.extra_share == 0):
             raise ConfigError("--extra and --extra-share belong together; give both, or neither")
-        self._initial = None if initial is None else read_initial_weights(Path(initial))
-        self._progress = Progress()
-        self._report_seconds = 0.0
+        check_teacher(self._method, distill=config.refinements.distill, given=teacher is not None)
+        self.teacher = None if teacher is None else read_teacher(teacher, data, factory=factory)
         self._best: SmartNetwork | None = None
         self._gains: dict[str, Gain] = {}
-        self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial)
+        self._normalisation = normalisation(config.normalize, data, factory=factory, initial=self._initial.shared)
         self._last = last = state_path(output)
         state = read_state(last, identity=self._identity()) if resume and last.exists() else None
         if state is not None:
@@ -118,7 +128,6 @@ class Trainer:
             precision=config.precision,
             loggers=[] if tensorboard is None else tensorboard_loggers(Path(tensorboard), resume=state is not None),
         )
-        self._method = load_method(config.method)
         self._training = self._build()
         self._modules = self._training.modules
         self._modules.to(self._fabric.device)
@@ -142,7 +151,7 @@ class Trainer:
                 total_steps=self.total_steps,
                 steps_per_epoch=self.batches.steps,
                 generator=stream_generator(config.seed, Stream.MASKS),
-                from_weights=initial is not None,
+                from_weights=self._initial.shared is not None,
             ),
             optimizer=self._optimizer,
             precision=self._fabric.strategy.precision,
@@ -185,8 +194,13 @@ class Trainer:
         """Optimiser steps still to do."""
         return self.total_steps - self._progress.epoch * self.batches.steps
 
+    @property
+    def stopped(self) -> Collapse | None:
+        """Why training ended before its last epoch, or would have."""
+        return find_collapse(self._progress.history, attack=self.config.attack, data=self.data)
+
     def _build(self) -> Training:
-        plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial)
+        plain = plain_network(self.config, self.data, factory=self._factory, initial=self._initial.shared)
         mean, std = self._normalisation
         structure, example = self.config.structure, torch.zeros(2, *self.data.shape)
         if self.config.permute:
@@ -202,8 +216,10 @@ class Trainer:
             options=self._method.read_options(self.config.method_options),
             attack=self.config.attack,
             seed=stream_seed(self.config.seed, Stream.METHOD),
+            teacher=None if self.teacher is None else self.teacher.network.to(self._fabric.device),
         )
-        return self._method.build(plain, setup)
+        training = self._method.build(plain, setup)
+        return self._initial.started(training, self.config, self.data, self._factory)
 
     def run(
         self,
@@ -212,19 +228,20 @@ class Trainer:
         on_epoch: Callable[[EpochReport], None] = lambda _: None,
         on_phase: Callable[[str], None] = lambda _: None,
     ) -> TrainResult:
-        """Train to the last epoch, then measure the best epoch on the test split.
+        """Train to the last epoch, or to one in which training collapses; then measure the best on the test split.
 
         Args:
             on_step: called after every optimiser step with a few words on how things stand.
             on_epoch: called after every epoch.
             on_phase: called with the name of each stretch of work when it begins: an epoch, its validation, the report.
 
-        Raises ConfigError if another training is writing ``output``, or the loss is not finite.
+        Raises ConfigError if another training is writing ``output``, the loss is not finite, or training collapses
+        before there is an epoch to keep.
         """
         with owning_output(self.output):
             progress, config = self._progress, self.config
             first, spent = progress.epoch, 0.0
-            while progress.epoch < config.epochs:
+            while progress.epoch < config.epochs and self.stopped is None:
                 started = time.perf_counter()
                 number = f"epoch {progress.epoch + 1}/{config.epochs}"
                 on_phase(number)
@@ -245,6 +262,13 @@ class Trainer:
                 spent += seconds
                 left = spent / (progress.epoch - first) * (config.epochs - progress.epoch) + self._report_seconds
                 on_epoch(EpochReport(row, config.epochs, best, images_per_second, left))
+            if not progress.best_epoch:
+                raise ConfigError(
+                    f"{self.stopped}, and no epoch can be kept, since masks were not at their target yet; lower --eps "
+                    "or --lr, or train against pgd, from the start with --force"
+                )
+            if self.stopped is not None:
+                _log.warning("training stopped, since %s; epoch %d is kept", self.stopped, progress.best_epoch)
             write_history(progress.history, history_path(self.output))  # a resumed training may have had no epoch left
             on_phase(f"report: every path on {len(self.data.test)} test images, clean and attacked")
             return self._report(on_phase)
@@ -273,9 +297,8 @@ class Trainer:
 
         An epoch counts once its masks are at their target. The checkpoint's figures wait for the end of the training.
         """
-        progress, net, validation = self._progress, self.deployed(), self.data.validation
-        done = progress.epoch * self.batches.steps
-        started, roles = time.perf_counter(), self._method.roles
+        progress, net, validation, roles = self._progress, self.deployed(), self.data.validation, self._method.roles
+        done, started = progress.epoch * self.batches.steps, time.perf_counter()
         columns, score = self._measurement.validate(net, validation, roles=roles)
         share = self._measurement.report_share(roles, validation=validation, test=self.data.test)
         self._report_seconds = share * (time.perf_counter() - started)  # it is more of the same
@@ -289,7 +312,7 @@ class Trainer:
         progress.history.append(row)
         write_history(progress.history, history_path(self.output))
         # An equal later epoch is kept: its learning rate is lower.
-        if done < self._parts.learner.closed_from or score < progress.best:
+        if done < self._parts.learner.closed_from or score < progress.best or self.stopped is not None:
             return False
         progress.best, progress.best_epoch = score, progress.epoch
         samples = self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps))
@@ -323,6 +346,7 @@ class Trainer:
         data = self.data
         return {
             **self._options(),
+            **({"caveat": self._method.caveat} if self._method.caveat else {}),
             "data": {
                 "kind": data.kind,
                 "digest": data.digest,
@@ -345,9 +369,10 @@ class Trainer:
         attack = report_attack(self.config.attack.eps)
         found = self._measurement.report(best.net, self.data.test)
         on_phase("report: attacked images for the checkpoint")
+        trained, stopped = self._progress.epoch * self.batches.steps, self.stopped
         final = replace(
             best,
-            training={**best.training, "history": self.history},
+            training={**best.training, "history": self.history, **record(stopped)},
             metrics={path: figures(a, attack, split="test") for path, a in found.items()},
             samples=self._measurement.samples(best.net, self.data.validation, attack=attack),
         )
@@ -355,17 +380,19 @@ class Trainer:
         return TrainResult(
             checkpoint=self.output,
             seconds=self._progress.seconds,
-            images_per_second=self.total_steps * self.config.batch_size / max(self._progress.train_seconds, 1e-9),
+            images_per_second=trained * self.config.batch_size / max(self._progress.train_seconds, 1e-9),
             best_epoch=self._progress.best_epoch,
             accuracy=found,
+            stopped=stopped,
         )
 
     def _options(self) -> dict[str, Any]:
         """Return the configuration, and the digests of what else was read."""
         return {
             **self.config.record(),
-            **({"init_sha256": self._initial.sha256} if self._initial else {}),
+            **self._initial.record(),
             **({"extra_digest": self._extra.digest} if self._extra else {}),
+            **({"teacher": self.teacher.record()} if self.teacher else {}),
         }
 
     def _identity(self) -> dict[str, Any]:

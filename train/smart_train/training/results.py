@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from smart_common.units import duration
 from smart_train.accuracy import PathAccuracy
-from smart_train.training.history import Row
+from smart_train.training.collapse import Collapse
+from smart_train.training.history import Row, path_accuracies
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class TrainResult:
         images_per_second: training images, validation not counted.
         best_epoch: 1 for the first.
         accuracy: per path, on the test split under PGD-20.
+        stopped: the collapse that ended it; None if it went on to the last epoch.
     """
 
     checkpoint: Path
@@ -26,6 +29,7 @@ class TrainResult:
     images_per_second: float
     best_epoch: int
     accuracy: dict[str, PathAccuracy]
+    stopped: Collapse | None = None
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,17 @@ class EpochReport:
     best: bool
     images_per_second: float
     seconds_left: float
+
+    def describe(self, *, attack: str) -> str:
+        """Return it in a line; ``attack`` is the label of the one that chose by validation images."""
+        row = self.row
+        losses = ", ".join(f"{key.removesuffix('_loss')} {row[key]:.3f}" for key in row if key.endswith("_loss"))
+        validation = ", ".join(
+            f"{path} path {clean:.3f}" + ("" if robust is None else f", {attack} {robust:.3f}")
+            for path, (clean, robust) in path_accuracies(row).items()
+        )
+        return (
+            f"epoch {row['epoch']}/{self.epochs}  loss: {losses}  validation: {validation}  "
+            f"{self.images_per_second:.0f} images/s  {duration(self.seconds_left)} left"
+            f"{'  best so far' if self.best else ''}"
+        )

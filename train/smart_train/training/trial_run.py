@@ -41,7 +41,8 @@ class _Trial(Trainer):
             attack=replace(trainer.config.attack, steps=1),
         )
         data = replace(trainer.data, train=few, validation=few, test=few)
-        super().__init__(config, data, output=output, factory=factory)
+        teacher = None if trainer.teacher is None else trainer.teacher.network
+        super().__init__(config, data, output=output, factory=factory, teacher=teacher)
 
     def _build(self) -> Training:
         self._normalisation = self._tried._normalisation
