@@ -58,8 +58,8 @@ def trainer_of(name: str, data: ImageSet, folder: Path) -> Trainer:
         batch_size=BATCH,
         device="cpu",
     )
-    teacher = {"teacher": folder / "teacher.pt"} if method.needs_teacher else {}
-    return Trainer(config, data, output=folder / f"{name}.pt", **teacher)
+    teacher = folder / "teacher.pt" if method.needs_teacher else None
+    return Trainer(config, data, output=folder / f"{name}.pt", teacher=teacher)
 
 
 def measure(*, rounds: int, steps: int) -> list[dict[str, Any]]:

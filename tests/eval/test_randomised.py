@@ -19,6 +19,7 @@ from smart_eval.attacks.base import DRAWS
 from smart_eval.attacks.pgd import Pgd
 from smart_eval.page.page import render
 from smart_train import Attack, Checkpoint, ConfigError, load_checkpoint
+from smart_train.masking.layers import Expert
 from train.networks import image_set
 
 
@@ -100,11 +101,10 @@ def test_two_classes_are_too_few_for_the_difference_of_logits_ratio() -> None:
 
 @pytest.fixture
 def noisy(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
-    """A checkpoint whose robust path adds noise to its scores in each call, as FLOAT's network adds it to weights."""
+    """A checkpoint whose robust path adds noise to a weight in each call, as FLOAT's network does."""
     checkpoint = load_checkpoint(trained)
-    path = checkpoint.net.path("robust")
-    path.network.register_forward_hook(lambda _, __, scores: scores + 2 * torch.randn_like(scores))
-    path.randomised = True  # type: ignore[assignment]  # a plain attribute of a module
+    last: Any = [m for m in checkpoint.net.path("robust").modules() if isinstance(m, Expert)][-1]
+    last.noise = lambda weight: weight + 2 * torch.randn_like(weight)
     return checkpoint
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smart_export import fold
 from smart_train import Attack, NetworkError, Structure, convert
-from smart_train.architectures.resnet import WideResNet
+from smart_train.architectures.resnet import WIDE_STEM, PreactivationResNet
 from smart_train.methods import load_method
 from smart_train.methods.film import CODE, ConditionalNetwork, conditioned_batch_norms
 from smart_train.methods.interface import Batch, Training
@@ -156,7 +156,7 @@ def test_shortcuts_and_a_batch_norm_alone_before_the_head_have_no_film() -> None
     net = convert(resnet(), example_input=torch.zeros(2, 1, 8, 8), align=1)
     assert conditioned_batch_norms(net.path("clean"), torch.zeros(2, 1, 8, 8)) == FILMED
     with torch.random.fork_rng(devices=[]):
-        wide = WideResNet(num_classes=3, in_channels=1, blocks=(1, 1, 1), width=4)
+        wide = PreactivationResNet(num_classes=3, in_channels=1, blocks=(1, 1, 1), width=4, stem=WIDE_STEM)
     net = convert(wide, example_input=torch.zeros(2, 1, 8, 8), align=1)
     found = conditioned_batch_norms(net.path("clean"), torch.zeros(2, 1, 8, 8))
     assert found == [f"blocks.{i}.bn{j}" for i in range(3) for j in (1, 2)]

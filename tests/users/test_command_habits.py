@@ -150,7 +150,13 @@ def test_smart_edge_lists_its_commands_without_loading_them() -> None:
 @pytest.mark.parametrize(
     ("command", "headings"),
     [
-        ([TRAIN], ["Data", "Network and masks", "Method and attack", "Optimisation", "Output"]),
+        (
+            [TRAIN],
+            [
+                *("Data", "Network and masks", "Method and attack", "What may be added to any method"),
+                *("Optimisation", "Output"),
+            ],
+        ),
         (["smart_export.cli", "build"], ["Device and graphs", "Accuracy", "Model and data", "Output"]),
         (["smart_runtime.bench.cli"], ["What is measured", "How it is measured", "Output"]),
     ],

@@ -85,7 +85,7 @@ class Trainer:
         resume: bool = False,
         factory: Factory | None = None,
         initial: FilePath | Mapping[str, FilePath] | None = None,
-        teacher: str | os.PathLike[str] | nn.Module | None = None,
+        teacher: FilePath | nn.Module | None = None,
         extra: ExtraImages | str | None = None,
         tensorboard: str | os.PathLike[str] | None = None,
         options: Mapping[str, Any] | None = None,
