@@ -128,7 +128,8 @@ class MaskInfo:
         mode: the name of the way; None where nothing says it.
         origin: who that is by, for people who compare with a paper; likewise.
         budget: how groups or layers share the density.
-        union_density: the parameters that any path uses over those of the unmasked network, in (0, 1].
+        union_density: the parameters that any path uses over those of the unmasked network; above 1 where paths have
+            weights of their own.
         overlap: None of a single path.
     """
 
@@ -169,6 +170,6 @@ def read_mask_info(reader: Reader) -> MaskInfo:
         mode=reader.optional_string("mode"),
         origin=reader.optional_string("origin"),
         budget=reader.optional_string("budget"),
-        union_density=reader.fraction("union_density"),
+        union_density=reader.optional_number("union_density"),
         overlap=None if overlap is None else read_overlap(overlap),
     )
