@@ -128,8 +128,8 @@ class MaskInfo:
         mode: the name of the way; None where nothing says it.
         origin: who that is by, for people who compare with a paper; likewise.
         budget: how groups or layers share the density.
-        union_density: the parameters that any path uses over those of the unmasked network; above 1 where paths share
-            no weights.
+        union_density: the parameters that any path uses over those of the unmasked network; above 1 where paths have
+            weights of their own.
         overlap: None of a single path.
     """
 
