@@ -56,7 +56,7 @@ class Sources:
 
     @property
     def densities(self) -> Densities:
-        """How much each path uses of its network, and all of them of all networks."""
+        """How much each path uses of its network, and both of the larger one: 2 of two dense networks of one size."""
         if not self.separate:
             return densities(self.whole.net)
         found = {path: densities(one.net) for path, one in self.of_path.items()}
@@ -65,7 +65,7 @@ class Sources:
             found[self.paths[-1]],
             kept={path: one.kept[path] for path, one in found.items()},
             parameters={path: one.parameters[path] for path, one in found.items()},
-            union=sum(one.union * sizes[path] for path, one in found.items()) / sum(sizes.values()),
+            union=sum(one.union * sizes[path] for path, one in found.items()) / max(sizes.values()),
         )
 
     def evidence(self, make: Callable[[Checkpoint], Evidence]) -> Evidence:
