@@ -75,21 +75,30 @@ def open_files() -> dict[str, str]:
     return found
 
 
-def no_child_is_left() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
+def processes() -> set[int]:
+    """The processes that this one has started and not waited for, dead or alive."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def no_child_is_left(before: set[int]) -> bool:
+    """Wait for children beside those of ``before`` that have ended; say whether none is left."""
+    for pid in processes() - before:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return processes() <= before
 
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """Check that the block leaves neither an open file nor a process, dead or alive."""
-    before = open_files()
+    before = open_files(), processes()
     yield
-    assert open_files() == before
-    assert no_child_is_left()
+    assert open_files() == before[0]
+    assert no_child_is_left(before[1])
 
 
 def wait_until_dead(pid_file: int) -> None:

@@ -21,7 +21,16 @@ from runtime.fakes import TIMEOUT
 from smart_runtime.engines.trt import build, plan_worker
 from smart_runtime.engines.trt.build import STARTING, BuiltPlan, build_plan
 from smart_runtime.errors import EngineError
-from trt.builds import RECIPE, Children, no_child_is_left, nothing_left, open_files, small_graph, wait_until_dead
+from trt.builds import (
+    RECIPE,
+    Children,
+    no_child_is_left,
+    nothing_left,
+    open_files,
+    processes,
+    small_graph,
+    wait_until_dead,
+)
 
 pytest.importorskip("tensorrt_rtx", reason="the TensorRT-RTX library (extra tensorrt-rtx) is not installed")
 pytestmark = pytest.mark.trt
@@ -203,14 +212,14 @@ def test_an_interrupt_at_any_place_leaves_nothing(every: int) -> None:
     def work() -> None:
         assert build_plan(model, RECIPE, on_phase=lambda *_: None, timeout_s=TIMEOUT).plan == b"plan"
 
-    before = open_files()
+    before, there = open_files(), processes()
     where = places(work)
     assert len(where) > MOMENTS
     for at in where[::every]:
         assert isinstance(struck(work, at=at), Stop | None)
         gc.collect()  # what was struck between its making and its owner
         subprocess._cleanup()  # type: ignore[attr-defined]  # children whose Popen was struck; the next one does this
-        while not no_child_is_left():
+        while not no_child_is_left(there):
             subprocess._cleanup()  # type: ignore[attr-defined]  # one that ends with its standard input
         assert open_files() == before
 
