@@ -118,7 +118,7 @@ def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
 def test_results_of_other_code_are_not_taken(folder: Path) -> None:
     own = ["--model", "own_nets.tiny:build"]
     assert invoke("--data", few_digits(), *own, *FEW, "-o", "ckpt.pt").exit_code == 0
-    options = ["ckpt.pt", *own, "--attack", "clean", "--examples", "40", "--json"]
+    options = ["ckpt.pt", *own, "--data", few_digits(), "--attack", "clean", "--examples", "40", "--json"]
     kept = ["-o", "results.jsonl", "--resume"]
     first = invoke(*options, *kept, command=smart_eval).stdout
     assert invoke(*options, *kept, command=smart_eval).stdout == first
