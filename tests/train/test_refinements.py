@@ -181,11 +181,14 @@ class Stopped(Exception):  # noqa: N818  # no error: the test pulls the plug
     pass
 
 
-@pytest.mark.parametrize("method", ["smart", "trades"])
-def test_a_training_with_all_of_it_resumes_to_the_bit_and_deploys_the_mean(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "precision"), [("smart", "32-true"), ("trades", "bf16-mixed")])
+def test_a_training_with_all_of_it_resumes_to_the_bit_and_deploys_the_mean(
+    tmp_path: Path, method: str, precision: str
+) -> None:
     np.savez(tmp_path / "extra.npz", images=np.full((5, 8, 8, 1), 255, np.uint8), labels=np.zeros(5, np.int64))
     everything = Refinements(label_smoothing=0.1, cutmix=1, extra_share=0.25, awp=0.01, average="ema", ema_decay=0.9)
-    config, extra = tiny_config(method=method, epochs=2, refinements=everything), f"npz:{tmp_path / 'extra.npz'}"
+    config = tiny_config(method=method, epochs=2, refinements=everything, precision=precision)
+    extra = f"npz:{tmp_path / 'extra.npz'}"
     whole = Trainer(config, image_set(), output=tmp_path / "whole.pt", extra=extra)
     whole.run()
 
