@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smart_train import ConfigError, DataError, load_checkpoint
+from smart_train import ConfigError, DataError, Structure, load_checkpoint
 from smart_train.data.extra import load_extra
 from smart_train.masking.passes import Pass
+from smart_train.masking.plan import MaskPlan
 from smart_train.masking.statistics import reestimate_, statistics_held
 from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
@@ -175,6 +176,29 @@ def test_statistics_are_the_mean_over_the_passes_and_a_path_without_one_keeps_it
     for name, buffer in net.named_buffers():
         if "robust" in name:
             assert torch.equal(buffer, before[name])
+
+
+def test_what_masks_learn_from_is_the_step_alone(tmp_path: Path) -> None:
+    def trainer(name: str, *, mode: str, **refinements: Any) -> Trainer:
+        config = tiny_config(
+            structure=Structure(name="unstructured", density=0.5),
+            masks=MaskPlan(mode=mode),
+            refinements=Refinements(**refinements),
+        )
+        made = Trainer(config, image_set(), output=tmp_path / f"{name}.pt")
+        made.step(next(made.batches.epoch(1)))
+        return made
+
+    # Weights that AWP moves by next to nothing: gradients of both of its passes are the same.
+    plain, moved = trainer("plain", mode="regrow"), trainer("moved", mode="regrow", awp=1e-12)
+    sums = [one._parts.learner.state()["wanted"] for one in (plain, moved)]
+    assert not different(*({f"{p} {n}": t for p, layers in one.items() for n, t in layers.items()} for one in sums))
+
+    averaging = trainer("averaging", mode="gradual", average="ema")
+    power = averaging._parts.learner.state()["weights"]["power"]["clean"]
+    before = {name: mean.clone() for name, mean in power.items()}
+    with averaging._stepper.averaged(epoch=1):
+        assert not different(power, before), "measuring batch norms anew is no step"
 
 
 class Stopped(Exception):  # noqa: N818  # no error: the test pulls the plug
