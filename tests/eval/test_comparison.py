@@ -138,6 +138,20 @@ def test_what_an_image_cost_in_training_follows_from_the_method_and_its_attack()
         assert opened({"method": "smart", "attack": {"steps": steps}}) == ("smart", None)
     assert opened({"method": "smart", "attack": [7]}) == ("smart", None)
 
+    attack = {"attack": {"steps": 10}}
+    plain = {"method_options": {"base": "pgd-at", "beta": 6.0}, "refinements": {"awp": 0.0, "average": "ema"}}
+    assert opened({"method": "part", **attack, **plain}) == ("part", 24.1)
+    assert opened({"method": "part", **attack, "method_options": {"base": "trades"}}) == ("part", None)
+    for more in ({"awp": 0.01}, {"distill": 0.5}, {"awp": "x"}):
+        assert opened({"method": "trades", **attack, "refinements": more}) == ("trades", None), "nobody counted it"
+    assert opened({"method": "trades", **attack, "refinements": [1]}) == ("trades", 27)
+
+
+def test_a_reconstruction_is_called_one_in_a_bundle_of_two_networks_too() -> None:
+    training = {"method": "standard-and-vfd", "attack": {"steps": 10}}
+    source = read_source(replace(load_checkpoint(CHECKPOINT), training=training))
+    assert open_checkpoint(source, file=CHECKPOINT).method == "standard-and-vfd (reconstruction)"
+
 
 # Terms.
 
@@ -343,7 +357,9 @@ def test_the_page_sorts_without_a_script_and_escapes_names() -> None:
 
 
 def test_a_name_in_a_csv_is_no_formula(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"models": [subject("=1+1.pt")]}))
+    formulas = json.dumps({"models": [subject("=1+1.pt")]}).replace('"pgd20x1"', '"=2+2"')
+    (tmp_path / "a.json").write_text(formulas)
     assert run(tmp_path / "a.json", "--csv", tmp_path / "rows.csv").exit_code == 0
     assert "'=1+1.pt" in (tmp_path / "rows.csv").read_text()
+    assert ",'=2+2," in (tmp_path / "rows.csv").read_text().splitlines()[0], "the name of an attack"
     np.testing.assert_equal((tmp_path / "rows.csv").read_text().count("\n"), 3)

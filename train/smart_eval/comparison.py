@@ -277,9 +277,8 @@ def write_csv(comparison: Comparison, file: Path) -> None:
     """Write a line for each row into ``file``, whole or not at all; what is not known stays empty. Raises OSError."""
     rows = [_cells(row) for row in comparison.rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(map(_plain, line) for line in (rows[0].keys(), *(row.values() for row in rows)))
     with replacing(file) as opened:
         opened.write(text.getvalue().encode("utf-8"))
 

@@ -137,7 +137,7 @@ class WeightMasks(Masks):
     def watch(self, moving: bool) -> None:
         """Collect what the scores need while the masks are ``moving``; call it after each move.
 
-        A gate copies its mask when it is made. Inputs are looked at in training passes only: an attack runs in eval mode.
+        A gate copies its mask when it is made. Inputs are looked at in training passes only, not in an attack's.
         """
         for path, place in self.each:
             self._layer(path, self._name(place)).watch_weight_gate(moving and self._by_gradient)
