@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smart_train import ConfigError, DataError, Structure, load_checkpoint
-from smart_train.data.extra import load_extra
+from smart_train.data.extra import ExtraImages, load_extra
 from smart_train.masking.passes import Pass
 from smart_train.masking.plan import MaskPlan
 from smart_train.masking.statistics import reestimate_, statistics_held
 from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
+from smart_train.training.control import control_config
 from smart_train.training.loop import Trainer
 from smart_train.training.perturbation import perturbed
 from smart_train.training.refinements import Refinements
@@ -244,6 +245,10 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
         ({"distill": 2.0}, r"expected distill in \[0, 1\]"),
         ({"awp_from": 0}, "expected awp_from of 1 or more"),
         ({"average": "median"}, "unknown average 'median'"),
+        ({"temperature": 2.0}, "temperature has no effect without distill above 0; give both"),
+        ({"awp_from": 2}, "awp_from has no effect without awp above 0"),
+        ({"average": "swa", "ema_decay": 0.9}, "ema_decay has no effect without average ema"),
+        ({"average": "ema", "swa_from": 0.5}, "swa_from has no effect without average swa"),
     )
     for options, message in refused:
         with pytest.raises(ConfigError, match=message):
@@ -251,3 +256,17 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
     config = tiny_config(refinements=Refinements(extra_share=0.5))
     with pytest.raises(ConfigError, match="--extra and --extra-share belong together"):
         Trainer(config, image_set(), output=tmp_path / "ckpt.pt")
+    extra = ExtraImages(image_set().train, "0" * 64)
+    config = tiny_config(refinements=Refinements(extra_share=0.03))
+    with pytest.raises(ConfigError, match=r"a share of 0\.03 is no extra image in a batch of 16; raise --extra-share"):
+        Trainer(config, image_set(), output=tmp_path / "ckpt.pt", extra=extra)
+    dense = tiny_config(method="trades", structure=Structure(density=1.0))
+    with pytest.raises(ConfigError, match="nothing is masked by method trades at density 1"):
+        control_config(dense)
+
+
+def test_a_mean_over_epochs_begins_before_the_last_one_however_short_the_training() -> None:
+    average = WeightAverage(nn.Linear(2, 2), Refinements(average="swa", swa_from=0.99), steps=3, total=9)
+    for step in range(1, 10):
+        average.update(step)
+    assert average.state()["count"] == 1

@@ -21,7 +21,8 @@ def describe_masks(net: SmartNetwork, *, training: Mapping[str, Any]) -> MaskInf
     """
     plan = training.get("masks")
     mode = plan.get("mode") if isinstance(plan, Mapping) else None
-    known = isinstance(mode, str) and mode in MASK_MODES
+    # A network of which nothing is removed has no masks that a mode could have found.
+    known = isinstance(mode, str) and mode in MASK_MODES and not net.structure.removes_nothing
     found = densities(net)
     return MaskInfo(
         mode=mode if known else None,
