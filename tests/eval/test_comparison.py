@@ -192,6 +192,7 @@ def test_other_attacks_are_refused_before_anything_is_measured(npz: str, tmp_pat
         ({"example_indices": ["1"]}, "a list of whole numbers or null"),
         ({"paths": {"clean": {"clean_accuracy": 1.5}}}, "the attacks pgd20x1, autoattack|at models[0]"),
         ({"paths": {"\x1b[31m": {}}}, "models[0].paths"),
+        ({"paths": {}}, "one path or more at models[0].paths"),
         ({"kind": "toaster"}, "one of"),
         ({"cost": {"stored_parameters": -1, "paths": {}}}, "at models[0].cost"),
     ],

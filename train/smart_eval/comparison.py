@@ -155,6 +155,8 @@ def _accuracy(entry: Reader, key: str) -> Figure:
 
 def _rows(model: Reader, included: Included) -> list[Row]:
     digest, paths, cost = model.string("digest"), model.object("paths"), model.object("cost")
+    if not paths.keys:
+        raise model.wrong("paths", "one path or more")
     bundle = model.choice("kind", ["checkpoint", "bundle"]) == "bundle"
     graphs = f"{model.string('precision')} graphs, {model.string('engine')}" if bundle else "fp32 masked paths"
     mean = model.object_or_none("corruptions_mean")
