@@ -265,6 +265,14 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
         control_config(dense)
 
 
+def test_softer_targets_are_refused_where_the_loss_takes_labels_alone() -> None:
+    softer: dict[str, Any] = {"refinements": Refinements(label_smoothing=0.1, cutmix=1)}
+    assert tiny_config(method="part", method_options={"base": "trades"}, **softer).refinements.cutmix == 1
+    for method, options in (("mart", {}), ("part", {"base": "mart"})):
+        with pytest.raises(ConfigError, match="the loss of mart takes labels alone as targets; leave out label_smooth"):
+            tiny_config(method=method, method_options=options, **softer)
+
+
 def test_a_mean_over_epochs_begins_before_the_last_one_however_short_the_training() -> None:
     average = WeightAverage(nn.Linear(2, 2), Refinements(average="swa", swa_from=0.99), steps=3, total=9)
     for step in range(1, 10):
