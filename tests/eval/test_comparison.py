@@ -175,6 +175,19 @@ def test_what_is_not_on_equal_terms_is_refused(change: dict[str, Any], words: st
     assert "a.pt and b.pt" in done.stderr
 
 
+def test_corruptions_of_two_sets_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        mean = {
+            "set": f"set {name}",
+            "paths": {path: {"accuracy": 0.5, "interval": [0.4, 0.6]} for path in subject()["paths"]},
+        }
+        one = subject(f"{name}.pt", digest=name * 64, corruptions_mean=mean)
+        (tmp_path / f"{name}.json").write_text(json.dumps({"models": [one]}))
+    done = run(tmp_path / "a.json", tmp_path / "b.json")
+    assert done.exit_code == 1
+    assert "the corruptions set a and set b do not compare" in done.stderr
+
+
 def test_other_attacks_are_refused_before_anything_is_measured(npz: str, tmp_path: Path) -> None:
     done = run(CHECKPOINT, BUNDLE, "--data", npz, "-o", tmp_path / "r.jsonl")
     assert done.exit_code == 1
@@ -258,6 +271,8 @@ def test_one_command_measures_joins_and_writes_all_of_it(npz: str, tmp_path: Pat
     assert "On equal terms" in shown.text
     assert [a["id"] for name, a in shown.elements if name == "section"].count("comparison") == 1
     assert "trade-off" not in [a.get("id") for name, a in shown.elements if name == "section"], "one drawing"
+    lacking = run(CHECKPOINT, tmp_path / "first.json", *flags, "--corruptions")
+    assert "has no corruptions; leave that file out to measure it with them" in lacking.stderr
     again = run(tmp_path / "first.json", "--csv", rows, "--report", page)  # a saved result alone, and files of ours
     assert again.exit_code == 0, again.output
     assert "1 model: 8 test images, pgd2x1" in again.stdout

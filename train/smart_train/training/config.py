@@ -46,7 +46,7 @@ class TrainConfig:
         normalize: what images are normalised by, as `initial_weights.normalisation` reads it.
         train_images: train on this many images, every class in its proportion; None for all.
         test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
-        epochs, batch_size: images that do not fill a batch wait for the next epoch; how paths share one is the method's.
+        epochs, batch_size: images that do not fill a batch wait for the next epoch; a method may give each path a part.
         learning_rate: the peak.
         schedule: how the learning rate comes and goes, see `schedule.learning_rate`.
         weight_decay: L2, on all parameters.

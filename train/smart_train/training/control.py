@@ -24,8 +24,8 @@ def control_config(config: TrainConfig) -> TrainConfig:
     """
     if config.structure.removes_nothing:
         raise ConfigError(
-            f"nothing is masked by method {config.method} at density 1, so its dense control would be the same training "
-            "again; leave out --dense-control, or give --density"
+            f"nothing is masked by method {config.method} at density 1, so its dense control would be the same "
+            "training again; leave out --dense-control, or give --density"
         )
     whole = replace(config.structure, name="channel", density=1.0, align=1, min_channels=1)
     return replace(config, structure=whole, permute=False)
