@@ -104,6 +104,12 @@ def test_a_share_of_each_batch_is_extra_and_an_epoch_is_counted_by_the_data(tmp_
         load_extra(f"npz:{tmp_path / 'more.npz'}", beside=data)
 
 
+def test_images_of_the_data_alone_are_not_copied() -> None:
+    data = image_set()
+    made = Batches(data.train, tiny_config(), targets=Targets(Refinements(), 3), device=CPU)
+    assert np.shares_memory(made._images.numpy(), data.train.images)
+
+
 def test_a_sample_is_the_same_whenever_it_is_asked_for_and_leaves_the_training_alone() -> None:
     made = batches(tiny_config(batch_size=20))
     before = made.generators.order.get_state()

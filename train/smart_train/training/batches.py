@@ -46,9 +46,11 @@ class Batches:
         self._config = config
         self._targets = targets
         self._device = device
-        splits = [split] if extra is None else [split, extra]
-        self._images = torch.cat([torch.from_numpy(one.images) for one in splits]).to(device)
-        self._labels = torch.cat([torch.from_numpy(one.labels) for one in splits]).to(device)
+        images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+        if extra is not None:  # else no copy: they may be mapped from a file larger than memory
+            images = torch.cat([images, torch.from_numpy(extra.images)])
+            labels = torch.cat([labels, torch.from_numpy(extra.labels)])
+        self._images, self._labels = images.to(device), labels.to(device)
         self._count = len(split)
         share, size = config.refinements.extra_share, config.batch_size
         self._from_extra = 0 if extra is None else round(share * size)
