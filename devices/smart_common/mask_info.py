@@ -130,7 +130,7 @@ class MaskInfo:
         budget: how groups or layers share the density.
         union_density: the parameters that any path uses over those of the unmasked network; above 1 where paths have
             weights of their own.
-        overlap: None of a single path.
+        overlap: None of a single path, and where nothing is masked.
     """
 
     mode: str | None
