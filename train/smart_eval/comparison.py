@@ -306,7 +306,7 @@ def write_csv(comparison: Comparison, file: Path) -> None:
     rows = [_cells(row) for row in comparison.rows]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(map(_plain, line) for line in (rows[0].keys(), *(row.values() for row in rows)))
+    writer.writerows([_plain(cell) for cell in line] for line in ([*rows[0]], *(row.values() for row in rows)))
     with replacing(file) as opened:
         opened.write(text.getvalue().encode("utf-8"))
 
