@@ -125,12 +125,12 @@ class MaskInfo:
     """How the masks of a network's paths were found, how much they leave, and what they have in common.
 
     Attributes:
-        mode: the name of the way; None where nothing says it.
+        mode: the name of the way; None where nothing says it, and where nothing is masked.
         origin: who that is by, for people who compare with a paper; likewise.
         budget: how groups or layers share the density.
         union_density: the parameters that any path uses over those of the unmasked network; above 1 where paths have
             weights of their own.
-        overlap: None of a single path.
+        overlap: None of a single path, and where nothing is masked.
     """
 
     mode: str | None

@@ -138,6 +138,20 @@ def test_what_an_image_cost_in_training_follows_from_the_method_and_its_attack()
         assert opened({"method": "smart", "attack": {"steps": steps}}) == ("smart", None)
     assert opened({"method": "smart", "attack": [7]}) == ("smart", None)
 
+    attack = {"attack": {"steps": 10}}
+    plain = {"method_options": {"base": "pgd-at", "beta": 6.0}, "refinements": {"awp": 0.0, "average": "ema"}}
+    assert opened({"method": "part", **attack, **plain}) == ("part", 24.1)
+    assert opened({"method": "part", **attack, "method_options": {"base": "trades"}}) == ("part", None)
+    for more in ({"awp": 0.01}, {"distill": 0.5}, {"awp": "x"}):
+        assert opened({"method": "trades", **attack, "refinements": more}) == ("trades", None), "nobody counted it"
+    assert opened({"method": "trades", **attack, "refinements": [1]}) == ("trades", 27)
+
+
+def test_a_reconstruction_is_called_one_in_a_bundle_of_two_networks_too() -> None:
+    training = {"method": "standard-and-vfd", "attack": {"steps": 10}}
+    source = read_source(replace(load_checkpoint(CHECKPOINT), training=training))
+    assert open_checkpoint(source, file=CHECKPOINT).method == "standard-and-vfd (reconstruction)"
+
 
 # Terms.
 
@@ -161,6 +175,19 @@ def test_what_is_not_on_equal_terms_is_refused(change: dict[str, Any], words: st
     assert "a.pt and b.pt" in done.stderr
 
 
+def test_corruptions_of_two_sets_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        mean = {
+            "set": f"set {name}",
+            "paths": {path: {"accuracy": 0.5, "interval": [0.4, 0.6]} for path in subject()["paths"]},
+        }
+        one = subject(f"{name}.pt", digest=name * 64, corruptions_mean=mean)
+        (tmp_path / f"{name}.json").write_text(json.dumps({"models": [one]}))
+    done = run(tmp_path / "a.json", tmp_path / "b.json")
+    assert done.exit_code == 1
+    assert "the corruptions set a and set b do not compare" in done.stderr
+
+
 def test_other_attacks_are_refused_before_anything_is_measured(npz: str, tmp_path: Path) -> None:
     done = run(CHECKPOINT, BUNDLE, "--data", npz, "-o", tmp_path / "r.jsonl")
     assert done.exit_code == 1
@@ -178,6 +205,7 @@ def test_other_attacks_are_refused_before_anything_is_measured(npz: str, tmp_pat
         ({"example_indices": ["1"]}, "a list of whole numbers or null"),
         ({"paths": {"clean": {"clean_accuracy": 1.5}}}, "the attacks pgd20x1, autoattack|at models[0]"),
         ({"paths": {"\x1b[31m": {}}}, "models[0].paths"),
+        ({"paths": {}}, "one path or more at models[0].paths"),
         ({"kind": "toaster"}, "one of"),
         ({"cost": {"stored_parameters": -1, "paths": {}}}, "at models[0].cost"),
     ],
@@ -243,6 +271,8 @@ def test_one_command_measures_joins_and_writes_all_of_it(npz: str, tmp_path: Pat
     assert "On equal terms" in shown.text
     assert [a["id"] for name, a in shown.elements if name == "section"].count("comparison") == 1
     assert "trade-off" not in [a.get("id") for name, a in shown.elements if name == "section"], "one drawing"
+    lacking = run(CHECKPOINT, tmp_path / "first.json", *flags, "--corruptions")
+    assert "has no corruptions; leave that file out to measure it with them" in lacking.stderr
     again = run(tmp_path / "first.json", "--csv", rows, "--report", page)  # a saved result alone, and files of ours
     assert again.exit_code == 0, again.output
     assert "1 model: 8 test images, pgd2x1" in again.stdout
@@ -343,7 +373,9 @@ def test_the_page_sorts_without_a_script_and_escapes_names() -> None:
 
 
 def test_a_name_in_a_csv_is_no_formula(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"models": [subject("=1+1.pt")]}))
+    formulas = json.dumps({"models": [subject("=1+1.pt")]}).replace('"pgd20x1"', '"=2+2"')
+    (tmp_path / "a.json").write_text(formulas)
     assert run(tmp_path / "a.json", "--csv", tmp_path / "rows.csv").exit_code == 0
     assert "'=1+1.pt" in (tmp_path / "rows.csv").read_text()
+    assert ",'=2+2," in (tmp_path / "rows.csv").read_text().splitlines()[0], "the name of an attack"
     np.testing.assert_equal((tmp_path / "rows.csv").read_text().count("\n"), 3)

@@ -379,8 +379,10 @@ def test_a_method_with_one_path_trains_and_is_evaluated_by_commands(data: str, t
     options = ["--set", "beta=2"] if method == "trades" else []
     done = invoke("--data", data, *SMALL, "--method", method, *options, "--json", "-o", output)
     assert done.exit_code == 0, done.output
-    (row,) = json.loads(done.stdout)["paths"].values()
+    summary = json.loads(done.stdout)
+    (row,) = summary["paths"].values()
     assert row["density"] == 1, "the default of methods with one path"
+    assert summary["masks"]["mode"] is None, "there are none"
     assert "validation: robust path" in done.stderr
     assert load_checkpoint(output).training.get("method_options", {}) == ({"beta": 2.0} if options else {})
     done = invoke(output, "--data", data, "--attack", "clean,pgd2x1", "--json", command="eval")

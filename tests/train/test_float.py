@@ -243,7 +243,12 @@ def test_a_checkpoint_keeps_weights_a_path_says_so_and_gives_back_the_network_th
     torch.save(raw, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="one of weights, nothing as what the paths share"):
         load_checkpoint(tmp_path / "other.pt")
-    for broken, message in (({}, "no record of noise"), ({"alpha": {}, "strength": STRENGTHS}, "damaged")):
+    strengths_of_others = {"alpha": dict.fromkeys(CONVOLUTIONS, 0.1), "strength": {**STRENGTHS, "clean": 0.1, "x": 0.0}}
+    for broken, message in (
+        ({}, "no record of noise"),
+        ({"alpha": {}, "strength": STRENGTHS}, "damaged"),
+        (strengths_of_others, "damaged"),
+    ):
         found.training["noise"] = broken
         with pytest.raises(CheckpointError, match=message):
             randomised(found)

@@ -105,6 +105,12 @@ def test_a_file_of_another_architecture_is_refused(given: str, wanted: str, said
         ours(wanted, tmp_path / "theirs.pt")
 
 
+def test_a_name_of_a_thousand_wrappers_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    torch.save(prefixed(state(), "model." * 1000), tmp_path / "deep.pt")
+    with pytest.raises(CheckpointError, match=r"deep\.pt does not fit the network"):
+        ours("preact-resnet18", tmp_path / "deep.pt")
+
+
 def test_the_resnet_in_the_wheel_of_pyautoattack_is_read(tmp_path: Path) -> None:
     found = importlib.util.find_spec("pyautoattack")
     file = Path(found.origin).parent / "examples" / "model_test.pt" if found and found.origin else None

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smart_train import ConfigError, DataError, load_checkpoint
-from smart_train.data.extra import load_extra
+from smart_train import ConfigError, DataError, Structure, load_checkpoint
+from smart_train.data.extra import ExtraImages, load_extra
 from smart_train.masking.passes import Pass
+from smart_train.masking.plan import MaskPlan
 from smart_train.masking.statistics import reestimate_, statistics_held
 from smart_train.training.averaging import WeightAverage
 from smart_train.training.batches import Batches
+from smart_train.training.control import control_config
 from smart_train.training.loop import Trainer
 from smart_train.training.perturbation import perturbed
 from smart_train.training.refinements import Refinements
@@ -102,6 +104,12 @@ def test_a_share_of_each_batch_is_extra_and_an_epoch_is_counted_by_the_data(tmp_
         load_extra(f"npz:{tmp_path / 'more.npz'}", beside=data)
 
 
+def test_images_of_the_data_alone_are_not_copied() -> None:
+    data = image_set()
+    made = Batches(data.train, tiny_config(), targets=Targets(Refinements(), 3), device=CPU)
+    assert np.shares_memory(made._images.numpy(), data.train.images)
+
+
 def test_a_sample_is_the_same_whenever_it_is_asked_for_and_leaves_the_training_alone() -> None:
     made = batches(tiny_config(batch_size=20))
     before = made.generators.order.get_state()
@@ -177,15 +185,41 @@ def test_statistics_are_the_mean_over_the_passes_and_a_path_without_one_keeps_it
             assert torch.equal(buffer, before[name])
 
 
+def test_what_masks_learn_from_is_the_step_alone(tmp_path: Path) -> None:
+    def trainer(name: str, *, mode: str, **refinements: Any) -> Trainer:
+        config = tiny_config(
+            structure=Structure(name="unstructured", density=0.5),
+            masks=MaskPlan(mode=mode),
+            refinements=Refinements(**refinements),
+        )
+        made = Trainer(config, image_set(), output=tmp_path / f"{name}.pt")
+        made.step(next(made.batches.epoch(1)))
+        return made
+
+    # Weights that AWP moves by next to nothing: gradients of both of its passes are the same.
+    plain, moved = trainer("plain", mode="regrow"), trainer("moved", mode="regrow", awp=1e-12)
+    sums = [one._parts.learner.state()["wanted"] for one in (plain, moved)]
+    assert not different(*({f"{p} {n}": t for p, layers in one.items() for n, t in layers.items()} for one in sums))
+
+    averaging = trainer("averaging", mode="gradual", average="ema")
+    power = averaging._parts.learner.state()["weights"]["power"]["clean"]
+    before = {name: mean.clone() for name, mean in power.items()}
+    with averaging._stepper.averaged(epoch=1):
+        assert not different(power, before), "measuring batch norms anew is no step"
+
+
 class Stopped(Exception):  # noqa: N818  # no error: the test pulls the plug
     pass
 
 
-@pytest.mark.parametrize("method", ["smart", "trades"])
-def test_a_training_with_all_of_it_resumes_to_the_bit_and_deploys_the_mean(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "precision"), [("smart", "32-true"), ("trades", "bf16-mixed")])
+def test_a_training_with_all_of_it_resumes_to_the_bit_and_deploys_the_mean(
+    tmp_path: Path, method: str, precision: str
+) -> None:
     np.savez(tmp_path / "extra.npz", images=np.full((5, 8, 8, 1), 255, np.uint8), labels=np.zeros(5, np.int64))
     everything = Refinements(label_smoothing=0.1, cutmix=1, extra_share=0.25, awp=0.01, average="ema", ema_decay=0.9)
-    config, extra = tiny_config(method=method, epochs=2, refinements=everything), f"npz:{tmp_path / 'extra.npz'}"
+    config = tiny_config(method=method, epochs=2, refinements=everything, precision=precision)
+    extra = f"npz:{tmp_path / 'extra.npz'}"
     whole = Trainer(config, image_set(), output=tmp_path / "whole.pt", extra=extra)
     whole.run()
 
@@ -217,6 +251,10 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
         ({"distill": 2.0}, r"expected distill in \[0, 1\]"),
         ({"awp_from": 0}, "expected awp_from of 1 or more"),
         ({"average": "median"}, "unknown average 'median'"),
+        ({"temperature": 2.0}, "temperature has no effect without distill above 0; give both"),
+        ({"awp_from": 2}, "awp_from has no effect without awp above 0"),
+        ({"average": "swa", "ema_decay": 0.9}, "ema_decay has no effect without average ema"),
+        ({"average": "ema", "swa_from": 0.5}, "swa_from has no effect without average swa"),
     )
     for options, message in refused:
         with pytest.raises(ConfigError, match=message):
@@ -224,3 +262,25 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
     config = tiny_config(refinements=Refinements(extra_share=0.5))
     with pytest.raises(ConfigError, match="--extra and --extra-share belong together"):
         Trainer(config, image_set(), output=tmp_path / "ckpt.pt")
+    extra = ExtraImages(image_set().train, "0" * 64)
+    config = tiny_config(refinements=Refinements(extra_share=0.03))
+    with pytest.raises(ConfigError, match=r"a share of 0\.03 is no extra image in a batch of 16; raise --extra-share"):
+        Trainer(config, image_set(), output=tmp_path / "ckpt.pt", extra=extra)
+    dense = tiny_config(method="trades", structure=Structure(density=1.0))
+    with pytest.raises(ConfigError, match="nothing is masked by method trades at density 1"):
+        control_config(dense)
+
+
+def test_softer_targets_are_refused_where_the_loss_takes_labels_alone() -> None:
+    softer: dict[str, Any] = {"refinements": Refinements(label_smoothing=0.1, cutmix=1)}
+    assert tiny_config(method="part", method_options={"base": "trades"}, **softer).refinements.cutmix == 1
+    for method, options in (("mart", {}), ("part", {"base": "mart"})):
+        with pytest.raises(ConfigError, match="the loss of mart takes labels alone as targets; leave out label_smooth"):
+            tiny_config(method=method, method_options=options, **softer)
+
+
+def test_a_mean_over_epochs_begins_before_the_last_one_however_short_the_training() -> None:
+    average = WeightAverage(nn.Linear(2, 2), Refinements(average="swa", swa_from=0.99), steps=3, total=9)
+    for step in range(1, 10):
+        average.update(step)
+    assert average.state()["count"] == 1

@@ -102,14 +102,40 @@ class Saved:
         """What tells it from others: the subject's digest, what computed its figures, and the terms."""
         return self.reader.string("digest"), self.reader.string("engine"), self.terms
 
+    @property
+    def corruption_set(self) -> str | None:
+        """The name of the corrupted images that it was measured on too, None without."""
+        mean = self.reader.object_or_none("corruptions_mean")
+        return None if mean is None else mean.string("set")
+
 
 def to_measure(subjects: Sequence[Subject], saved: Sequence[Saved]) -> list[Subject]:
-    """Return the subjects that no saved result has; raises ConfigError unless all share data and attacks."""
+    """Return the subjects that no saved result has.
+
+    Raises:
+        ConfigError: unless all share data, attacks and the set of corruptions where they have one, or a saved result of
+            one of the subjects lacks the corruptions that are asked for.
+    """
     terms = [(one.name, one.terms) for one in saved]
     terms += [(str(one.model.model), Terms.of(one)) for one in subjects]
     check_terms(terms)
-    known = {one.key for one in saved}
-    return [one for one in subjects if (one.model.digest, one.model.engine, Terms.of(one)) not in known]
+    wanted = {one.corrupted.name for one in subjects if one.corrupted is not None}
+    sets = sorted(wanted.union(one.corruption_set for one in saved if one.corruption_set is not None))
+    if len(sets) > 1:
+        raise ConfigError(
+            f"the corruptions {sets[0]} and {sets[1]} do not compare; leave one out, or measure them apart"
+        )
+    known = {one.key: one for one in saved}
+    left = []
+    for one in subjects:
+        found = known.get((one.model.digest, one.model.engine, Terms.of(one)))
+        if found is None:
+            left.append(one)
+        elif one.corrupted is not None and found.corruption_set is None:
+            raise ConfigError(
+                f"the saved result of {found.name} has no corruptions; leave that file out to measure it with them"
+            )
+    return left
 
 
 def read_saved_results(files: Sequence[Path]) -> list[Saved]:
@@ -155,6 +181,8 @@ def _accuracy(entry: Reader, key: str) -> Figure:
 
 def _rows(model: Reader, included: Included) -> list[Row]:
     digest, paths, cost = model.string("digest"), model.object("paths"), model.object("cost")
+    if not paths.keys:
+        raise model.wrong("paths", "one path or more")
     bundle = model.choice("kind", ["checkpoint", "bundle"]) == "bundle"
     graphs = f"{model.string('precision')} graphs, {model.string('engine')}" if bundle else "fp32 masked paths"
     mean = model.object_or_none("corruptions_mean")
@@ -277,9 +305,8 @@ def write_csv(comparison: Comparison, file: Path) -> None:
     """Write a line for each row into ``file``, whole or not at all; what is not known stays empty. Raises OSError."""
     rows = [_cells(row) for row in comparison.rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_plain(cell) for cell in line] for line in ([*rows[0]], *(row.values() for row in rows)))
     with replacing(file) as opened:
         opened.write(text.getvalue().encode("utf-8"))
 

@@ -272,18 +272,33 @@ def open_bundle(
 
 
 def _trained(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return method, with what must be said beside its figures, and forwards, of a record that may come from anyone."""
+    """Return method, with what must be said beside its figures, and forwards, of a record that may come from anyone.
+
+    Forwards are not known where the training did more than its method does by default.
+    """
     name, attack = training.get("method"), training.get("attack")
     if not isinstance(name, str) or not name.strip():
         return {}
-    if name not in METHODS:
-        return {"method": shortened(printable(name))}
-    method = load_method(name)
+    # A bundle of two networks has the methods of both (`smart_export.sources`).
+    label = shortened(printable("-and-".join(map(_with_caveat, name.split("-and-")))))
     steps = attack.get("steps") if isinstance(attack, Mapping) else None
-    return {
-        "method": f"{name} ({method.caveat})" if method.caveat else name,
-        "forwards": float(method.forwards(steps)) if type(steps) is int and 0 <= steps < _MOST_STEPS else None,
-    }
+    if name not in METHODS or type(steps) is not int or not 0 <= steps < _MOST_STEPS or _does_more(training):
+        return {"method": label}
+    return {"method": label, "forwards": float(load_method(name).forwards(steps))}
+
+
+def _with_caveat(name: str) -> str:
+    caveat = load_method(name).caveat if name in METHODS else ""
+    return f"{name} ({caveat})" if caveat else name
+
+
+def _does_more(training: Mapping[str, Any]) -> bool:
+    """Return whether a record has what costs more passes: AWP, a teacher's targets, another base of the method."""
+    added, options = (
+        found if isinstance(found := training.get(key), Mapping) else {} for key in ("refinements", "method_options")
+    )
+    usual = getattr(load_method(training["method"]).options(), "base", None)
+    return any(added.get(name, 0) != 0 for name in ("awp", "distill")) or options.get("base", usual) != usual
 
 
 def _parameters_digest(net: SmartNetwork) -> str:

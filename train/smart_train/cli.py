@@ -323,7 +323,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option("--ema-decay", default=0.995, help="How much of the mean --average ema keeps at a step.")
 @click.option("--swa-from", default=0.75, help="The share of the training after which --average swa begins.")
 @click.option("--epochs", default=30, show_default=False, help="[default: the method's, mostly 30]")
-@click.option("--batch-size", default=128, help="Half of it trains each path.")
+@click.option("--batch-size", default=128, help="Of one step; smart, dual-bn and float give each path half.")
 @click.option("--lr", default=0.1, show_default=False, help="Peak learning rate.  [default: the method's, mostly 0.1]")
 @click.option(
     "--schedule",

@@ -137,7 +137,7 @@ class WeightMasks(Masks):
     def watch(self, moving: bool) -> None:
         """Collect what the scores need while the masks are ``moving``; call it after each move.
 
-        A gate copies its mask when it is made. Inputs are looked at in training mode only: an attack runs in eval mode.
+        A gate copies its mask when it is made. Inputs are looked at in training passes only, not in an attack's.
         """
         for path, place in self.each:
             self._layer(path, self._name(place)).watch_weight_gate(moving and self._by_gradient)
@@ -180,7 +180,7 @@ def _power_hook(mean: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]
     """Return a hook that takes each input channel's mean square into the running ``mean`` (in,)."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if not layer.training:
+        if not layer.training or not torch.is_grad_enabled():  # statistics may be measured anew, in train mode
             return
         features = inputs[0].detach().float()
         axis = -1 if isinstance(layer, nn.Linear) else 1

@@ -197,10 +197,10 @@ def _noise_record(found: Any, *, layers: Sequence[str], paths: Sequence[str]) ->
     """Return the alpha of each layer and the strength of each path that a record of :class:`Float` holds."""
     record = found if isinstance(found, dict) else {}
     alpha, strength = (record.get(key) for key in ("alpha", "strength"))
-    if not isinstance(alpha, dict) or not isinstance(strength, dict) or 0.0 not in strength.values():
+    if not isinstance(alpha, dict) or not isinstance(strength, dict):
         raise CheckpointError("this checkpoint has no record of noise; train it by --method float")
     numbers = [*(alpha.get(name) for name in layers), *(strength.get(name) for name in paths)]
-    if not all(type(number) is float for number in numbers):
+    if not all(type(number) is float for number in numbers) or 0.0 not in numbers[len(layers) :]:
         raise CheckpointError("the record of noise in this checkpoint is damaged; train it again by --method float")
     return [alpha[name] for name in layers], {name: strength[name] for name in paths}
 

@@ -204,7 +204,7 @@ class Method:
         default_density: what a path keeps unless the user says otherwise; None for the structure's own.
         defaults: of `smart-train`'s other options, by their names, where the method's differ.
         attack: the name of the only attack that makes it this method; None for any.
-        soft_targets: whether its loss takes targets other than labels.
+        soft_targets: whether its loss takes targets other than labels; so must that of its base, if it has one.
         needs_teacher: whether it is nothing without one.
         caveat: what has to be said wherever its figures appear: ``reconstruction``.
     """

@@ -170,5 +170,4 @@ PART = Method(
     options=PartOptions,
     default_density=1.0,
     defaults={"steps": 10},
-    soft_targets=False,  # nor has mart, which may be its base
 )

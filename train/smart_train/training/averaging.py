@@ -25,7 +25,7 @@ class WeightAverage:
     def __init__(self, modules: nn.Module, refinements: Refinements, *, steps: int, total: int) -> None:
         self._modules = modules
         self._kind, self._decay = refinements.average, refinements.ema_decay
-        self._steps, self._begin = steps, round(refinements.swa_from * total)
+        self._steps, self._begin = steps, int(refinements.swa_from * total)
         self._means = [tensor.detach().clone() for tensor in self._tensors] if self._kind != "none" else []
         self._count = 0
 

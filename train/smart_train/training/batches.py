@@ -10,6 +10,7 @@ from torch import Tensor
 
 from smart_train.accuracy import to_tensor
 from smart_train.data.images import Split
+from smart_train.errors import ConfigError
 from smart_train.methods.interface import Batch
 from smart_train.training.config import TrainConfig
 from smart_train.training.schedule import Stream, stream_generator
@@ -34,6 +35,9 @@ class Batches:
     Attributes:
         steps: batches of an epoch; images that do not fill one wait for the next.
         total: batches of the whole training.
+
+    Raises:
+        ConfigError: if the share of ``extra`` is less than one image of a batch.
     """
 
     def __init__(
@@ -42,11 +46,16 @@ class Batches:
         self._config = config
         self._targets = targets
         self._device = device
-        splits = [split] if extra is None else [split, extra]
-        self._images = torch.cat([torch.from_numpy(one.images) for one in splits]).to(device)
-        self._labels = torch.cat([torch.from_numpy(one.labels) for one in splits]).to(device)
+        images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+        if extra is not None:  # else no copy: they may be mapped from a file larger than memory
+            images = torch.cat([images, torch.from_numpy(extra.images)])
+            labels = torch.cat([labels, torch.from_numpy(extra.labels)])
+        self._images, self._labels = images.to(device), labels.to(device)
         self._count = len(split)
-        self._from_extra = 0 if extra is None else round(config.refinements.extra_share * config.batch_size)
+        share, size = config.refinements.extra_share, config.batch_size
+        self._from_extra = 0 if extra is None else round(share * size)
+        if extra is not None and not self._from_extra:
+            raise ConfigError(f"a share of {share:g} is no extra image in a batch of {size}; raise --extra-share")
         self.generators = Generators(
             order=stream_generator(config.seed, Stream.ORDER),
             attack=stream_generator(config.seed, Stream.ATTACK, device=device),

@@ -46,7 +46,7 @@ class TrainConfig:
         normalize: what images are normalised by, as `initial_weights.normalisation` reads it.
         train_images: train on this many images, every class in its proportion; None for all.
         test_images: measure the best epoch on this many test images, chosen by the seed; None for all.
-        epochs, batch_size: the paths share a batch half and half; images that do not fill one wait for the next epoch.
+        epochs, batch_size: images that do not fill a batch wait for the next epoch; a method may give each path a part.
         learning_rate: the peak.
         schedule: how the learning rate comes and goes, see `schedule.learning_rate`.
         weight_decay: L2, on all parameters.
@@ -113,13 +113,15 @@ class TrainConfig:
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {alternatives(str(self.method), METHODS)}")
         method = load_method(self.method)
-        method.read_options(self.method_options)
+        base = getattr(method.read_options(self.method_options), "base", None)
         if method.attack not in (None, self.attack.name):
             raise ConfigError(
                 f"method {self.method} trains against {method.attack}, got attack {self.attack.name}; change either"
             )
-        if not method.soft_targets and (soft := self.refinements.soft_targets):
-            raise ConfigError(f"method {self.method} takes labels alone as targets; leave out {', '.join(soft)}")
+        rows = [method, *([] if base is None else [load_method(base)])]
+        hard = next((row.name for row in rows if not row.soft_targets), None)
+        if hard is not None and (soft := self.refinements.soft_targets):
+            raise ConfigError(f"the loss of {hard} takes labels alone as targets; leave out {', '.join(soft)}")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {alternatives(str(self.schedule), SCHEDULES)}")
 

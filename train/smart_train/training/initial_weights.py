@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 # Under which training scripts put it, beside optimisers and epochs; of a best and a last the last.
 _INSIDE = ("state_dict", "model_state_dict", "model", "net", "last")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel and compiled wrappers, and of training frameworks
+_MOST_WRAPPERS = 8  # around one another
 _AVERAGED = "n_averaged"
 _NORMALISING = (("mu", "sigma"), ("mean", "std"))  # buffers of networks that normalise images themselves
 _CHANNELS = (1, 3)  # values of these
@@ -105,10 +106,13 @@ def _unwrapped(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     and a network that normalises images in a wrapper has the buffers for it there.
     """
     yield tensors
-    for prefix in _PREFIXES:
-        inside = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        if inside and all(name.startswith(prefix) or _beside(name) for name in tensors):
-            yield from _unwrapped(inside)
+    for _ in range(_MOST_WRAPPERS):
+        names = [name for name in tensors if not _beside(name)]
+        prefix = next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            return
+        tensors = {name.removeprefix(prefix): tensors[name] for name in names}
+        yield tensors
 
 
 def _beside(name: str) -> bool:

@@ -31,7 +31,7 @@ class Refinements:
         swa_from: the part of the training after which ``swa`` begins, in [0, 1).
 
     Raises:
-        ConfigError: if a value is out of range.
+        ConfigError: if a value is out of range, or one is given that has no effect without another.
     """
 
     label_smoothing: float = 0.0
@@ -60,6 +60,14 @@ class Refinements:
             raise ConfigError(f"expected awp_from of 1 or more, got {self.awp_from}; it is the number of an epoch")
         if self.average not in AVERAGES:
             raise ConfigError(f"unknown average {alternatives(str(self.average), AVERAGES)}")
+        for name, needed, used in (
+            ("temperature", "distill above 0", self.distill > 0),
+            ("awp_from", "awp above 0", self.awp > 0),
+            ("ema_decay", "average ema", self.average == "ema"),
+            ("swa_from", "average swa", self.average == "swa"),
+        ):
+            if not used and getattr(self, name) != getattr(Refinements, name):
+                raise ConfigError(f"{name} has no effect without {needed}; give both, or neither")
 
     @property
     def soft_targets(self) -> tuple[str, ...]:

@@ -60,12 +60,13 @@ class Stepper:
         with self._fabric.autocast():
             step = parts.training.step(batch, self._config.attack)
 
-        def lost() -> StepLoss:
+        def lost(modules: Any) -> StepLoss:
             with self._fabric.autocast():
-                return step.loss(self._wrapped(step.passes))
+                return step.loss(modules(step.passes))
 
-        with self._perturbed(lambda: lost().total, number=batch.number):
-            loss = lost()
+        # Not through what Fabric wrapped, which lets no other backward pass than its own through in mixed precision.
+        with self._perturbed(lambda: lost(self._modules).total, number=batch.number):
+            loss = lost(self._wrapped)
             self._optimizer.zero_grad()
             self._fabric.backward(loss.total)
             parts.learner.after_backward()
