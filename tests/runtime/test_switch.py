@@ -380,7 +380,9 @@ def test_switches_and_reloads_are_logged(bundle: Path, model: SmartModel, caplog
         model.switch("robust")
         model.run(FLOATS)
         model.reload(bundle)
-    assert [record.getMessage() for record in caplog.records] == [
+    # The bundle has no scores of its own, by which TensorRT's plans are proved; that is said too.
+    said = [one for record in caplog.records if not (one := record.getMessage()).startswith("nothing proves that ")]
+    assert said == [
         "path 'robust' answers from now on, reason 'strange pictures'",
         f"the bundle {model.bundle.digest[:12]} serves from now on",
     ]
