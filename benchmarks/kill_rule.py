@@ -20,8 +20,8 @@ def verdict(record: dict[str, Any]) -> str:
     """
     attacks = list(next(iter(record["rows"][0]["paths"].values()))["attacks"])
     lines = [
-        f"| row | against | clean path, clean | robust path, clean | robust path, {attacks[-1]} | cost of training | bytes "
-        "| stored parameters | by the rule |",
+        f"| row | against | clean path, clean | robust path, clean | robust path, {attacks[-1]} | cost of training "
+        "| bytes | stored parameters | by the rule |",
         f"|{' --- |' * 9}",
     ]
     names = list(dict.fromkeys(one["name"] for one in record["rows"] if one["name"].startswith("smart ")))

@@ -23,6 +23,8 @@ import bench_cifar
 import bench_demo
 import bench_export
 import bench_hostile
+import bench_method_costs
+import bench_methods
 import bench_networks
 import bench_paths
 import bench_precision
@@ -32,12 +34,14 @@ import bench_runtime
 import bench_sparsity
 import bench_switch
 import bench_train
+import kill_rule
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs/benchmarks.md",
+    ROOT / "docs/evidence.md",
     ROOT / "docs/networks.md",
     ROOT / "docs/precision.md",
     ROOT / "docs/sparsity.md",
@@ -92,7 +96,19 @@ def short_paths() -> str:
 def goals() -> str:
     """Return every goal that a benchmark is held to, with what was seen; those of a kind share a line."""
     lines = ["| goal | seen | reached | benchmark |", "| --- | --- | --- | --- |"]
-    others = ("attacks", "paths", "sparsity", "precision", "runtime", "switch", "train", "export", "cifar", "networks")
+    others = (
+        "attacks",
+        "paths",
+        "sparsity",
+        "precision",
+        "runtime",
+        "switch",
+        "train",
+        "export",
+        "cifar",
+        "networks",
+        "method_costs",
+    )
     for name, found in (
         ("demo", bench_demo.goals(load("demo")["runs"])),
         *((name, load(name)["goals"]) for name in others),
@@ -182,6 +198,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "quantised": with_source("quantised", quantised),
     "networks": with_source("networks", lambda record: bench_networks.table(record["rows"])),
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
+    "methods-digits": with_source("methods-digits", bench_methods.table),
+    "rule-digits": lambda: kill_rule.verdict(load("methods-digits")),
+    "methods-cifar": with_source("methods-cifar", bench_methods.table),
+    "rule-cifar": lambda: kill_rule.verdict(load("methods-cifar")),
+    "method-costs": with_source("method_costs", lambda record: bench_method_costs.table(record["rows"])),
 }
 
 
