@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from _thread import start_new_thread
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from queue import SimpleQueue
 from types import ModuleType
-from typing import Any, TypeVar
-
-_T = TypeVar("_T")
+from typing import Any
 
 _SM_CLOCK = 1  # NVML_CLOCK_SM
+_NOT_FOUND = 12  # NVML_ERROR_LIBRARY_NOT_FOUND: no driver is installed
+
+_outcomes: dict[ModuleType, Exception | None] = {}
+"""What came of initialising a library, an error or None, where trying again could bring nothing else."""
 
 
 class Gpu:
@@ -45,7 +45,7 @@ class Gpu:
     def driver(self) -> str | None:
         """The version of the driver that all cards share, as in ``580.65.06``."""
         try:
-            return _text(_apart(self._library.nvmlSystemGetDriverVersion))
+            return _text(self._library.nvmlSystemGetDriverVersion())
         except self._library.NVMLError:
             return None
 
@@ -76,7 +76,7 @@ class Gpu:
 
     def _ask(self, function: str, *arguments: int) -> Any:
         try:
-            return _apart(lambda: getattr(self._library, function)(self._handle, *arguments))
+            return getattr(self._library, function)(self._handle, *arguments)
         except (self._library.NVMLError, AttributeError):  # not supported, driver gone; a library too old to know it
             return None
 
@@ -105,36 +105,29 @@ def _open(load: Callable[[str], ModuleType], indices: Callable[[ModuleType], Ite
         library = load("pynvml")
     except ImportError:
         return "no nvidia-ml-py to ask a graphics card with: pip install 'smart-edge[nvml]'"
-
-    def cards() -> tuple[Gpu, ...]:
-        library.nvmlInit()
-        return tuple(Gpu(library, library.nvmlDeviceGetHandleByIndex(index)) for index in indices(library))
-
     try:
-        return _apart(cards)
+        _initialise(library)
+        return tuple(Gpu(library, library.nvmlDeviceGetHandleByIndex(index)) for index in indices(library))
     except library.NVMLError as error:
         return f"no NVIDIA graphics card that answers (NVML: {error})"
 
 
-def _apart(work: Callable[[], _T]) -> _T:
-    """Return ``work()``, done in a thread that no interrupt reaches.
+def _initialise(library: ModuleType) -> None:
+    """Initialise the library once in a process.
 
-    The library takes its lock a line before the `try` that frees it (nvidia-ml-py 13.615): interrupted there, it would
-    let nobody in again. An interrupt ends the wait for the work instead, which ends by itself.
+    It holds a lock while it does (nvidia-ml-py 13.615), and one that an interrupt leaves locked lets nobody in again.
+    Errors after which a later try may succeed, such as of a driver that has not started, come before that lock.
     """
-    done: SimpleQueue[tuple[_T, None] | tuple[None, BaseException]] = SimpleQueue()
-
-    def run() -> None:
+    if library not in _outcomes:
         try:
-            done.put((work(), None))
-        except BaseException as error:  # raised again where it is waited for
-            done.put((None, error))
-
-    start_new_thread(run, ())
-    found, error = done.get()
-    if error is not None:
-        raise error
-    return found  # type: ignore[return-value]  # either is None
+            library.nvmlInit()
+            _outcomes[library] = None
+        except library.NVMLError as error:
+            if getattr(error, "value", None) != _NOT_FOUND:
+                raise
+            _outcomes[library] = error
+    if (known := _outcomes[library]) is not None:
+        raise known.with_traceback(None)
 
 
 def _text(value: object) -> str | None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -315,7 +315,7 @@ class TestCards:
         assert str(read_cards().reason).startswith("no NVIDIA graphics card that answers (NVML: ")
 
 
-def recorded_nvml(module: str, *, names: list[Any]) -> Any:
+def recorded_nvml(module: str, *, names: list[Any]) -> ModuleType:
     """The library's functions with what a machine with these cards answers; one with GB10 shares its memory."""
     assert module == "pynvml"
 
@@ -327,7 +327,8 @@ def recorded_nvml(module: str, *, names: list[Any]) -> Any:
             raise NVMLError("Not Supported")
         return SimpleNamespace(total=24564 * 2**20)
 
-    return SimpleNamespace(
+    library = ModuleType(module)
+    vars(library).update(
         NVMLError=NVMLError,
         nvmlInit=lambda: None,
         nvmlSystemGetDriverVersion=lambda: b"580.65.06",
@@ -337,6 +338,7 @@ def recorded_nvml(module: str, *, names: list[Any]) -> Any:
         nvmlDeviceGetCudaComputeCapability=lambda _: (8, 9),
         nvmlDeviceGetMemoryInfo=memory,
     )
+    return library
 
 
 class TestReleases:

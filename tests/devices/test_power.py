@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pynvml
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -443,6 +444,33 @@ def test_a_card_that_tells_its_power_only() -> None:
 def test_a_card_that_tells_nothing(load: Callable[[str], ModuleType], reason: str) -> None:
     source = find_power(part="gpu", root=Path("/nowhere"), gpu=lambda: open_gpu(load=load))
     assert source == NoPower(reason=f"no INA3221 or INA238 power sensor, and {reason}")
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(None, 1), (pynvml.NVMLError_LibraryNotFound, 1), (pynvml.NVMLError_DriverNotLoaded, 3)],
+)
+def test_the_library_is_initialised_again_only_where_that_may_help(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None, tries: int
+) -> None:
+    """Each time it takes a lock that an interrupt could leave locked."""
+    tried = 0
+
+    def initialise() -> None:
+        nonlocal tried
+        tried += 1
+        if error is not None:
+            raise error
+
+    library = fake_nvml()("pynvml")
+    monkeypatch.setattr(library, "nvmlInit", initialise)
+    monkeypatch.setattr(library, "NVMLError", pynvml.NVMLError)
+    found = [open_gpu(load=lambda _: library) for _ in range(3)]
+    assert tried == tries
+    if error is None:
+        assert all(isinstance(one, Gpu) for one in found)
+    else:
+        assert found == [f"no NVIDIA graphics card that answers (NVML: {error()})"] * 3
 
 
 def test_without_the_library_the_remedy_is_named() -> None:

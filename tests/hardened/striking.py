@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -149,9 +150,13 @@ def strike(thread: threading.Thread) -> None:
     assert thread.ident is not None
     end = time.monotonic() + TIMEOUT
     while thread.is_alive():
-        assert time.monotonic() < end, "the thread waits for ever"
+        assert time.monotonic() < end, f"the thread waits for ever:\n{_where(thread.ident)}"
         # In a library it may run on a little: else it gives up Python's lock there, and is looked at there, each time.
         thread.join(timeout=1 if _throw(thread.ident) else 0.001)
+
+
+def _where(thread: int) -> str:
+    return "".join(traceback.format_stack(sys._current_frames().get(thread)))
 
 
 def _throw(thread: int) -> bool:
