@@ -131,13 +131,16 @@ def interrupt(
         struck_times += 1
         raise Stop
 
+    def until_struck(i: int) -> None:  # Python 3.13 has nothing catch what strikes at the end of a loop beside it
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 + i * apart_s)
+        while struck_times == i:  # not for ever: Python ignores what strikes inside of a finalizer
+            work()
+
     before = signal.signal(signal.SIGALRM, handler)
     try:
         for i in range(times):
             with contextlib.suppress(Stop):
-                signal.setitimer(signal.ITIMER_REAL, 0.0001 + i * apart_s)
-                while struck_times == i:  # not for ever: Python ignores what strikes inside of a finalizer
-                    work()
+                until_struck(i)
             after_each()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
