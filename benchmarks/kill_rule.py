@@ -27,7 +27,7 @@ def verdict(record: dict[str, Any]) -> str:
     names = list(dict.fromkeys(one["name"] for one in record["rows"] if one["name"].startswith("smart ")))
     compared = [(name, f"two networks {name.split()[2]}") for name in names]
     for name, other in [*compared, ("smart gradual 0.5", AT_EQUAL_COST)]:
-        by_seed = [{one["seed"]: one for one in record["rows"] if one["name"] == each} for each in (name, other)]
+        by_seed = [{one["seed"]: one for one in _runs(record, each)} for each in (name, other)]
         pairs = [(by_seed[0][seed], by_seed[1][seed]) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
         if not pairs:
             continue
@@ -45,6 +45,29 @@ def verdict(record: dict[str, Any]) -> str:
         cells = [name, other, *map(difference, differences), *(f"{ratio:.2f}" for ratio in ratios)]
         lines.append(f"| {' | '.join(cells)} | {'-' if other == AT_EQUAL_COST else said} |")
     return "\n".join(lines)
+
+
+def short(record: dict[str, Any]) -> str:
+    """Return smart with its default masks and both pairs of networks, for README: means over the seeds."""
+    attack = list(record["rows"][0]["paths"]["clean"]["attacks"])[-1]
+    lines = [
+        f"| density 0.5 | training | `clean` on clean images | `robust` on clean images | `robust` under {attack} "
+        "| size |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    whole = _runs(record, "two networks 0.5")
+    for name in ("two networks 0.5", "smart gradual 0.5", AT_EQUAL_COST):
+        runs = _runs(record, name)
+        cost = fmean(one["cost"] for one in runs) / fmean(one["cost"] for one in whole)
+        size = fmean(one["bytes"] for one in runs) / 1e6
+        means = [fmean(column) for column in zip(*(accuracies(one, attack) for one in runs), strict=True)]
+        cells = [name.replace(" 0.5", ""), f"{cost:.2f}", *(f"{mean:.3f}" for mean in means), f"{size:.2f} MB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _runs(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [one for one in record["rows"] if one["name"] == name]
 
 
 def accuracies(row: dict[str, Any], attack: str) -> tuple[float, float, float]:

@@ -199,6 +199,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "networks": with_source("networks", lambda record: bench_networks.table(record["rows"])),
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
     "methods-digits": with_source("methods-digits", bench_methods.table),
+    "rule-short": lambda: kill_rule.short(load("methods-digits")),
     "rule-digits": lambda: kill_rule.verdict(load("methods-digits")),
     "methods-cifar": with_source("methods-cifar", bench_methods.table),
     "rule-cifar": lambda: kill_rule.verdict(load("methods-cifar")),
