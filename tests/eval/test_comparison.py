@@ -297,6 +297,24 @@ def test_the_table_says_what_is_known() -> None:
     assert (rows[0][-1], rows[3][-1]) == ("17", "")
 
 
+def test_a_path_that_failed_a_check_is_suspect_in_table_drawing_and_status(tmp_path: Path) -> None:
+    failed = {"name": "square", "path": "robust", "passed": False, "figures": {}, "sentence": "Square breaks more."}
+    passed = {**failed, "path": "clean", "passed": True}
+    doubted = subject("b.pt", digest="bb" * 32, suspect=True, checks=[failed, passed])
+    found = compared(subject(), doubted)
+    assert [row.suspect for row in found.rows] == [False, False, False, True]
+    assert [row[2] for row in table(found)[2]] == ["clean", "robust", "clean", "robust suspect"]
+    page = Parsed(render(report(subject(), comparison=found)))
+    assert page.text.count("(suspect)") == 1
+    assert "robust suspect" in page.text
+    (tmp_path / "saved.json").write_text(json.dumps({"models": [doubted]}))
+    done = run(tmp_path / "saved.json", "--csv", tmp_path / "rows.csv")
+    assert done.exit_code == 3, done.output
+    assert "b.pt: SUSPECT" in done.stderr
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert [line["suspect"] for line in csv.DictReader(file)] == ["False", "True"]
+
+
 def test_the_strongest_attack_is_autoattack_or_what_leaves_least() -> None:
     assert compared(subject()).strongest == "autoattack"
     weaker = subject()

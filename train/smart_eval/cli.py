@@ -237,7 +237,7 @@ def main(
         )
         if written is not None:
             house.note(f"report: {written}")
-        if any(one.suspect for one in found.models):
+        if any(row.suspect for row in comparison.rows):
             raise click.exceptions.Exit(SUSPECT)
 
 
@@ -254,6 +254,10 @@ def _say(measured: Sequence[Measured], comparison: Comparison | None, result: ob
             house.note(f"{one.model}: warning: {sentence}")
         for line in summary(one.checks, model=str(one.model)):
             house.note(line)
+    fresh = {one.digest for one in measured}
+    for row in () if comparison is None else comparison.rows:
+        if row.suspect and row.digest not in fresh:
+            house.note(f"{row.subject}: SUSPECT, a check of the path {row.path!a} failed when it was measured")
 
 
 def _print_tables(measured: Sequence[Measured], comparison: Comparison | None) -> None:

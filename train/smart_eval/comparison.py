@@ -49,6 +49,7 @@ class Row:
         method: that it was trained with.
         randomised: whether it draws random numbers, so that attacks followed their mean.
         warned: whether not to rely on it under attack.
+        suspect: whether a check of it failed, so that its figures under attack may be too high.
         dense: whether nothing of its network is masked.
         stored, parameters: of all paths together, what they share counted once, and of this one.
         macs: multiply-accumulates for one image.
@@ -69,6 +70,7 @@ class Row:
     method: str | None
     randomised: bool
     warned: bool
+    suspect: bool
     dense: bool
     stored: int | None
     parameters: int | None
@@ -188,6 +190,8 @@ def _rows(model: Reader, included: Included) -> list[Row]:
     mean = model.object_or_none("corruptions_mean")
     threats = model.object_or_none("threats")
     warnings = model.strings("warnings") if "warnings" in model.keys else ()
+    checks = model.objects("checks") if "checks" in model.keys else ()
+    failed = {check.string("path") for check in checks if check.value("passed") is False}
     names = [attack.string("name") for attack in model.objects("attacks")]
     speeds, sizes = included.speeds_of(digest), included.bytes_of(digest)
     rows = []
@@ -212,6 +216,7 @@ def _rows(model: Reader, included: Included) -> list[Row]:
                 method=model.optional_string("method"),
                 randomised=model.value("randomised") is True,
                 warned=any(sentence.startswith(f"the path {path!a} ") for sentence in warnings),
+                suspect=path in failed,
                 dense=own.value("dense") is True,
                 stored=cost.optional_integer("stored_parameters", low=0),
                 parameters=own.optional_integer("parameters", low=0),
@@ -283,6 +288,7 @@ def _cells(row: Row) -> dict[str, Any]:
         "dense": row.dense,
         "randomised": row.randomised,
         "warned": row.warned,
+        "suspect": row.suspect,
         "stored_parameters": row.stored,
         "parameters": row.parameters,
         "macs": row.macs,
@@ -323,7 +329,10 @@ def _plain(value: Any) -> Any:
 
 
 def table(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
-    """Return title, columns and rows for people; a path with ``(!)`` is not to be relied on under attack."""
+    """Return title, columns and rows for people; a path with ``(!)`` is not to be relied on under attack.
+
+    One with ``suspect`` failed a check.
+    """
     rows, attacks = comparison.rows, comparison.attack_names
     counts = ", ".join(sorted({str(row.examples) for row in rows}))
     subjects = len(comparison.subjects)
@@ -348,7 +357,7 @@ def table(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
             [
                 f"{row.subject} ({row.ran}{', randomised' if row.randomised else ''})",
                 row.method or "",
-                f"{row.path}{' (!)' if row.warned else ''}",
+                f"{row.path}{' (!)' if row.warned else ''}{' suspect' if row.suspect else ''}",
                 *(known[name][number] for name in columns),
             ]
             for number, row in enumerate(rows)
