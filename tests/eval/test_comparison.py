@@ -277,6 +277,10 @@ def test_one_command_measures_joins_and_writes_all_of_it(npz: str, tmp_path: Pat
     assert again.exit_code == 0, again.output
     assert "1 model: 8 test images, pgd2x1" in again.stdout
     assert "no plain file" not in again.stderr
+    assert "L-infinity, eps 0.1 · seed 0" in Parsed(page.read_text("utf-8")).text
+    idle = run(tmp_path / "first.json", "--attack", "square")
+    assert idle.exit_code == 2
+    assert "--attack is of models to measure, and every MODEL is a saved result." in idle.stderr
     (tmp_path / "joined.json").write_text(done.stdout)
     assert len(read_saved_results([tmp_path / "joined.json", tmp_path / "first.json"])) == 3, "each once"
 
@@ -286,7 +290,7 @@ def test_the_table_says_what_is_known() -> None:
     control["cost"]["stored_parameters"] = None
     control["warnings"] = ["the path 'robust' holds 5.0% under all that was tried"]
     title, columns, rows = table(compared(subject(randomised=True), control))
-    assert title == "2 models: 10 test images, pgd20x1, autoattack, 95% intervals"
+    assert title == "2 models: 10 test images, pgd20x1, autoattack, eps 0.03137, seed 0, 95% intervals"
     assert columns == [
         *("model", "method", "path", "stored", "parameters", "MACs", "clean", "pgd20x1", "autoattack", "worst of all"),
         "forwards an image",

@@ -57,6 +57,8 @@ class Row:
         bytes: of its graph and weights.
         forwards: what one training image cost, in forward passes of the network.
         examples: on how many images.
+        eps: the radius of the attacks, in pixel units.
+        seed: of the attacks and of the choice of images.
         clean: the accuracy without attack.
         attacks: by name.
         worst: under all that was tried on it.
@@ -79,6 +81,8 @@ class Row:
     bytes: int | None
     forwards: float | None
     examples: int
+    eps: float
+    seed: int
     clean: Figure
     attacks: Mapping[str, Figure]
     worst: Figure
@@ -225,6 +229,8 @@ def _rows(model: Reader, included: Included) -> list[Row]:
                 bytes=size,
                 forwards=model.optional_number("forwards_per_image"),
                 examples=model.integer("examples", low=1),
+                eps=terms_of(model).eps,
+                seed=model.integer("seed", low=0),
                 clean=_figure(found, "clean_accuracy", "clean_interval"),
                 attacks={name: _accuracy(attacks, name) for name in names},
                 worst=_figure(found, "robust_accuracy", "robust_interval")
@@ -293,6 +299,8 @@ def _cells(row: Row) -> dict[str, Any]:
         "parameters": row.parameters,
         "macs": row.macs,
         "examples": row.examples,
+        "eps": row.eps,
+        "seed": row.seed,
     }
     figures = {"clean": row.clean, **row.attacks, "worst": row.worst, "corruptions": row.corruptions}
     for name, figure in figures.items():
@@ -335,8 +343,10 @@ def table(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
     """
     rows, attacks = comparison.rows, comparison.attack_names
     counts = ", ".join(sorted({str(row.examples) for row in rows}))
+    made = f"{', '.join(attacks)}, eps {rows[0].eps:.4g}" if attacks else "no attack"
+    seeds = " and ".join(map(str, sorted({row.seed for row in rows})))
     subjects = len(comparison.subjects)
-    title = f"{subjects} model{'s' if subjects > 1 else ''}: {counts} test images, {', '.join(attacks) or 'no attack'}"
+    title = f"{subjects} model{'s' if subjects > 1 else ''}: {counts} test images, {made}, seed {seeds}"
     known = {
         "stored": [_number(row.stored) for row in rows],
         "parameters": [_number(row.parameters) for row in rows],
