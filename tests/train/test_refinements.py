@@ -292,6 +292,6 @@ def test_a_mean_over_epochs_begins_before_the_last_one_however_short_the_trainin
 def test_no_epoch_before_the_mean_is_deployed_however_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(method="standard", epochs=4, refinements=Refinements(average="swa", swa_from=0.5))
     trainer = Trainer(config, image_set(), output=tmp_path / "ckpt.pt")
-    judged = iter([({}, 0.9), ({}, 0.8), ({}, 0.1), ({}, 0.2)])
-    monkeypatch.setattr(Measurement, "validate", lambda *_, **__: next(judged))
+    scores = iter([0.9, 0.8, 0.1, 0.2])
+    monkeypatch.setattr(Measurement, "validate", lambda *_, **__: ({}, next(scores)))
     assert trainer.run().best_epoch == 4
