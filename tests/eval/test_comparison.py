@@ -277,6 +277,10 @@ def test_one_command_measures_joins_and_writes_all_of_it(npz: str, tmp_path: Pat
     assert again.exit_code == 0, again.output
     assert "1 model: 8 test images, pgd2x1" in again.stdout
     assert "no plain file" not in again.stderr
+    assert "L-infinity, eps 0.1 · seed 0" in Parsed(page.read_text("utf-8")).text
+    idle = run(tmp_path / "first.json", "--attack", "square")
+    assert idle.exit_code == 2
+    assert "--attack is of models to measure, and every MODEL is a saved result." in idle.stderr
     (tmp_path / "joined.json").write_text(done.stdout)
     assert len(read_saved_results([tmp_path / "joined.json", tmp_path / "first.json"])) == 3, "each once"
 
@@ -286,7 +290,7 @@ def test_the_table_says_what_is_known() -> None:
     control["cost"]["stored_parameters"] = None
     control["warnings"] = ["the path 'robust' holds 5.0% under all that was tried"]
     title, columns, rows = table(compared(subject(randomised=True), control))
-    assert title == "2 models: 10 test images, pgd20x1, autoattack, 95% intervals"
+    assert title == "2 models: 10 test images, pgd20x1, autoattack, eps 0.03137, seed 0, 95% intervals"
     assert columns == [
         *("model", "method", "path", "stored", "parameters", "MACs", "clean", "pgd20x1", "autoattack", "worst of all"),
         "forwards an image",
@@ -295,6 +299,24 @@ def test_the_table_says_what_is_known() -> None:
     assert rows[0][6] == "0.900  [0.850, 0.900]"
     assert rows[3][:4] == ["b.pt (fp32 masked paths)", "", "robust (!)", ""]
     assert (rows[0][-1], rows[3][-1]) == ("17", "")
+
+
+def test_a_path_that_failed_a_check_is_suspect_in_table_drawing_and_status(tmp_path: Path) -> None:
+    failed = {"name": "square", "path": "robust", "passed": False, "figures": {}, "sentence": "Square breaks more."}
+    passed = {**failed, "path": "clean", "passed": True}
+    doubted = subject("b.pt", digest="bb" * 32, suspect=True, checks=[failed, passed])
+    found = compared(subject(), doubted)
+    assert [row.suspect for row in found.rows] == [False, False, False, True]
+    assert [row[2] for row in table(found)[2]] == ["clean", "robust", "clean", "robust suspect"]
+    page = Parsed(render(report(subject(), comparison=found)))
+    assert page.text.count("(suspect)") == 1
+    assert "robust suspect" in page.text
+    (tmp_path / "saved.json").write_text(json.dumps({"models": [doubted]}))
+    done = run(tmp_path / "saved.json", "--csv", tmp_path / "rows.csv")
+    assert done.exit_code == 3, done.output
+    assert "b.pt: SUSPECT" in done.stderr
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert [line["suspect"] for line in csv.DictReader(file)] == ["False", "True"]
 
 
 def test_the_strongest_attack_is_autoattack_or_what_leaves_least() -> None:

@@ -13,12 +13,13 @@ from click.testing import CliRunner
 
 from export.singles import single
 from smart_common.roles import Role
+from smart_eval.models import open_bundle, read_source
 from smart_export import ExportError, build_bundle
 from smart_export.cli import main as smart_export
 from smart_export.sources import read_sources
 from smart_runtime import Bundle, SmartModel
 from smart_runtime.cli import main as smart_run
-from smart_train import Checkpoint, load_checkpoint
+from smart_train import Checkpoint, ConfigError, load_checkpoint
 from smart_train.checkpoint.format import save_checkpoint
 
 
@@ -63,6 +64,12 @@ def test_the_manifest_says_that_nothing_is_shared(bundle: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "the paths are separate networks, which share no weights" in shown.stdout
     assert json.loads(CliRunner().invoke(smart_run, ["info", str(bundle), "--json"]).stdout)["shares"] == "nothing"
+
+
+def test_neither_of_them_is_the_source_of_both(pair: dict[str, Checkpoint], bundle: Path) -> None:
+    for one in pair.values():
+        with pytest.raises(ConfigError, match="was made of two checkpoints, and a source is one; leave --source out"):
+            open_bundle(bundle, source=read_source(one))
 
 
 def test_densities_are_of_each_network_and_of_both(pair: dict[str, Checkpoint]) -> None:

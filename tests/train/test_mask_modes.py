@@ -54,9 +54,10 @@ def test_modes_that_tell_paths_apart_want_two(mode: str) -> None:
     from smart_train import convert  # noqa: PLC0415
     from train.networks import resnet  # noqa: PLC0415
 
-    net = convert(resnet(), example_input=IMAGES[:2], paths=["robust"], align=1)
-    with pytest.raises(ConfigError, match=rf"^masks {mode} .* the network has 1 path; use gradual"):
-        started(net, mode)
+    for density in (0.5, 1.0):  # also where nothing is masked and no mode would do anything
+        net = convert(resnet(), example_input=IMAGES[:2], paths=["robust"], density=density, align=1)
+        with pytest.raises(ConfigError, match=rf"^masks {mode} .* the network has 1 path; use gradual"):
+            started(net, mode)
 
 
 @pytest.mark.parametrize("from_weights", [False, True])

@@ -81,12 +81,19 @@ def test_a_resumed_training_has_them_too_and_refuses_others(tmp_path: Path, data
     found = load_checkpoint(tmp_path / "ckpt.pt").training
     assert (found["learning_rate"], found["schedule"], found["attack"]["name"]) == (0.2, "cyclic", "fgsm-rs")
     assert "error" not in invoke("--resume", output, "--lr", "0.2", "--schedule", "cyclic")
-    for option in (["--lr", "0.1"], ["--schedule", "cosine"], ["--attack", "pgd"]):
+    without_default = (["--density", "0.5"], ["--min-channels", "3"], ["--set", "beta=1"], ["--teacher", "a.pt"])
+    for option in (["--lr", "0.1"], ["--schedule", "cosine"], ["--attack", "pgd"], *without_default):
         assert f"{option[0]} is not what the training" in invoke("--resume", output, *option)
 
 
 def test_the_help_page_says_where_a_default_is_the_methods() -> None:
     said = " ".join(CliRunner().invoke(smart_train, ["--help"]).stdout.split())
-    for option, usual in (("--attack", "pgd"), ("--steps", "7"), ("--lr", "0.1"), ("--schedule", "cosine")):
+    for option, usual in (
+        ("--attack", "pgd"),
+        ("--steps", "7"),
+        ("--lr", "0.1"),
+        ("--schedule", "cosine"),
+        ("--step-size", "2.5"),
+    ):
         after = said.partition(f" {option} ")[2]
         assert f"[default: the method's, mostly {usual}" in after[:300], option

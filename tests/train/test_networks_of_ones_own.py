@@ -334,8 +334,12 @@ def test_a_file_that_does_not_fit_is_refused_in_one_sentence(tmp_path: Path, kin
 
 
 def test_a_smart_edge_checkpoint_is_no_file_to_start_from(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a smart-edge checkpoint, whose paths"):
+    with pytest.raises(
+        CheckpointError, match=r"is a smart-edge checkpoint, whose paths .* save what a path has, torch"
+    ):
         start(tmp_path / "ckpt.pt", trained)
+    torch.save(load_checkpoint(trained).net.path("robust").network.state_dict(), tmp_path / "robust.pt")
+    start(tmp_path / "ckpt.pt", tmp_path / "robust.pt")
 
 
 class Pair(nn.Module):

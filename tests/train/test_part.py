@@ -198,6 +198,7 @@ def test_the_last_map_has_more_than_one_position_and_may_be_changed_in_place() -
         ({"base": "smart"}, "unknown base of part 'smart'"),
         ({"low": 1.5}, r"expected low and warm_up in \[0, 1\]"),
         ({"share": 0.0}, r"share in \(0, 1\]"),
+        ({"beta": 1.0}, r"base pgd-at has no beta, got 1\.0; leave it out, or name another base"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:

@@ -24,6 +24,7 @@ from smart_train.training.control import control_config
 from smart_train.training.loop import Trainer
 from smart_train.training.perturbation import perturbed
 from smart_train.training.refinements import Refinements
+from smart_train.training.selection import Measurement
 from smart_train.training.targets import Targets, cut_and_pasted
 from train.networks import different, image_set, smart, tiny_config
 
@@ -259,6 +260,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path) -> None:
     for options, message in refused:
         with pytest.raises(ConfigError, match=message):
             Refinements(**options)
+    with pytest.raises(ConfigError, match="awp begins in epoch 3, after the last of 2; begin earlier, or leave it out"):
+        tiny_config(epochs=2, refinements=Refinements(awp=0.01, awp_from=3))
     config = tiny_config(refinements=Refinements(extra_share=0.5))
     with pytest.raises(ConfigError, match="--extra and --extra-share belong together"):
         Trainer(config, image_set(), output=tmp_path / "ckpt.pt")
@@ -284,3 +287,11 @@ def test_a_mean_over_epochs_begins_before_the_last_one_however_short_the_trainin
     for step in range(1, 10):
         average.update(step)
     assert average.state()["count"] == 1
+
+
+def test_no_epoch_before_the_mean_is_deployed_however_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(method="standard", epochs=4, refinements=Refinements(average="swa", swa_from=0.5))
+    trainer = Trainer(config, image_set(), output=tmp_path / "ckpt.pt")
+    scores = iter([0.9, 0.8, 0.1, 0.2])
+    monkeypatch.setattr(Measurement, "validate", lambda *_, **__: ({}, next(scores)))
+    assert trainer.run().best_epoch == 4

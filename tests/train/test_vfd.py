@@ -55,7 +55,8 @@ def taught(found: nn.Module, images: Tensor) -> Array:
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(("width", "density"), [(4, 1.0), (6, 0.5)], ids=["as wide", "wider"])
 def test_a_step_is_that_of_the_formula(base: str, width: int, density: float) -> None:
-    found = training(base=base, width=width, density=density, a=0.7, b=1.9, beta=3.0)
+    own: dict[str, Any] = {"beta": 3.0} if base == "trades" else {}
+    found = training(base=base, width=width, density=density, a=0.7, b=1.9, **own)
     step, loss = take(found, some_batch(), ATTACK)
     images, labels = some_batch().images, some_batch().labels.numpy()
     (clean_at,) = [i for i, one in enumerate(step.passes) if torch.equal(one.images, images)]
@@ -128,7 +129,12 @@ def test_a_network_without_a_vector_before_its_scores_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"base": "mart"}, "unknown base of vfd 'mart'"), ({"a": -1.0}, "a and b")]
+    ("options", "words"),
+    [
+        ({"base": "mart"}, "unknown base of vfd 'mart'"),
+        ({"a": -1.0}, "a and b"),
+        ({"beta": 1.0}, "base pgd-at has no beta"),
+    ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):

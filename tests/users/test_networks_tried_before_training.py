@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from smart_train import NetworkError, convert
 from smart_train.choices import CUSTOM
 from smart_train.cli import main as smart_train
+from smart_train.data.extra import ExtraImages
 from smart_train.training.loop import Trainer
+from smart_train.training.refinements import Refinements
 from smart_train.training.trial_run import try_out
 from train.networks import different, few_digits, image_set, tiny_config
 from users.own_networks import Small
@@ -116,13 +118,15 @@ def small(**given: Any) -> nn.Module:
     return network
 
 
-def test_a_trial_leaves_the_training_as_it_was_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"extra_share": 0.5, "awp": 0.01, "awp_from": 2, "average": "swa"}])
+def test_a_trial_leaves_the_training_as_it_was_to_the_bit(tmp_path: Path, more: dict[str, Any]) -> None:
     states = []
+    extra = ExtraImages(image_set().train, "0" * 64) if more else None
     for tried in (False, True):
         torch.manual_seed(3)
         output = tmp_path / f"{tried}.pt"
-        config = tiny_config(model=CUSTOM, model_arguments={}, epochs=2)
-        trainer = Trainer(config, image_set(), output=output, factory=small)
+        config = tiny_config(model=CUSTOM, model_arguments={}, epochs=2, refinements=Refinements(**more))
+        trainer = Trainer(config, image_set(), output=output, factory=small, extra=extra)
         if tried:
             try_out(trainer, factory=small, export=lambda _: None)
         trainer.run()

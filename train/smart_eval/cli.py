@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from smart_common.console import cli as house
 from smart_common.outputs import Output, check_outputs
@@ -171,6 +172,8 @@ def main(
     files = [model for model in models if model.suffix == ".json" and not model.is_dir()]
     models = tuple(model for model in models if model not in files)
     several = bool(files) or len(models) > 1
+    if not models:
+        _refuse_to_measure(click.get_current_context())
     if report is None and csv is None and include and not several:
         raise click.UsageError("--include adds saved results to the page that --report writes: give it too.")
     page = PageOutput(report, include)
@@ -237,8 +240,16 @@ def main(
         )
         if written is not None:
             house.note(f"report: {written}")
-        if any(one.suspect for one in found.models):
+        if any(row.suspect for row in comparison.rows):
             raise click.exceptions.Exit(SUSPECT)
+
+
+def _refuse_to_measure(ctx: click.Context) -> None:
+    """Raise UsageError if an option is typed that says how to measure, where every MODEL was measured before."""
+    measuring = {*_GROUPS["Attacks and checks"], *_GROUPS["Models and data"], "output", "resume"}
+    for option in ctx.command.params:
+        if option.name in measuring and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} is of models to measure, and every MODEL is a saved result.")
 
 
 def _say(measured: Sequence[Measured], comparison: Comparison | None, result: object) -> None:
@@ -254,6 +265,10 @@ def _say(measured: Sequence[Measured], comparison: Comparison | None, result: ob
             house.note(f"{one.model}: warning: {sentence}")
         for line in summary(one.checks, model=str(one.model)):
             house.note(line)
+    fresh = {one.digest for one in measured}
+    for row in () if comparison is None else comparison.rows:
+        if row.suspect and row.digest not in fresh:
+            house.note(f"{row.subject}: SUSPECT, a check of the path {row.path!a} failed when it was measured")
 
 
 def _print_tables(measured: Sequence[Measured], comparison: Comparison | None) -> None:

@@ -49,6 +49,7 @@ class Row:
         method: that it was trained with.
         randomised: whether it draws random numbers, so that attacks followed their mean.
         warned: whether not to rely on it under attack.
+        suspect: whether a check of it failed, so that its figures under attack may be too high.
         dense: whether nothing of its network is masked.
         stored, parameters: of all paths together, what they share counted once, and of this one.
         macs: multiply-accumulates for one image.
@@ -56,6 +57,8 @@ class Row:
         bytes: of its graph and weights.
         forwards: what one training image cost, in forward passes of the network.
         examples: on how many images.
+        eps: the radius of the attacks, in pixel units.
+        seed: of the attacks and of the choice of images.
         clean: the accuracy without attack.
         attacks: by name.
         worst: under all that was tried on it.
@@ -69,6 +72,7 @@ class Row:
     method: str | None
     randomised: bool
     warned: bool
+    suspect: bool
     dense: bool
     stored: int | None
     parameters: int | None
@@ -77,6 +81,8 @@ class Row:
     bytes: int | None
     forwards: float | None
     examples: int
+    eps: float
+    seed: int
     clean: Figure
     attacks: Mapping[str, Figure]
     worst: Figure
@@ -188,6 +194,8 @@ def _rows(model: Reader, included: Included) -> list[Row]:
     mean = model.object_or_none("corruptions_mean")
     threats = model.object_or_none("threats")
     warnings = model.strings("warnings") if "warnings" in model.keys else ()
+    checks = model.objects("checks") if "checks" in model.keys else ()
+    failed = {check.string("path") for check in checks if check.value("passed") is False}
     names = [attack.string("name") for attack in model.objects("attacks")]
     speeds, sizes = included.speeds_of(digest), included.bytes_of(digest)
     rows = []
@@ -212,6 +220,7 @@ def _rows(model: Reader, included: Included) -> list[Row]:
                 method=model.optional_string("method"),
                 randomised=model.value("randomised") is True,
                 warned=any(sentence.startswith(f"the path {path!a} ") for sentence in warnings),
+                suspect=path in failed,
                 dense=own.value("dense") is True,
                 stored=cost.optional_integer("stored_parameters", low=0),
                 parameters=own.optional_integer("parameters", low=0),
@@ -220,6 +229,8 @@ def _rows(model: Reader, included: Included) -> list[Row]:
                 bytes=size,
                 forwards=model.optional_number("forwards_per_image"),
                 examples=model.integer("examples", low=1),
+                eps=terms_of(model).eps,
+                seed=model.integer("seed", low=0),
                 clean=_figure(found, "clean_accuracy", "clean_interval"),
                 attacks={name: _accuracy(attacks, name) for name in names},
                 worst=_figure(found, "robust_accuracy", "robust_interval")
@@ -283,10 +294,13 @@ def _cells(row: Row) -> dict[str, Any]:
         "dense": row.dense,
         "randomised": row.randomised,
         "warned": row.warned,
+        "suspect": row.suspect,
         "stored_parameters": row.stored,
         "parameters": row.parameters,
         "macs": row.macs,
         "examples": row.examples,
+        "eps": row.eps,
+        "seed": row.seed,
     }
     figures = {"clean": row.clean, **row.attacks, "worst": row.worst, "corruptions": row.corruptions}
     for name, figure in figures.items():
@@ -323,11 +337,16 @@ def _plain(value: Any) -> Any:
 
 
 def table(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
-    """Return title, columns and rows for people; a path with ``(!)`` is not to be relied on under attack."""
+    """Return title, columns and rows for people; a path with ``(!)`` is not to be relied on under attack.
+
+    One with ``suspect`` failed a check.
+    """
     rows, attacks = comparison.rows, comparison.attack_names
     counts = ", ".join(sorted({str(row.examples) for row in rows}))
+    made = f"{', '.join(attacks)}, eps {rows[0].eps:.4g}" if attacks else "no attack"
+    seeds = " and ".join(map(str, sorted({row.seed for row in rows})))
     subjects = len(comparison.subjects)
-    title = f"{subjects} model{'s' if subjects > 1 else ''}: {counts} test images, {', '.join(attacks) or 'no attack'}"
+    title = f"{subjects} model{'s' if subjects > 1 else ''}: {counts} test images, {made}, seed {seeds}"
     known = {
         "stored": [_number(row.stored) for row in rows],
         "parameters": [_number(row.parameters) for row in rows],
@@ -348,7 +367,7 @@ def table(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
             [
                 f"{row.subject} ({row.ran}{', randomised' if row.randomised else ''})",
                 row.method or "",
-                f"{row.path}{' (!)' if row.warned else ''}",
+                f"{row.path}{' (!)' if row.warned else ''}{' suspect' if row.suspect else ''}",
                 *(known[name][number] for name in columns),
             ]
             for number, row in enumerate(rows)

@@ -237,11 +237,16 @@ def open_bundle(
 
     Raises:
         BundleError, SignatureError, EngineError, MissingExtraError, OSError: as `SmartModel.load` raises them.
-        ConfigError: the source is another network.
+        ConfigError: the source is another network, or there were two.
     """
     bundle = folder if isinstance(folder, Bundle) else Bundle.open(folder, trust=trust)
     manifest, checkpoint = bundle.manifest, None if source is None else source.checkpoint
     if checkpoint is not None:
+        if "separately" in manifest.training:
+            raise ConfigError(
+                f"{bundle.root} was made of two checkpoints, and a source is one; leave --source out, or measure each "
+                "checkpoint by itself"
+            )
         check_source(manifest, checkpoint)
     net = BundlePaths(bundle, source=None if checkpoint is None else checkpoint.net, engine=engine)
     return OpenModel(

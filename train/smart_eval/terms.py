@@ -69,7 +69,8 @@ def check_terms(terms: Sequence[tuple[str, Terms]]) -> None:
         if difference is not None:
             raise ConfigError(
                 f"{first} and {name} differ in their {difference}, so one table would mislead; give --data, "
-                "--examples, --eps and --attack that hold for all (square needs no gradients), or measure them apart"
+                "--examples, --seed, --eps and --attack that hold for all (square needs no gradients), or measure them "
+                "apart"
             )
 
 

@@ -119,13 +119,13 @@ def _in_recipe(name: str, value: Any) -> Value:
 
 def _refuse_other_options(ctx: click.Context, checkpoint: Path) -> None:
     """Raise ConfigError if an option is typed that is not what the resumed training has."""
-    names = _kept(ctx) | {"output"}
     kept = {**_method_defaults(ctx.default_map or {}), **(ctx.default_map or {})}
     for option in ctx.command.params:
         name = option.name or ""
-        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in names:
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name not in _kept(ctx) | {"output"}:
             continue
-        theirs, ours = option.type_cast_value(ctx, kept.get(name, option.get_default(ctx))), ctx.params[name]
+        theirs, ours = kept.get(name, option.get_default(ctx)), ctx.params[name]
+        theirs = option.type_cast_value(ctx, None if option.value_is_missing(theirs) else theirs)
         if theirs is None or _in_recipe(name, theirs) != _in_recipe(name, ours):
             raise ConfigError(
                 f"{option.opts[-1]} is not what the training of {checkpoint} was started with; leave it out to go on, "
@@ -257,8 +257,7 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 @click.option(
     "--density",
     type=float,
-    help="What a path keeps of each group's channels, or of each layer's weights.  "
-    "[default: 0.5, 1 for methods with one path; N/M for N:M]",
+    help="What a path keeps of each group's channels, or layer's weights.  [default: 1, 0.5 for smart; N/M for N:M]",
 )
 @click.option(
     "--scope", default="block", type=house.Choice(SCOPES), help="Mask block interiors, or residual streams too."
@@ -312,7 +311,10 @@ def _say_method(ctx: click.Context, _: click.Parameter, name: str | None) -> Non
 )
 @click.option("--eps", default="8/255", help="Its radius in pixel units, [0, 1].")
 @click.option("--steps", type=int, help="Its gradient steps.  [default: the method's, mostly 7; 1 for fgsm-rs, n-fgsm]")
-@click.option("--step-size", help="In pixel units.  [default: 2.5 eps / steps; 1.25 eps for fgsm-rs, eps for n-fgsm]")
+@click.option(
+    "--step-size",
+    help="In pixel units.  [default: the method's, mostly 2.5 eps / steps; 1.25 eps for fgsm-rs, eps for n-fgsm]",
+)
 @click.option("--label-smoothing", default=0.0, help="Spread this share of each target over all classes.")
 @click.option("--cutmix", default=0.0, metavar="ALPHA", help="Paste a part of another image into each; 1 is usual.")
 @click.option("--distill", default=0.0, metavar="SHARE", help="What a teacher's probabilities count in the targets.")

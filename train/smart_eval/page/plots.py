@@ -263,6 +263,7 @@ def compared(report: Report, comparison: Comparison) -> list[Point]:
         x = row.attacks[attack]
         macs = "" if row.macs is None else f", {si(row.macs)} MACs"
         words = f"{report.short(row)}, {row.path}: {percent(row.clean.value)} clean, {percent(x.value)} under {attack}"
+        words += " (suspect)" if row.suspect else ""
         found.append(
             Point(
                 x=x.value,
@@ -273,7 +274,7 @@ def compared(report: Report, comparison: Comparison) -> list[Point]:
                 label=letters[row.subject, row.digest],
                 title=words + macs + (", dense" if row.dense else ""),
                 colour=report.colour(row.path),
-                hollow=row.warned,
+                hollow=row.warned or row.suspect,
                 cross=row.dense,
             )
         )

@@ -94,7 +94,14 @@ class Report:
     @property
     def radii(self) -> list[float]:
         """The radii of all attacks."""
-        return sorted({model["eps"] for model in self.models if model["attacks"]})
+        compared = [] if self.comparison is None else [row.eps for row in self.comparison.rows if row.attacks]
+        return sorted({*(model["eps"] for model in self.models if model["attacks"]), *compared})
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of all models."""
+        compared = [] if self.comparison is None else [row.seed for row in self.comparison.rows]
+        return sorted({*(model["seed"] for model in self.models), *compared})
 
     @property
     def examples(self) -> list[int]:

@@ -52,11 +52,11 @@ class MaskLearner:
         generator: torch.Generator,
         from_weights: bool = False,
     ) -> None:
+        load_mode(plan.mode).check(net.path_names)
         if net.structure.removes_nothing:  # the masks are at their target from the first step
             plan = replace(plan, mode="static")
         self._net, self._total, self._epoch = net, total_steps, steps_per_epoch
         self._mode = mode = load_mode(plan.mode)
-        mode.check(net.path_names)
         self.frozen_from = round(mode.frozen * total_steps)
         self.closed_from = round(mode.closed * total_steps)
         self._wanted = Wanted(net, leak=mode.leak) if mode.leak else None

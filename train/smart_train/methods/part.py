@@ -18,7 +18,7 @@ from smart_common.roles import Role
 from smart_train.attacks import Attack, Loss, Model, Start
 from smart_train.errors import ConfigError
 from smart_train.masking.network import PathNetwork
-from smart_train.methods.base_method import base_training
+from smart_train.methods.base_method import base_training, check_beta
 from smart_train.methods.feature_layers import last_map
 from smart_train.methods.interface import Batch, Method, PathSpec, Setup, Step, Training
 
@@ -41,6 +41,7 @@ class PartOptions:
     def __post_init__(self) -> None:
         if self.base not in BASES:
             raise ConfigError(f"unknown base of part {alternatives(self.base, BASES)}")
+        check_beta(self)
         if not 0 <= self.low <= 1 or not 0 < self.share <= 1 or not 0 <= self.warm_up <= 1:
             raise ConfigError(
                 f"expected low and warm_up in [0, 1] and share in (0, 1], got {self.low}, {self.warm_up} and "

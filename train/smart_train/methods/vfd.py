@@ -18,7 +18,7 @@ from smart_common.roles import Role
 from smart_train.attacks import Attack
 from smart_train.errors import ConfigError
 from smart_train.masking.passes import INPUT, Out, Pass
-from smart_train.methods.base_method import base_training
+from smart_train.methods.base_method import base_training, check_beta
 from smart_train.methods.feature_layers import classifier
 from smart_train.methods.interface import Batch, Method, PathSpec, Setup, Step, StepLoss, Training
 
@@ -38,6 +38,7 @@ class VfdOptions:
     def __post_init__(self) -> None:
         if self.base not in BASES:
             raise ConfigError(f"unknown base of vfd {alternatives(self.base, BASES)}")
+        check_beta(self)
         if not 0 <= self.a <= 1e6 or not 0 <= self.b <= 1e6:
             raise ConfigError(f"expected a and b from 0 to 1e6, got {self.a} and {self.b}; 1 and 1 are usual")
 

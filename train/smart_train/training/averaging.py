@@ -20,12 +20,16 @@ class WeightAverage:
         refinements: which mean.
         steps: of an epoch.
         total: steps of the whole training.
+
+    Attributes:
+        first: the optimiser step after which there is a mean to deploy; 0 where none is asked for.
     """
 
     def __init__(self, modules: nn.Module, refinements: Refinements, *, steps: int, total: int) -> None:
         self._modules = modules
         self._kind, self._decay = refinements.average, refinements.ema_decay
         self._steps, self._begin = steps, int(refinements.swa_from * total)
+        self.first = {"none": 0, "ema": 1, "swa": (self._begin // steps + 1) * steps}[self._kind]
         self._means = [tensor.detach().clone() for tensor in self._tensors] if self._kind != "none" else []
         self._count = 0
 

@@ -93,6 +93,11 @@ class TrainConfig:
             raise ConfigError(
                 f"expected a batch of 4 or more, got {self.batch_size}; each path's batch norm needs two images"
             )
+        if self.refinements.awp_from > self.epochs:
+            raise ConfigError(
+                f"awp begins in epoch {self.refinements.awp_from}, after the last of {self.epochs}; begin earlier, or "
+                "leave it out"
+            )
         for name in ("epochs", "batch_size", "train_images", "test_images"):
             if (getattr(self, name) or 0) > MAX_INTEGER:
                 raise ConfigError(f"expected {name} of at most {MAX_INTEGER}, got {getattr(self, name)}; take fewer")

@@ -71,8 +71,8 @@ def read_initial_weights(path: Path) -> InitialWeights:
     if isinstance(raw, dict) and not _is_state(raw):
         if isinstance(raw.get("format"), str) and raw["format"] == FORMAT:
             raise CheckpointError(
-                f"{path} is a smart-edge checkpoint, whose paths have batch norms of their own; start from the file "
-                "that it was trained from, or resume it"
+                f"{path} is a smart-edge checkpoint, whose paths have batch norms of their own; save what a path has, "
+                "torch.save(load_checkpoint(FILE).net.path(NAME).network.state_dict(), NEW), or resume it"
             )
         found = next((raw[key] for key in _INSIDE if isinstance(raw.get(key), dict)), None)
     if not isinstance(found, dict) or not _is_state(found):

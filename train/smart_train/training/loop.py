@@ -264,8 +264,8 @@ class Trainer:
                 on_epoch(EpochReport(row, config.epochs, best, images_per_second, left))
             if not progress.best_epoch:
                 raise ConfigError(
-                    f"{self.stopped}, and no epoch can be kept, since masks were not at their target yet; lower --eps "
-                    "or --lr, or train against pgd, from the start with --force"
+                    f"{self.stopped}, and no epoch can be kept, since masks were not at their target or weights not "
+                    "averaged yet; lower --eps or --lr, or train against pgd, from the start with --force"
                 )
             if self.stopped is not None:
                 _log.warning("training stopped, since %s; epoch %d is kept", self.stopped, progress.best_epoch)
@@ -295,7 +295,7 @@ class Trainer:
     def _judge(self, losses: dict[str, float]) -> bool:
         """Validate the epoch that has just ended, add it to the history, and write the checkpoint if it is the best.
 
-        An epoch counts once its masks are at their target. The checkpoint's figures wait for the end of the training.
+        An epoch counts once masks are at their target and weights are averaged. Its figures wait for the last epoch.
         """
         progress, net, validation, roles = self._progress, self.deployed(), self.data.validation, self._method.roles
         done, started = progress.epoch * self.batches.steps, time.perf_counter()
@@ -311,8 +311,9 @@ class Trainer:
         }
         progress.history.append(row)
         write_history(progress.history, history_path(self.output))
+        counts = done >= max(self._parts.learner.closed_from, self._parts.average.first)
         # An equal later epoch is kept: its learning rate is lower.
-        if done < self._parts.learner.closed_from or score < progress.best or self.stopped is not None:
+        if not counts or score < progress.best or self.stopped is not None:
             return False
         progress.best, progress.best_epoch = score, progress.epoch
         samples = self._measurement.samples(net, validation, attack=selection_attack(self.config.attack.eps))

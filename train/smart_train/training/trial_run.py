@@ -39,6 +39,8 @@ class _Trial(Trainer):
             permute=False,
             learning_rate=1e-6,  # so that nothing blows up which a schedule would lead up to
             attack=replace(trainer.config.attack, steps=1),
+            # Images of the data alone; and the only step has what later ones would have.
+            refinements=replace(trainer.config.refinements, extra_share=0.0, awp_from=1),
         )
         data = replace(trainer.data, train=few, validation=few, test=few)
         teacher = None if trainer.teacher is None else trainer.teacher.network
