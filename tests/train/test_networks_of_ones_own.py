@@ -103,7 +103,8 @@ def test_the_command_lines_take_a_network_by_its_factory(folder: Path) -> None:
         start="no factory",
     )
     assert not (folder / "own_nets" / "imported").exists()
-    evaluated = invoke("ckpt.pt", *own, "--steps", "1", "--examples", "20", "--json", command=smart_eval)
+    given = ("ckpt.pt", *own, "--data", few_digits())
+    evaluated = invoke(*given, "--steps", "1", "--examples", "20", "--json", command=smart_eval)
     assert evaluated.exit_code == 0, evaluated.output
     one_sentence(invoke("ckpt.pt", *own, "--model-arg", "width=5", command=smart_eval), "tensor '", start="expected")
     one_sentence(
