@@ -201,8 +201,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods-digits": with_source("methods-digits", bench_methods.table),
     "rule-short": lambda: kill_rule.short(load("methods-digits")),
     "rule-digits": lambda: kill_rule.verdict(load("methods-digits")),
-    "methods-cifar": with_source("methods-cifar", bench_methods.table),
-    "rule-cifar": lambda: kill_rule.verdict(load("methods-cifar")),
     "method-costs": with_source("method_costs", lambda record: bench_method_costs.table(record["rows"])),
 }
 
