@@ -10,8 +10,12 @@ from typing import Any
 _SM_CLOCK = 1  # NVML_CLOCK_SM
 _NOT_FOUND = 12  # NVML_ERROR_LIBRARY_NOT_FOUND: no driver is installed
 
-_outcomes: dict[ModuleType, Exception | None] = {}
-"""What came of initialising a library, an error or None, where trying again could bring nothing else."""
+_outcomes: dict[ModuleType, str | None] = {}
+"""What came of initialising a library, an error in words or None, where trying again could bring nothing else."""
+
+
+class _NoCardError(Exception):
+    """Says what the library said when it was initialised."""
 
 
 class Gpu:
@@ -108,7 +112,7 @@ def _open(load: Callable[[str], ModuleType], indices: Callable[[ModuleType], Ite
     try:
         _initialise(library)
         return tuple(Gpu(library, library.nvmlDeviceGetHandleByIndex(index)) for index in indices(library))
-    except library.NVMLError as error:
+    except (library.NVMLError, _NoCardError) as error:
         return f"no NVIDIA graphics card that answers (NVML: {error})"
 
 
@@ -125,9 +129,9 @@ def _initialise(library: ModuleType) -> None:
         except library.NVMLError as error:
             if getattr(error, "value", None) != _NOT_FOUND:
                 raise
-            _outcomes[library] = error
+            _outcomes[library] = str(error)  # itself it would keep alive whatever its traceback has
     if (known := _outcomes[library]) is not None:
-        raise known.with_traceback(None)
+        raise _NoCardError(known)
 
 
 def _text(value: object) -> str | None:
