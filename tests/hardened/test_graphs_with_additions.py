@@ -157,7 +157,7 @@ def test_int8_that_favours_a_class_by_less_than_int8_may_differ(tmp_path: Path, 
         (gemm,) = (node for node in graph.node if node.op_type == "Gemm")
         gemm.input[2] = "favour"
         row = np.zeros(10, np.float32)
-        row[3] = 0.35 * largest
+        row[3] = 0.42 * largest
         graph.initializer.append(numpy_helper.from_array(row, "favour"))
 
     change(bundle, favour, said="int8")
