@@ -14,10 +14,6 @@ _outcomes: dict[ModuleType, str | None] = {}
 """What came of initialising a library, an error in words or None, where trying again could bring nothing else."""
 
 
-class _NoCardError(Exception):
-    """Says what the library said when it was initialised."""
-
-
 class Gpu:
     """One graphics card; what it does not tell is None, whatever the reason.
 
@@ -110,14 +106,15 @@ def _open(load: Callable[[str], ModuleType], indices: Callable[[ModuleType], Ite
     except ImportError:
         return "no nvidia-ml-py to ask a graphics card with: pip install 'smart-edge[nvml]'"
     try:
-        _initialise(library)
-        return tuple(Gpu(library, library.nvmlDeviceGetHandleByIndex(index)) for index in indices(library))
-    except (library.NVMLError, _NoCardError) as error:
-        return f"no NVIDIA graphics card that answers (NVML: {error})"
+        if (failure := _initialise(library)) is None:
+            return tuple(Gpu(library, library.nvmlDeviceGetHandleByIndex(index)) for index in indices(library))
+    except library.NVMLError as error:
+        failure = str(error)
+    return f"no NVIDIA graphics card that answers (NVML: {failure})"
 
 
-def _initialise(library: ModuleType) -> None:
-    """Initialise the library once in a process.
+def _initialise(library: ModuleType) -> str | None:
+    """Initialise the library once in a process; return in words why it cannot be, None if it is.
 
     It holds a lock while it does (nvidia-ml-py 13.615), and one that an interrupt leaves locked lets nobody in again.
     Errors after which a later try may succeed, such as of a driver that has not started, come before that lock.
@@ -130,8 +127,7 @@ def _initialise(library: ModuleType) -> None:
             if getattr(error, "value", None) != _NOT_FOUND:
                 raise
             _outcomes[library] = str(error)  # itself it would keep alive whatever its traceback has
-    if (known := _outcomes[library]) is not None:
-        raise _NoCardError(known)
+    return _outcomes[library]
 
 
 def _text(value: object) -> str | None:
