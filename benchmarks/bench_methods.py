@@ -93,7 +93,8 @@ ROWS = {
         Row("standard 0.5, less of it", "standard", share=0.5),
         Row("pgd-at 0.5, less of it", "pgd-at", share=0.5),
         Row(AT_EQUAL_COST, pair=("standard 0.5, less of it", "pgd-at 0.5, less of it")),
-        *(Row(f"{name} 0.5", name) for name in METHODS if name not in {"smart", "standard", "pgd-at"}),
+        # At 0.5 dual-bn is "smart shared".
+        *(Row(f"{name} 0.5", name) for name in METHODS if name not in {"smart", "dual-bn", "standard", "pgd-at"}),
     ],
     "cifar": [
         *(

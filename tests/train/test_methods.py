@@ -130,7 +130,10 @@ def test_options_are_typed_and_recorded(tmp_path: Path) -> None:
     Trainer(config, image_set(), output=tmp_path / "ckpt.pt").run()
     assert load_checkpoint(tmp_path / "ckpt.pt").training["method_options"] == {"beta": 2.0}
     assert tiny_config(method="trades").record()["method_options"] == {"beta": 6.0}
+    noise = tiny_config(method="ar-at", method_options={"clean_noise": "8/255"}).record()["method_options"]
+    assert noise["clean_noise"] == 8 / 255
     for options, message in (
+        ({"beta": "nan"}, "expected beta of method trades as float, got 'nan'"),
         ({"bta": 1.0}, "unknown option 'bta' of method trades; it has beta"),
         ({"beta": "much"}, "expected beta of method trades as float, got 'much'"),
         ({"beta": -1.0}, "expected a finite beta of 0 or more, got -1"),

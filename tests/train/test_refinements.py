@@ -99,6 +99,9 @@ def test_a_share_of_each_batch_is_extra_and_an_epoch_is_counted_by_the_data(tmp_
             load_extra(spec, beside=data)
     np.savez(tmp_path / "wide.npz", images=np.zeros((5, 8, 9, 1), np.uint8), labels=np.zeros(5, np.int64))
     np.savez(tmp_path / "more.npz", images=white, labels=np.full(5, 3))
+    np.savez(tmp_path / "decimal.npz", images=white / np.float32(255), labels=np.zeros(5, np.int64))
+    with pytest.raises(DataError, match=r"expected extra images .* save np.rint\(images \* 255\)"):
+        load_extra(f"npz:{tmp_path / 'decimal.npz'}", beside=data)
     with pytest.raises(DataError, match=r"expected extra images of \(8, 8, 1\)"):
         load_extra(f"npz:{tmp_path / 'wide.npz'}", beside=data)
     with pytest.raises(DataError, match="expected labels from 0 to 2"):

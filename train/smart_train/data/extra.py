@@ -36,7 +36,7 @@ def load_extra(spec: str, *, beside: ImageSet) -> ExtraImages:
         )
     found = read_npz(where, required=("images", "labels"), other_names=_OTHER_NAMES)
     where = shortened(where)
-    split = checked_split(found["images"], found["labels"], part="train", where=where)
+    split = checked_split(found["images"], found["labels"], part="extra", array="images", where=where)
     wanted, classes = beside.train.images.shape[1:], len(beside.class_names)
     if split.images.shape[1:] != wanted:
         raise DataError(

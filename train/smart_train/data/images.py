@@ -98,9 +98,11 @@ class ImageSet:
         return tuple(means), tuple(stds)
 
 
-def checked_split(images: Array, labels: Array, *, part: str, where: str) -> Split:
-    """Return the images and labels of a part of a set in their types; raise DataError where they have another form."""
-    name = "training" if part == "train" else part
+def checked_split(images: Array, labels: Array, *, part: str, array: str, where: str) -> Split:
+    """Return the images and labels of a part of a set in their types; raise DataError where they have another form.
+
+    ``array`` is what the images are called in the file, for the remedy.
+    """
     images = images[..., None] if images.ndim == 3 else images  # grey, without an axis for its channel
     planes_first = (
         images.ndim == 4
@@ -110,12 +112,12 @@ def checked_split(images: Array, labels: Array, *, part: str, where: str) -> Spl
     )
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or planes_first:
         raise DataError(
-            f"expected {name} images in {where} as uint8 (N, height, width, channels), got {images.dtype} of shape "
-            f"{images.shape}{_remedy(images, f'{part}_images', planes_first=planes_first)}"
+            f"expected {part} images in {where} as uint8 (N, height, width, channels), got {images.dtype} of shape "
+            f"{images.shape}{_remedy(images, array, planes_first=planes_first)}"
         )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise DataError(
-            f"expected one integer label for each of the {len(images)} {name} images in {where}, got {labels.dtype} of "
+            f"expected one integer label for each of the {len(images)} {part} images in {where}, got {labels.dtype} of "
             f"shape {labels.shape}; save them as int64 (N,)"
         )
     # Without a copy where they have these types: the arrays may be mapped from a file.
@@ -203,8 +205,8 @@ def make_image_set(arrays: Arrays, *, kind: str, where: str) -> ImageSet:
         DataError: if an array has another form, a label is out of range, or there are too few images.
     """
     where = shortened(where)
-    train = checked_split(arrays.train_images, arrays.train_labels, part="train", where=where)
-    test = checked_split(arrays.test_images, arrays.test_labels, part="test", where=where)
+    train = checked_split(arrays.train_images, arrays.train_labels, part="training", array="train_images", where=where)
+    test = checked_split(arrays.test_images, arrays.test_labels, part="test", array="test_images", where=where)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"training and test images of {where} differ in size, {train.images.shape[1:]} and "

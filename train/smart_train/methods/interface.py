@@ -7,7 +7,9 @@ networks, so that selection, checkpoint, evaluation and export need not know the
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, get_type_hints
 
@@ -21,6 +23,7 @@ from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork, convert
 from smart_train.masking.passes import Out, Pass
 from smart_train.masking.structure import Structure
+from smart_train.options import parse_fraction
 
 Option = str | int | float | bool
 
@@ -189,6 +192,17 @@ def attacked(path: nn.Module, batch: Batch, attack: Attack, *, part: slice = sli
         return attack.run(path, batch.images[part], batch.labels[part], generator=batch.generator, **options)
 
 
+def _decimal(value: Option) -> Option:
+    """Return an integer or a fraction, ``8/255``, as a decimal, and any other value as it is."""
+    if type(value) is int:
+        return float(value)
+    if isinstance(value, str):
+        with suppress(ConfigError):
+            found = parse_fraction(value)
+            return found if math.isfinite(found) else value
+    return value
+
+
 @dataclass(frozen=True)
 class Method:
     """A training method, described.
@@ -242,7 +256,7 @@ class Method:
                 raise ConfigError(
                     f"unknown option {name!a:.100} of method {self.name}; it has {', '.join(known) or 'none'}"
                 )
-            found = float(value) if kinds[name] is float and type(value) is int else value
+            found = _decimal(value) if kinds[name] is float else value
             if type(found) is not kinds[name]:
                 raise ConfigError(
                     f"expected {name} of method {self.name} as {kinds[name].__name__}, got {value!a:.100}; "

@@ -51,7 +51,8 @@ SMART = Method(
 DUAL_BN = replace(
     SMART,
     name="dual-bn",
-    summary="smart without masks: two paths that share every weight and have batch norms of their own",
+    summary="two paths that share every weight; each has batch norms of its own and no masks",
     reference="the control for SMART; dual batch norms as in Xie et al. 2020, arXiv 1911.09665",
     default_density=1.0,
+    defaults={"masks": "shared"},
 )

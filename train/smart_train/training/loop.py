@@ -284,7 +284,7 @@ class Trainer:
         means = {f"{name}_loss": float(value) / self.batches.steps for name, value in sums.items()}
         if not all(math.isfinite(v) for v in means.values()):
             raise ConfigError(
-                f"the loss is not finite in epoch {number}, {means}; lower --lr or --eps and train from the start"
+                f"the loss is not finite in epoch {number}, {means}; lower --lr, --eps or --awp and train anew"
             )
         return means
 
