@@ -179,10 +179,10 @@ class Bench:
         """Return the checkpoint of a row and what smart-train and smart-eval say of it."""
         place, method = self.place(row, seed), load_method(row.method)
         checkpoint = place / "ckpt.pt"
-        steps = [] if method.attack else ["--steps", str(self._steps)]
+        attack = ["--attack", method.attack] if method.attack else ["--steps", str(self._steps)]
         teacher = ["--teacher", str(self.trained(self.rows["standard dense"], seed)[0])] if method.needs_teacher else []
         going_on = ["--resume"] if (place / "ckpt.last.pt").exists() else []
-        options = [*self._train, "--method", row.method, "--seed", str(seed), *row.options, *steps, *teacher]
+        options = [*self._train, "--method", row.method, "--seed", str(seed), *row.options, *attack, *teacher]
         epochs, images, _ = self.budget(row)
         options += ["--epochs", str(epochs), *(["--train-images", str(images)] if images else [])]
         said = self.run(place, "train", *options, "-o", str(checkpoint), *going_on)
