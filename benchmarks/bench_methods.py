@@ -101,8 +101,9 @@ ROWS = {
             Row(f"{name} dense", name, DENSE)
             for name in ("standard", "pgd-at", "trades", "dual-bn", "oat", "ar-at", "vfd")
         ),
-        *at_density("0.5", "trades", 0.6),
-        *at_density("0.3125", "trades", 0.6),
+        # TRADES learns little in so short a training: 0.305 clean and 0.140 under PGD-20 at density 0.5 (400 images).
+        *at_density("0.5", "pgd-at", 0.6),
+        *at_density("0.3125", "pgd-at", 0.6),
     ],
 }
 
