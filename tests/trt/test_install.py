@@ -1,4 +1,4 @@
-"""``smart-run install`` on a machine of stand-ins, with a child process for each build."""
+"""``smart-run install`` on a machine of stand-ins, which builds in the process itself."""
 
 from __future__ import annotations
 
