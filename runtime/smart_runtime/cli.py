@@ -111,7 +111,7 @@ def infer(
     # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
     with (
         SmartModel.load(
-            bundle, path=path, engine=engine or AUTO, threads=threads, memory=ON_DEMAND, trust=trust
+            bundle, path=path, engine=AUTO if engine is None else engine, threads=threads, memory=ON_DEMAND, trust=trust
         ) as model,
         progress("classifying pictures", total=len(files)) as advance,
     ):

@@ -37,5 +37,9 @@ class DisprovedError(EngineError):
     """What was built for this device computes something else than what was exported."""
 
 
+class DeviceTakenError(EngineError):
+    """The GPU serves one process at a time, and another one has it."""
+
+
 class DeviceLostError(EngineError):
     """The GPU reported an error after which this process cannot use it any more; start the process again."""

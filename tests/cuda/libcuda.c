@@ -65,6 +65,7 @@ CUresult cuGetErrorName(CUresult error, const char **name) {
         CODE(CUDA_ERROR_NOT_INITIALIZED), CODE(CUDA_ERROR_NO_DEVICE), CODE(CUDA_ERROR_INVALID_DEVICE),
         CODE(CUDA_ERROR_INVALID_CONTEXT), CODE(CUDA_ERROR_INVALID_HANDLE), CODE(CUDA_ERROR_NOT_READY),
         CODE(CUDA_ERROR_ILLEGAL_ADDRESS), CODE(CUDA_ERROR_CONTEXT_IS_DESTROYED), CODE(CUDA_ERROR_LAUNCH_FAILED),
+        CODE(CUDA_ERROR_DEVICE_UNAVAILABLE), CODE(CUDA_ERROR_UNKNOWN),
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i].code == error) {
@@ -116,6 +117,7 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
     NEED_DEVICE(device);
     const struct device *one = &devices[device];
     switch (attribute) {
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_MODE: *value = compute_mode(); break;
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = one->major; break;
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = one->minor; break;
         case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = one->multiprocessors; break;
@@ -128,6 +130,8 @@ CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     ENTER_TO_MAKE(context, false);
     NEED_DEVICE(device);
+    NEED(compute_mode() != CU_COMPUTEMODE_PROHIBITED, CUDA_ERROR_UNKNOWN);
+    NEED(compute_mode() != CU_COMPUTEMODE_EXCLUSIVE_PROCESS || has_it_alone(), CUDA_ERROR_DEVICE_UNAVAILABLE);
     primary[device].retained++;
     *context = &primary[device];
     return leave(CUDA_SUCCESS);

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from smart_common.errors import MissingExtraError
 from smart_runtime.engines.cuda.device import Device
 from smart_runtime.engines.cuda.driver import load_driver
 from smart_runtime.engines.cuda.resources import _Resource
-from smart_runtime.errors import ClosedError, DeviceLostError, EngineError, OutOfMemoryError
+from smart_runtime.errors import ClosedError, DeviceLostError, DeviceTakenError, EngineError, OutOfMemoryError
 
 ILLEGAL_ADDRESS = 700
 
@@ -82,11 +85,42 @@ def test_a_fork_after_another_library_used_the_driver_is_named(stand_in: StandIn
     stand_in.stick(0)
 
 
-def test_a_gpu_that_another_process_has_to_itself_is_named(stand_in: StandInDriver) -> None:
+HOLDER = """
+import sys
+from smart_runtime.engines.cuda.device import Device
+Device.shared().check()
+print("has it", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_gpu_that_another_process_has_to_itself_is_named(
+    stand_in: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_COMPUTE_MODE", "3")  # exclusive process
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     device = Device.shared()
-    stand_in.fail(0, 46)
-    with pytest.raises(EngineError, match=r"one process at a time .*--compute-mode=DEFAULT"):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        env={**stand_in.environment(), **paths}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "has it\n"
+        with pytest.raises(DeviceTakenError, match=r"one process at a time and another .*--compute-mode=DEFAULT"):
+            device.check()
+        assert not device.is_in_use
+        holder.communicate()
+    device.check()
+    assert device.is_in_use
+    assert stand_in.leaks() == {}
+
+
+def test_a_gpu_that_lets_nobody_in_is_not_called_lost(stand_in: StandInDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device.shared()
+    monkeypatch.setenv("STAND_IN_COMPUTE_MODE", "2")  # prohibited
+    with pytest.raises(EngineError, match=r"^GPU 0 .* lets no process in: its compute mode is prohibited; `nvidia-smi"):
         device.check()
+    monkeypatch.delenv("STAND_IN_COMPUTE_MODE")
     device.check()
     assert stand_in.leaks() == {}
 

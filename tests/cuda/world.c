@@ -6,8 +6,11 @@
 #define _GNU_SOURCE
 #include "world.h"
 
+#include <dlfcn.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,6 +27,7 @@ static struct object *live, *freed;  // `freed` holds memory only, newest first
 static size_t quarantined;
 static long touched;
 static pid_t process;  // that has called cuInit; 0 if none has
+static int lock = -1;    // on the library's own file, while the compute mode lets one process in
 static long calls, fail_after = -1;
 static CUresult failure, stuck;
 static bool failure_stays;
@@ -60,6 +64,19 @@ struct CUctx_st *current_context(void) {
 
 void initialise(void) {
     process = getpid();
+}
+
+// The environment says it, so that child processes are on the same machine.
+int compute_mode(void) {
+    const char *mode = getenv("STAND_IN_COMPUTE_MODE");
+    return mode ? atoi(mode) : CU_COMPUTEMODE_DEFAULT;
+}
+
+// Whether no other process has the devices; from then on this one has them, to its end or the next reset.
+bool has_it_alone(void) {
+    Dl_info own;
+    if (lock < 0 && dladdr(&world, &own)) lock = open(own.dli_fname, O_RDONLY | O_CLOEXEC);
+    return lock >= 0 && !flock(lock, LOCK_EX | LOCK_NB);
 }
 
 struct entry enter(const char *function, bool needs_context) {
@@ -337,6 +354,8 @@ __attribute__((constructor)) void fake_reset(void) {
     while (live) destroy(live);
     shrink_quarantine(0);
     process = 0;
+    if (lock >= 0) close(lock);
+    lock = -1;
     calls = touched = pageable_copies = freed_in_use = unknown_frees = 0;
     fail_after = -1;
     failure = stuck = CUDA_SUCCESS;

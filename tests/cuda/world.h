@@ -74,6 +74,8 @@ extern long pageable_copies, freed_in_use, unknown_frees;
 struct entry enter(const char *function, bool needs_context);
 CUresult leave(CUresult result);
 void initialise(void);
+int compute_mode(void);
+bool has_it_alone(void);
 
 struct CUctx_st **context_stack(int **depth);
 struct CUctx_st *current_context(void);

@@ -323,8 +323,14 @@ def test_a_changed_byte_is_refused(own_bundle: Path) -> None:
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     source = Source(place=str(tmp_path), graph="clean", digest="0", shape=(3, 6, 4))
     request = SoloRequest(source=source, engine="auto", batch=1, threads=1, blocks=2, calls=8, seed=0)
-    with pytest.raises(EngineError, match=r"expected 'clean' to run in a process of its own, got .*is no bundle"):
+    with pytest.raises(EngineError, match=r"^'clean' runs here, but not in a process of its own .*is no bundle"):
         solo_median_ms(request)
+
+
+def test_an_engine_without_a_name_is_not_auto(bundle: Path) -> None:
+    refused = CliRunner().invoke(main, [str(bundle), "--engine", "", "--blocks", "2"])
+    assert refused.exit_code == 1
+    assert "unknown engine ''; there are auto, " in refused.stderr
 
 
 @pytest.mark.parametrize(

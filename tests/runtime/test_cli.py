@@ -102,6 +102,7 @@ def test_info_checks_every_byte(own_bundle: Path) -> None:
         (["infer", "{bundle}", "{picture}", "--path", "fast"], 1, "error: unknown path 'fast'; the bundle has"),
         (["infer", "{bundle}", "{picture}", "--path", "dense"], 1, "the dense baseline is for smart-bench only"),
         (["infer", "{bundle}", "{bundle}/manifest.json"], 1, "cannot be decoded"),
+        (["infer", "{bundle}", "{picture}", "--engine", ""], 1, "unknown engine ''; there are auto, "),
         (["infer", "{bundle}"], 2, "Missing argument"),
         (["infer", "{bundle}", "{picture}", "--top", "0"], 2, "0 is not in the range"),
         (["info", "{picture}"], 1, "no bundle directory at"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cuda.stand_in import StandInDriver
+from cuda.stand_in import build as driver_folder
 from smart_devices import engine_rows
 from smart_devices.engine_rows import EngineStatus
 from smart_runtime.engines.cuda import lane_pool
@@ -18,7 +19,7 @@ from smart_runtime.engines.trt import installed as plans_here
 from smart_runtime.engines.trt.build import plan_in_process
 from smart_runtime.engines.trt.program import Program
 from smart_runtime.engines.trt.recipe import BuildRecipe, BuiltPlan
-from trt.fake_tensorrt import installed
+from trt.fake_tensorrt import VARIABLE, installed
 
 NAMES = {"tensorrt": "10.3", "tensorrt-rtx": "rtx-1.7"}
 """The dialect of each engine, where the test names none."""
@@ -35,7 +36,7 @@ def gpu_machine(
 ) -> Iterator[list[BuildRecipe]]:
     """Let the engines of TensorRT run within the block; yield the recipes of the plans that it builds, as they come.
 
-    Plans are built in this process: `test_build.py` shows the child process that does it in the field.
+    Plans are built in this process: `test_install_in_children.py` shows the child processes that do it in the field.
     """
     name = "tensorrt-rtx" if dialect.startswith("rtx") else "tensorrt"
     built: list[BuildRecipe] = []
@@ -55,6 +56,13 @@ def gpu_machine(
         yield built
     left = stand_in.leaks()
     assert not left, left
+
+
+def found_by_children(monkeypatch: pytest.MonkeyPatch, dialect: str) -> None:
+    """Let child processes find a TensorRT and the driver without a device."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "importable"))  # a child looks where its parent does
+    monkeypatch.setenv(VARIABLE, dialect)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(driver_folder()))
 
 
 def plans_in_cache() -> list[Path]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from cuda.stand_in import StandInDriver
-from cuda.stand_in import build as driver_folder
 from smart_common.errors import MissingExtraError
 from smart_runtime.engines.cuda import device
 from smart_runtime.engines.engine import BatchRange
@@ -21,8 +20,9 @@ from smart_runtime.engines.trt.build import BuildRecipe, BuildRefusedError, buil
 from smart_runtime.engines.trt.sparsity import SparsityLog, layers_of
 from smart_runtime.errors import EngineError
 from trt.builds import INPUTS, OUTPUTS, graph_of, nothing_left, small_graph
-from trt.fake_tensorrt import DIALECTS, VARIABLE, environment, installed, recorded
+from trt.fake_tensorrt import DIALECTS, installed, recorded
 from trt.fake_tensorrt.plan import unpack
+from trt.machine import found_by_children
 
 TIMED = [dialect for dialect in DIALECTS if not dialect.startswith("rtx")]
 
@@ -31,10 +31,7 @@ TIMED = [dialect for dialect in DIALECTS if not dialect.startswith("rtx")]
 def dialect(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Let children find that TensorRT and the driver without a device."""
     name = str(request.param)
-    here = str(Path(__file__).parent / "importable")
-    monkeypatch.syspath_prepend(here)  # a child looks where its parent does
-    monkeypatch.setenv(VARIABLE, environment(name)[VARIABLE])
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(driver_folder()))
+    found_by_children(monkeypatch, name)
     return name
 
 

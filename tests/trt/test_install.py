@@ -1,4 +1,4 @@
-"""``smart-run install`` on a machine of stand-ins, with a child process for each build."""
+"""``smart-run install`` on a machine of stand-ins, which builds in the process itself."""
 
 from __future__ import annotations
 
@@ -228,6 +228,7 @@ def test_a_library_that_is_upgraded_meanwhile_leaves_no_plan(bundle: Path, monke
     ("options", "status", "said"),
     [
         (["--timeout", "nan"], 2, "expected seconds, got nan"),
+        (["--batch", f"1,1,{5000 * '1'}"], 2, "expected three batch sizes MIN,OPT,MAX such as 1,8,64"),
         (["--workspace", str(2**43)], 1, "expected workspace_bytes of 1 to 1125899906842624, got 9223372036854775808"),
     ],
 )
@@ -235,3 +236,9 @@ def test_numbers_that_no_library_takes_are_refused(bundle: Path, options: list[s
     refused = run("install", bundle, *options)
     assert refused.exit_code == status
     assert said in refused.stderr
+
+
+def test_a_path_that_is_named_twice_is_built_once(machine: Any, bundle: Path) -> None:
+    done = run("install", bundle, "--path", "clean", "--path", "clean", "--force", "--json")
+    assert [plan["path"] for plan in json.loads(done.stdout)["plans"]] == ["clean"]
+    assert len(machine) == 1

@@ -116,7 +116,7 @@ def main(
 
     bundles = open_bundles(bundle, trust=trust)
     context.with_resource(warnings_as_notes("smart_runtime"))
-    chosen = choose_engine(engine or AUTO, next(iter(bundles.values()))).engine
+    chosen = choose_engine(AUTO if engine is None else engine, next(iter(bundles.values()))).engine
     power = find_power(part=engine_info(chosen).part)
     with progress("measuring", total=steps(bundles, baseline=baseline, blocks=blocks, power=power)) as advance:
         report = compare(

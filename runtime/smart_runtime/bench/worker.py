@@ -21,6 +21,8 @@ from smart_runtime.bench.contenders import Source, open_contender
 from smart_runtime.bench.measure import WARM_UP_MS, random_batch, summarise, time_block
 from smart_runtime.errors import EngineError
 
+_REFUSED = 3  # an exit status that Python itself does not have
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoloRequest:
@@ -52,6 +54,8 @@ def solo_median_ms(request: SoloRequest) -> float:
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         what = request.source.graph or request.source.place
+        if done.returncode == _REFUSED:
+            raise EngineError(f"{what!a} runs here, but not in a process of its own beside this one: {last}")
         raise EngineError(f"expected {what!r} to run in a process of its own, got {shortened(last)!r}; report this")
     return float(json.loads(done.stdout)["median_ms"])
 
@@ -76,7 +80,7 @@ def main() -> int:
         median_ms = _answer(_request(json.load(sys.stdin)))
     except SmartError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return _REFUSED
     sys.stdout.write(json.dumps({"median_ms": median_ms}))
     return 0
 

@@ -36,8 +36,8 @@ class _Batch(click.ParamType[str]):
     name = "MIN,OPT,MAX"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        parts = str(value).split(",")
-        if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        parts = [part.strip() for part in str(value).split(",")]
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 9 for part in parts):
             self.fail(f"expected three batch sizes MIN,OPT,MAX such as 1,8,64, got {value!a:.40}", param, ctx)
         return tuple(int(part) for part in parts)
 
@@ -102,7 +102,7 @@ def install(
     opened = None
     if bundle is not None and chosen is not None:
         opened = Bundle.open(bundle, trust=trust)
-        names = paths or tuple(opened.manifest.paths)
+        names = tuple(dict.fromkeys(paths)) or tuple(opened.manifest.paths)
         for name in names:
             opened.manifest.graph(name)  # a misspelt one is named before the first build
         with progress(f"installing for {chosen.LIBRARY}", total=len(names)) as advance:

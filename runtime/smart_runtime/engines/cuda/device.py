@@ -12,12 +12,14 @@ from typing import Any
 from smart_common.errors import MissingExtraError
 from smart_runtime.engines.cuda.driver import CudaError, Driver, OutOfDeviceMemory, load_driver
 from smart_runtime.engines.cuda.resources import DeviceMemory, Event, Held, PinnedMemory, Stream
-from smart_runtime.errors import ClosedError, DeviceLostError, EngineError, OutOfMemoryError
+from smart_runtime.errors import ClosedError, DeviceLostError, DeviceTakenError, EngineError, OutOfMemoryError
 
 _log = logging.getLogger(__name__)
 
 # Values of cuda.h.
-_MULTIPROCESSOR_COUNT, _INTEGRATED, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 18, 75, 76  # CUdevice_attribute
+_MULTIPROCESSOR_COUNT, _INTEGRATED, _COMPUTE_MODE = 16, 18, 20  # CUdevice_attribute
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_PROHIBITED = 2  # CUcomputemode
 _DEVICE_ORDINAL = 9  # CUpointer_attribute
 _INVALID_VALUE, _NOT_INITIALIZED, _UNAVAILABLE = 1, 3, 46  # CUresult
 _GONE = {201, 709}  # INVALID_CONTEXT, CONTEXT_IS_DESTROYED: whoever made the context before ours has destroyed it
@@ -100,6 +102,11 @@ class Device:
             device = process.devices.setdefault(ordinal, cls(driver, ordinal))  # another thread may have been first
         device._check_not_lost()
         return device
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether this process has retained its primary context, as every use does."""
+        return bool(self._context)
 
     @property
     def is_of_this_process(self) -> bool:
@@ -194,7 +201,15 @@ class Device:
         self._check_not_lost()
         if not self._context:
             context = c_void_p()
-            self.driver.call("cuDevicePrimaryCtxRetain", byref(context), self._handle)
+            try:
+                self.driver.call("cuDevicePrimaryCtxRetain", byref(context), self._handle)
+            except CudaError as error:
+                if self._attribute(_COMPUTE_MODE) == _PROHIBITED:  # cuda.h promises an unknown error, else a sticky one
+                    raise EngineError(
+                        f"{self} lets no process in: its compute mode is prohibited; "
+                        "`nvidia-smi --compute-mode=DEFAULT` ends that"
+                    ) from error
+                raise
             self._context = context
         return self._context
 
@@ -216,8 +231,8 @@ class Device:
             return OutOfMemoryError(
                 f"{self} has no memory left ({error.function}); end other programs that use it, or lower the batch"
             )
-        if error.code == _UNAVAILABLE:  # the compute mode is "exclusive process", and a build is a process of its own
-            return EngineError(
+        if error.code == _UNAVAILABLE:  # the compute mode is "exclusive process"
+            return DeviceTakenError(
                 f"{self} serves one process at a time and another one has it ({error.name}); end that one, or let "
                 "several in with `nvidia-smi --compute-mode=DEFAULT`"
             )

@@ -22,7 +22,7 @@ from smart_common.errors import MissingExtraError, shortened
 from smart_runtime.engines.trt.int8 import check_quantisation
 from smart_runtime.engines.trt.plan_worker import plan_in_process
 from smart_runtime.engines.trt.recipe import BuildRecipe, BuildRefusedError, BuiltPlan
-from smart_runtime.errors import ClosedError, DeviceLostError, EngineError, OutOfMemoryError
+from smart_runtime.errors import ClosedError, DeviceLostError, DeviceTakenError, EngineError, OutOfMemoryError
 
 __all__ = ["BuildRecipe", "BuildRefusedError", "BuiltPlan", "build_plan", "plan_in_process"]
 
@@ -34,7 +34,15 @@ _CLOEXEC = os.O_CLOEXEC
 _TICK_SECONDS = 1.0
 _RAISED: Mapping[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (BuildRefusedError, ClosedError, DeviceLostError, EngineError, MissingExtraError, OutOfMemoryError)
+    for kind in (
+        BuildRefusedError,
+        ClosedError,
+        DeviceLostError,
+        DeviceTakenError,
+        EngineError,
+        MissingExtraError,
+        OutOfMemoryError,
+    )
 }
 
 _log = logging.getLogger(__name__)

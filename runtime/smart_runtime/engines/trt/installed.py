@@ -19,7 +19,7 @@ from smart_runtime.engines.plan_keys import Key, plan_key, timing_name
 from smart_runtime.engines.plans import Entry, PlanCache, StoredPlan
 from smart_runtime.engines.trt.build import BuildRecipe, build_plan
 from smart_runtime.engines.trt.library import LibraryName, Precision, load_library
-from smart_runtime.errors import DisprovedError, EngineError
+from smart_runtime.errors import DeviceTakenError, DisprovedError, EngineError
 
 LEVEL = 3
 """TensorRT's own default (`IBuilderConfig.builder_optimization_level`)."""
@@ -226,7 +226,16 @@ class Installer:
             device=options.device,
             timing_cache=self.cache.folder / timing_name(key),
         )
-        built = build_plan(inlined(graph), recipe, timeout_s=self._timeout_s, on_phase=self._on_phase)
+        try:
+            built = build_plan(inlined(graph), recipe, timeout_s=self._timeout_s, on_phase=self._on_phase)
+        except DeviceTakenError as error:
+            if not self.device.is_in_use:
+                raise
+            raise EngineError(  # it is we who have it
+                f"{self.device} serves one process at a time and this one has it, but a build is a process of its own; "
+                "install each path alone with `smart-run install BUNDLE --path NAME`, or let several processes in with "
+                "`nvidia-smi --compute-mode=DEFAULT`"
+            ) from error
         if built.version != self.library.version:  # it was upgraded: the child has the new one
             raise EngineError(
                 f"{self.library.title} was replaced by {built.version} while this process runs, which cannot use its "
