@@ -31,8 +31,8 @@ SUSPECT = 3
 
 _GROUPS = {
     "Attacks and checks": (
-        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "corruptions", "corruptions_from"),
-        *("seed", "chunk"),
+        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "policy", "corruptions"),
+        *("corruptions_from", "seed", "chunk"),
     ),
     "Models and data": (
         *("source", "trust", "engine", "model", "model_arg", "data", "data_dir", "cache_dir", "no_cache"),
@@ -49,6 +49,8 @@ _GROUPS = {
     epilog="""Example: smart-eval ckpt.pt --attack clean,pgd50x5,autoattack --examples 300
 
 Another: smart-eval bundle/ --source ckpt.pt --attack pgd50x5
+
+Does the pair notice attacks: smart-eval ckpt.pt --attack clean --policy tripwire --examples 200
 
 Several in one table: smart-eval a.pt b.pt earlier.json --attack pgd,autoattack --report page.html --csv rows.csv""",
 )
@@ -103,6 +105,13 @@ Several in one table: smart-eval a.pt b.pt earlier.json --attack pgd,autoattack 
     help="With attacks on checkpoints: look for hidden gradients, which make an accuracy under attack too high, on at "
     f"most 1,000 images. If a check fails, the exit status is {SUSPECT} after the result. Takes somewhat "
     "longer than pgd50x5.",
+)
+@click.option(
+    "--policy",
+    type=house.Choice(["tripwire"]),
+    help="Also measure what the tripwire, which watches whether the paths agree, notices of attackers: those who aim "
+    "at a path, at both, and those who know it; frames to its alarm, what is lost before and after it, and what "
+    "corruptions set off. Takes about 700 gradient steps on both paths for each image.",
 )
 @click.option(
     "--chunk",
@@ -296,6 +305,14 @@ def _print_tables(measured: Sequence[Measured], comparison: Comparison | None) -
         house.print_wide(house.table(*threats_table(threats), text_columns=1 + (len(threats) > 1)))
         for sentence in EXPLAINED:
             house.note(sentence)
+    watched = [(str(one.model), one.tripwire) for one in measured if one.tripwire is not None]
+    if watched:
+        from smart_eval.tripwire.detection import WHAT_IT_CANNOT, tables  # noqa: PLC0415  # see above
+
+        house.print_wide(house.table(*tables(watched), text_columns=1 + (len(watched) > 1)))
+        house.note(WHAT_IT_CANNOT)
+        for model, found in watched:
+            house.note(f"{model}: {found.sentence()}")
     for one in measured:
         for sentence in one.notes:
             house.note(f"{one.model}: {sentence}")

@@ -24,6 +24,8 @@ from smart_eval.records import Records, Shards, join_shards
 from smart_eval.report import Measured
 from smart_eval.subjects import EvalOptions, Subject, images_of
 from smart_eval.threats import measure_threats, strongest_pgd
+from smart_eval.tripwire.detection import TripwireFound
+from smart_eval.tripwire.of_models import tripwire_of
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey, public_key
 from smart_runtime.engines import REFERENCE_ENGINE
@@ -54,6 +56,8 @@ class _Evaluator:
         """Return all that is wanted of a model, which is on the device; raises ConfigError if memory is short."""
         with enough_memory(subject.chunk):
             found = self._shared(subject, partial(_attacked, subject))
+            if subject.policy is not None:
+                found = replace(found, tripwire=self._tripwire(subject))
             if not subject.checked:
                 return found
             net, attacks = subject.model.net, subject.attacks
@@ -61,6 +65,17 @@ class _Evaluator:
             examined = self._shared(subject, lambda run: examine(run=run))
         checks = [check for path, each in examined.items() for check in judge(path, each)]
         return replace(found, checks=checks, eps_curve=eps_curve(examined))
+
+    def _tripwire(self, subject: Subject) -> TripwireFound:
+        return tripwire_of(
+            subject.model,
+            subject.split,
+            eps=subject.eps,
+            seed=self.seed,
+            chunk=subject.chunk,
+            device=self.device,
+            done=lambda kind, count: self.advance(f"tripwire, {kind}", count),
+        )
 
     def _shared(self, subject: Subject, compute: Callable[[Run], _T]) -> _T:
         run = Run(

@@ -28,7 +28,7 @@ from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
 from smart_train.checkpoint.described_masks import describe_masks
-from smart_train.checkpoint.format import Checkpoint, check_source, load_checkpoint
+from smart_train.checkpoint.format import Checkpoint, Samples, check_source, load_checkpoint
 from smart_train.choices import CUSTOM
 from smart_train.errors import ConfigError
 from smart_train.masking.accounting import densities
@@ -114,6 +114,7 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
         about: what results depend on beside it, in values that JSON has.
         input_shape: channels, height, width.
         training: the plain record of how it was trained.
+        samples: of the checkpoint, or of a bundle's source; None without one.
         recorded_eps: the radius that it was trained for or judged by, in pixel units; None if nothing says.
     """
 
@@ -123,6 +124,7 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
     input_shape: tuple[int, int, int]
     training: Mapping[str, Any]
     recorded_eps: float | None
+    samples: Samples | None
 
     @property
     def eps(self) -> float:
@@ -200,6 +202,7 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
         class_names=checkpoint.class_names,
         training=checkpoint.training,
         recorded_eps=checkpoint.samples.eps,
+        samples=checkpoint.samples,
         roles={path: checkpoint.role(path) for path in net.path_names},
         masks=_masks_of_checkpoint(checkpoint),
         randomised=randomised,
@@ -261,6 +264,7 @@ def open_bundle(
         class_names=manifest.class_names,
         training=manifest.training,
         recorded_eps=recorded_eps(manifest),
+        samples=None if checkpoint is None else checkpoint.samples,
         precision=manifest.precision,
         engine=net.engine,
         notes=notes_on(manifest, engine_name=net.engine),

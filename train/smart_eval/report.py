@@ -19,6 +19,7 @@ from smart_eval.corruptions import Corrupted, mean_record
 from smart_eval.models import Facts
 from smart_eval.records import Right
 from smart_eval.threats import Threats
+from smart_eval.tripwire.detection import TripwireFound
 from smart_train.accuracy import Accuracy
 from smart_train.data.images import Labels
 
@@ -40,6 +41,7 @@ class Measured(Facts):
         corruptions: what it gets right under each corruption; None where nobody asked.
         checks: for hidden gradients; none where nobody asked.
         eps_curve: the accuracy over eps, from `smart_eval.checks.eps_curve`.
+        tripwire: what that policy notices of its attackers; None where nobody asked.
     """
 
     eps: float
@@ -54,6 +56,7 @@ class Measured(Facts):
     corruptions: Sequence[Corrupted] | None = None
     checks: Sequence[Check] = ()
     eps_curve: Mapping[str, Any] | None = None
+    tripwire: TripwireFound | None = None
 
     @property
     def names(self) -> list[str]:
@@ -125,6 +128,7 @@ class Measured(Facts):
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
             **self._corrupted(),
             **self._checked(),
+            **({} if self.tripwire is None else {"tripwire": self.tripwire.record()}),
         }
 
     def _corrupted(self) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from smart_eval.examination import work
 from smart_eval.measure import seeded
 from smart_eval.models import OpenModel
 from smart_eval.threats import sources
+from smart_eval.tripwire.of_models import pair_names
+from smart_eval.tripwire.pair import KINDS
 from smart_train.accuracy import some_indices
 from smart_train.attacks import Attack
 from smart_train.chunks import usual_chunk
@@ -30,6 +32,10 @@ from smart_train.data.images import ImageSet, Split
 from smart_train.data.load import NAMED, data_spec, wanted_size
 from smart_train.errors import ConfigError, DataError
 from smart_train.training.config import DEVICES
+
+Policy = Literal["tripwire"]
+POLICIES = ("tripwire",)
+"""The policies whose attackers can be measured."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +54,7 @@ class Subject:
         threats: whether images made on one path are tried on the others.
         corrupted: the corrupted images that it is measured on too, if any.
         checked: whether hidden gradients are looked for.
+        policy: whose attackers are measured too, if any.
     """
 
     model: OpenModel
@@ -59,6 +66,7 @@ class Subject:
     threats: bool
     corrupted: CorruptedImages | None
     checked: bool
+    policy: Policy | None = None
 
     @property
     def split(self) -> Split:
@@ -78,7 +86,9 @@ class Subject:
         each = 1 + len(self.attacks)
         corrupted = 0 if self.corrupted is None else steps(self.corrupted) * len(self.corrupted.labels)
         checks = len(paths) * work(images, eps=self.eps) if self.checked else 0
-        return images * (len(paths) * each + len(sources(paths)) * self.threats) + len(paths) * corrupted + checks
+        policy = 0 if self.policy is None else len(KINDS)
+        attacked = len(paths) * each + len(sources(paths)) * self.threats + policy
+        return images * attacked + len(paths) * corrupted + checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +111,7 @@ class EvalOptions:
             are published.
         threats: try images made on one path on the others.
         checks: look for hidden gradients.
+        policy: ``tripwire``: also measure what it notices of attackers, those who know it among them.
 
     Raises:
         ConfigError: a value is out of range.
@@ -119,6 +130,7 @@ class EvalOptions:
     corruptions_from: str | os.PathLike[str] | None = None
     threats: bool = True
     checks: bool = True
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if self.attack is not None and not isinstance(self.attack, str):
@@ -127,6 +139,8 @@ class EvalOptions:
             )
         if self.device not in DEVICES:
             raise ConfigError(f"unknown device {alternatives(str(self.device), DEVICES)}")
+        if self.policy is not None and self.policy not in POLICIES:
+            raise ConfigError(f"unknown policy {alternatives(str(self.policy), POLICIES)}")
         if self.corruptions and self.corruptions_from is not None:
             raise ConfigError("corruptions made here and from a folder cannot be combined; leave one out")
         for name, least in (("chunk", 1), ("seed", 0)):  # the others are checked where they meet images and attacks
@@ -162,6 +176,8 @@ class EvalOptions:
                 classes=len(model.class_names),
             )
         )
+        if self.policy is not None:
+            pair_names(model)  # refused before anything is measured
         total, made_on = len(images.test), model.made_on
         with seeded(self.seed, device="cpu"):  # it runs the networks
             usual = usual_chunk(
@@ -179,6 +195,7 @@ class EvalOptions:
             threats=self.threats and bool(attacks) and len(made_on) > 1 and not model.randomised,
             corrupted=None,
             checked=self.checks and bool(attacks) and model.kind == "checkpoint" and not model.randomised,
+            policy=self.policy,
         )
         return replace(subject, corrupted=self._corrupted(subject))
 
