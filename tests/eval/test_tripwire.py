@@ -138,9 +138,13 @@ def test_streams_agree_with_the_runtimes_run_lengths() -> None:
     assert found.frames.mean() == pytest.approx(known.frames_to_alarm(threshold, AT_CLEAN, share=0.5), rel=0.25)
 
 
-def test_the_command_says_what_an_attacker_who_knows_it_achieves(checkpoint_file: Path) -> None:
+def test_the_command_says_what_an_attacker_who_knows_it_achieves(checkpoint_file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
-        smart_eval, [str(checkpoint_file), "--attack", "clean", "--policy", "tripwire", "--examples", "8", "--json"]
+        smart_eval,
+        [
+            *(str(checkpoint_file), "--attack", "clean", "--policy", "tripwire", "--examples", "8", "--json"),
+            *("--report", str(tmp_path / "page.html")),
+        ],
     )
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["models"][0]["tripwire"]
@@ -151,6 +155,9 @@ def test_the_command_says_what_an_attacker_who_knows_it_achieves(checkpoint_file
         assert kind["frames_to_alarm"].keys() == {"10", "30"}
     assert "who knows the tripwire" in found["sentence"]
     assert "robust path alone" in found["sentence"]
+    page = (tmp_path / "page.html").read_text()
+    assert found["sentence"] in page
+    assert "Does the pair notice an attack?" in page
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from smart_common.units import si
 from smart_eval.comparison import Comparison
@@ -312,6 +313,24 @@ def corrupted(report: Report, model: Model, kind: str) -> list[Line]:
             )
         )
     return lines
+
+
+_SHOWN = ("aimed-at-clean", "silent", "adaptive")  # of the attackers before a tripwire
+
+
+def roc(tripwire: Mapping[str, Any]) -> list[Line]:
+    """Return what is caught over what is falsely taken for attacked, of three kinds of attackers."""
+    found = {name: tripwire["attacked"][name]["roc"] for name in _SHOWN}
+    return [
+        Line(name=name, points=[(x, y) for x, y in curve], intervals=[(y, y) for _, y in curve], colour=f"c{number}")
+        for number, (name, curve) in enumerate(found.items())
+    ]
+
+
+def shares(tripwire: Mapping[str, Any]) -> list[float]:
+    """Return the shares of attacked frames that alarms were measured for."""
+    kind = tripwire["attacked"][_SHOWN[0]]
+    return [float(share) for share in next(iter(kind["frames_to_alarm"].values()))]
 
 
 def meanings(model: Model) -> list[str]:

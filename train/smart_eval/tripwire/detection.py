@@ -268,7 +268,7 @@ def tables(found: Sequence[tuple[str, TripwireFound]]) -> tuple[str, list[str], 
     return title, columns, rows
 
 
-def _thinned(curve: NDArray[np.float64], most: int = 100) -> NDArray[np.float64]:
+def _thinned(curve: NDArray[np.float64], most: int = 30) -> NDArray[np.float64]:
     """Return at most so many points of a curve, its ends among them."""
     places = np.unique(np.linspace(0, len(curve) - 1, most).round().astype(int))
     return np.asarray(curve[places])
