@@ -23,13 +23,14 @@ from smart_export.graph import Converter
 from smart_export.precision import FP32, MAX_DROP, Precision, check_precision
 from smart_export.publish import check_output, publish, staged
 from smart_export.rtx import Plan, build_plans
-from smart_export.signing import public_half, sign_bundle_
+from smart_export.signing import sign_bundle_
 from smart_export.sources import CheckpointLike, Sources, read_sources
 from smart_export.stages import Export, ExportedGraph, export_graph, fold_baseline, fold_path
 from smart_export.timings import Stopwatch
 from smart_export.verify import RANDOM_IMAGES, check_max_drop, check_undecided
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
+from smart_runtime.bundle.signatures import public_half
 from smart_runtime.reference import INPUTS, npy_bytes
 from smart_train import Checkpoint
 from smart_train.checkpoint.described_masks import describe_masks
@@ -125,7 +126,7 @@ def build_bundle(
         rtx: add engine plans for GPUs of these compute capabilities, from `smart_export.rtx.parse_capabilities`.
         allow_slow_structure: export zeros in a pattern that the target gains nothing from.
         force: replace a bundle that exists.
-        sign: the key to sign it with, from `smart_export.signing.load_private_key`.
+        sign: the key to sign it with, from `smart_runtime.bundle.signatures.load_private_key`.
         on_step: called after each graph and each plan, with its name.
         stopwatch: told what each phase took.
 

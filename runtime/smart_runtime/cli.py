@@ -28,6 +28,7 @@ from smart_common.outputs import check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
+from smart_runtime.audit.cli import audit
 from smart_runtime.installing.cli import install
 from smart_runtime.selfcheck.cli import selftest
 
@@ -70,6 +71,7 @@ def main(context: click.Context) -> None:
 
 main.add_command(install)
 main.add_command(selftest)
+main.add_command(audit)
 
 
 @main.command(epilog="Example: smart-run infer bundle/ cat.jpg holiday/ 'frames/*.png' --path robust --top 3")

@@ -145,7 +145,7 @@ def test_a_policy_may_close_the_model(bundle: Path) -> None:
         return SwitchRequest("robust", "too late")
 
     policy = Scripted(close)
-    model._policy = policy
+    model._steering.policy = policy
     assert model.run(FLOATS).path == "clean"
     assert (model.stats.policy_failures, policy.events) == (0, ["stop"])
 
