@@ -64,7 +64,7 @@ class OperatingPoint:
     over all bins. Without the neighbours the ratios of some hundred frames fit their noise: on digits the mean of the
     likelihood ratio over clean frames held out, which a true one has at 1, was 3 to 8 in 16 x 8 bins, and is 1.0 to 1.5
     with them. A log-likelihood ratio is at most log(n/3) for n clean frames, at least -log(n/3) for n attacked ones (an
-    event that n frames never showed has, at 95%, a probability of up to 3/n), and within `MOST_LLR` at any rate. Bounded
+    event that n frames never showed has, at 95%, a probability of up to 3/n), and within `MOST_LLR` anyway. Bounded
     ratios are also what is best if some frames are drawn from elsewhere (Huber 1965, Annals of Mathematical Statistics
     36).
 
