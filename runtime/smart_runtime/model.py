@@ -114,7 +114,7 @@ class SmartModel:
             if audit is not None:
                 model._keep_audit(audit, policy)
             if policy is not None:
-                model._steering.start(policy, run=model._run, using=model.using)
+                model._steering.start(policy, run=partial(model._run, of_policy=True), using=model.using)
         except BaseException:
             state.close()
             if model is not None:
@@ -167,8 +167,8 @@ class SmartModel:
             self._steering.observe(result, images)
         return result
 
-    def _run(self, images: Images) -> Result:
-        """Do what `run` does without showing the call to the policy: for calls of the policy's own."""
+    def _run(self, images: Images, *, of_policy: bool = False) -> Result:
+        """Do what `run` does without showing the call to the policy, which may have made it itself."""
         start_ns = time.perf_counter_ns()
         call = Call()
         try:
@@ -176,7 +176,7 @@ class SmartModel:
             try:
                 scores = loaded.scores_of(images)
             except BaseException:  # whatever it was, it is counted and goes on to the caller
-                self._state.recorder.error(loaded.name)
+                (self._state.recorder.policy_call if of_policy else self._state.recorder.error)(loaded.name)
                 raise
         finally:
             # Nothing of Python's may come before the call has left: an exception that is sent to this thread, by Ctrl-C
@@ -185,7 +185,10 @@ class SmartModel:
                 call.loaded.calls.discard(call)
                 call.loaded.close_if_idle()
         latency_ns = time.perf_counter_ns() - start_ns
-        self._state.recorder.call(loaded.name, images=len(scores), latency_ns=latency_ns)
+        if of_policy:
+            self._state.recorder.policy_call(loaded.name)
+        else:
+            self._state.recorder.call(loaded.name, images=len(scores), latency_ns=latency_ns)
         return Result(scores, loaded.name, latency_ns / 1e6)
 
     def classify(self, image: Picture, *, top: int = 1, channel_order: ChannelOrder = "RGB") -> tuple[Prediction, ...]:

@@ -60,13 +60,17 @@ class LatencyHistogram:
 
 @dataclass(frozen=True, kw_only=True)
 class PathStats:
-    """What one path did: ``calls`` that gave a result, their ``images`` and latency; ``errors``, calls that raised."""
+    """What one path did: ``calls`` that gave a result, their ``images`` and latency; ``errors``, calls that raised.
+
+    ``policy_calls`` are those that a policy made for itself, with or without a result; they count nowhere else.
+    """
 
     calls: int = 0
     images: int = 0
     errors: int = 0
     total_latency_ms: float = 0.0
     latency: LatencyHistogram = LatencyHistogram()
+    policy_calls: int = 0
 
     @property
     def mean_latency_ms(self) -> float | None:
@@ -108,10 +112,10 @@ class Stats:
 class _Counts:
     """What is counted of one path."""
 
-    __slots__ = ("buckets", "calls", "errors", "images", "nanoseconds")
+    __slots__ = ("buckets", "calls", "errors", "images", "nanoseconds", "policy_calls")
 
     def __init__(self) -> None:
-        self.calls = self.images = self.errors = self.nanoseconds = 0
+        self.calls = self.images = self.errors = self.nanoseconds = self.policy_calls = 0
         self.buckets = [0] * _BUCKETS
 
     def snapshot(self) -> PathStats:
@@ -121,6 +125,7 @@ class _Counts:
             errors=self.errors,
             total_latency_ms=self.nanoseconds / 1e6,
             latency=LatencyHistogram(counts=tuple(self.buckets)),
+            policy_calls=self.policy_calls,
         )
 
 
@@ -148,6 +153,11 @@ class Recorder:
         """Count for ``paths`` too, from now on; those that are known go on."""
         with self._lock:
             self._counts = {name: _Counts() for name in paths} | self._counts
+
+    def policy_call(self, path: str) -> None:
+        """Count a call that a policy made for itself."""
+        with self._lock:
+            self._counts[path].policy_calls += 1
 
     def call(self, path: str, *, images: int, latency_ns: int) -> None:
         """Count a call that gave a result."""

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from smart_common.errors import alternatives
 from smart_runtime import policies
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.causes import HAND, Cause
 from smart_runtime.errors import ClosedError, InputError
@@ -172,8 +173,12 @@ class _Facade:
         return tuple(self.manifest.paths)
 
     @property
+    def bundle(self) -> Bundle:
+        return self._state.bundle
+
+    @property
     def manifest(self) -> Manifest:
-        return self._state.bundle.manifest
+        return self.bundle.manifest
 
     def switch(self, path: str, reason: str = "", details: Mapping[str, Any] | None = None) -> None:
         self._steering.switch(SwitchRequest(path, reason, details))

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.inputs import Images
 from smart_runtime.memory import MemoryReport
@@ -41,11 +42,15 @@ class PolicyModel(Protocol):
     def manifest(self) -> Manifest:
         """What the bundle that is served says about itself."""
 
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that is served, another object after each reload."""
+
     def memory(self) -> MemoryReport:
         """Return what each path costs, and whether it is loaded."""
 
     def run(self, images: Images) -> Result:
-        """Classify ``images``; the call is not observed itself, but counted in `SmartModel.stats`."""
+        """Classify ``images``; the call is not observed itself, and counted as `PathStats.policy_calls` only."""
 
     def using(self, path: str) -> AbstractContextManager[object]:
         """Let ``path`` answer the calls of this thread until the block ends."""

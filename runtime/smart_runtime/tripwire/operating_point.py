@@ -147,7 +147,7 @@ class OperatingPoint:
         if total < LEAST_FRAMES:
             raise InputError(f"expected {LEAST_FRAMES} or more clean frames, got {total}; give more of them")
         if (len(clean), *{len(row) for row in clean}) != self.shape:
-            raise InputError(f"expected counts in {self.shape[0]} x {self.shape[1]} bins, got others")
+            raise InputError(f"expected counts in {self.shape[0]} x {self.shape[1]} bins, got others; calibrate again")
         return replace(self, clean=clean)
 
     @property
