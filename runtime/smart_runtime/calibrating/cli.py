@@ -42,7 +42,7 @@ def calibrate(
     `Tripwire(calibration=FILE)` goes by these counts instead of the training images', so that false alarms are as rare
     as it says on frames like yours. The bundle is not changed.
     """
-    from smart_runtime.calibrating.frames import calibrate_on  # noqa: PLC0415  # its NumPy takes long
+    from smart_runtime.calibrating.counting import calibrate_on  # noqa: PLC0415  # its NumPy takes long
     from smart_runtime.errors import InputError  # noqa: PLC0415  # as above
     from smart_runtime.model import SmartModel  # noqa: PLC0415  # as above
     from smart_runtime.pictures import list_pictures  # noqa: PLC0415  # as above

@@ -47,6 +47,7 @@ MOST_LLR = 5.0
 _PSEUDO_FRAMES = 1.0
 _TO_NEIGHBOUR = 1 / 6
 _RULE_OF_THREE = 3.0
+_WEIGHTS = {AT_CLEAN: 2.0, AT_ROBUST: 1.0, SILENT: 1.0}
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,10 @@ class OperatingPoint:
     ratios are also what is best if some frames are drawn from elsewhere (Huber 1965, Annals of Mathematical Statistics
     36).
 
-    **Two sides.** The alternative is the mean of the kinds. One of them is silent: frames on which the paths agree
-    more, and the clean one is surer, than on clean frames. Where there are no silent frames, the quarter of the bins
-    with the lowest scores and the quarter with the highest confidences get the share of one more kind where they meet.
+    **Two sides.** The alternative is a mixture of the kinds, half of it those aimed at the clean path, which serves.
+    One of them is silent: frames on which the paths agree more, and the clean one is surer, than on clean frames. Where
+    there are no silent frames, the quarter of the bins with the lowest scores and the quarter with the highest
+    confidences stand for them where they meet.
     """
 
     score: str
@@ -162,10 +164,10 @@ class OperatingPoint:
 
     @cached_property
     def _steps(self) -> NDArray[np.int64]:
-        kinds = [self._probabilities(kind) for kind in self.attacked]
-        if SILENT not in self.attacked:
-            kinds.append(_silent_prior(self.shape))
-        ratios = np.log(np.mean(kinds, axis=0) / self._probabilities(None))
+        kinds = {kind: self._probabilities(kind) for kind in self.attacked}
+        kinds.setdefault(SILENT, _silent_prior(self.shape))
+        mixture = np.average(list(kinds.values()), axis=0, weights=[_WEIGHTS[kind] for kind in kinds])
+        ratios = np.log(mixture / self._probabilities(None))
         attacked = min(sum(map(sum, counts)) for counts in self.attacked.values())
         low, high = -_bound(attacked), _bound(sum(map(sum, self.clean)))
         return np.asarray(np.rint(np.clip(ratios, low, high) * STEPS_PER_NAT), dtype=np.int64)
