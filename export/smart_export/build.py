@@ -20,17 +20,20 @@ from smart_export.bundle_manifest import check_structure, gate_terms, manifest_r
 from smart_export.errors import ExportError
 from smart_export.evidence import Evidence, divide
 from smart_export.graph import Converter
+from smart_export.operating_points import measured
 from smart_export.precision import FP32, MAX_DROP, Precision, check_precision
 from smart_export.publish import check_output, publish, staged
 from smart_export.rtx import Plan, build_plans
-from smart_export.signing import public_half, sign_bundle_
+from smart_export.signing import sign_bundle_
 from smart_export.sources import CheckpointLike, Sources, read_sources
 from smart_export.stages import Export, ExportedGraph, export_graph, fold_baseline, fold_path
 from smart_export.timings import Stopwatch
 from smart_export.verify import RANDOM_IMAGES, check_max_drop, check_undecided
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
+from smart_runtime.bundle.signatures import public_half
 from smart_runtime.reference import INPUTS, npy_bytes
+from smart_runtime.tripwire.outlook import Outlook
 from smart_train import Checkpoint
 from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.masking.accounting import Densities
@@ -56,6 +59,7 @@ class BuildResult:
         plans: engine plans by TensorRT-RTX.
         densities: how much each path uses.
         masks: how they were found, and what the paths' have in common; None of two separate networks.
+        outlook: what to expect of the tripwire; None where the bundle has no operating points.
         signer: the fingerprint of the key that signed it, None without one.
         seconds: what the build took.
     """
@@ -73,6 +77,7 @@ class BuildResult:
     plans: tuple[Plan, ...]
     densities: Densities
     masks: MaskInfo | None
+    outlook: Outlook | None
     signer: str | None
     seconds: float
 
@@ -125,7 +130,7 @@ def build_bundle(
         rtx: add engine plans for GPUs of these compute capabilities, from `smart_export.rtx.parse_capabilities`.
         allow_slow_structure: export zeros in a pattern that the target gains nothing from.
         force: replace a bundle that exists.
-        sign: the key to sign it with, from `smart_export.signing.load_private_key`.
+        sign: the key to sign it with, from `smart_runtime.bundle.signatures.load_private_key`.
         on_step: called after each graph and each plan, with its name.
         stopwatch: told what each phase took.
 
@@ -202,6 +207,7 @@ def build_bundle(
                         plans.append(plan)
                         on_step(plan.file)
         dense, paths = graphs.pop(DENSE, None), graphs
+        tripwire = measured(sources, export=export, graphs=paths, bundle=staging, stopwatch=stopwatch)
         with stopwatch.phase("manifest and checksums"):
             manifest = manifest_record(
                 export,
@@ -213,6 +219,7 @@ def build_bundle(
                 masks=masks,
                 default_path=default_path,
                 shares="nothing" if sources.separate else whole.net.shares,
+                tripwire=tripwire.record,
             )
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_checksums(staging)
@@ -232,7 +239,9 @@ def build_bundle(
         warnings=(
             *(sentence for graph in paths.values() for sentence in graph.warnings),
             *warnings_of_metrics({name: sources.whole.role(name) for name in names}, sources.whole.metrics),
+            *tripwire.warnings,
         ),
+        outlook=tripwire.outlook,
         dense_control=dense_control,
         quantisation=quantisation(export),
         paths=paths,

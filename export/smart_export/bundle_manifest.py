@@ -18,6 +18,7 @@ from smart_runtime.bundle.manifest import FORMAT_VERSION
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.onnxruntime import import_onnxruntime
 from smart_runtime.reference import INPUTS, TOLERANCES
+from smart_runtime.tripwire.records import TripwireRecord
 from smart_train.masking.accounting import Densities
 from smart_train.masking.structure import Structure
 
@@ -35,10 +36,11 @@ def manifest_record(
     masks: MaskInfo | None,
     default_path: str,
     shares: str,
+    tripwire: TripwireRecord | None,
 ) -> dict[str, Any]:
     """Return the whole ``manifest.json``: a package description of ONNX Runtime's with our own record inside.
 
-    ``shares`` is what the paths have in common, ``weights`` or ``nothing``.
+    ``shares`` is what the paths have in common, ``weights`` or ``nothing``; ``tripwire`` is left out where it is None.
     """
     checkpoint = export.checkpoint
     read_as = {"name": INPUT, "dtype": "float32", "layout": "NCHW"}
@@ -90,6 +92,7 @@ def manifest_record(
                 graph.name: graph.scores for graph in (*paths.values(), *([] if baseline is None else [baseline]))
             },
         },
+        **({} if tripwire is None else {"tripwire": tripwire.record()}),
         "plans": [plan.record for plan in plans],
         "training": checkpoint.training,
     }

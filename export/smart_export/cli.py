@@ -173,9 +173,9 @@ def build(
     from smart_export.evidence import calibrating_evidence, judging_evidence  # noqa: PLC0415  # as above
     from smart_export.publish import check_output  # noqa: PLC0415  # as above
     from smart_export.rtx import parse_capabilities, target_note, together  # noqa: PLC0415  # as above
-    from smart_export.signing import load_private_key  # noqa: PLC0415  # as above
     from smart_export.verify import check_max_drop  # noqa: PLC0415  # as above
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
+    from smart_runtime.bundle.signatures import load_private_key  # noqa: PLC0415  # as above
 
     start_seconds = seconds_since_start() or 0.0  # imports take a good part of a small export
     device = resolve_target(target, jetpack=jetpack)

@@ -59,6 +59,7 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
         "seconds": result.seconds,
         "union_density": result.densities.union,
         "masks": None if result.masks is None else result.masks.record(),
+        "tripwire": None if result.outlook is None else result.outlook.record(),
         "paths": {
             name: {
                 "density": result.densities.kept[name],

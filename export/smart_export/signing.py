@@ -15,8 +15,7 @@ from smart_common.outputs import Output, check_outputs
 from smart_export.errors import ExportError
 from smart_runtime.bundle.bundle import CHECKSUMS, MAX_CHECKSUMS_BYTES, SIGNATURE
 from smart_runtime.bundle.files import read_bounded
-from smart_runtime.bundle.signatures import PublicKey, needing_cryptography, read_key_file
-from smart_runtime.errors import SignatureError
+from smart_runtime.bundle.signatures import needing_cryptography, public_half
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -62,43 +61,6 @@ def write_key_pair(path: Path) -> KeyPair:
         path.unlink(missing_ok=True)  # ours: it was not there before
         raise
     return KeyPair(private=path, public=public, fingerprint=public_half(key).fingerprint)
-
-
-def load_private_key(path: Path) -> Ed25519PrivateKey:
-    """Return the Ed25519 private key in the PEM file ``path``.
-
-    Raises:
-        SignatureError: No such file, or it holds something else or is encrypted.
-        MissingExtraError: cryptography is not installed.
-        OSError: The system cannot read it.
-    """
-    with needing_cryptography():
-        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  # optional: imported at use
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
-    data = read_key_file(path)
-    name = repr(os.fspath(path))
-    if b"PUBLIC KEY-----" in data:
-        raise SignatureError(f"{name} holds a public key, not a private one; sign with the file without .pub")
-    try:
-        key = load_pem_private_key(data, password=None)
-    except TypeError as error:  # what cryptography raises for an encrypted key without a password
-        raise SignatureError(
-            f"the private key in {name} is encrypted; `openssl pkey -in KEY -out NEW` decrypts it into a file of its "
-            "own"
-        ) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise SignatureError(f"{name} holds no private key as PEM; `smart-export keygen` makes one") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise SignatureError(
-            f"{name} holds a private key of another kind than Ed25519; `smart-export keygen` makes one"
-        )
-    return key
-
-
-def public_half(key: Ed25519PrivateKey) -> PublicKey:
-    """Return what checks the signatures that ``key`` makes."""
-    return PublicKey(raw=key.public_key().public_bytes_raw())
 
 
 def sign_bundle_(folder: Path, key: Ed25519PrivateKey) -> None:

@@ -19,10 +19,12 @@ from smart_common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from smart_runtime import policies
+    from smart_runtime.audit.audit_log import AuditLog
     from smart_runtime.bundle.bundle import Bundle
     from smart_runtime.classify import Prediction
     from smart_runtime.engines import BatchRange, EngineOptions
     from smart_runtime.errors import (
+        AuditError,
         BundleError,
         ClosedError,
         DeviceLostError,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from smart_runtime.stats import LatencyHistogram, PathStats, Stats
 
 __all__ = [
+    "AuditError",
+    "AuditLog",
     "BatchRange",
     "Bundle",
     "BundleError",
@@ -71,6 +75,7 @@ __getattr__ = lazy_attributes(
     __name__,
     {
         **dict.fromkeys(__all__, "smart_runtime.errors"),  # but for these:
+        "AuditLog": "smart_runtime.audit.audit_log",
         "BatchRange": "smart_runtime.engines",
         "Bundle": "smart_runtime.bundle.bundle",
         "EngineOptions": "smart_runtime.engines",

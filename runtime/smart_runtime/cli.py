@@ -28,6 +28,8 @@ from smart_common.outputs import check_outputs
 from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices.engine_rows import AUTO, engine_names
+from smart_runtime.audit.cli import audit
+from smart_runtime.calibrating.cli import calibrate
 from smart_runtime.installing.cli import install
 from smart_runtime.selfcheck.cli import selftest
 
@@ -68,8 +70,10 @@ def main(context: click.Context) -> None:
     context.with_resource(warnings_as_notes("smart_runtime"))
 
 
+main.add_command(calibrate)
 main.add_command(install)
 main.add_command(selftest)
+main.add_command(audit)
 
 
 @main.command(epilog="Example: smart-run infer bundle/ cat.jpg holiday/ 'frames/*.png' --path robust --top 3")
@@ -169,6 +173,8 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
     from smart_runtime.engines import resolve_engine  # noqa: PLC0415  # as above, and without its NumPy
     from smart_runtime.notes import notes_here, notes_on  # noqa: PLC0415  # as above
+    from smart_runtime.tripwire.outlook import outlook_of  # noqa: PLC0415  # as above
+    from smart_runtime.tripwire.records import read_tripwire  # noqa: PLC0415  # as above
 
     check_outputs(inputs=[bundle, trust])
     opened = Bundle.open(bundle, trust=trust)
@@ -184,6 +190,9 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         note(sentence)
     warn(warnings)
     measured = accuracies(manifest)
+    tripwire = read_tripwire(manifest)
+    outlook = None if tripwire is None else outlook_of(tripwire)
+    warn(() if outlook is None else outlook.warnings)
     if as_json:
         print_json(
             {
@@ -199,10 +208,11 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
                 "quantization": None if manifest.quantization is None else dict(manifest.quantization),
                 "gate": None if manifest.gate is None else dict(manifest.gate),
                 "notes": list(notes),
-                "warnings": list(warnings),
+                "warnings": [*warnings, *(() if outlook is None else outlook.warnings)],
                 "default_path": manifest.default_path,
                 "masks": None if manifest.masks is None else manifest.masks.record(),
                 "shares": manifest.shares,
+                "tripwire": None if outlook is None else outlook.record(),
                 "input": {"channels": spec.channels, "height": spec.height, "width": spec.width},
                 "class_names": list(manifest.class_names),
                 "accuracies": [one.record() for one in measured],
@@ -241,6 +251,8 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     if manifest.baseline is not None and all(one.path != manifest.baseline.name for one in measured):
         rows.append([manifest.baseline.name, "not trained", "", "", "", "", ""])
     print_wide(table("", columns, rows, text_columns=5))
+    for line in () if outlook is None else outlook.lines:
+        say(line)
 
 
 def _signature(bundle: Bundle, trust: Path | None) -> str:

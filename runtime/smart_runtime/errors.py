@@ -13,6 +13,10 @@ class SignatureError(BundleError):
     """A bundle's signature is missing or not that of the trusted key, or a key is not what it should be."""
 
 
+class AuditError(SmartError):
+    """An audit log that cannot be one: its file is something else, another model's, or was changed."""
+
+
 class InputError(SmartError):
     """An input has the wrong shape, dtype or range."""
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from smart_runtime.engines.engine import Engine
-from smart_runtime.errors import EngineError
+from smart_runtime.errors import EngineError, OutOfMemoryError
 
 Mode: TypeAlias = Literal["resident", "on-demand"]
 
@@ -135,6 +135,19 @@ def has_room(size_bytes: int) -> bool:
     except (OSError, ValueError, OverflowError, MemoryError):
         return False
     return True
+
+
+def check_room(costs: Mapping[str, int], *, new: str, old: str) -> None:
+    """Refuse to drop the path ``old`` for the path ``new`` where not even that makes room; ``costs`` are bytes by path.
+
+    Raises:
+        OutOfMemoryError: There is none.
+    """
+    if not has_room(LOAD_PEAK * max(costs[new], costs[old]) - costs[old]):
+        raise OutOfMemoryError(
+            f"too little memory to load the path {new!r} in the place of {old!r}: loading takes more for a moment; "
+            "free some, or export with a lower density"
+        )
 
 
 def release_frames(error: BaseException, *, outside: BaseException | None) -> None:

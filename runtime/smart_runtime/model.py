@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
@@ -28,8 +26,10 @@ from smart_runtime.policies.policy import Policy
 from smart_runtime.scopes import Block, Scope, Scopes
 from smart_runtime.serving import Call, Loader, Result
 from smart_runtime.stats import Stats
+from smart_runtime.steering import Steering, name_of, policy_of
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from smart_runtime.audit.audit_log import AuditLog
 
 
 class SmartModel:
@@ -49,8 +49,8 @@ class SmartModel:
         """Use `load`; this takes paths that are loaded."""
         self._state = state
         self._scopes = Scopes()
-        self._policy: Policy | None = None
-        self._observing: set[int] = set()  # the threads in which the policy is looking at a call
+        self._steering = Steering(state)
+        self._audit: AuditLog | None = None
         log_notes(self.notes)
 
     @classmethod
@@ -64,7 +64,8 @@ class SmartModel:
         options: EngineOptions | None = None,
         memory: Mode | int = RESIDENT,
         trust: str | os.PathLike[str] | PublicKey | None = None,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
+        audit: str | os.PathLike[str] | AuditLog | None = None,
     ) -> SmartModel:
         """Load the bundle in the directory ``bundle``, every byte checked, its paths warm.
 
@@ -80,14 +81,17 @@ class SmartModel:
                 path first, calls wait until the new one is up, and the old one comes back if that fails.
             trust: An Ed25519 public key, or its PEM file, which is read here only: no bundle is loaded, or reloaded,
                 unless it is signed with the private half.
-            policy: Looks at every call and may switch: see `Policy`. None leaves switching to you. On demand the call
-                after which it switches waits for the other path to be loaded.
+            policy: Looks at every call and may switch: see `Policy`; one that needs no arguments by its name too, as in
+                ``"tripwire"``. None leaves switching to you. On demand the call after which it switches waits for the
+                other path to be loaded.
+            audit: A file that every switch is written to, or an `AuditLog`, which says more.
 
         Raises:
             BundleError: Not a bundle, or any byte of it was changed, added or lost; SignatureError, it is not signed
                 with the key.
             PathError: The bundle has no such path.
             InputError: ``policy`` is none.
+            AuditError: ``audit`` is another file than an audit log, or another model's.
             EngineError: No such engine, or both ``threads`` and ``options``, or it refuses a graph, or the budget is
                 too small; OutOfMemoryError, there is not enough memory.
             MissingExtraError: The engine's library is not installed, or with ``trust`` cryptography.
@@ -101,21 +105,29 @@ class SmartModel:
             raise EngineError(f"expected options as EngineOptions(...), got {options!r:.100}")
         if isinstance(memory, int) and options.memory_limit_bytes is None:
             options = replace(options, memory_limit_bytes=min(max(1, memory), MAX_BYTES))
-        if policy is not None and (isinstance(policy, type) or not hasattr(policy, "observe")):
-            raise InputError(
-                f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"
-            )
+        policy = policy_of(policy)
         open_loader = partial(Loader, trust=public_key(trust), engine=engine, options=options)
         state = PathState.load(bundle, path=path, memory=memory, open_loader=open_loader)
+        model = None
         try:
             model = cls(state)
+            if audit is not None:
+                model._keep_audit(audit, policy)
             if policy is not None:
-                policy.start(model)
-            model._policy = policy
+                model._steering.start(policy, run=partial(model._run, of_policy=True), using=model.using)
         except BaseException:
             state.close()
+            if model is not None:
+                model._end_audit()
             raise
         return model
+
+    def _keep_audit(self, audit: str | os.PathLike[str] | AuditLog, policy: Policy | None) -> None:
+        from smart_runtime.audit.audit_log import AuditLog, begin  # noqa: PLC0415  # only for who asks for it
+
+        log = audit if isinstance(audit, AuditLog) else AuditLog(audit)
+        begin(log, self._state, engine=self.engine_name, policy=None if policy is None else name_of(policy))
+        self._audit = log
 
     def __call__(self, images: Images) -> Scores:
         """Return the scores of ``images``; `run` says the path and the latency too.
@@ -150,6 +162,13 @@ class SmartModel:
         there, as in version 2, which has none, nothing is waited for: synchronise first. When this returns the images
         were read and are yours to change. The scores are a NumPy array, as always.
         """
+        result = self._run(images)
+        if self._steering.policy is not None:
+            self._steering.observe(result, images)
+        return result
+
+    def _run(self, images: Images, *, of_policy: bool = False) -> Result:
+        """Do what `run` does without showing the call to the policy, which may have made it itself."""
         start_ns = time.perf_counter_ns()
         call = Call()
         try:
@@ -157,7 +176,7 @@ class SmartModel:
             try:
                 scores = loaded.scores_of(images)
             except BaseException:  # whatever it was, it is counted and goes on to the caller
-                self._state.recorder.error(loaded.name)
+                (self._state.recorder.policy_call if of_policy else self._state.recorder.error)(loaded.name)
                 raise
         finally:
             # Nothing of Python's may come before the call has left: an exception that is sent to this thread, by Ctrl-C
@@ -166,34 +185,11 @@ class SmartModel:
                 call.loaded.calls.discard(call)
                 call.loaded.close_if_idle()
         latency_ns = time.perf_counter_ns() - start_ns
-        self._state.recorder.call(loaded.name, images=len(scores), latency_ns=latency_ns)
-        result = Result(scores, loaded.name, latency_ns / 1e6)
-        if self._policy is not None:
-            self._observe(self._policy, result, images)
-        return result
-
-    def _observe(self, policy: Policy, result: Result, images: Images) -> None:
-        """Show a call to the policy and do what it asks for; whatever fails, the caller gets the result."""
-        thread = threading.get_ident()
-        if thread in self._observing:  # the policy itself made this call
-            return
-        try:
-            self._observing.add(thread)
-            request = policy.observe(result, images)
-            if request is not None and request.path != self._state.path:
-                self.switch(request.path, request.reason)
-        except ClosedError:  # between the call and here, by another thread
-            pass
-        except Exception:  # whatever a policy raises, and whatever its switch runs into: the call has succeeded
-            self._policy_failed("observe")
-        finally:
-            self._observing.discard(thread)
-
-    def _policy_failed(self, method: str) -> None:
-        """Count the exception that is being handled; log the first, second, fourth, eighth and so on."""
-        count = self._state.recorder.policy_failure()
-        if count & (count - 1) == 0:  # not each: it may come with every frame
-            _log.exception("the policy failed in %s, %d failures so far; calls go on", method, count)
+        if of_policy:
+            self._state.recorder.policy_call(loaded.name)
+        else:
+            self._state.recorder.call(loaded.name, images=len(scores), latency_ns=latency_ns)
+        return Result(scores, loaded.name, latency_ns / 1e6)
 
     def classify(self, image: Picture, *, top: int = 1, channel_order: ChannelOrder = "RGB") -> tuple[Prediction, ...]:
         """Return the ``top`` classes of one picture, best first.
@@ -244,18 +240,33 @@ class SmartModel:
         """The paths to choose from."""
         return tuple(self.manifest.paths)
 
+    @property
+    def policy(self) -> Policy | None:
+        """The policy that `load` was given, None without one; ``model.policy.status()`` says what it sees."""
+        return self._steering.policy
+
     def switch(self, path: str, reason: str = "") -> None:
         """Let ``path`` answer every call that begins after this returns; calls in flight finish on their path.
 
         ``reason`` is kept in `stats`. Switching to the path that is active already changes and counts nothing. Calls
-        inside of `using` stay with their scope's path.
+        inside of `using` stay with their scope's path. A policy is overruled, also where the path stays the same: it
+        goes on watching, but what it asks for is only counted, until `follow_policy`.
 
         Raises:
             PathError: The bundle has no such path; the old one goes on answering.
             ClosedError: The model was closed, or this process was forked from the one that loaded it.
             BundleError, EngineError, OSError: On demand only: the path cannot be loaded; the old one goes on answering.
         """
-        self._state.switch(path, reason)
+        self._steering.switch_by_hand(path, reason)
+
+    def follow_policy(self) -> None:
+        """Let the policy switch again, after a path was set by hand; the path stays until it asks for another.
+
+        Raises:
+            InputError: There is no policy.
+            ClosedError: As for `switch`.
+        """
+        self._steering.follow()
 
     def using(self, path: str) -> AbstractContextManager[SmartModel]:
         """Let ``path`` answer the calls of this thread or asyncio task until the block ends, whatever others switch to.
@@ -302,6 +313,7 @@ class SmartModel:
         """
         self._state.reload(bundle)
         log_notes(self.notes)
+        self._steering.reloaded()
 
     def memory(self) -> MemoryReport:
         """Return what each path costs, and whether it is loaded."""
@@ -335,18 +347,37 @@ class SmartModel:
     @property
     def stats(self) -> Stats:
         """What the model did so far, a snapshot; stays readable after `close`."""
-        return self._state.recorder.snapshot()
+        return replace(
+            self._state.recorder.snapshot(),
+            overridden=self._steering.overridden,
+            audit_failures=0 if self._audit is None else self._audit.failures,
+        )
+
+    def metrics(self) -> str:
+        """Return `stats`, and what the policy's ``status`` has of numbers, in Prometheus's text format 0.0.4.
+
+        Serve it yourself, as ``text/plain; version=0.0.4``: examples/07_metrics.py shows how. Also after `close`.
+        """
+        from smart_runtime.metrics import prometheus_text  # noqa: PLC0415  # only for who is asked for them
+
+        facts = {"bundle": self.bundle.digest, "engine": self.engine_name, "policy": self._steering.name or ""}
+        status = self._steering.status()  # first: a failure of it counts
+        active = self._state.path if self._state.loaded else None
+        return prometheus_text(self.stats, paths=self.paths, active=active, facts=facts, status=status)
 
     def close(self) -> None:
         """Give back engines and files; calls in flight finish, later ones raise ClosedError. May be called again.
 
-        A load that another thread has begun is waited for. The policy is stopped.
+        A load that another thread has begun is waited for. The policy is stopped, the audit log is brought to its end.
         """
-        if self._state.close() and self._policy is not None:
-            try:
-                self._policy.stop()
-            except Exception:  # as above; the model is closed
-                self._policy_failed("stop")
+        if self._state.close():
+            self._steering.stop()
+            self._end_audit()
+
+    def _end_audit(self) -> None:
+        if self._audit is not None:
+            self._state.recorder.close()
+            self._audit.close()
 
     def __repr__(self) -> str:
         try:

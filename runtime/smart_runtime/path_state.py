@@ -15,31 +15,28 @@ from typing import Any, TypeAlias, TypeVar
 from smart_runtime import forks
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import check_path, check_replaces
+from smart_runtime.causes import HAND, RESTORED, Cause
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
 from smart_runtime.memory import (
-    LOAD_PEAK,
     RESIDENT,
     MemoryReport,
     Mode,
+    check_room,
     choose_mode,
     give_back_freed,
-    has_room,
     memory_report,
     release_frames,
     releasing,
 )
 from smart_runtime.scopes import Scope
-from smart_runtime.serving import Call, LoadedPath, Loader
+from smart_runtime.serving import POLL_SECONDS, Call, LoadedPath, Loader
 from smart_runtime.stats import Recorder
 
 OpenLoader: TypeAlias = Callable[[str | os.PathLike[str]], Loader]
 """Opens the bundle in a directory, for the engine and with the options of one model."""
-
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-
-_POLL_SECONDS = 0.001
 
 
 class PathState:
@@ -70,6 +67,7 @@ class PathState:
         self._active: LoadedPath | None = loaded[path]
         self.loaded: Mapping[str, LoadedPath] = dict(loaded)  # replaced, never changed
         self.path = path
+        self.overridden = False  # a hand has set the path: what a policy asks for is not done
         self.loader = loader
         self._mode = mode
         self._blocks: set[Scope] = set()
@@ -83,8 +81,7 @@ class PathState:
         self._lock = threading.RLock()  # for the fields above, never held for long; calls do not take it
         self._changes = threading.RLock()  # orders what takes long: loading, reloading
         self._changing = threading.Lock()  # held with it: not re-entrant, so that it shows that a handler came again
-        # A plain flag that is polled: an exception that is sent to a thread, by Ctrl-C for one, can leave the lock
-        # inside of a threading.Event locked for good.
+        # A flag that is polled: an exception sent to a thread can leave the lock of a threading.Event locked for good.
         self.settled = True
 
     @classmethod
@@ -137,7 +134,7 @@ class PathState:
             # Closed, or replaced just now, or no path is loaded.
             self.check_usable()
             while not self.settled:
-                time.sleep(_POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
             if self._lost and self._active is None:
                 raise EngineError(self._lost)
 
@@ -196,51 +193,61 @@ class PathState:
 
     # Switching.
 
-    def switch(self, path: str, reason: str) -> None:
+    def switch(self, path: str, cause: Cause) -> None:
         """Let ``path`` answer from now on: see `SmartModel.switch`."""
         with self._lock:
             self.check_usable()
             name = check_path(path, self.bundle.manifest.paths)
             loaded = self.loaded.get(name) if self._mode == RESIDENT else None
-            if loaded is not None:
-                changed = self._activate(loaded, reason)
+            changed = loaded is not None and self._activate(loaded, cause)
         if loaded is None:
-            changed = self._change(partial(self._switch_on_demand, name, reason))
+            changed = self._change(partial(self._switch_on_demand, name, cause))
         if changed:
-            _log.info("path %r answers from now on, reason %r", name, reason)
+            _log.info("path %r answers from now on, reason %r", name, cause.reason)
 
-    def _activate(self, loaded: LoadedPath, reason: str) -> bool:
+    def _ignores(self, name: str, cause: Cause) -> bool:
+        """Say whether a policy asks for another path than a hand has set, and count that. ``_lock`` is held."""
+        ignored = self.overridden and cause.of_policy and name != self.path
+        if ignored:
+            self.recorder.ignored_switch()
+        return ignored
+
+    def _activate(self, loaded: LoadedPath, cause: Cause) -> bool:
         """Let ``loaded`` answer from now on; say whether that is a switch. ``_lock`` is held."""
-        changed, name = loaded.name != self.path, loaded.name
+        old, name = self.path, loaded.name
+        if self._ignores(name, cause):
+            return False
+        self.overridden = self.overridden or cause.by == HAND
         self._become(loaded={**self.loaded, name: loaded}, _active=loaded, path=name, _lost="")
-        if changed:
-            self.recorder.switch(reason)
-        return changed
+        if name != old:
+            self.recorder.switch(cause, old=old, new=name)
+        return name != old
 
-    def _switch_on_demand(self, name: str, reason: str) -> bool:
+    def _switch_on_demand(self, name: str, cause: Cause) -> bool:
         outside = sys.exc_info()[1]  # what the caller is handling, if anything, is not ours to touch
         with self._lock:
             self.check_usable()
+            if self._ignores(name, cause):  # it stays so: here switches come one after the other
+                return False
             loaded, old = self.loaded.get(name), self._active
-            if loaded is not None:
-                changed = self._activate(loaded, reason)
+            changed = loaded is not None and self._activate(loaded, cause)
         if loaded is None:
             try:
-                changed = self._install(self._load_beside(name), reason)
+                changed = self._install(self._load_beside(name), cause)
             except OutOfMemoryError as error:
                 if old is None or not self._may_take_the_place_of(old, name):
                     raise
                 release_frames(error, outside=outside)
                 _log.warning("no room for the path %r beside %r; calls wait while it is loaded", name, old.name)
-                changed = self._switch_in_place_of(old, name, reason, outside=outside)
+                changed = self._switch_in_place_of(old, name, cause, outside=outside)
         self._drop_idle_paths()
         return changed
 
-    def _install(self, fresh: LoadedPath, reason: str) -> bool:
+    def _install(self, fresh: LoadedPath, cause: Cause) -> bool:
         """Let a path answer that was loaded just now; say whether that is a switch."""
         with self._lock:
             if not self._unusable:
-                return self._activate(fresh, reason)
+                return self._activate(fresh, cause)
         fresh.retire()
         raise ClosedError(self._unusable)
 
@@ -267,18 +274,12 @@ class PathState:
     def _check_unused(self, old: LoadedPath) -> None:
         if self.pins[old.name]:
             raise OutOfMemoryError(
-                f"there is room for one path only, and that is {old.name!r}, which a block uses; "
-                "switch again when it has ended"
+                f"there is room for one path, {old.name!r}, which a block uses; switch again when it has ended"
             )
 
-    def _switch_in_place_of(self, old: LoadedPath, name: str, reason: str, *, outside: BaseException | None) -> bool:
+    def _switch_in_place_of(self, old: LoadedPath, name: str, cause: Cause, *, outside: BaseException | None) -> bool:
         """Drop ``old``, then load ``name``; if that fails, load ``old`` again and raise. Calls wait meanwhile."""
-        costs = self.loader.costs
-        if not has_room(LOAD_PEAK * max(costs[name], costs[old.name]) - costs[old.name]):
-            raise OutOfMemoryError(
-                f"too little memory to load the path {name!r} in the place of {old.name!r}: loading takes more for a "
-                "moment; free some, or export with a lower density"
-            )
+        check_room(self.loader.costs, new=name, old=old.name)
         dropped = False
         try:
             with self._lock:
@@ -289,7 +290,7 @@ class PathState:
                 self._become(settled=False, _active=None, loaded=others)
             old.drain()
             give_back_freed()
-            return self._install(self.loader.load(name), reason)
+            return self._install(self.loader.load(name), cause)
         except BaseException as error:
             if not dropped or isinstance(error, ClosedError):
                 raise
@@ -299,7 +300,7 @@ class PathState:
             release_frames(error, outside=outside)
             give_back_freed()
             try:
-                self._install(self.loader.load(old.name), "")
+                self._install(self.loader.load(old.name), RESTORED)
             except Exception as second:
                 self._lost += f", and loading {old.name!r} again failed too ({second}); switch or reload to try again"
                 _log.error("%s", self._lost)
@@ -380,7 +381,7 @@ class PathState:
                         old, active = self.loaded, loaded[self.path]
                         self.recorder.add_paths(manifest.paths)
                         self._become(loader=fresh, loaded=loaded, _mode=mode, _active=active, _lost="")
-                        self.recorder.reload()
+                        self.recorder.reload(fresh.bundle.digest)
                 for name in manifest.paths:
                     if name in missing:
                         loaded[name] = fresh.load(name)

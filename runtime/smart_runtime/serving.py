@@ -27,7 +27,9 @@ from smart_runtime.outputs import check_scores
 if TYPE_CHECKING:
     from smart_runtime.engines.cuda.gpu_images import GpuImages
 
-_POLL_SECONDS = 0.001
+POLL_SECONDS = 0.001
+"""Between two looks at what another thread is to do."""
+
 # Of the largest score. Engines take other kernels, some of fewer bits, for other batches; int8 tolerances reach 0.5.
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 0.02, 0.1
 
@@ -119,7 +121,7 @@ class LoadedPath:
         """Retire the path and wait until its last call has left and its engine is closed."""
         self.retire()
         while self.calls:  # polled: an exception sent to a thread may come between its leaving and its saying so
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         self.close_if_idle()
 
 

@@ -23,10 +23,10 @@ from export.test_cli import refused
 from smart_devices import resolve_target
 from smart_export import ExportError, build_bundle
 from smart_export.check import check_bundle
-from smart_export.signing import load_private_key, public_half, sign_bundle_, write_key_pair
+from smart_export.signing import sign_bundle_, write_key_pair
 from smart_runtime import Bundle, SignatureError
 from smart_runtime.bundle.bundle import write_checksums
-from smart_runtime.bundle.signatures import load_public_key
+from smart_runtime.bundle.signatures import load_private_key, load_public_key, public_half
 from smart_runtime.errors import BundleError
 from smart_train import Checkpoint
 

@@ -21,6 +21,7 @@ def print_result(result: BuildResult, found: dict[str, Any]) -> None:
     title = f"{result.bundle}: {result.precision} for {target.name}, {show.verdict(result)}"
     house.console().print(house.table(title, *show.graph_table(found)))
     print_lines([] if result.masks is None else result.masks.lines())
+    print_lines([] if result.outlook is None else result.outlook.lines)
     print_lines(show.gate_lines(result))
     estimates = show.expectations(result)
     print_lines(show.expected_lines(estimates))

@@ -142,7 +142,7 @@ class Manifest:
     ``reference`` is None in bundles of before smart-edge kept scores in them, ``masks`` of before it described masks.
     ``recipe`` is the one that its int8 graphs were quantised by, None for other precisions. ``paths`` keeps the
     manifest's order; ``shares`` is what they have in common: ``weights``, or ``nothing`` where each is a network of its
-    own; ``quantization``, ``gate`` (what judged the export) and ``training`` are its own JSON objects.
+    own; ``quantization``, ``gate`` (what judged the export), ``tripwire`` and ``training`` are its own JSON objects.
     """
 
     package_name: str
@@ -164,6 +164,7 @@ class Manifest:
     baseline: GraphInfo | None
     reference: ReferenceFiles | None
     masks: MaskInfo | None
+    tripwire: JsonObject | None
     training: JsonObject
 
     @property
@@ -276,6 +277,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         baseline=None if baseline is None else _parse_graph(baseline, baseline.choice("name", [DENSE])),
         reference=_parse_reference(ours.object_or_none("reference"), [*paths.keys, *([DENSE] if baseline else [])]),
         masks=None if masks is None else read_mask_info(masks),
+        tripwire=ours.optional_object("tripwire"),
         training=ours.object("training").raw,
     )
 

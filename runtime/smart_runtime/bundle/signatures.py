@@ -1,4 +1,4 @@
-"""Ed25519 public keys and what they have signed (RFC 8032); ``cryptography`` is imported where it is used."""
+"""Ed25519 keys and what they have signed (RFC 8032); ``cryptography`` is imported where it is used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from smart_common.errors import MissingExtraError
 from smart_runtime.errors import SignatureError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNATURE_BYTES = 64
 """RFC 8032, section 5.1.6."""
@@ -43,16 +47,22 @@ class PublicKey:
             raise SignatureError(
                 f"expected a signature of {SIGNATURE_BYTES} bytes in {name}, got {got}; get the signed bundle again"
             )
+        if not self.has_signed(signature, data):
+            raise SignatureError(
+                f"expected in {name} the signature by the key {short_fingerprint(self.fingerprint)} over this bundle's "
+                "checksums, got another; the bundle was changed or signed with another key, get it from its maker again"
+            )
+
+    def has_signed(self, signature: bytes, data: bytes) -> bool:
+        """Say whether ``signature`` is this key's over ``data``; MissingExtraError if cryptography is not installed."""
         with needing_cryptography():
             from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # optional: imported at use
             from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, data)
-        except InvalidSignature as error:
-            raise SignatureError(
-                f"expected in {name} the signature by the key {short_fingerprint(self.fingerprint)} over this bundle's "
-                "checksums, got another; the bundle was changed or signed with another key, get it from its maker again"
-            ) from error
+        except InvalidSignature:
+            return False
+        return True
 
 
 def load_public_key(path: str | os.PathLike[str]) -> PublicKey:
@@ -92,6 +102,43 @@ def public_key(trust: str | os.PathLike[str] | PublicKey | None) -> PublicKey | 
     Who opens more than one bundle calls it once: a name can stand for another file by the next time.
     """
     return load_public_key(trust) if isinstance(trust, str | os.PathLike) else trust
+
+
+def load_private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
+    """Return the Ed25519 private key in the PEM file ``path``.
+
+    Raises:
+        SignatureError: No such file, or it holds something else or is encrypted.
+        MissingExtraError: cryptography is not installed.
+        OSError: The system cannot read it.
+    """
+    with needing_cryptography():
+        from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415  # optional: imported at use
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+    data = read_key_file(path)
+    name = repr(os.fspath(path))
+    if b"PUBLIC KEY-----" in data:
+        raise SignatureError(f"{name} holds a public key, not a private one; sign with the file without .pub")
+    try:
+        key = load_pem_private_key(data, password=None)
+    except TypeError as error:  # what cryptography raises for an encrypted key without a password
+        raise SignatureError(
+            f"the private key in {name} is encrypted; `openssl pkey -in KEY -out NEW` decrypts it into a file of its "
+            "own"
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"{name} holds no private key as PEM; `smart-export keygen` makes one") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SignatureError(
+            f"{name} holds a private key of another kind than Ed25519; `smart-export keygen` makes one"
+        )
+    return key
+
+
+def public_half(key: Ed25519PrivateKey) -> PublicKey:
+    """Return what checks the signatures that ``key`` makes."""
+    return PublicKey(raw=key.public_key().public_bytes_raw())
 
 
 def read_key_file(path: str | os.PathLike[str]) -> bytes:

@@ -11,6 +11,7 @@ from smart_common.lazy import lazy_attributes
 POLICIES: Mapping[str, str] = MappingProxyType(
     {
         "Hysteresis": "smart_runtime.policies.hysteresis",
+        "Tripwire": "smart_runtime.policies.tripwire",
     }
 )
 """The module of each policy; its class is imported from here, ``from smart_runtime.policies import Hysteresis``."""

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from smart_runtime.bundle.bundle import Bundle
+from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.inputs import Images
+from smart_runtime.memory import MemoryReport
 from smart_runtime.serving import Result
 
 
 @dataclass(frozen=True)
 class SwitchRequest:
-    """A policy's wish that ``path`` answer from now on; ``reason`` appears in the log and in `SmartModel.stats`."""
+    """A policy's wish that ``path`` answer from now on.
+
+    ``reason`` appears in the log and in `SmartModel.stats`. ``details``, such as scores and counters, are kept in the
+    audit log; without them it keeps what the policy's ``status`` says as the line is written.
+    """
 
     path: str
     reason: str
+    details: Mapping[str, Any] | None = None
 
 
 class PolicyModel(Protocol):
@@ -23,24 +32,47 @@ class PolicyModel(Protocol):
 
     @property
     def path(self) -> str:
-        """The path that answers."""
+        """The path that answers, outside of blocks of `using`."""
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths to choose from."""
 
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle that is served says about itself."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that is served, another object after each reload."""
+
+    def memory(self) -> MemoryReport:
+        """Return what each path costs, and whether it is loaded."""
+
     def run(self, images: Images) -> Result:
-        """Classify ``images``; a call from inside of `Policy.observe` is not observed itself."""
+        """Classify ``images``; the call is not observed itself, and counted as `PathStats.policy_calls` only."""
 
     def using(self, path: str) -> AbstractContextManager[object]:
         """Let ``path`` answer the calls of this thread until the block ends."""
 
-    def switch(self, path: str, reason: str = "") -> None:
-        """Let ``path`` answer, outside of `Policy.observe`: on a timer of the policy's own, for one."""
+    def switch(self, path: str, reason: str = "", details: Mapping[str, Any] | None = None) -> None:
+        """Let ``path`` answer, outside of `Policy.observe`: on a timer of the policy's own, for one.
+
+        Arguments are those of `SwitchRequest`. Where a hand has set the path, nothing happens. Hold no lock that
+        ``status`` takes.
+        """
 
 
 class Policy(Protocol):
-    """Decides which path answers. `SmartModel.load(policy=...)` takes one object for each model."""
+    """Decides which path answers. `SmartModel.load(policy=...)` takes one object for each model.
+
+    Two more methods are optional:
+
+    - ``status(self) -> Mapping[str, Any]`` says what the policy sees, for people, `SmartModel.metrics` and the audit
+      log; it may be called in any thread. Names are keys, numbers and texts are values.
+    - ``reloaded(self, model: PolicyModel) -> None`` is called when `SmartModel.reload` has put another bundle in place,
+      whose manifest may hold other parameters. What it raises is counted; calls go on.
+    """
 
     def start(self, model: PolicyModel) -> None:
         """Prepare for ``model``, which has just been loaded; what this raises, `SmartModel.load` raises."""

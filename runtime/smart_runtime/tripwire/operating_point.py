@@ -47,6 +47,7 @@ MOST_LLR = 5.0
 _PSEUDO_FRAMES = 1.0
 _TO_NEIGHBOUR = 1 / 6
 _RULE_OF_THREE = 3.0
+_WEIGHTS = {AT_CLEAN: 2.0, AT_ROBUST: 1.0, SILENT: 1.0}
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ class OperatingPoint:
     over all bins. Without the neighbours the ratios of some hundred frames fit their noise: on digits the mean of the
     likelihood ratio over clean frames held out, which a true one has at 1, was 3 to 8 in 16 x 8 bins, and is 1.0 to 1.5
     with them. A log-likelihood ratio is at most log(n/3) for n clean frames, at least -log(n/3) for n attacked ones (an
-    event that n frames never showed has, at 95%, a probability of up to 3/n), and within `MOST_LLR` at any rate. Bounded
+    event that n frames never showed has, at 95%, a probability of up to 3/n), and within `MOST_LLR` anyway. Bounded
     ratios are also what is best if some frames are drawn from elsewhere (Huber 1965, Annals of Mathematical Statistics
     36).
 
-    **Two sides.** The alternative is the mean of the kinds. One of them is silent: frames on which the paths agree
-    more, and the clean one is surer, than on clean frames. Where there are no silent frames, the quarter of the bins
-    with the lowest scores and the quarter with the highest confidences get the share of one more kind where they meet.
+    **Two sides.** The alternative is a mixture of the kinds, half of it those aimed at the clean path, which serves.
+    One of them is silent: frames on which the paths agree more, and the clean one is surer, than on clean frames. Where
+    there are no silent frames, the quarter of the bins with the lowest scores and the quarter with the highest
+    confidences stand for them where they meet.
     """
 
     score: str
@@ -147,7 +149,7 @@ class OperatingPoint:
         if total < LEAST_FRAMES:
             raise InputError(f"expected {LEAST_FRAMES} or more clean frames, got {total}; give more of them")
         if (len(clean), *{len(row) for row in clean}) != self.shape:
-            raise InputError(f"expected counts in {self.shape[0]} x {self.shape[1]} bins, got others")
+            raise InputError(f"expected counts in {self.shape[0]} x {self.shape[1]} bins, got others; calibrate again")
         return replace(self, clean=clean)
 
     @property
@@ -162,10 +164,10 @@ class OperatingPoint:
 
     @cached_property
     def _steps(self) -> NDArray[np.int64]:
-        kinds = [self._probabilities(kind) for kind in self.attacked]
-        if SILENT not in self.attacked:
-            kinds.append(_silent_prior(self.shape))
-        ratios = np.log(np.mean(kinds, axis=0) / self._probabilities(None))
+        kinds = {kind: self._probabilities(kind) for kind in self.attacked}
+        kinds.setdefault(SILENT, _silent_prior(self.shape))
+        mixture = np.average(list(kinds.values()), axis=0, weights=[_WEIGHTS[kind] for kind in kinds])
+        ratios = np.log(mixture / self._probabilities(None))
         attacked = min(sum(map(sum, counts)) for counts in self.attacked.values())
         low, high = -_bound(attacked), _bound(sum(map(sum, self.clean)))
         return np.asarray(np.rint(np.clip(ratios, low, high) * STEPS_PER_NAT), dtype=np.int64)

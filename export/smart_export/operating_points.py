@@ -1,0 +1,139 @@
+"""What the tripwire goes by, measured on the graphs of a bundle: how clean and attacked samples look to both paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from smart_common.roles import Role
+from smart_export.sources import Sources
+from smart_export.stages import Export, ExportedGraph
+from smart_export.timings import Stopwatch
+from smart_export.verify import Images, Scores, engine_scores
+from smart_runtime.bundle.graph_bytes import GraphBytes
+from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
+from smart_runtime.errors import InputError
+from smart_runtime.tripwire.operating_point import AT_CLEAN, AT_ROBUST, LEAST_FRAMES, SILENT, OperatingPoint
+from smart_runtime.tripwire.outlook import Outlook, outlook_of
+from smart_runtime.tripwire.pair_scores import SCORES
+from smart_runtime.tripwire.records import TripwireRecord
+from smart_train.accuracy import to_tensor
+from smart_train.masking.attack_mode import attack_mode
+
+SILENT_STEPS = 10
+"""Of the attack that takes both paths to one wrong class: enough to show where such frames lie, in seconds."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The operating points and what to expect of them, None where there are none, and a sentence for each concern."""
+
+    record: TripwireRecord | None
+    outlook: Outlook | None
+    warnings: tuple[str, ...]
+
+
+def measured(
+    sources: Sources, *, export: Export, graphs: Mapping[str, ExportedGraph], bundle: Path, stopwatch: Stopwatch
+) -> Measured:
+    """Return the operating points of the graphs in ``bundle``, or why there are none.
+
+    A bundle without a path for clean and one for attacked images has none, which is no concern.
+    """
+    with stopwatch.phase("operating points"):
+        record, why_none = _record(sources, export=export, graphs=graphs, bundle=bundle)
+        if record is None:
+            return Measured(None, None, () if why_none is None else (why_none,))
+        outlook = outlook_of(record)
+        return Measured(record, outlook, outlook.warnings)
+
+
+def _record(
+    sources: Sources, *, export: Export, graphs: Mapping[str, ExportedGraph], bundle: Path
+) -> tuple[TripwireRecord | None, str | None]:
+    pair = [
+        next((path for path in sources.paths if sources.of_path[path].role(path) is role), None)
+        for role in (Role.CLEAN, Role.ATTACKED)
+    ]
+    clean, robust = pair
+    if clean is None or robust is None:
+        return None, None
+    first, second = (sources.of_path[path].samples for path in (clean, robust))
+    if not torch.equal(first.images, second.images) or not torch.equal(first.labels, second.labels):
+        return None, (
+            "no operating points for the tripwire: the two checkpoints carry samples of other images; train both on "
+            "the same data with the same seed"
+        )
+    if len(first.labels) < LEAST_FRAMES:
+        return None, (
+            f"no operating points for the tripwire: the checkpoint has {len(first.labels)} samples, and it takes "
+            f"{LEAST_FRAMES}; train with more validation images"
+        )
+    images = {
+        "": to_tensor(first.images).numpy(),
+        AT_CLEAN: to_tensor(first.adversarial[clean]).numpy(),
+        AT_ROBUST: to_tensor(second.adversarial[robust]).numpy(),
+        SILENT: _silent(sources, clean=clean, robust=robust).numpy(),
+    }
+    scores = {path: _scores(export, graphs[path], bundle, list(images.values())) for path in (clean, robust)}
+    count = len(first.labels)
+    of_kind = {
+        kind: (scores[clean][i * count : (i + 1) * count], scores[robust][i * count : (i + 1) * count])
+        for i, kind in enumerate(images)
+    }
+    usual = of_kind.pop("")
+    try:
+        points = {score: OperatingPoint.fit(score, clean=usual, attacked=of_kind) for score in SCORES}
+    except InputError as error:
+        return None, f"no operating points for the tripwire: {error}"
+    return TripwireRecord(clean, robust, MappingProxyType(points)), None
+
+
+def _silent(sources: Sources, *, clean: str, robust: str) -> Tensor:
+    """Return the samples moved, within their eps, to where both paths say the robust path's second choice.
+
+    PGD from the image itself with steps of eps / 4 on the sum of both paths' cross-entropy, float32 (N, C, H, W).
+    """
+    samples = sources.of_path[robust].samples
+    models = [sources.of_path[path].net.path(path) for path in (clean, robust)]
+    original = to_tensor(samples.images)
+    with attack_mode(models[0]), attack_mode(models[1]):
+        parts = []
+        for image in torch.split(original, 64):
+            with torch.no_grad():
+                target = models[1](image).topk(2).indices[:, 1]
+            moved = image.clone()
+            for _ in range(SILENT_STEPS):
+                moved.requires_grad_(True)
+                loss = sum(functional.cross_entropy(model(moved), target, reduction="sum") for model in models)
+                (slope,) = torch.autograd.grad(torch.as_tensor(loss), moved)
+                step = moved.detach() - samples.eps / 4 * slope.sign()
+                moved = torch.clamp(torch.clamp(step, image - samples.eps, image + samples.eps), 0, 1)
+            parts.append(moved.detach())
+    return torch.cat(parts)
+
+
+def _scores(export: Export, graph: ExportedGraph, bundle: Path, batches: list[Images]) -> Scores:
+    weights = None if graph.weights is None else bundle / graph.weights
+    written = GraphBytes(
+        model=(bundle / graph.file).read_bytes(),
+        weights=None if weights is None else weights.read_bytes(),
+        weights_name=None if weights is None else weights.name,
+    )
+    engine = create_engine(
+        REFERENCE_ENGINE,
+        written,
+        inputs=export.input_spec,
+        outputs=export.output_spec,
+        options=EngineOptions(threads=1),
+    )
+    try:
+        return engine_scores(engine, batches, classes=export.output_spec.classes, name=graph.name)
+    finally:
+        engine.close()

@@ -1,0 +1,1 @@
+"""``smart-run calibrate``: fit the tripwire to frames of the user's own."""
