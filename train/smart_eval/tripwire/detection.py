@@ -18,6 +18,7 @@ from smart_eval.tripwire.streams import STREAMS, Alarms, alarms, auc, false_alar
 from smart_runtime.tripwire.operating_point import AT_CLEAN, AT_ROBUST, OperatingPoint, Pair, shadow_frames_between
 from smart_runtime.tripwire.operating_point import SILENT as SILENT_SAMPLES
 from smart_runtime.tripwire.pair_scores import SCORES, Values, at_temperature
+from smart_runtime.tripwire.records import DEFAULT_SCORE
 from smart_train.accuracy import tensors, to_tensor
 from smart_train.checkpoint.format import Samples
 from smart_train.data.images import Labels, Split
@@ -71,7 +72,8 @@ class TripwireFound:
     """What a tripwire notices of a pair's attackers.
 
     Attributes:
-        point: what it decides by, fitted on the checkpoint's own samples, of which no frame here is one.
+        points: what it would decide by with each score, fitted on the checkpoint's own samples, of which no frame here
+            is one; it has the first.
         eps: the attackers' radius in pixel units.
         clean: the clean frames.
         attacked: by kind.
@@ -80,7 +82,7 @@ class TripwireFound:
         seed: of attacks and streams.
     """
 
-    point: OperatingPoint
+    points: Mapping[str, OperatingPoint]
     eps: float
     clean: Kind
     attacked: Mapping[str, Kind]
@@ -88,10 +90,15 @@ class TripwireFound:
     steps: int
     seed: int
 
+    @property
+    def point(self) -> OperatingPoint:
+        """What the tripwire decides by."""
+        return next(iter(self.points.values()))
+
     @cache  # noqa: B019  # as long as the process, which measures few
-    def threshold(self, every: int) -> float:
+    def threshold(self, every: int, score: str | None = None) -> float:
         """Return the threshold in nats for one false alarm a day at 30 frames/s."""
-        return self.point.threshold(
+        return self.points[score or self.point.score].threshold(
             shadow_frames_between(rate_hz=RATE_HZ, every=every, false_alarms_per_day=FALSE_ALARMS_PER_DAY)
         )
 
@@ -100,6 +107,17 @@ class TripwireFound:
         """Return when the alarm comes in streams of which ``share`` is of a ``kind`` and the rest clean."""
         threshold = self.threshold(every)
         return alarms(self.clean.llrs, kind.llrs, share=share, threshold=threshold, every=every, seed=self.seed)
+
+    def by_score(self, score: str) -> dict[str, Any]:
+        """Return what the tripwire would be with another score; adaptive attackers know the one that it has."""
+        point, every = self.points[score], EVERY[0]
+        clean = point.llrs(*self.clean.pair)
+        found: dict[str, Any] = {}
+        for name, kind in self.attacked.items():
+            llrs = point.llrs(*kind.pair)
+            alarm = alarms(clean, llrs, share=1.0, threshold=self.threshold(every, score), every=every, seed=self.seed)
+            found[name] = {"auc": self.auc(name)[score], "frames_to_alarm": alarm.median}
+        return found
 
     def false_alarms(self, every: int) -> int:
         """Return the false alarms in three streams of 10,000 clean frames together."""
@@ -149,6 +167,7 @@ class TripwireFound:
                 }
                 for every in EVERY
             },
+            "scores": {score: self.by_score(score) for score in self.points},
             "clean": {"clean_path_wrong": self.clean.wrong(0), "robust_path_wrong": self.clean.wrong(1)},
             "attacked": {name: self._attacked(name) for name in self.attacked},
             "drift": {
@@ -182,26 +201,28 @@ def fitted(
     samples: Samples,
     *,
     paths: tuple[str, str],
-    score: str = "kl",
     device: torch.device | str = "cpu",
-) -> OperatingPoint:
-    """Return the operating point that a checkpoint's samples give: clean, attacked on each of ``paths``, and silent."""
+) -> dict[str, OperatingPoint]:
+    """Return the operating points that a checkpoint's samples give: clean, attacked on each of ``paths``, and silent.
+
+    By score, that of the policy first.
+    """
     images = to_tensor(samples.images.to(device))
     attacked = {
         kind: pair.arrays(to_tensor(samples.adversarial[path].to(device)))
         for kind, path in zip((AT_CLEAN, AT_ROBUST), paths, strict=True)
     }
     silent = pair.silent(images, samples.labels.to(device))
-    return OperatingPoint.fit(
-        score, clean=pair.arrays(images), attacked={**attacked, SILENT_SAMPLES: pair.arrays(silent)}
-    )
+    clean, attacked = pair.arrays(images), {**attacked, SILENT_SAMPLES: pair.arrays(silent)}
+    scores = [DEFAULT_SCORE, *(name for name in SCORES if name != DEFAULT_SCORE)]
+    return {score: OperatingPoint.fit(score, clean=clean, attacked=attacked) for score in scores}
 
 
 def measure_tripwire(
     pair: AttackedPair,
     split: Split,
     *,
-    point: OperatingPoint,
+    points: Mapping[str, OperatingPoint],
     chunk: int,
     device: torch.device | str = "cpu",
     done: Callable[[str, int], None] = lambda _, __: None,
@@ -211,11 +232,12 @@ def measure_tripwire(
     Args:
         pair: the two paths, in eval mode and on ``device``, and the attackers' radius.
         split: images that the operating point was not fitted on.
-        point: what the tripwire decides by.
+        points: what it would decide by with each score; it has the first one, which adaptive attackers know.
         chunk: images that are attacked together.
         device: where the networks are.
         done: called with what was made, and of how many images.
     """
+    point = next(iter(points.values()))
     parts = [slice(start, start + chunk) for start in range(0, len(split), chunk)]
     found: dict[str, list[Pair]] = {}
     with exactly():
@@ -233,7 +255,7 @@ def measure_tripwire(
                 found.setdefault(corruption.name, []).append(pair.arrays(corrupted))
     kinds = {name: _kind(name, ones, point, split.labels) for name, ones in found.items()}
     return TripwireFound(
-        point=point,
+        points=points,
         eps=pair.eps,
         clean=kinds["clean"],
         attacked={name: kinds[name] for name in KINDS},

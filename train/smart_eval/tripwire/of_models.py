@@ -59,5 +59,5 @@ def tripwire_of(
     clean, robust = (model.made_on[name].to(device) for name in names)
     pair = AttackedPair(clean, robust, eps=eps, steps=STEPS, seed=seed)
     with attack_mode(clean), attack_mode(robust):
-        point = fitted(pair, model.samples, paths=names, device=device)
-        return measure_tripwire(pair, split, point=point, chunk=chunk, device=device, done=done)
+        points = fitted(pair, model.samples, paths=names, device=device)
+        return measure_tripwire(pair, split, points=points, chunk=chunk, device=device, done=done)
