@@ -34,6 +34,7 @@ import bench_runtime
 import bench_sparsity
 import bench_switch
 import bench_train
+import bench_tripwire
 import kill_rule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,7 @@ PAGES = (
     ROOT / "docs/benchmarks.md",
     ROOT / "docs/evidence.md",
     ROOT / "docs/networks.md",
+    ROOT / "docs/policies.md",
     ROOT / "docs/precision.md",
     ROOT / "docs/sparsity.md",
     ROOT / "docs/security.md",
@@ -200,6 +202,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cifar": with_source("cifar", lambda record: bench_cifar.table(record["networks"], attack=record["attack"])),
     "methods-digits": with_source("methods-digits", bench_methods.table),
     "rule-short": lambda: kill_rule.short(load("methods-digits")),
+    "tripwire": with_source("tripwire", bench_tripwire.table),
+    "tripwire-scores": lambda: bench_tripwire.score_table(load("tripwire")),
+    "tripwire-speed": with_source("tripwire_speed", bench_tripwire.speed_table),
     "rule-digits": lambda: kill_rule.verdict(load("methods-digits")),
     "method-costs": with_source("method_costs", lambda record: bench_method_costs.table(record["rows"])),
 }
