@@ -225,7 +225,7 @@ def test_a_unix_signal_sets_a_path_on_demand_after_the_next_call(bundle: Path) -
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Signal(3.5), "expected a function, a file's name or a signal's number, got 3.5"),  # type: ignore[arg-type]
+        (lambda: Signal(3.5), "expected a function, a file's name or a signal's number, got 3.5"),
         (lambda: Signal(True, path="robust"), "got True"),
         (lambda: Signal(signal.SIGUSR1), "a signal needs the path"),
         (lambda: Signal(9999, path="robust"), "expected the number of a signal, got 9999"),
@@ -424,10 +424,10 @@ def test_wishes_that_a_hand_overrules_use_up_no_limit(bundle: Path) -> None:
     ("make", "said"),
     [
         (lambda: First([]), "expected policies, the most important one first, got none"),
-        (lambda: First([Asking]), "got <class"),  # type: ignore[list-item]
-        (lambda: Limit(Asking, max_switches_per_hour=1), "expected a policy"),  # type: ignore[arg-type]
+        (lambda: First([Asking]), "got <class"),
+        (lambda: Limit(Asking, max_switches_per_hour=1), "expected a policy"),
         (lambda: Limit(Asking(), max_switches_per_hour=0), "expected max_switches_per_hour as a whole number"),
-        (lambda: Limit(Asking(), max_switches_per_hour=1.5), "got 1.5"),  # type: ignore[arg-type]
+        (lambda: Limit(Asking(), max_switches_per_hour=1.5), "got 1.5"),
     ],
 )
 def test_a_policy_of_policies_that_makes_no_sense(make: Callable[[], object], said: str) -> None:
