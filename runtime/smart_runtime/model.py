@@ -366,9 +366,12 @@ class SmartModel:
 
         A load that another thread has begun is waited for. The policy is stopped, the audit log is brought to its end.
         """
-        if self._state.close():
-            self._steering.stop()
-            self._end_audit()
+        try:
+            if self._state.close():
+                self._steering.stop()
+        finally:
+            if self._state.unusable:  # else an interrupt came before
+                self._end_audit()
 
     def _end_audit(self) -> None:
         if self._audit is not None:
