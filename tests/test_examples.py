@@ -24,6 +24,7 @@ from PIL import Image
 
 from runtime.bundles import CLASS_NAMES, as_float, expected_scores, random_images, write_bundle
 from smart_runtime import Bundle, SmartModel
+from smart_runtime.audit.verification import verify_audit
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -270,3 +271,22 @@ def test_the_threaded_service_obeys_signals(bundle: Path) -> None:
         assert "robust/weights.bin" in line_with(running.process, "SIGHUP: expected")
         assert is_expected(running.ask("POST", "/?path=robust", png(3))[1], 3, "robust"), "the old one serves"
         assert running.ask("GET", "/stats")[1]["reloads"] == 1
+
+
+def test_prometheus_gets_its_metrics(bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "switches.jsonl"
+    with example("07_metrics.py", "--bundle", bundle, "--port", "0", "--audit", log) as process:
+        running = Service(process)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        text = response.read().decode()
+        assert (response.status, response.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        assert re.search(r'^smart_edge_calls_total\{path="(clean|robust)"\} \d+$', text, re.MULTILINE)
+        assert "smart_edge_policy_overridden 0\n" in text
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 404
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        line_with(process, "stopped")
+    assert verify_audit(log).problems == ()

@@ -1,8 +1,8 @@
 """What a model did, in Prometheus's text exposition format 0.0.4, for an endpoint of the user's own.
 
 The policy's ``status`` adds its numbers, each as ``smart_edge_policy_NAME``: a name that ends in ``_total`` is a
-counter, any other a gauge; True and False are 1 and 0; those of a mapping in it are ``NAME_KEY``. Texts and all else are
-left out, and so is what comes after the first 64 numbers, or has the name of one that is there.
+counter, any other a gauge; True and False are 1 and 0; those of a mapping in it are ``NAME_KEY``. Texts and all else
+are left out, and so is what comes after the first 64 numbers, or has the name of one that is there.
 """
 
 from __future__ import annotations

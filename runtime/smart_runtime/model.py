@@ -123,11 +123,10 @@ class SmartModel:
         return model
 
     def _keep_audit(self, audit: str | os.PathLike[str] | AuditLog, policy: Policy | None) -> None:
-        from smart_runtime.audit.audit_log import AuditLog, begin  # noqa: PLC0415  # only for who asks for it
+        from smart_runtime.audit.audit_log import AuditLog  # noqa: PLC0415  # only for who asks for it
 
-        log = audit if isinstance(audit, AuditLog) else AuditLog(audit)
-        begin(log, self._state, engine=self.engine_name, policy=None if policy is None else name_of(policy))
-        self._audit = log
+        self._audit = audit if isinstance(audit, AuditLog) else AuditLog(audit)
+        self._audit.begin(self._state, engine=self.engine_name, policy=None if policy is None else name_of(policy))
 
     def __call__(self, images: Images) -> Scores:
         """Return the scores of ``images``; `run` says the path and the latency too.
@@ -370,14 +369,16 @@ class SmartModel:
 
         A load that another thread has begun is waited for. The policy is stopped, the audit log is brought to its end.
         """
-        if self._state.close():
-            self._steering.stop()
-            self._end_audit()
+        try:
+            if self._state.close():
+                self._steering.stop()
+        finally:
+            if self._state.unusable:  # else an interrupt came before
+                self._end_audit()
 
     def _end_audit(self) -> None:
         if self._audit is not None:
-            self._state.recorder.close()
-            self._audit.close()
+            self._audit.end(self._state)
 
     def __repr__(self) -> str:
         try:

@@ -71,7 +71,7 @@ class PathState:
         self.loader = loader
         self._mode = mode
         self._blocks: set[Scope] = set()
-        self._unusable = ""  # why nothing may be done any more
+        self.unusable = ""  # why nothing may be done any more
         self._lost = ""  # why no path is loaded, where one should be
         self._new_locks()
         forks.guard(self)
@@ -121,8 +121,8 @@ class PathState:
 
     def check_usable(self) -> None:
         """Raise ClosedError if the model was closed, or this process was forked from the one that loaded it."""
-        if self._unusable:
-            raise ClosedError(self._unusable)
+        if self.unusable:
+            raise ClosedError(self.unusable)
 
     def enter(self, call: Call, scope: Callable[[], str | None]) -> LoadedPath:
         """Return the path that ``call`` is to run on, entered: the one that ``scope`` names, else the active one."""
@@ -149,13 +149,13 @@ class PathState:
         loaded: Mapping[str, LoadedPath] = {}
         try:
             with self._lock:
-                if self._unusable:
+                if self.unusable:
                     return False
                 loaded, why = self.loaded, "the model is closed; load the bundle again"
-                self._become(_unusable=why, loaded={}, _active=None, settled=True)
+                self._become(unusable=why, loaded={}, _active=None, settled=True)
             self._let_go(loaded)
         except BaseException:
-            if self._unusable:  # or nothing has happened yet, and the model is open
+            if self.unusable:  # or nothing has happened yet, and the model is open
                 self._let_go(loaded)
             raise
         return True
@@ -175,7 +175,7 @@ class PathState:
         forks.never_free(one.engine for one in self.loaded.values())
         self.recorder.new_lock()
         self._new_locks()
-        self._unusable = self._unusable or "the model was loaded before a fork; load the bundle in this process"
+        self.unusable = self.unusable or "the model was loaded before a fork; load the bundle in this process"
         self.loaded, self._active = {}, None
 
     def _change(self, work: Callable[[], _T]) -> _T:
@@ -246,10 +246,10 @@ class PathState:
     def _install(self, fresh: LoadedPath, cause: Cause) -> bool:
         """Let a path answer that was loaded just now; say whether that is a switch."""
         with self._lock:
-            if not self._unusable:
+            if not self.unusable:
                 return self._activate(fresh, cause)
         fresh.retire()
-        raise ClosedError(self._unusable)
+        raise ClosedError(self.unusable)
 
     def _load_beside(self, name: str) -> LoadedPath:
         """Load a path beside those that are loaded; OutOfMemoryError if the budget or the system forbids it."""
@@ -341,14 +341,14 @@ class PathState:
     def _pin_on_demand(self, scope: Scope) -> None:
         fresh = None if scope.path in self.loaded else self._load_beside(scope.path)
         with self._lock:
-            if not self._unusable:
+            if not self.unusable:
                 self._blocks.add(scope)
                 if fresh is not None:
                     self.loaded = {**self.loaded, scope.path: fresh}
                 return
         if fresh is not None:
             fresh.retire()
-        raise ClosedError(self._unusable)
+        raise ClosedError(self.unusable)
 
     def unpin(self, scope: Scope) -> None:
         """Forget a scope that has ended; on demand, a path that nothing else uses is dropped."""

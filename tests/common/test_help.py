@@ -33,6 +33,8 @@ _HEAVY_ON_A_BOARD = {"rich", "importlib.metadata", "importlib.resources", "smart
         ["smart_runtime.cli"],
         ["smart_runtime.cli", "infer"],
         ["smart_runtime.cli", "info"],
+        ["smart_runtime.cli", "audit"],
+        ["smart_runtime.cli", "audit", "verify"],
         ["smart_runtime.bench.cli"],
         ["smart_train.cli"],
         ["smart_eval.cli"],

@@ -23,6 +23,7 @@ from runtime.bundles import write_bundle
 from smart_common.console.entry import COMMANDS
 from smart_common.errors import SmartError
 from smart_common.names import is_printable
+from smart_runtime import SmartModel
 from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
 from smart_train.checkpoint.format import save_checkpoint
 
@@ -47,6 +48,7 @@ GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "run infer": ({"bundle": "bundle", "pictures": "good.png"}, ()),
     "run info": ({"bundle": "bundle"}, ()),
     "run install": ({"bundle": "bundle"}, ()),
+    "run audit verify": ({"file": "good.jsonl"}, ()),
     "run selftest": ({"bundle": "bundle"}, ("--engine", "onnxruntime-cpu")),
     "bench": ({"bundle": "bundle"}, ("--blocks", "2")),
     "train": ({}, _TRAIN),
@@ -86,11 +88,15 @@ FORMS = {
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     for name, (module, _, _) in COMMANDS.items():
-        main = import_module(module).main
-        if isinstance(main, click.Group):
-            yield from ((f"{name} {one}", command) for one, command in main.commands.items())
-        else:
-            yield name, main
+        yield from within(name, import_module(module).main)
+
+
+def within(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        for one, inner in command.commands.items():
+            yield from within(f"{name} {one}", inner)
+    else:
+        yield name, command
 
 
 def takes_a_name(parameter: click.Parameter) -> bool:
@@ -142,6 +148,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "test_labels": labels[:10],
     }
     np.savez(folder / "good.npz", **arrays)
+    SmartModel.load(folder / "bundle", audit=folder / "good.jsonl").close()
     return folder
 
 

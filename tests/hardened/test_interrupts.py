@@ -20,6 +20,7 @@ from hardened.striking import Stop, native_threads, places, strike, struck
 from runtime.bundles import as_float, expected_scores, graph_files, random_images, write_bundle
 from runtime.fakes import Thread
 from smart_runtime import ClosedError, EngineError, SmartModel
+from smart_runtime.audit.verification import verify_audit
 
 FLOATS = as_float(random_images(2))
 TIGHT = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "robust"))
@@ -118,6 +119,31 @@ def test_an_interrupt_at_any_place_of_load(bundle: Path, every: int) -> None:
     for at in places(load)[::every]:
         kept.append(struck(load, at=at))
         assert threads_are(threads), at
+    assert sum(error is not None for error in kept) > 0.8 * len(kept)
+
+
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_interrupt_at_any_place_of_a_life_with_an_audit_log(bundle: Path, tmp_path: Path, every: int) -> None:
+    """No thread stays once the model is closed, the next one gets the file, and what was written is whole."""
+    log = tmp_path / "log"
+    models: list[SmartModel] = []
+
+    def live() -> None:
+        with SmartModel.load(bundle, threads=1, audit=log) as model:
+            models.append(model)
+            model.switch("robust")
+
+    live()
+    threads = native_threads()
+    kept = []
+    for at in places(live)[::every]:
+        kept.append(struck(live, at=at))
+        while models:
+            models.pop().close()
+        gc.collect()
+        assert threads_are(threads), at
+        live()
+        assert verify_audit(log).problems == (), at
     assert sum(error is not None for error in kept) > 0.8 * len(kept)
 
 

@@ -80,6 +80,7 @@ class AuditLog:
         self._writer = Writer(self.path, max_bytes=max_bytes, keep=keep, key=key)
         self._work: _Work | None = None
         self._before = 0
+        self._owner: weakref.ref[PathState] | None = None  # a model that nobody closes can go before its log
 
     @property
     def failures(self) -> int:
@@ -91,24 +92,46 @@ class AuditLog:
         """The hash of the last line that is on the disk: kept elsewhere, it shows whether the end was cut off."""
         return self._writer.head
 
-    def start(self, **fields: Any) -> None:
-        """Open the file and write the first line; raises AuditError or OSError.
+    def begin(self, state: PathState, *, engine: str, policy: str | None) -> None:
+        """Open the file, and write the switches, reloads and end of a model that was loaded just now.
 
         Raises:
             AuditError: Something else lies there, or a model writes it.
             OSError: The system refuses.
         """
-        if self._work is not None:
+        if self._owner is not None and self._owner() is not None:
             raise AuditError(f"the audit log {self.path} belongs to another model; make one for each")
+        self.close()  # where a model has gone without an end
+        self._owner = weakref.ref(state)
+        manifest = state.bundle.manifest
+        self._start(
+            bundle=state.bundle.digest,
+            name=manifest.package_name,
+            paths=list(manifest.paths),
+            path=state.path,
+            engine=engine,
+            policy=policy,
+        )
+        state.recorder.journal = self.put
+
+    def end(self, state: PathState) -> None:
+        """Write what is left of that model and close the file, if the log is that model's; may be called again."""
+        if self._owner is not None and self._owner() is state:
+            state.recorder.close()
+            self.close()
+            self._owner = None
+
+    def _start(self, **fields: Any) -> None:
         self._writer.open(_event("load", {"process": os.getpid(), **fields}))
-        self._work = work = _Work(self._writer)
+        work = _Work(self._writer)
+        self._work, thread = work, work.thread
         if not _hooks:  # at the first log and not on import
             atexit.register(_at_exit)
             _hooks.append(None)
         _logs.add(self)
         forks.guard(self)
         weakref.finalize(self, work.queue.put, None).atexit = False  # the thread of a model that is dropped ends
-        threading.Thread(target=work.run, name="smart-edge audit", daemon=True).start()
+        thread.start()
 
     def put(self, name: str, fields: dict[str, Any]) -> None:
         """Have an event written; returns at once, and may be called in a signal handler. Never raises."""
@@ -118,16 +141,16 @@ class AuditLog:
     def close(self, timeout_s: float = _CLOSE_SECONDS) -> None:
         """Write what is queued, sign the chain and close the file; may be called again."""
         work = self._work
-        if work is None:
-            return
-        work.queue.put(None)
-        until = time.monotonic() + timeout_s
-        while not work.done and time.monotonic() < until:  # polled: an interrupt can leave an Event locked for good
-            time.sleep(POLL_SECONDS)
-        if work.done:
+        if work is not None:
+            work.queue.put(None)
+            until = time.monotonic() + timeout_s
+            while work.thread.is_alive():  # polled: an interrupt can leave the lock of an Event locked for good
+                if time.monotonic() >= until:
+                    _log.warning("the audit log %s takes over %g s; its last lines may be lost", self.path, timeout_s)
+                    return
+                time.sleep(POLL_SECONDS)
             self._before, self._work = self._before + work.lost, None
-        else:
-            _log.warning("the audit log %s did not end within %g s; its last lines may be lost", self.path, timeout_s)
+        self._writer.close()  # a thread that never began has not
 
     def after_fork_in_child(self) -> None:
         """Write nothing more: the file is the parent's."""
@@ -143,6 +166,7 @@ class _Work:
         self.lost = 0
         self.done = False
         self._writer = writer
+        self.thread = threading.Thread(target=self.run, name="smart-edge audit", daemon=True)
 
     def put(self, event: Event) -> None:
         if self.done or self.queue.qsize() >= _MOST_WAITING:
@@ -196,16 +220,3 @@ def _event(name: str, fields: dict[str, Any]) -> Event:
 def _at_exit() -> None:
     for log in list(_logs):
         log.close(_EXIT_SECONDS)
-
-
-def begin(log: AuditLog, state: PathState, *, engine: str, policy: str | None) -> None:
-    """Start the log of a model that was loaded just now, and have its switches, reloads and end written."""
-    log.start(
-        bundle=state.bundle.digest,
-        name=state.bundle.manifest.package_name,
-        paths=list(state.bundle.manifest.paths),
-        path=state.path,
-        engine=engine,
-        policy=policy,
-    )
-    state.recorder.journal = log.put

@@ -10,7 +10,12 @@ from smart_common.lazy import lazy_attributes
 
 POLICIES: Mapping[str, str] = MappingProxyType(
     {
+        "Budget": "smart_runtime.policies.budget",
+        "First": "smart_runtime.policies.first",
         "Hysteresis": "smart_runtime.policies.hysteresis",
+        "Limit": "smart_runtime.policies.limit",
+        "Schedule": "smart_runtime.policies.schedule",
+        "Signal": "smart_runtime.policies.host_signal",
         "Tripwire": "smart_runtime.policies.tripwire",
     }
 )

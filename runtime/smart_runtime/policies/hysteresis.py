@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from smart_runtime.bundle.manifest import check_path
 from smart_runtime.inputs import Images
@@ -56,6 +57,7 @@ class Hysteresis:
         self._hold_s = hold_s
         self._clock = clock
         self._held_until = float("-inf")
+        self._last = float("nan")
 
     def start(self, model: PolicyModel) -> None:
         """Switch ``model`` to what the signal asks for now; PathError if it does not have both paths."""
@@ -71,12 +73,17 @@ class Hysteresis:
 
     def _read(self) -> SwitchRequest | None:
         value, now = self._signal(), self._clock()
+        self._last = value
         if value > self._enter:
             self._held_until = now + self._hold_s
             return SwitchRequest(self._path, f"signal {value:g} above {self._enter:g}")
         if value < self._leave and now >= self._held_until:
             return SwitchRequest(self._otherwise, f"signal {value:g} below {self._leave:g}")
         return None
+
+    def status(self) -> Mapping[str, Any]:
+        """Return the signal as it was read last, and the levels."""
+        return {"signal": self._last, "enter": self._enter, "leave": self._leave}
 
     def stop(self) -> None:
         """Nothing to give back."""
