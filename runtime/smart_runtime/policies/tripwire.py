@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -37,6 +38,7 @@ CALM = "the paths agree again: tripwire calm"
 _QUEUE = 16  # calls that may wait for the worker
 _FRAMES = 8  # of one call that are looked at, at most: a batch is one scene, and memory stays bounded
 _HOUR = 3600.0
+_LEAVE_S = 2.0  # that a program which ends waits for an engine at most
 
 _log = logging.getLogger(__name__)
 
@@ -146,11 +148,13 @@ class Tripwire:
         self._worker: threading.Thread | None = None
         self._renew()
         forks.guard(self)
+        _end_at_exit(self)
 
     def _renew(self) -> None:
         self._jobs: _Jobs = queue.SimpleQueue()  # C, so that no interrupt leaves a lock of it locked
         self._lock = threading.RLock()  # held for a few assignments; signal handlers may come again
-        weakref.finalize(self, self._jobs.put, None)  # the worker keeps no forgotten policy alive, and ends with it
+        # The worker keeps no forgotten policy alive, and ends with it.
+        weakref.finalize(self, self._jobs.put, None).atexit = False
 
     def start(self, model: PolicyModel) -> None:
         """Watch ``model``, from its path for clean images on.
@@ -284,7 +288,6 @@ class Tripwire:
         apart = clean.argmax(axis=1) != robust.argmax(axis=1)
         for number, ratio in enumerate(ratios):
             with self._lock:
-                self._runs += 1
                 self._disagreements += int(apart[number])
                 self._last = {"score": float(scores[number]), "confidence": float(confidences[number])}
                 self._step(float(ratio))
@@ -292,6 +295,8 @@ class Tripwire:
                 details = self.status()
             if model.path != wanted:
                 model.switch(wanted, reason, details)
+            with self._lock:
+                self._runs += 1  # last: who waits for it finds the path switched
 
     def _step(self, ratio: float) -> None:
         """Add a frame to the test and turn the alarm on or off; ``_lock`` is held."""
@@ -352,11 +357,39 @@ class Tripwire:
             self._stopped, self._watch, self._off = True, None, "the model is closed"
         self._jobs.put(None)
 
+    def join(self, timeout: float) -> None:
+        """Wait for the worker to end, for at most so many seconds."""
+        worker = self._worker
+        if worker is not None:
+            worker.join(timeout)
+
     def after_fork_in_child(self) -> None:
         """Watch nothing in a forked child, where the model is unusable and the worker does not exist: see `forks`."""
         self._renew()
         self._worker = None
         self._stopped, self._watch, self._off = True, None, "this process was forked from the one that loaded the model"
+
+
+_unended: weakref.WeakSet[Tripwire] = weakref.WeakSet()
+_hooks: list[None] = []
+
+
+def _end_at_exit(policy: Tripwire) -> None:
+    """Let the worker of ``policy`` leave its engine before the interpreter ends.
+
+    At the end Python stops daemon threads where they take its lock again. In the middle of an engine of C++ that is an
+    exception which nobody catches, and the process aborts.
+    """
+    if not _hooks:
+        atexit.register(_end_all)
+        _hooks.append(None)
+    _unended.add(policy)
+
+
+def _end_all() -> None:
+    for policy in list(_unended):
+        policy.stop()
+        policy.join(_LEAVE_S)
 
 
 def _work(jobs: _Jobs, policy: weakref.ref[Tripwire]) -> None:
