@@ -4,8 +4,8 @@
     python examples/06_tripwire.py --bundle demo-out/bundle --checkpoint demo-out/ckpt.pt --plot tripwire.png
 
 The stream has 2,000 frames: the checkpoint's validation pictures in random order, from frame 1,200 on as an attacker
-who knows the clean path has changed them. Nothing tells the model so. Frames before the alarm are lost, and an attacker who
-also knows the tripwire is noticed far later or never: docs/policies.md has the figures.
+who knows the clean path has changed them. Nothing tells the model so. Frames before the alarm are lost, and an
+attacker who also knows the tripwire is noticed late or never: docs/policies.md has the figures.
 """
 
 from __future__ import annotations

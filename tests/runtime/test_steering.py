@@ -129,7 +129,8 @@ def test_a_policy_sees_the_model_and_not_its_own_calls(bundle: Path) -> None:
         with facade.using("robust"):
             assert (facade.run(FLOATS).path, facade.path) == ("robust", "clean")
         assert policy.seen == 0
-        assert model.stats.paths["robust"].calls == 1
+        assert model.stats.paths["robust"].calls == 0
+        assert model.stats.paths["robust"].policy_calls == 1
     for refused in (lambda: facade.path, lambda: facade.run(FLOATS), lambda: facade.switch("robust")):
         with pytest.raises(ClosedError):
             refused()

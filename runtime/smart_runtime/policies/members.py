@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.inputs import Images
 from smart_runtime.memory import MemoryReport
@@ -71,6 +72,10 @@ class _Model:
     @property
     def manifest(self) -> Manifest:
         return self._model.manifest
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._model.bundle
 
     def memory(self) -> MemoryReport:
         return self._model.memory()
