@@ -5,8 +5,8 @@
     touch robust.on                                         # in another terminal: the robust path takes over
     rm robust.on                                            # and the clean one again
 
-Nothing here detects an attack. When the robust path is to answer is for you to say: the policy reads a signal of your
-own after each frame, here whether a file exists. Yours may be the time, the place or the score of a detector.
+When the robust path is to answer is for you to say here: the policy reads a signal of your own after each frame,
+whether a file exists. Yours may be the time or the place; 06_tripwire.py has a policy that looks at the frames.
 """
 
 from __future__ import annotations
