@@ -19,6 +19,7 @@ from smart_common.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from smart_runtime import policies
+    from smart_runtime.both import Both
     from smart_runtime.bundle.bundle import Bundle
     from smart_runtime.classify import Prediction
     from smart_runtime.engines import BatchRange, EngineOptions
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchRange",
+    "Both",
     "Bundle",
     "BundleError",
     "ClosedError",
@@ -72,6 +74,7 @@ __getattr__ = lazy_attributes(
     {
         **dict.fromkeys(__all__, "smart_runtime.errors"),  # but for these:
         "BatchRange": "smart_runtime.engines",
+        "Both": "smart_runtime.both",
         "Bundle": "smart_runtime.bundle.bundle",
         "EngineOptions": "smart_runtime.engines",
         "Hysteresis": "smart_runtime.policies.hysteresis",

@@ -121,7 +121,7 @@ def infer(
             except InputError as error:
                 failures.append({"picture": str(file), "error": str(error)})
             else:
-                found = best_classes(result.scores[0], model.class_names, top=top)
+                found = best_classes(result.scores[0], model.class_names, top=top, temperature=result.temperature)
                 results.append((file, found, result.latency_ms))
             advance()
         used, signer, notes = model.path, model.bundle.signer, model.notes

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn, cast
 
+from smart_runtime.both import Both, run_on_all
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.bundle.signatures import PublicKey, public_key
@@ -167,10 +168,25 @@ class SmartModel:
                 call.loaded.close_if_idle()
         latency_ns = time.perf_counter_ns() - start_ns
         self._state.recorder.call(loaded.name, images=len(scores), latency_ns=latency_ns)
-        result = Result(scores, loaded.name, latency_ns / 1e6)
+        result = Result(scores, loaded.name, latency_ns / 1e6, loaded.temperature)
         if self._policy is not None:
             self._observe(self._policy, result, images)
         return result
+
+    def both(self, images: Images) -> Both:
+        """Return the scores of every path, mixes not counted, for the same images; arguments and errors as of `run`.
+
+            both = model.both(frames)
+            disagree = both.scores["clean"].argmax(1) != both.scores["robust"].argmax(1)
+
+        The images are checked and converted once, and the paths run one after the other: on a CPU one call uses all
+        the cores that the engine was given already (benchmarks/bench_both.py). Neither the active path nor a scope
+        matters. `stats` count a call on each path, no policy sees it.
+
+        Raises:
+            EngineError: Also if paths are loaded on demand.
+        """
+        return run_on_all(self._state, images)
 
     def _observe(self, policy: Policy, result: Result, images: Images) -> None:
         """Show a call to the policy and do what it asks for; whatever fails, the caller gets the result."""
@@ -216,7 +232,8 @@ class SmartModel:
         images = preprocess(image, self, channel_order=channel_order)
         if len(images) != 1:
             raise InputError(f"expected one picture, got {len(images)}; call classify for each")
-        return best_classes(self(images)[0], self.class_names, top=top)
+        result = self.run(images)
+        return best_classes(result.scores[0], self.class_names, top=top, temperature=result.temperature)
 
     async def arun(self, images: Images) -> Result:
         """Do what `run` does in a thread of asyncio's pool, while the event loop goes on; `using` holds there too.
@@ -241,8 +258,8 @@ class SmartModel:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths to choose from."""
-        return tuple(self.manifest.paths)
+        """The paths to choose from, and the mixes between them."""
+        return self.manifest.choices
 
     def switch(self, path: str, reason: str = "") -> None:
         """Let ``path`` answer every call that begins after this returns; calls in flight finish on their path.
