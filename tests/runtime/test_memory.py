@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-import smart_runtime.path_state
+import smart_runtime.path_changes
 import smart_runtime.serving
 from runtime.bundles import Array, as_float, expected_scores, graph_files, random_images, write_bundle
 from runtime.each_engine import cpu_only
@@ -214,7 +214,7 @@ def test_a_scope_that_begins_while_the_old_path_is_to_be_dropped_keeps_it(
             scope.enter_context(model.using("clean"))
             return True
 
-        monkeypatch.setattr(smart_runtime.path_state, "has_room", scoped_meanwhile)
+        monkeypatch.setattr(smart_runtime.path_changes, "has_room", scoped_meanwhile)
         with pytest.raises(OutOfMemoryError, match="which a block uses"):
             model.switch("robust")
         assert_scores(model(FLOATS), "clean")
