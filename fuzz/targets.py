@@ -45,9 +45,9 @@ def _manifest(_: Path) -> Subject:
         DENSE,
         MAX_REFERENCE_IMAGES,
         PATH_NAME,
-        is_inside,
         parse_manifest,
     )
+    from smart_runtime.bundle.package import is_inside  # noqa: PLC0415
     from smart_runtime.errors import BundleError  # noqa: PLC0415
 
     def check(data: bytes) -> None:
@@ -90,7 +90,7 @@ def _manifest(_: Path) -> Subject:
 
 def _checksums(_: Path) -> Subject:
     from smart_runtime.bundle.bundle import CHECKSUMS, SIGNATURE, parse_checksums  # noqa: PLC0415
-    from smart_runtime.bundle.manifest import is_inside  # noqa: PLC0415
+    from smart_runtime.bundle.package import is_inside  # noqa: PLC0415
     from smart_runtime.errors import BundleError  # noqa: PLC0415
 
     def check(data: bytes) -> None:

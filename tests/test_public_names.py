@@ -15,7 +15,7 @@ PUBLIC = {
         load_profile parse_profile profile_names profile_of resolve_target version
     """,
     "smart_runtime": """
-        AuditError AuditLog BatchRange Bundle BundleError ClosedError DeviceLostError EngineError EngineOptions
+        AuditError AuditLog BatchRange Both Bundle BundleError ClosedError DeviceLostError EngineError EngineOptions
         Hysteresis InputError
         LatencyHistogram MemoryReport
         OutOfMemoryError PathError PathMemory PathStats Policy Prediction Result SignatureError SmartModel Stats

@@ -20,6 +20,7 @@ from smart_export.bundle_manifest import check_structure, gate_terms, manifest_r
 from smart_export.errors import ExportError
 from smart_export.evidence import Evidence, divide
 from smart_export.graph import Converter
+from smart_export.mixing import ExportedMix, WantedMixes, check_mixes, export_mixes
 from smart_export.operating_points import measured
 from smart_export.precision import FP32, MAX_DROP, Precision, check_precision
 from smart_export.publish import check_output, publish, staged
@@ -35,6 +36,7 @@ from smart_runtime.bundle.signatures import public_half
 from smart_runtime.reference import INPUTS, npy_bytes
 from smart_runtime.tripwire.outlook import Outlook
 from smart_train import Checkpoint
+from smart_train.calibration import FittedTemperature, temperature_of
 from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.masking.accounting import Densities
 
@@ -60,6 +62,8 @@ class BuildResult:
         densities: how much each path uses.
         masks: how they were found, and what the paths' have in common; None of two separate networks.
         outlook: what to expect of the tripwire; None where the bundle has no operating points.
+        mixes: operating points between two paths.
+        temperatures: what calibrates each path's scores.
         signer: the fingerprint of the key that signed it, None without one.
         seconds: what the build took.
     """
@@ -78,6 +82,8 @@ class BuildResult:
     densities: Densities
     masks: MaskInfo | None
     outlook: Outlook | None
+    mixes: tuple[ExportedMix, ...]
+    temperatures: Mapping[str, FittedTemperature]
     signer: str | None
     seconds: float
 
@@ -96,6 +102,7 @@ def build_bundle(
     max_drop: float = MAX_DROP,
     undecided: str = "warn",
     random_images: int = RANDOM_IMAGES,
+    mixes: WantedMixes = WantedMixes(),  # noqa: B008  # it is frozen
     rtx: Sequence[str] = (),
     allow_slow_structure: bool = False,
     force: bool = False,
@@ -127,6 +134,7 @@ def build_bundle(
         undecided: what happens where the images are too few to tell whether it lost more: ``warn`` writes the bundle
             with a warning if the drop that was measured is allowed, ``refuse`` does not.
         random_images: how many images of noise to verify on beside those that judge.
+        mixes: operating points between the path for clean images and that for attacked ones.
         rtx: add engine plans for GPUs of these compute capabilities, from `smart_export.rtx.parse_capabilities`.
         allow_slow_structure: export zeros in a pattern that the target gains nothing from.
         force: replace a bundle that exists.
@@ -154,6 +162,7 @@ def build_bundle(
     default_path = default_path or names[0]
     if default_path not in names:
         raise ExportError(f"no path {default_path!r} to start on; choose out of {', '.join(names)}")
+    check_mixes(mixes, sources)
     references = sources.reference_images
 
     @cache  # the paths of one checkpoint have it in common
@@ -192,21 +201,13 @@ def build_bundle(
             on_step(name)
         _name_one_graph_once_(graphs, staging)
         (staging / INPUTS).write_bytes(npy_bytes(export.reference_images))
-        plans = []
-        if rtx:
-            with stopwatch.phase("TensorRT-RTX"):
-                for name, graph in graphs.items():
-                    for plan in build_plans(
-                        name,
-                        staging / graph.file,
-                        two_four=any(layer.why_not_two_four is None for layer in graph.cost.layers),
-                        folder=staging,
-                        inputs=export.input_spec,
-                        capabilities=rtx,
-                    ):
-                        plans.append(plan)
-                        on_step(plan.file)
+        plans = _plans(graphs, export, folder=staging, capabilities=rtx, on_step=on_step)
         dense, paths = graphs.pop(DENSE, None), graphs
+        with stopwatch.phase("temperatures and mixes"):
+            temperatures = {name: temperature_of(part, name) for name, part in sources.of_path.items()}
+            made = export_mixes(
+                mixes, sources=sources, exports=exports, graphs=paths, temperatures=temperatures, bundle=staging
+            )
         tripwire = measured(sources, export=export, graphs=paths, bundle=staging, stopwatch=stopwatch)
         with stopwatch.phase("manifest and checksums"):
             manifest = manifest_record(
@@ -217,6 +218,8 @@ def build_bundle(
                 plans=plans,
                 densities=kept,
                 masks=masks,
+                mixes=made,
+                temperatures=temperatures,
                 default_path=default_path,
                 shares="nothing" if sources.separate else whole.net.shares,
                 tripwire=tripwire.record,
@@ -238,6 +241,7 @@ def build_bundle(
         max_drop=max_drop,
         warnings=(
             *(sentence for graph in paths.values() for sentence in graph.warnings),
+            *(sentence for mix in made for sentence in mix.warnings),
             *warnings_of_metrics({name: sources.whole.role(name) for name in names}, sources.whole.metrics),
             *tripwire.warnings,
         ),
@@ -249,9 +253,37 @@ def build_bundle(
         plans=tuple(plans),
         densities=kept,
         masks=masks,
+        mixes=made,
+        temperatures=temperatures,
         signer=written.signer,
         seconds=time.perf_counter() - started,
     )
+
+
+def _plans(
+    graphs: Mapping[str, ExportedGraph],
+    export: Export,
+    *,
+    folder: Path,
+    capabilities: Sequence[str],
+    on_step: Callable[[str], None],
+) -> list[Plan]:
+    plans: list[Plan] = []
+    if not capabilities:
+        return plans
+    with export.stopwatch.phase("TensorRT-RTX"):
+        for name, graph in graphs.items():
+            for plan in build_plans(
+                name,
+                folder / graph.file,
+                two_four=any(layer.why_not_two_four is None for layer in graph.cost.layers),
+                folder=folder,
+                inputs=export.input_spec,
+                capabilities=capabilities,
+            ):
+                plans.append(plan)
+                on_step(plan.file)
+    return plans
 
 
 def _name_one_graph_once_(graphs: dict[str, ExportedGraph], bundle: Path) -> None:

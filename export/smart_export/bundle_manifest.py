@@ -11,6 +11,7 @@ from smart_common.version import version
 from smart_devices import Profile, Target
 from smart_export.errors import ExportError
 from smart_export.graph import GRAPH, INPUT
+from smart_export.mixing import ExportedMix
 from smart_export.quantise import CALIBRATION_METHOD, recipe_for
 from smart_export.rtx import Plan
 from smart_export.stages import Export, ExportedGraph
@@ -19,6 +20,7 @@ from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.onnxruntime import import_onnxruntime
 from smart_runtime.reference import INPUTS, TOLERANCES
 from smart_runtime.tripwire.records import TripwireRecord
+from smart_train.calibration import FittedTemperature
 from smart_train.masking.accounting import Densities
 from smart_train.masking.structure import Structure
 
@@ -34,6 +36,8 @@ def manifest_record(
     plans: Sequence[Plan],
     densities: Densities,
     masks: MaskInfo | None,
+    mixes: Sequence[ExportedMix],
+    temperatures: Mapping[str, FittedTemperature],
     default_path: str,
     shares: str,
     tripwire: TripwireRecord | None,
@@ -72,9 +76,11 @@ def manifest_record(
                 "layers": layer_records(graph),
                 "metrics": checkpoint.metrics[name],
                 "gate": graph.judged,
+                "calibration": temperatures[name].record(),
             }
             for name, graph in paths.items()
         },
+        **({"mixes": {mix.name: mix.record() for mix in mixes}} if mixes else {}),
         "baseline": None
         if baseline is None
         else {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from smart_common.robustness import warnings_of_metrics
 from smart_common.units import si
 from smart_devices import PRECISIONS, resolve_target
 from smart_devices.engine_rows import REFERENCE_ENGINE
+from smart_export.dial.cli import mix_options
 from smart_export.errors import ExportError
-from smart_export.given.cli import GivenCheckpoints, checkpoint_options
+from smart_export.given.cli import GivenCheckpoints, checkpoint_options, images_for
 from smart_export.precision import FP32, INT8, MAX_DROP
 from smart_export.printing.cli import print_lines, print_phase, print_result, print_total
 from smart_export.timings import Stopwatch, peak_bytes, seconds_since_start
@@ -28,8 +30,7 @@ from smart_train.choices import DATA_SPECS
 from smart_train.data.cli import DataPlaces, data_options, data_place
 
 if TYPE_CHECKING:
-    from smart_export.sources import Sources
-    from smart_train.data.images import ImageSet
+    from smart_export.mixing import WantedMixes
 
 _FILE = click.Path(path_type=Path)
 
@@ -37,7 +38,7 @@ _BUILD_GROUPS = {
     "Device and graphs": (
         "target", "jetpack", "precision", "baseline", "dense_control", "default_path", "rtx", "allow_slow_structure",
     ),
-    "Accuracy": ("max_drop", "undecided"),
+    "Accuracy": ("max_drop", "undecided", "mix", "mix_clean"),
     "Model and data": (
         "clean", "robust", "data", "data_images", "calibration", "data_dir", "cache_dir", "no_cache", "max_broken",
         "model", "model_arg",
@@ -64,6 +65,7 @@ def main(context: click.Context) -> None:
 Two networks: smart-export --clean standard.pt --robust trades.pt --target jetson-orin -o bundle""",
 )
 @checkpoint_options
+@mix_options
 @click.option("--target", required=True, metavar="NAME", help="The device (smart-devices list), or its FILE.json.")
 @click.option(
     "--jetpack",
@@ -142,6 +144,7 @@ Two networks: smart-export --clean standard.pt --robust trades.pt --target jetso
 def build(
     *,
     given: GivenCheckpoints,
+    mixes: Callable[[], WantedMixes],
     target: str,
     jetpack: str | None,
     output: Path | None,
@@ -199,10 +202,10 @@ def build(
     if data is not None:
         with stopwatch.phase("load and attack --data"):
             made = partial(judging_evidence, images=data_images, progress=house.progress)
-            judge = sources.evidence(partial(made, _images(data, places, sources)))
+            judge = sources.evidence(partial(made, images_for(data, places, sources)))
     if calibration is not None:
         with stopwatch.phase("load and attack --calibration"):
-            made = partial(calibrating_evidence, _images(calibration, places, sources), progress=house.progress)
+            made = partial(calibrating_evidence, images_for(calibration, places, sources), progress=house.progress)
             calibrate = sources.evidence(made)
     steps = (len(sources.paths) + int(baseline == DENSE)) * (1 + len(together(capabilities)))
     # TensorRT-RTX prints some warnings past the logger that it is given, as of a constant that fp16 rounds.
@@ -219,6 +222,7 @@ def build(
             dense_control=given.control(dense_control, sources, load=own.load),
             max_drop=max_drop / 100,
             undecided=undecided,
+            mixes=mixes(),
             rtx=capabilities,
             allow_slow_structure=allow_slow_structure,
             force=force,
@@ -244,12 +248,6 @@ def build(
         house.print_json(found)
     else:
         print_result(result, found)
-
-
-def _images(spec: str, places: DataPlaces, sources: Sources) -> ImageSet:
-    from smart_train.data.load import wanted_size  # noqa: PLC0415  # loads NumPy
-
-    return places.load(spec, image_size=wanted_size(spec, input_shape=sources.whole.input_shape))
 
 
 @main.command(epilog="Example: smart-export check bundle/ --source ckpt.pt, or smart-export check model.onnx")

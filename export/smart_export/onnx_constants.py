@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from smart_common.errors import shortened
 from smart_export.errors import ExportError
 from smart_runtime.bundle.files import open_plain
-from smart_runtime.bundle.manifest import is_inside
+from smart_runtime.bundle.package import is_inside
 from smart_runtime.errors import BundleError
 
 OWN_DOMAINS = ("", "ai.onnx")

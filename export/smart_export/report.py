@@ -69,6 +69,8 @@ def summary(result: BuildResult, *, layers: bool = False) -> dict[str, Any]:
             for name, graph in result.paths.items()
         },
         "baseline": None if result.baseline is None else {"name": result.baseline.name, **row(result.baseline)},
+        "mixes": {mix.name: mix.record() for mix in result.mixes},
+        "temperatures": {name: one.record() for name, one in result.temperatures.items()},
         "plans": [{**plan.record, "seconds": plan.seconds} for plan in result.plans],
     }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from smart_runtime import policies
     from smart_runtime.audit.audit_log import AuditLog
     from smart_runtime.bundle.bundle import Bundle
+    from smart_runtime.calls import Both
     from smart_runtime.classify import Prediction
     from smart_runtime.engines import BatchRange, EngineOptions
     from smart_runtime.errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "AuditError",
     "AuditLog",
     "BatchRange",
+    "Both",
     "Bundle",
     "BundleError",
     "ClosedError",
@@ -77,6 +79,7 @@ __getattr__ = lazy_attributes(
         **dict.fromkeys(__all__, "smart_runtime.errors"),  # but for these:
         "AuditLog": "smart_runtime.audit.audit_log",
         "BatchRange": "smart_runtime.engines",
+        "Both": "smart_runtime.calls",
         "Bundle": "smart_runtime.bundle.bundle",
         "EngineOptions": "smart_runtime.engines",
         "Hysteresis": "smart_runtime.policies.hysteresis",

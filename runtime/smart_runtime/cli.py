@@ -102,20 +102,22 @@ def infer(
     call, without reading the file. A picture that cannot be read, and a folder or pattern without any, is reported
     and makes the exit status 1, after the answers for the others.
     """
+    from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # its NumPy takes long, and `--help` needs none
     from smart_runtime.classify import best_classes  # noqa: PLC0415  # its NumPy takes long, and `--help` needs none
     from smart_runtime.errors import InputError  # noqa: PLC0415  # as above
     from smart_runtime.frames import preprocess  # noqa: PLC0415  # as above
-    from smart_runtime.memory import ON_DEMAND  # noqa: PLC0415  # as above
+    from smart_runtime.memory import ON_DEMAND, RESIDENT  # noqa: PLC0415  # as above
     from smart_runtime.model import SmartModel  # noqa: PLC0415  # as above
     from smart_runtime.pictures import list_pictures  # noqa: PLC0415  # as above
 
     files, nothing = list_pictures(pictures)
     check_outputs(inputs=[bundle, trust, *files])
     results, failures = [], [{"picture": str(name), "error": error} for name, error in nothing.items()]
-    # One path answers all pictures, so only that one is loaded; every byte of the bundle is checked all the same.
+    # One path answers all pictures, so only that one is loaded, or all for a mix; every byte is checked all the same.
+    memory = RESIDENT if path is not None and path in Bundle.open(bundle, trust=trust).manifest.mixes else ON_DEMAND
     with (
         SmartModel.load(
-            bundle, path=path, engine=AUTO if engine is None else engine, threads=threads, memory=ON_DEMAND, trust=trust
+            bundle, path=path, engine=AUTO if engine is None else engine, threads=threads, memory=memory, trust=trust
         ) as model,
         progress("classifying pictures", total=len(files)) as advance,
     ):
@@ -125,7 +127,7 @@ def infer(
             except InputError as error:
                 failures.append({"picture": str(file), "error": str(error)})
             else:
-                found = best_classes(result.scores[0], model.class_names, top=top)
+                found = best_classes(result.scores[0], model.class_names, top=top, temperature=result.temperature)
                 results.append((file, found, result.latency_ms))
             advance()
         used, signer, notes = model.path, model.bundle.signer, model.notes
@@ -171,6 +173,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
     """Say what a bundle holds, and check every byte of it; needs no engine."""
     from smart_runtime.bundle.accuracies import accuracies  # noqa: PLC0415  # `--help` does without
     from smart_runtime.bundle.bundle import Bundle  # noqa: PLC0415  # as above
+    from smart_runtime.bundle.told import dial_lines, dial_record  # noqa: PLC0415  # as above
     from smart_runtime.engines import resolve_engine  # noqa: PLC0415  # as above, and without its NumPy
     from smart_runtime.notes import notes_here, notes_on  # noqa: PLC0415  # as above
     from smart_runtime.tripwire.outlook import outlook_of  # noqa: PLC0415  # as above
@@ -217,6 +220,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
                 "class_names": list(manifest.class_names),
                 "accuracies": [one.record() for one in measured],
                 "graphs": [_graph_json(graph) for graph in manifest.graphs],
+                **dial_record(manifest),
             }
         )
         return
@@ -241,7 +245,7 @@ def info(*, bundle: Path, trust: Path | None, engine: str | None, as_json: bool)
         for graph in manifest.graphs
     ]
     console().print(table("", ["graph", "density", "of all parameters", "MACs", "parameters", "size"], rows))
-    for line in () if manifest.masks is None else manifest.masks.lines():
+    for line in (*(() if manifest.masks is None else manifest.masks.lines()), *dial_lines(manifest)):
         say(line)
     columns = ["path", "accuracy of", "measured by", "images", "attack", "clean accuracy", "robust accuracy"]
     rows = [

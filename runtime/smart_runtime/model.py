@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.bundle.signatures import PublicKey, public_key
+from smart_runtime.calls import Both, run_on_all, run_on_one
 from smart_runtime.classify import Prediction, best_classes
 from smart_runtime.engines import AUTO, EngineOptions, Scores
 from smart_runtime.engines.engine import MAX_BYTES
@@ -24,7 +24,7 @@ from smart_runtime.notes import log_notes, notes_on
 from smart_runtime.path_state import PathState
 from smart_runtime.policies.policy import Policy
 from smart_runtime.scopes import Block, Scope, Scopes
-from smart_runtime.serving import Call, Loader, Result
+from smart_runtime.serving import Loader, Result
 from smart_runtime.stats import Stats
 from smart_runtime.steering import Steering, name_of, policy_of
 
@@ -114,7 +114,8 @@ class SmartModel:
             if audit is not None:
                 model._keep_audit(audit, policy)
             if policy is not None:
-                model._steering.start(policy, run=partial(model._run, of_policy=True), using=model.using)
+                unobserved = partial(run_on_one, state, scope=model._scopes.path, of_policy=True)
+                model._steering.start(policy, run=unobserved, using=model.using)
         except BaseException:
             state.close()
             if model is not None:
@@ -161,34 +162,25 @@ class SmartModel:
         there, as in version 2, which has none, nothing is waited for: synchronise first. When this returns the images
         were read and are yours to change. The scores are a NumPy array, as always.
         """
-        result = self._run(images)
+        result = run_on_one(self._state, images, scope=self._scopes.path)
         if self._steering.policy is not None:
             self._steering.observe(result, images)
         return result
 
-    def _run(self, images: Images, *, of_policy: bool = False) -> Result:
-        """Do what `run` does without showing the call to the policy, which may have made it itself."""
-        start_ns = time.perf_counter_ns()
-        call = Call()
-        try:
-            loaded = self._state.enter(call, self._scopes.path)
-            try:
-                scores = loaded.scores_of(images)
-            except BaseException:  # whatever it was, it is counted and goes on to the caller
-                (self._state.recorder.policy_call if of_policy else self._state.recorder.error)(loaded.name)
-                raise
-        finally:
-            # Nothing of Python's may come before the call has left: an exception that is sent to this thread, by Ctrl-C
-            # for one, strikes where a function begins or has ended, and a call that never leaves keeps its engine.
-            if call.loaded is not None:
-                call.loaded.calls.discard(call)
-                call.loaded.close_if_idle()
-        latency_ns = time.perf_counter_ns() - start_ns
-        if of_policy:
-            self._state.recorder.policy_call(loaded.name)
-        else:
-            self._state.recorder.call(loaded.name, images=len(scores), latency_ns=latency_ns)
-        return Result(scores, loaded.name, latency_ns / 1e6)
+    def both(self, images: Images) -> Both:
+        """Return the scores of every path, mixes not counted, for the same images; arguments and errors as of `run`.
+
+            both = model.both(frames)
+            disagree = both.scores["clean"].argmax(1) != both.scores["robust"].argmax(1)
+
+        The images are checked and converted once, and the paths run one after the other: on a CPU one call uses all
+        the cores that the engine was given already (benchmarks/bench_both.py). Neither the active path nor a scope
+        matters. `stats` count a call on each path, no policy sees it.
+
+        Raises:
+            EngineError: Also if paths are loaded on demand.
+        """
+        return run_on_all(self._state, images)
 
     def classify(self, image: Picture, *, top: int = 1, channel_order: ChannelOrder = "RGB") -> tuple[Prediction, ...]:
         """Return the ``top`` classes of one picture, best first.
@@ -211,7 +203,8 @@ class SmartModel:
         images = preprocess(image, self, channel_order=channel_order)
         if len(images) != 1:
             raise InputError(f"expected one picture, got {len(images)}; call classify for each")
-        return best_classes(self(images)[0], self.class_names, top=top)
+        result = self.run(images)
+        return best_classes(result.scores[0], self.class_names, top=top, temperature=result.temperature)
 
     async def arun(self, images: Images) -> Result:
         """Do what `run` does in a thread of asyncio's pool, while the event loop goes on; `using` holds there too.
@@ -236,8 +229,8 @@ class SmartModel:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths to choose from."""
-        return tuple(self.manifest.paths)
+        """The paths to choose from, and the mixes between them."""
+        return self.manifest.choices
 
     @property
     def policy(self) -> Policy | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
+from smart_runtime.classify import probabilities
 from smart_runtime.engines import AUTO, Batch, Engine, EngineOptions, Scores, choose_engine, class_of, create_engine
 from smart_runtime.errors import BundleError, OutOfMemoryError
 from smart_runtime.inputs import Images, NumpyImages, prepare
@@ -42,7 +45,7 @@ class Call:
     __slots__ = ("loaded",)
 
     def __init__(self) -> None:
-        self.loaded: LoadedPath | None = None
+        self.loaded: Served | None = None
 
 
 @dataclass(frozen=True)
@@ -50,49 +53,45 @@ class Result:
     """What one call gave.
 
     ``scores`` are float32 logits, (N, classes), the caller's own array; ``path`` is the one path that made them;
-    ``latency_ms`` is the time of the whole call, checks and conversion included.
+    ``latency_ms`` is the time of the whole call, checks and conversion included; ``temperature`` is what the export
+    fitted for that path, 1 where it fitted none.
     """
 
     scores: Scores
     path: str
     latency_ms: float
+    temperature: float = 1.0
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """What the scores say of each class, calibrated: softmax(scores / temperature), float64 (N, classes)."""
+        return probabilities(self.scores, temperature=self.temperature)
 
     def __repr__(self) -> str:
         return f"Result(scores of shape {self.scores.shape}, path {self.path!r}, {self.latency_ms:.3g} ms)"
 
 
-class LoadedPath:
-    """One path of one bundle with its engine up; the engine is closed when the last call has left.
+class Served(ABC):
+    """What answers calls, and the calls inside of it; what it runs on is closed when the last call has left.
 
-    No lock stands before a call: adding to a set and taking from it are atomic, and whoever retires the path looks at
-    the set afterwards, whoever enters looks at ``retired`` afterwards, so that one of the two sees the other.
+    No lock stands before a call: adding to a set and taking from it are atomic, and whoever retires it looks at the
+    set afterwards, whoever enters looks at ``retired`` afterwards, so that one of the two sees the other.
     """
 
-    def __init__(
-        self, name: str, engine: Engine, *, spec: InputSpec, classes: int, resident_bytes: int | None = None
-    ) -> None:
+    temperature = 1.0
+
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.engine = engine
-        self.spec = spec
-        self.classes = classes
-        self.resident_bytes = resident_bytes
         self.calls: set[Call] = set()
         self.retired = False
 
+    @abstractmethod
     def scores_of(self, images: Images) -> Scores:
         """Return the scores of what a user passes, checked as far as it can be; see `SmartModel.run`."""
-        on_gpu = None if isinstance(images, np.ndarray) else _on_gpu(images, self.spec)
-        if on_gpu is None:
-            return self.run(prepare(cast("NumpyImages", images), self.spec))
-        scores = self.engine.run_gpu_images(on_gpu)
-        check_scores(scores, images=on_gpu.count, classes=self.classes, name=self.name)
-        return scores
 
-    def run(self, batch: Batch) -> Scores:
-        """Return the scores of a batch as `Engine.run` does; EngineError, too, where its graph gives anything else."""
-        scores = self.engine.run(batch)
-        check_scores(scores, images=len(batch), classes=self.classes, name=self.name)
-        return scores
+    @abstractmethod
+    def close_if_idle(self) -> None:
+        """Close what no call can need any more; whoever takes a call out of ``calls`` calls this."""
 
     def enter(self, call: Call) -> bool:
         """Let ``call`` in, which must leave again; False, and it is not in, if the path is retired."""
@@ -104,25 +103,70 @@ class LoadedPath:
             return False
         return True
 
+    def retire(self) -> None:
+        """Let no more calls in; those that are in finish, and the last one closes what they ran on."""
+        self.retired = True
+        self.close_if_idle()
+
+    def drain(self) -> None:
+        """Retire it and wait until its last call has left and what it ran on is closed."""
+        self.retire()
+        while self.calls:  # polled: an exception sent to a thread may come between its leaving and its saying so
+            time.sleep(POLL_SECONDS)
+        self.close_if_idle()
+
+
+class LoadedPath(Served):
+    """One path of one bundle with its engine up.
+
+    ``shared_by`` are the calls of everything else that runs its engine, a set each: no call enters them after
+    whatever they belong to is retired, which is before this path is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        *,
+        spec: InputSpec,
+        classes: int,
+        resident_bytes: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(name)
+        self.engine = engine
+        self.spec = spec
+        self.classes = classes
+        self.resident_bytes = resident_bytes
+        self.temperature = temperature
+        self.shared_by: tuple[set[Call], ...] = ()
+
+    def scores_of(self, images: Images) -> Scores:
+        """See `Served.scores_of`."""
+        return self.run(prepared(images, self.spec))
+
+    def run(self, batch: Batch | GpuImages) -> Scores:
+        """Return the scores of a batch as `Engine.run` does; EngineError, too, where its graph gives anything else."""
+        if isinstance(batch, np.ndarray):
+            scores, count = self.engine.run(batch), len(batch)
+        else:
+            scores, count = self.engine.run_gpu_images(batch), batch.count
+        check_scores(scores, images=count, classes=self.classes, name=self.name)
+        return scores
+
     def close_if_idle(self) -> None:
-        """Close the engine of a retired path that no call is in; whoever takes a call out of ``calls`` calls this."""
-        if self.retired and not self.calls:
+        """Close the engine of a retired path that no call is in, neither by its own name nor by another."""
+        if self.retired and not self.calls and not any(self.shared_by):
             try:
                 self.engine.close()
             except Exception:  # a result, a reload or another path's engine must not be lost over it
                 _log.exception("the engine of the path %r did not close", self.name)
 
-    def retire(self) -> None:
-        """Let no more calls in; those that are in finish, and the last one closes the engine."""
-        self.retired = True
-        self.close_if_idle()
 
-    def drain(self) -> None:
-        """Retire the path and wait until its last call has left and its engine is closed."""
-        self.retire()
-        while self.calls:  # polled: an exception sent to a thread may come between its leaving and its saying so
-            time.sleep(POLL_SECONDS)
-        self.close_if_idle()
+def prepared(images: Images, spec: InputSpec) -> Batch | GpuImages:
+    """Return what a user passes as an engine takes it, checked as far as it can be; see `SmartModel.run`."""
+    on_gpu = None if isinstance(images, np.ndarray) else _on_gpu(images, spec)
+    return prepare(cast("NumpyImages", images), spec) if on_gpu is None else on_gpu
 
 
 def _on_gpu(images: Images, spec: InputSpec) -> GpuImages | None:
@@ -202,7 +246,13 @@ class Loader:
                 "free some, or load fewer paths with memory='on-demand'"
             ) from error
         try:
-            loaded = LoadedPath(path, engine, spec=manifest.input, classes=manifest.output.classes)
+            loaded = LoadedPath(
+                path,
+                engine,
+                spec=manifest.input,
+                classes=manifest.output.classes,
+                temperature=manifest.paths[path].temperature,
+            )
             self._try(loaded)
             give_back_freed()
             after = resident_bytes()

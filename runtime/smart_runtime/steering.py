@@ -170,7 +170,7 @@ class _Facade:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return tuple(self.manifest.paths)
+        return self.manifest.choices
 
     @property
     def bundle(self) -> Bundle:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from hardened.striking import Stop, native_threads, places, strike, struck
-from runtime.bundles import as_float, expected_scores, graph_files, random_images, write_bundle
+from runtime.bundles import MIX, add_mix, as_float, expected_scores, graph_files, random_images, write_bundle
 from runtime.fakes import Thread
 from smart_runtime import ClosedError, EngineError, SmartModel
 from smart_runtime.audit.verification import verify_audit
@@ -40,7 +40,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return write_bundle(tmp_path / "bundle")
+    return write_bundle(tmp_path / "bundle", change=add_mix)
 
 
 def use_robust(model: SmartModel, _: Path) -> None:
@@ -54,6 +54,21 @@ def switch(model: SmartModel, _: Path) -> None:
 
 def reload(model: SmartModel, bundle: Path) -> None:
     model.reload(bundle)
+
+
+def use_mix(model: SmartModel, _: Path) -> None:
+    with model.using(MIX):
+        assert model.run(FLOATS).path == MIX
+
+
+def switch_to_mix(model: SmartModel, _: Path) -> None:
+    model.switch(MIX)
+    model.run(FLOATS)
+    model.switch("robust")
+
+
+def run_both(model: SmartModel, _: Path) -> None:
+    model.both(FLOATS)
 
 
 def threads_are(count: int) -> bool:
@@ -72,7 +87,9 @@ def assert_whole(model: SmartModel) -> None:
     """Nothing is pinned, what is said is so, and another thread finds no lock held."""
     assert not +model._state.pins
     assert model._scopes.path() is None
-    assert_scores(model, model.path)
+    assert not any(one.calls for one in model._state.loaded.values())
+    if model.path != MIX:
+        assert_scores(model, model.path)
 
     def use_it() -> None:
         for path in ("robust", "clean"):
@@ -86,13 +103,15 @@ EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.s
 
 
 @pytest.mark.parametrize("memory", ["resident", "on-demand", TIGHT])
-@pytest.mark.parametrize("work", [use_robust, switch, reload])
+@pytest.mark.parametrize("work", [use_robust, switch, reload, use_mix, switch_to_mix, run_both])
 @EVERY
 def test_an_interrupt_at_any_place(
     bundle: Path, work: Callable[[SmartModel, Path], None], memory: Any, every: int
 ) -> None:
     if memory == TIGHT and work is use_robust:
         pytest.skip("there is room for one path only")
+    if memory != "resident" and work in {use_mix, switch_to_mix, run_both}:
+        pytest.skip("these need all paths")
     model = SmartModel.load(bundle, threads=2, memory=memory)  # two, so that an engine that stays has a thread
     threads = native_threads()
     numbers = places(lambda: work(model, bundle))
@@ -173,6 +192,9 @@ def test_strikes_at_random_moments_over_all_calls(bundle: Path, strikes: int, me
         lambda: model.run(FLOATS),
         lambda: model.classify(picture),
         lambda: use_robust(model, bundle),
+        lambda: use_mix(model, bundle),
+        lambda: model.both(FLOATS),
+        lambda: switch_to_mix(model, bundle),
         lambda: model.switch("clean"),
         lambda: switch(model, bundle),
         lambda: reload(model, bundle),

@@ -192,6 +192,16 @@ def ours(document: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
+MIX = "mix-50"
+SHARE, TEMPERATURES = 0.4, (0.5, 2.0)
+
+
+def add_mix(document: dict[str, Any]) -> None:
+    """Give a manifest a mix, which both paths have a part in."""
+    mix = {"paths": ["clean", "robust"], "share": SHARE, "temperatures": list(TEMPERATURES), "gate": None}
+    ours(document)["mixes"] = {MIX: mix}
+
+
 def write_bundle(
     directory: Path,
     *,

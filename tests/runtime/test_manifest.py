@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from runtime.bundles import CLASS_NAMES, manifest_document, masks_entry, ours
 from smart_common.documents import MAX_DEPTH, parse_document
 from smart_common.roles import Role
-from smart_runtime.bundle.manifest import FORMAT_VERSION, Manifest, Target, is_inside, parse_manifest
+from smart_runtime.bundle.manifest import FORMAT_VERSION, Manifest, Target, parse_manifest
+from smart_runtime.bundle.package import is_inside
 from smart_runtime.errors import BundleError, PathError
 
 Change = Callable[[dict[str, Any]], None]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smart_eval.attacks.base import WithSource
+from smart_eval.mixes import GraphMix
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine, resolve_engine
@@ -92,15 +93,16 @@ class BundlePaths:
             ).eval()
             for name in manifest.paths
         }
+        self._mixes = {name: GraphMix(mix, self._paths).eval() for name, mix in manifest.mixes.items()}
 
     @property
     def path_names(self) -> tuple[str, ...]:
-        """The paths in order."""
-        return tuple(self._paths)
+        """The paths in order, then the mixes."""
+        return (*self._paths, *self._mixes)
 
-    def path(self, name: str) -> GraphPath:
-        """Return the path ``name``."""
-        return self._paths[name]
+    def path(self, name: str) -> WithSource:
+        """Return the path or the mix ``name``."""
+        return self._mixes[name] if name in self._mixes else self._paths[name]
 
     def to(self, device: torch.device | str) -> BundlePaths:
         """Move what torch computes, the source, and return itself; the engine stays where it is."""
@@ -159,7 +161,7 @@ def replay(paths: BundlePaths, manifest: Manifest, source: Checkpoint) -> dict[s
     """
     labels = source.samples.labels.numpy()
     found = {}
-    for name in paths.path_names:
+    for name in manifest.paths:
         right: dict[str, dict[str, Any]] = {"source": {}, "graph": {}}
         same, difference, scale = [], 0.0, 1.0
         for kind, images in (("clean", source.samples.images), ("adversarial", source.samples.adversarial[name])):

@@ -31,7 +31,7 @@ SUSPECT = 3
 
 _GROUPS = {
     "Attacks and checks": (
-        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "policy", "corruptions"),
+        *("attack", "eps", "steps", "restarts", "step_size", "threats", "checks", "policy", "mix", "corruptions"),
         *("corruptions_from", "seed", "chunk"),
     ),
     "Models and data": (
@@ -77,6 +77,14 @@ Several in one table: smart-eval a.pt b.pt earlier.json --attack pgd,autoattack 
 @click.option("--data", help=f"{DATA_SPECS}.  [default: what it was trained on, where its name says all]")
 @data_options
 @own_network_options
+@click.option(
+    "--mix",
+    multiple=True,
+    type=float,
+    metavar="SHARE",
+    help="Also measure the mix-50 of a checkpoint, for a share of 0.5 of its robust path, attacked as the mixture; may "
+    "be repeated. The mixes of a bundle are measured without it.",
+)
 @click.option(
     "--corruptions",
     is_flag=True,
@@ -190,6 +198,8 @@ def main(
         raise click.UsageError("--resume goes on with the file that -o names: give it too.")
     if source is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--source is of bundles, and no MODEL is one.")
+    if options["mix"] and any(model.is_dir() for model in models):
+        raise click.UsageError("--mix is of checkpoints; a bundle has the mixes that smart-export --mix gave it.")
     if engine is not None and not any(model.is_dir() for model in models):
         raise click.UsageError("--engine is of bundles, and no MODEL is one.")
     from smart_eval.comparison import Comparison, is_csv, read_saved_results, write_csv  # noqa: PLC0415
@@ -282,6 +292,7 @@ def _say(measured: Sequence[Measured], comparison: Comparison | None, result: ob
 
 def _print_tables(measured: Sequence[Measured], comparison: Comparison | None) -> None:
     """Print tables, and on standard error what they mean."""
+    from smart_eval.calibrated import table as calibration_table  # noqa: PLC0415  # see above
     from smart_eval.comparison import table as comparison_table  # noqa: PLC0415  # see above
     from smart_eval.corruptions import table as corruptions_table  # noqa: PLC0415  # see above
     from smart_eval.report import replay_table, table  # noqa: PLC0415
@@ -293,6 +304,9 @@ def _print_tables(measured: Sequence[Measured], comparison: Comparison | None) -
         house.print_wide(house.table(*table(measured[0]), text_columns=1))
     else:
         house.print_wide(house.table(*comparison_table(comparison), text_columns=3))
+    calibrated = [(str(one.model), one.calibration) for one in measured if one.calibration]
+    if calibrated:
+        house.print_wide(house.table(*calibration_table(calibrated), text_columns=1 + (len(calibrated) > 1)))
     if any(one.replay for one in measured):
         house.print_wide(house.table(*replay_table(measured), text_columns=2))
     corrupted = [(str(one.model), one.corruptions) for one in measured if one.corruptions is not None]

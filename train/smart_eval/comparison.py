@@ -135,8 +135,15 @@ def to_measure(subjects: Sequence[Subject], saved: Sequence[Saved]) -> list[Subj
     left = []
     for one in subjects:
         found = known.get((one.model.digest, one.model.engine, Terms.of(one)))
+        mixes = (
+            [] if found is None else [name for name in one.model.mixes if name not in found.reader.object("paths").keys]
+        )
         if found is None:
             left.append(one)
+        elif mixes:
+            raise ConfigError(
+                f"the saved result of {found.name} has no {mixes[0]}; leave that file out to measure it too"
+            )
         elif one.corrupted is not None and found.corruption_set is None:
             raise ConfigError(
                 f"the saved result of {found.name} has no corruptions; leave that file out to measure it with them"

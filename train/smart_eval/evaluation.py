@@ -14,6 +14,7 @@ import torch
 
 from smart_common.version import version
 from smart_devices.python_environment import version_of
+from smart_eval.calibrated import measure_calibration
 from smart_eval.checks import judge
 from smart_eval.comparison import Saved, to_measure
 from smart_eval.corruptions import measure_corruptions
@@ -101,6 +102,11 @@ def _attacked(subject: Subject, run: Run) -> Measured:
         pgd = strongest_pgd(attacks, eps=subject.eps)
         stand_ins = None if model.kind == "checkpoint" else model.made_on
         threats = measure_threats(paths, split, attack=pgd, right=right, made_on=stand_ins, run=run)
+    calibration = None
+    if not model.randomised:
+        calibration = measure_calibration(
+            model.net, split, temperatures=model.temperatures, chunk=subject.chunk, device=run.device
+        )
     return Measured(
         **model.facts,
         eps=subject.eps,
@@ -112,6 +118,7 @@ def _attacked(subject: Subject, run: Run) -> Measured:
         chunk=subject.chunk,
         indices=subject.indices,
         threats=threats,
+        calibration=calibration,
         corruptions=None if subject.corrupted is None else measure_corruptions(model.net, subject.corrupted, run=run),
     )
 
@@ -228,7 +235,7 @@ def evaluate_all(
                 model = stack.enter_context(open_bundle(one, trust=key, source=origin, engine=engine))
             else:
                 file = Path("checkpoint" if isinstance(one, Checkpoint) else one)
-                model = open_checkpoint(read_source(one, load=read_checkpoint), file=file)
+                model = open_checkpoint(read_source(one, load=read_checkpoint), file=file, mix=options.mix)
             subjects.append(options.subject(model, images_of(model, data, read=read)))
         subjects = to_measure(subjects, saved)
         shards = join_shards(accelerator)

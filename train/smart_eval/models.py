@@ -22,11 +22,13 @@ from smart_common.roles import Role
 from smart_eval.attacks.base import DRAWS, NamedAttack, Transferred
 from smart_eval.bundles import BundlePaths, Replay, recorded_eps, replay
 from smart_eval.costs import Cost, cost_of_bundle, cost_of_network
+from smart_eval.mixes import MIXED, MixedPaths, mix_record, mixes_of, with_mixes
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
 from smart_train.accuracy import to_tensor
+from smart_train.calibration import temperature_of
 from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.checkpoint.format import Checkpoint, Samples, check_source, load_checkpoint
 from smart_train.choices import CUSTOM
@@ -35,6 +37,7 @@ from smart_train.masking.accounting import densities
 from smart_train.masking.attack_mode import attack_mode
 from smart_train.masking.network import SmartNetwork
 from smart_train.methods import METHODS, load_method
+from smart_train.mixture import mixed_paths
 
 WHITE_BOX = (
     "White-box: the attacker knows the network, its weights and which path runs, and changes each pixel by at most eps "
@@ -79,6 +82,7 @@ class Facts:
         cost: parameters, multiply-accumulates and bytes of each path.
         method: that it was trained with, None where nothing says.
         forwards: what one training image cost, in forward passes of the network; None where nothing says.
+        mixes: by name, the paths, the share and the temperatures of each mix.
     """
 
     model: Path
@@ -96,6 +100,7 @@ class Facts:
     cost: Cost
     method: str | None = None
     forwards: float | None = None
+    mixes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -115,16 +120,18 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
         input_shape: channels, height, width.
         training: the plain record of how it was trained.
         samples: of the checkpoint, or of a bundle's source; None without one.
+        temperatures: what calibrates the scores of each path; mixes have none.
         recorded_eps: the radius that it was trained for or judged by, in pixel units; None if nothing says.
     """
 
-    net: SmartNetwork | BundlePaths
+    net: SmartNetwork | BundlePaths | MixedPaths
     made_on: Mapping[str, nn.Module]
     about: Mapping[str, Any]
     input_shape: tuple[int, int, int]
     training: Mapping[str, Any]
     recorded_eps: float | None
     samples: Samples | None
+    temperatures: Mapping[str, float]
 
     @property
     def eps(self) -> float:
@@ -181,15 +188,20 @@ def read_source(
     return Source(value, digest)
 
 
-def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
-    """Return a checkpoint to measure; of a user's own network results also depend on the code: its scores show it."""
+def open_checkpoint(source: Source, *, file: Path, mix: Sequence[float] = ()) -> OpenModel:
+    """Return a checkpoint to measure, with mixes of these shares; raises ConfigError if it cannot have them.
+
+    Of a user's own network results also depend on the code: its scores show it.
+    """
     checkpoint = source.checkpoint
     own: dict[str, Any] = {}
     if checkpoint.architecture == CUSTOM:
         own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
-    net = checkpoint.net
+    base, mixes = checkpoint.net, mixes_of(checkpoint, mix)
+    net = MixedPaths(base, mixes) if mixes else base
+    records = {name: mix_record(mixed_paths(checkpoint), one.share, one.temperatures) for name, one in mixes.items()}
     made_on = {path: net.path(path) for path in net.path_names}
-    randomised = any(getattr(path, "randomised", False) for path in made_on.values())
+    randomised = any(getattr(base.path(path), "randomised", False) for path in base.path_names)
     return OpenModel(
         model=file,
         kind="checkpoint",
@@ -203,12 +215,14 @@ def open_checkpoint(source: Source, *, file: Path) -> OpenModel:
         training=checkpoint.training,
         recorded_eps=checkpoint.samples.eps,
         samples=checkpoint.samples,
-        roles={path: checkpoint.role(path) for path in net.path_names},
+        roles={path: checkpoint.role(path) for path in base.path_names},
         masks=_masks_of_checkpoint(checkpoint),
         randomised=randomised,
-        cost=cost_of_network(net, input_shape=checkpoint.input_shape),
+        cost=with_mixes(cost_of_network(base, input_shape=checkpoint.input_shape), records),
         **_trained(checkpoint.training),
-        notes=(RANDOMISED,) if randomised else (),
+        notes=(*([RANDOMISED] if randomised else []), *([MIXED] if mixes else [])),
+        mixes=records,
+        temperatures={} if randomised else {p: temperature_of(checkpoint, p).temperature for p in base.path_names},
     )
 
 
@@ -252,12 +266,13 @@ def open_bundle(
             )
         check_source(manifest, checkpoint)
     net = BundlePaths(bundle, source=None if checkpoint is None else checkpoint.net, engine=engine)
+    mixes = {mix.name: mix_record(mix.paths, mix.share, mix.temperatures) for mix in manifest.mixes.values()}
     return OpenModel(
         model=bundle.root,
         kind="bundle",
         threat_model=BLACK_BOX if checkpoint is None else FROM_SOURCE,
         net=net,
-        made_on={} if checkpoint is None else {name: checkpoint.net.path(name) for name in net.path_names},
+        made_on={name: found for name in net.path_names if (found := net.path(name).source) is not None},
         digest=bundle.digest,
         about={"model": bundle.digest, "engine": net.engine, **({} if source is None else {"source": source.digest})},
         input_shape=manifest.input.shape,
@@ -267,7 +282,9 @@ def open_bundle(
         samples=None if checkpoint is None else checkpoint.samples,
         precision=manifest.precision,
         engine=net.engine,
-        notes=notes_on(manifest, engine_name=net.engine),
+        notes=(*notes_on(manifest, engine_name=net.engine), *([MIXED] if mixes else [])),
+        mixes=mixes,
+        temperatures={name: graph.temperature for name, graph in manifest.paths.items()},
         replay=None if checkpoint is None else replay(net, manifest, checkpoint),
         roles={name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
         masks=None
@@ -275,7 +292,7 @@ def open_bundle(
         else _masks_record(
             manifest.masks, {name: (graph.density, graph.parameter_density) for name, graph in manifest.paths.items()}
         ),
-        cost=cost_of_bundle(manifest),
+        cost=with_mixes(cost_of_bundle(manifest), mixes),
         **_trained(manifest.training),
     )
 

@@ -39,6 +39,7 @@ class Measured(Facts):
         indices: of the test images that were chosen, None for all.
         threats: what attacks achieve that are not aimed at the path that runs, None where that was not asked for.
         corruptions: what it gets right under each corruption; None where nobody asked.
+        calibration: by path, from `smart_eval.calibrated.measure_calibration`; None of a randomised network.
         checks: for hidden gradients; none where nobody asked.
         eps_curve: the accuracy over eps, from `smart_eval.checks.eps_curve`.
         tripwire: what that policy notices of its attackers; None where nobody asked.
@@ -53,6 +54,7 @@ class Measured(Facts):
     chunk: int
     indices: npt.NDArray[np.int64] | None
     threats: Threats | None = None
+    calibration: Mapping[str, Any] | None = None
     corruptions: Sequence[Corrupted] | None = None
     checks: Sequence[Check] = ()
     eps_curve: Mapping[str, Any] | None = None
@@ -124,6 +126,8 @@ class Measured(Facts):
             "paths": {path: self._path(path) for path in self.right},
             "warnings": [sentence for sentences in self.warnings.values() for sentence in sentences],
             **({} if self.masks is None else {"masks": self.masks}),
+            **({"mixes": {name: dict(mix) for name, mix in self.mixes.items()}} if self.mixes else {}),
+            **({"calibration": dict(self.calibration)} if self.calibration else {}),
             **({} if self.threats is None else {"threats": self.threats.document()}),
             **({} if self.replay is None else {"replay": {path: one.record() for path, one in self.replay.items()}}),
             **self._corrupted(),

@@ -106,6 +106,7 @@ class EvalOptions:
         seed: of attacks and of the choice of images.
         chunk: images that are attacked together; by default what fits a fixed memory.
         device: ``auto``, ``cpu`` or ``cuda``.
+        mix: shares of mixes to measure too, of checkpoints; a bundle has its own.
         corruptions: measure on noisy, blurred, brighter and compressed images too.
         corruptions_from: measure on the corrupted images in this folder too, as CIFAR-10-C, CIFAR-100-C and ImageNet-C
             are published.
@@ -126,6 +127,7 @@ class EvalOptions:
     seed: int = 0
     chunk: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    mix: Sequence[float] = ()
     corruptions: bool = False
     corruptions_from: str | os.PathLike[str] | None = None
     threats: bool = True

@@ -16,6 +16,8 @@ from smart_common.files import digest_and_value
 if TYPE_CHECKING:
     from smart_export.sources import Sources
     from smart_train import Checkpoint
+    from smart_train.data.cli import DataPlaces
+    from smart_train.data.images import ImageSet
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
@@ -63,6 +65,13 @@ class GivenCheckpoints:
         if self.whole is None:
             return None
         return find_control(file, sources.whole, file=self.whole, load=load, note=house.note)
+
+
+def images_for(spec: str, places: DataPlaces, sources: Sources) -> ImageSet:
+    """Return the images that ``spec`` names, in the form that the checkpoints take; raises what `load_data` raises."""
+    from smart_train.data.load import wanted_size  # noqa: PLC0415  # loads NumPy
+
+    return places.load(spec, image_size=wanted_size(spec, input_shape=sources.whole.input_shape))
 
 
 def checkpoint_options(function: _F) -> _F:

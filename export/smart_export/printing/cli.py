@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from smart_common.console import cli as house
 from smart_common.units import si
+from smart_export.dial.cli import mix_lines
 from smart_export.timings import Stopwatch, seconds_since_start
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def print_result(result: BuildResult, found: dict[str, Any]) -> None:
     print_lines([] if result.masks is None else result.masks.lines())
     print_lines([] if result.outlook is None else result.outlook.lines)
     print_lines(show.gate_lines(result))
+    print_lines(mix_lines(result))
     estimates = show.expectations(result)
     print_lines(show.expected_lines(estimates))
     for names, layers, reasons in show.build_tables(result.paths, estimates):

@@ -107,7 +107,7 @@ class AuditLog:
         self._start(
             bundle=state.bundle.digest,
             name=manifest.package_name,
-            paths=list(manifest.paths),
+            paths=list(manifest.choices),
             path=state.path,
             engine=engine,
             policy=policy,

@@ -22,7 +22,8 @@ from smart_runtime.bundle.files import (
     read_bounded,
 )
 from smart_runtime.bundle.graph_bytes import GraphBytes, GraphIdentity
-from smart_runtime.bundle.manifest import MAX_BYTES, GraphInfo, Manifest, is_inside, parse_manifest
+from smart_runtime.bundle.manifest import MAX_BYTES, GraphInfo, Manifest, parse_manifest
+from smart_runtime.bundle.package import is_inside
 from smart_runtime.bundle.signatures import SIGNATURE_BYTES, PublicKey, public_key
 from smart_runtime.errors import BundleError, ClosedError, SignatureError
 

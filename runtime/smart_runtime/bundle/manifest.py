@@ -13,6 +13,8 @@ from smart_common.documents import JsonObject, Reader, parse_document
 from smart_common.errors import shortened
 from smart_common.mask_info import MaskInfo, read_mask_info
 from smart_common.roles import Role, default_role
+from smart_runtime.bundle.mixes import Calibration, MixInfo, read_calibration, read_mixes
+from smart_runtime.bundle.package import check_package, file_name
 from smart_runtime.errors import BundleError, PathError
 
 FORMAT_VERSION = 1
@@ -35,8 +37,6 @@ MAX_ELEMENTS = 2**27
 """Of one image: 512 MiB of float32."""
 MAX_CLASSES = 2**20
 MAX_REFERENCE_IMAGES = 64
-_MAX_VARIANTS = 16  # of a component: one an execution provider
-_MAX_NAME = 1024  # characters of a file's name: it stands in error messages
 
 Colour: TypeAlias = Literal["RGB", "L"]
 
@@ -90,6 +90,7 @@ class GraphInfo:
     ``macs`` and ``parameters`` are of one image and of the folded network; ``bytes`` is the size of the graph and
     weights files together. ``tolerance``, ``max_rel_diff`` and ``argmax_agreement`` say how it was verified at export;
     these and the densities are None where the manifest has none. ``role`` is what a path is for; the baseline has none.
+    ``calibration`` says how its scores become probabilities.
     ``layers``, ``metrics`` and ``gate`` (what the path's accuracies lost in the export) are the manifest's own JSON
     objects.
     """
@@ -109,6 +110,12 @@ class GraphInfo:
     layers: tuple[JsonObject, ...]
     metrics: JsonObject | None
     gate: JsonObject | None
+    calibration: Calibration | None = None
+
+    @property
+    def temperature(self) -> float:
+        """What divides its scores before they become probabilities; 1 where none was fitted."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -161,11 +168,17 @@ class Manifest:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     paths: Mapping[str, GraphInfo]
+    mixes: Mapping[str, MixInfo]
     baseline: GraphInfo | None
     reference: ReferenceFiles | None
     masks: MaskInfo | None
     tripwire: JsonObject | None
     training: JsonObject
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What a model can answer by: the paths, then the mixes."""
+        return (*self.paths, *self.mixes)
 
     @property
     def graphs(self) -> tuple[GraphInfo, ...]:
@@ -212,7 +225,7 @@ def parse_manifest(data: bytes) -> Manifest:
             "install a newer smart-edge on this device or export the bundle again with this one"
         )
     manifest = _parse_ours(root, ours, version)
-    _check_package(root, manifest)
+    check_package(root, files={name: graph.file for name, graph in manifest.paths.items()})
     return manifest
 
 
@@ -239,7 +252,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
     if len(paths.keys) > MAX_PATHS:
         raise _damaged(f"expected at most {MAX_PATHS} paths, got {len(paths.keys)}")
     for name in paths.keys:
-        if not PATH_NAME.fullmatch(name) or name == DENSE:
+        if not _is_path_name(name):
             raise paths.wrong(name, f"a path name like 'clean' (up to 64 of a-z, 0-9, _ and -; {DENSE!r} is reserved)")
     default_path = ours.choice("default_path", paths.keys)
     colour = pictures.choice("colour", ["RGB", "L", None])
@@ -274,6 +287,7 @@ def _parse_ours(root: Reader, ours: Reader, version: int) -> Manifest:
         ),
         class_names=names,
         paths=MappingProxyType({name: _parse_graph(paths.object(name), name) for name in paths.keys}),
+        mixes=read_mixes(ours.object_or_none("mixes"), paths=paths.keys, is_name=_is_path_name),
         baseline=None if baseline is None else _parse_graph(baseline, baseline.choice("name", [DENSE])),
         reference=_parse_reference(ours.object_or_none("reference"), [*paths.keys, *([DENSE] if baseline else [])]),
         masks=None if masks is None else read_mask_info(masks),
@@ -289,14 +303,14 @@ def _parse_reference(reference: Reader | None, graphs: list[str]) -> ReferenceFi
     scores.only(*graphs)
     return ReferenceFiles(
         images=reference.integer("images", low=2, high=MAX_REFERENCE_IMAGES),
-        inputs=_file_name(reference, "inputs"),
-        scores=MappingProxyType({name: _file_name(scores, name) for name in scores.keys}),
+        inputs=file_name(reference, "inputs"),
+        scores=MappingProxyType({name: file_name(scores, name) for name in scores.keys}),
     )
 
 
 def _parse_graph(graph: Reader, name: str) -> GraphInfo:
-    file = _file_name(graph, "file")
-    weights = None if graph.value("weights") is None else _file_name(graph, "weights")
+    file = file_name(graph, "file")
+    weights = None if graph.value("weights") is None else file_name(graph, "weights")
     if weights is not None and PurePosixPath(weights).parent != PurePosixPath(file).parent:
         raise graph.wrong("weights", f"a file beside {file!r}")
     return GraphInfo(
@@ -315,42 +329,18 @@ def _parse_graph(graph: Reader, name: str) -> GraphInfo:
         layers=tuple(layer.raw for layer in graph.objects("layers")),
         metrics=graph.optional_object("metrics"),
         gate=graph.optional_object("gate"),
+        calibration=read_calibration(graph.object_or_none("calibration")),
     )
+
+
+def _is_path_name(name: str) -> bool:
+    return PATH_NAME.fullmatch(name) is not None and name != DENSE
 
 
 def _parse_role(graph: Reader, path: str) -> Role:
     if "role" not in graph.keys:  # written before there were roles
         return default_role(path)
     return Role(graph.choice("role", [role.value for role in Role]))
-
-
-def _check_package(root: Reader, manifest: Manifest) -> None:
-    """Check that ONNX Runtime's own package reader would run, under each path's name, the very graph that we run.
-
-    And that it would do so without anything that a package may bring along there: session and provider options, files
-    by absolute names (``layout``), shared assets. The exporter writes none, so only what it does write is allowed.
-    """
-    root.only("schema_version", "package_name", "package_version", "components", "additional_metadata")
-    root.choice("schema_version", ["1.0"])
-    components = root.object("components")
-    if components.raw.keys() != manifest.paths.keys():
-        raise components.unlike(f"the components {', '.join(manifest.paths)}")
-    for name, graph in manifest.paths.items():
-        component = components.object(name)
-        component.only("variants")
-        variants = component.object("variants")
-        if not 1 <= len(variants.keys) <= _MAX_VARIANTS:
-            raise variants.unlike(f"1 to {_MAX_VARIANTS} variants")
-        for variant_name in variants.keys:
-            variant = variants.object(variant_name)
-            variant.only("ep", "variant_directory", "executor_info")
-            variant.string("ep")
-            executors = variant.object("executor_info")
-            executors.only("ort")
-            executor = executors.object("ort")
-            executor.only("model_file")
-            if f"{_file_name(variant, 'variant_directory')}/{_file_name(executor, 'model_file')}" != graph.file:
-                raise variant.wrong("executor_info", f"the graph {graph.file!r} as for the path {name!r}")
 
 
 def check_path(path: str, paths: Iterable[str]) -> str:
@@ -376,23 +366,10 @@ def check_replaces(new: Manifest, old: Manifest) -> None:
                 f"expected a bundle with the {what} of the one that it replaces, {shortened(str(ours))}, "
                 f"got {shortened(str(theirs))}; load it as a model of its own"
             )
-    if lost := [name for name in old.paths if name not in new.paths]:
+    if lost := [name for name in old.choices if name not in new.choices]:
         raise BundleError(
             f"the new bundle has no path {lost[0]!r}, which the one that it replaces has; load it as a model of its own"
         )
-
-
-def _file_name(graph: Reader, key: str) -> str:
-    value = graph.string(key)
-    if not is_inside(value):
-        raise graph.wrong(key, "a file inside the bundle, such as 'clean/model.onnx',")
-    return value
-
-
-def is_inside(name: str) -> bool:
-    """Say whether ``name`` is a plain relative file name with forward slashes that cannot lead out of a directory."""
-    plain = name.isprintable() and "\\" not in name and ":" not in name  # the last two lead out on Windows
-    return plain and len(name) <= _MAX_NAME and all(part not in {"", ".", ".."} for part in name.split("/"))
 
 
 def _damaged(what: str) -> BundleError:

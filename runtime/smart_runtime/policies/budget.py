@@ -8,7 +8,7 @@ from typing import Any
 
 from smart_devices.errors import SensorError
 from smart_devices.power import NoPower, Part, find_power
-from smart_runtime.bundle.manifest import check_path
+from smart_runtime.bundle.manifest import Manifest, check_path
 from smart_runtime.errors import InputError, PathError
 from smart_runtime.inputs import Images
 from smart_runtime.policies.policy import PolicyModel, SwitchRequest
@@ -83,7 +83,7 @@ class Budget:
         path = self._named[0] or min(manifest.paths, key=lambda name: manifest.paths[name].macs)
         for name in (path, otherwise):
             check_path(name, model.paths)
-        if self._named[0] is None and manifest.paths[path].macs >= manifest.paths[otherwise].macs:
+        if self._named[0] is None and manifest.paths[path].macs >= _macs(manifest, otherwise):
             raise PathError(f"no path is cheaper than {otherwise!r} by the manifest; name one, as in path='robust'")
         if path == otherwise:
             raise PathError(f"expected two paths, got {path!r} twice; name another, as in otherwise='clean'")
@@ -110,6 +110,12 @@ class Budget:
 
     def stop(self) -> None:
         """Nothing to give back."""
+
+
+def _macs(manifest: Manifest, name: str) -> int:
+    """Return what a call on a path costs, or on a mix, which runs two."""
+    parts = manifest.mixes[name].paths if name in manifest.mixes else (name,)
+    return sum(manifest.paths[part].macs for part in parts)
 
 
 def machine_watts(*, part: Part = "cpu", clock: Callable[[], float] = time.monotonic) -> Callable[[], float]:

@@ -36,7 +36,7 @@ class PolicyModel(Protocol):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths to choose from."""
+        """The paths to choose from, and the mixes between them, which need all paths resident."""
 
     @property
     def manifest(self) -> Manifest:

@@ -20,17 +20,15 @@ import numpy as np
 
 from smart_common.errors import shortened
 from smart_runtime import forks
-from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.engines import Scores
 from smart_runtime.errors import ClosedError, EngineError, InputError
 from smart_runtime.inputs import Images, NumpyImages
 from smart_runtime.memory import RESIDENT
 from smart_runtime.policies.policy import PolicyModel
 from smart_runtime.serving import Result
-from smart_runtime.tripwire.calibration import calibrated, read_calibration
 from smart_runtime.tripwire.cusum import Cusum
-from smart_runtime.tripwire.operating_point import OperatingPoint, shadow_frames_between
-from smart_runtime.tripwire.records import require_tripwire
+from smart_runtime.tripwire.operating_point import shadow_frames_between
+from smart_runtime.tripwire.watch import Watch, watch_of
 
 ALARM = "the paths disagree: tripwire alarm"
 CALM = "the paths agree again: tripwire calm"
@@ -44,25 +42,10 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class _Watch:
-    """What the tripwire watches one bundle by."""
-
-    bundle: Bundle
-    clean: str
-    robust: str
-    point: OperatingPoint
-    threshold: float
-
-    def other(self, path: str) -> str | None:
-        """Return the path to hold against ``path``; None if that is neither of the two."""
-        return {self.clean: self.robust, self.robust: self.clean}.get(path)
-
-
-@dataclass(frozen=True, eq=False)
 class _Job:
     """Frames that a path has answered, copied."""
 
-    watch: _Watch
+    watch: Watch
     path: str
     frames: NumpyImages
     scores: Scores
@@ -79,7 +62,8 @@ class Tripwire:
     One of ``every`` frames, drawn at random, is run on the other path too, later and in a thread of its own; no call
     waits for it. How far the two answers are apart and how sure the clean path is go into a CUSUM of log-likelihood
     ratios, whose distributions the bundle brings along. It sees no attack that both paths fall for alike, and it is as
-    good as the robust path is. Frames before the alarm are answered by the clean path.
+    good as the robust path is. Frames before the alarm are answered by the clean path. Those two paths are all that it
+    watches: what a mix of them answers, which a hand or another policy chose, is passed over.
     """
 
     def __init__(
@@ -131,7 +115,7 @@ class Tripwire:
         self._clock = clock
         self._random = random.Random(seed)  # noqa: S311  # seeded by the system unless asked otherwise, and never shown
         self._model: PolicyModel | None = None
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._off = "not started"
         self._stopped = False
         self._cusum = Cusum(1.0)
@@ -183,22 +167,19 @@ class Tripwire:
             raise
         self._begin(watch, keep_alarm=self._alarm)
 
-    def _begin(self, watch: _Watch, *, keep_alarm: bool = False) -> None:
+    def _begin(self, watch: Watch, *, keep_alarm: bool = False) -> None:
         with self._lock:
             self._cusum = Cusum(watch.threshold)
             self._calm, self._last = 0, {}
             self._alarm = keep_alarm
             self._watch, self._off = watch, ""
 
-    def _watch_of(self, model: PolicyModel) -> _Watch:
+    def _watch_of(self, model: PolicyModel) -> Watch:
         if model.memory().mode != RESIDENT:
             raise EngineError("the tripwire runs both paths all the time; load the model with memory='resident'")
-        bundle = model.bundle
-        found = require_tripwire(bundle.manifest)
-        if self._calibration is not None:
-            found = calibrated(found, read_calibration(self._calibration), digest=bundle.digest)
-        point = found.point(self._score)
-        return _Watch(bundle, found.clean, found.robust, point, point.threshold(max(1.0, self._frames_between)))
+        return watch_of(
+            model.bundle, score=self._score, calibration=self._calibration, frames_between=self._frames_between
+        )
 
     # In the threads of the calls.
 

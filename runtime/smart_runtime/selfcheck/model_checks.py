@@ -69,7 +69,7 @@ def check_scores_of_the_export(subject: Subject) -> Figures:
     """The scores are those that the export wrote into the bundle, within what its precision allows."""
     figures: Figures = {}
     with subject.loaded() as model:
-        for path in model.paths:
+        for path in model.manifest.paths:
             stored = stored_scores(model.bundle, path)
             if stored is None:
                 continue
@@ -189,7 +189,7 @@ def check_on_demand(subject: Subject) -> Figures:
     expected = _scores(subject, subject.images[:4])
     figures: Figures = {}
     with subject.loaded(ON_DEMAND) as model:
-        for path in (*model.paths, *model.paths):
+        for path in (*model.manifest.paths, *model.manifest.paths):
             start = time.perf_counter()
             model.switch(path)
             figures[f"switch to {path} ms"] = (time.perf_counter() - start) * 1e3

@@ -22,7 +22,7 @@ from smart_common.version import version
 from smart_devices.cpu import cpu_model
 from smart_devices.python_environment import version_of
 from smart_eval.comparison import Comparison
-from smart_eval.page import plots
+from smart_eval.page import dial, plots
 from smart_eval.page.figures import data_uri, latency, percent, points, radius, span
 from smart_eval.page.included import read_included
 from smart_eval.page.pictures import Pictures, make_pictures, shown_attack
@@ -69,7 +69,7 @@ ENVIRONMENT.filters.update(
     span=span,
 )
 ENVIRONMENT.globals.update(
-    plots=plots, sorting=sorting, suspect=suspect, tried_more=tried_more, under_attack=under_attack
+    dial=dial, plots=plots, sorting=sorting, suspect=suspect, tried_more=tried_more, under_attack=under_attack
 )
 
 

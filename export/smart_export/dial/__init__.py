@@ -1,0 +1,1 @@
+"""The mixes of an export, as they are asked for and told."""
