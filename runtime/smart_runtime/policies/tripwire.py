@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import os
@@ -27,6 +26,7 @@ from smart_runtime.inputs import Images, NumpyImages
 from smart_runtime.memory import RESIDENT
 from smart_runtime.policies.policy import PolicyModel
 from smart_runtime.serving import Result
+from smart_runtime.tripwire import exits
 from smart_runtime.tripwire.calibration import calibrated, read_calibration
 from smart_runtime.tripwire.cusum import Cusum
 from smart_runtime.tripwire.operating_point import OperatingPoint, shadow_frames_between
@@ -38,7 +38,6 @@ CALM = "the paths agree again: tripwire calm"
 _QUEUE = 16  # calls that may wait for the worker
 _FRAMES = 8  # of one call that are looked at, at most: a batch is one scene, and memory stays bounded
 _HOUR = 3600.0
-_LEAVE_S = 2.0  # that a program which ends waits for an engine at most
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +147,7 @@ class Tripwire:
         self._worker: threading.Thread | None = None
         self._renew()
         forks.guard(self)
-        _end_at_exit(self)
+        exits.guard(self)
 
     def _renew(self) -> None:
         self._jobs: _Jobs = queue.SimpleQueue()  # C, so that no interrupt leaves a lock of it locked
@@ -357,8 +356,9 @@ class Tripwire:
             self._stopped, self._watch, self._off = True, None, "the model is closed"
         self._jobs.put(None)
 
-    def join(self, timeout: float) -> None:
-        """Wait for the worker to end, for at most so many seconds."""
+    def end(self, timeout: float) -> None:
+        """Stop, and wait until the worker has left its engine: see `exits`."""
+        self.stop()
         worker = self._worker
         if worker is not None:
             worker.join(timeout)
@@ -368,28 +368,6 @@ class Tripwire:
         self._renew()
         self._worker = None
         self._stopped, self._watch, self._off = True, None, "this process was forked from the one that loaded the model"
-
-
-_unended: weakref.WeakSet[Tripwire] = weakref.WeakSet()
-_hooks: list[None] = []
-
-
-def _end_at_exit(policy: Tripwire) -> None:
-    """Let the worker of ``policy`` leave its engine before the interpreter ends.
-
-    At the end Python stops daemon threads where they take its lock again. In the middle of an engine of C++ that is an
-    exception which nobody catches, and the process aborts.
-    """
-    if not _hooks:
-        atexit.register(_end_all)
-        _hooks.append(None)
-    _unended.add(policy)
-
-
-def _end_all() -> None:
-    for policy in list(_unended):
-        policy.stop()
-        policy.join(_LEAVE_S)
 
 
 def _work(jobs: _Jobs, policy: weakref.ref[Tripwire]) -> None:
