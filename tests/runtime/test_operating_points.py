@@ -232,7 +232,7 @@ def test_what_cannot_be_fitted_is_said() -> None:
 
 
 def test_what_is_seen_late_or_never_is_said() -> None:
-    blind = point(attacked={AT_CLEAN: drawn(2, apart=9.0), AT_ROBUST: drawn(3, apart=1.8), SILENT: drawn(5, apart=1.0)})
+    blind = point(attacked={AT_CLEAN: drawn(2, apart=9.0), AT_ROBUST: drawn(3, apart=1.5), SILENT: drawn(5, apart=1.0)})
     found = outlook_of(blind)
     frames = found.frames
     assert frames[AT_CLEAN] < 500 < frames[AT_ROBUST] < 100_000 < frames[SILENT]

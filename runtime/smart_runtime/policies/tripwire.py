@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import math
 import os
 import queue
 import random
+import sys
 import threading
 import time
 import weakref
@@ -38,6 +40,8 @@ CALM = "the paths agree again: tripwire calm"
 _QUEUE = 16  # calls that may wait for the worker
 _FRAMES = 8  # of one call that are looked at, at most: a batch is one scene, and memory stays bounded
 _HOUR = 3600.0
+_POLL_S = 0.001
+_BEGIN_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +148,7 @@ class Tripwire:
         self._failures = self._disagreements = self._alarm_count = self._restarts = 0
         self._last_failure = ""
         self._skip = self._gap()
-        self._worker: threading.Thread | None = None
+        self._worker: weakref.ref[_Worker] | None = None  # the last one
         self._renew()
         forks.guard(self)
         exits.guard(self)
@@ -242,19 +246,21 @@ class Tripwire:
 
     def _keep_working(self) -> None:
         """See to it that there is a worker: the first one, or the next if it has died."""
-        worker = self._worker
-        if worker is not None and worker.is_alive():
+        if self._working:
             return
         with self._lock:
-            if self._worker is not worker or self._stopped:
+            if self._working or self._stopped:
                 return
-            self._restarts += worker is not None
-            # A daemon: a program that is finished does not wait for it.
-            fresh = threading.Thread(
-                target=_work, args=(self._jobs, weakref.ref(self)), name="smart-edge tripwire", daemon=True
-            )
-            fresh.start()
-            self._worker = fresh
+            self._restarts += self._worker is not None
+            worker = _Worker()
+            self._worker = weakref.ref(worker)
+            # Not threading.Thread, whose start waits for ever if an interrupt strikes the new thread too early.
+            _thread.start_new_thread(_work, (self._jobs, weakref.ref(self), worker))
+
+    @property
+    def _working(self) -> bool:
+        worker = None if self._worker is None else self._worker()
+        return worker is not None and worker.alive
 
     # In the worker.
 
@@ -359,9 +365,9 @@ class Tripwire:
     def end(self, timeout: float) -> None:
         """Stop, and wait until the worker has left its engine: see `exits`."""
         self.stop()
-        worker = self._worker
-        if worker is not None:
-            worker.join(timeout)
+        until = time.monotonic() + timeout
+        while self._working and time.monotonic() < until:
+            time.sleep(_POLL_S)
 
     def after_fork_in_child(self) -> None:
         """Watch nothing in a forked child, where the model is unusable and the worker does not exist: see `forks`."""
@@ -370,10 +376,31 @@ class Tripwire:
         self._stopped, self._watch, self._off = True, None, "this process was forked from the one that loaded the model"
 
 
-def _work(jobs: _Jobs, policy: weakref.ref[Tripwire]) -> None:
+class _Worker:
+    """A thread at work. An interrupt may strike before it has begun, or has said that it ended: it is looked for too."""
+
+    __slots__ = ("__weakref__", "ended", "ident", "made")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.ident = 0
+        self.made = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        if self.ident:
+            return not self.ended and self.ident in sys._current_frames()
+        return time.monotonic() - self.made < _BEGIN_S
+
+
+def _work(jobs: _Jobs, policy: weakref.ref[Tripwire], worker: _Worker) -> None:
     """Judge what is put into ``jobs`` until None comes, or the policy or its model is gone."""
-    while (job := jobs.get()) is not None:
-        judge = policy()
-        if judge is None or not judge.judge(job):
-            return
-        del judge, job
+    try:
+        worker.ident = threading.get_ident()
+        while (job := jobs.get()) is not None:
+            judge = policy()
+            if judge is None or not judge.judge(job):
+                return
+            del judge, job
+    finally:
+        worker.ended = True
