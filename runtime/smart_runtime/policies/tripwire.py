@@ -217,6 +217,7 @@ class Tripwire:
             with self._lock:
                 self._unreadable += len(drawn)
             return
+        self._keep_working()  # first: a queue that is full because nobody works must not stay so
         taken = drawn[:_FRAMES]
         full = self._jobs.qsize() >= _QUEUE
         with self._lock:
@@ -225,7 +226,6 @@ class Tripwire:
             return
         frames = cast("NumpyImages", images[taken])
         self._jobs.put(_Job(watch, result.path, frames, result.scores[taken]))
-        self._keep_working()
 
     def _draw(self, count: int) -> list[int]:
         """Return which of ``count`` frames are drawn, each with probability 1/every."""
@@ -377,7 +377,7 @@ class Tripwire:
 
 
 class _Worker:
-    """A thread at work. An interrupt may strike before it has begun, or has said that it ended: it is looked for too."""
+    """A thread at work. It is looked for too: an interrupt may strike before it has begun or ended."""
 
     __slots__ = ("__weakref__", "ended", "ident", "made")
 
