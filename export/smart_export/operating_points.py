@@ -27,7 +27,10 @@ from smart_train.accuracy import to_tensor
 from smart_train.masking.attack_mode import attack_mode
 
 SILENT_STEPS = 10
-"""Of the attack that takes both paths to one wrong class: enough to show where such frames lie, in seconds."""
+"""Of the attack that takes both paths to one wrong class: enough to show where such frames lie."""
+
+SILENT_MACS = 2e12
+"""What that attack may take: a minute of two cores at most. A network that is too large for it has no silent frames."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,21 @@ def _record(
             f"{LEAST_FRAMES}; train with more validation images"
         )
     images = {
-        "": to_tensor(first.images).numpy(),
-        AT_CLEAN: to_tensor(first.adversarial[clean]).numpy(),
-        AT_ROBUST: to_tensor(second.adversarial[robust]).numpy(),
-        SILENT: _silent(sources, clean=clean, robust=robust).numpy(),
+        "": to_tensor(first.images),
+        AT_CLEAN: to_tensor(first.adversarial[clean]),
+        AT_ROBUST: to_tensor(second.adversarial[robust]),
     }
-    scores = {path: _scores(export, graphs[path], bundle, list(images.values())) for path in (clean, robust)}
-    count = len(first.labels)
-    of_kind = {
-        kind: (scores[clean][i * count : (i + 1) * count], scores[robust][i * count : (i + 1) * count])
-        for i, kind in enumerate(images)
+    an_image = (
+        sum(graphs[path].cost.dense_macs for path in pair if path) * 3 * SILENT_STEPS
+    )  # backward is twice forward
+    count = min(len(first.labels), int(SILENT_MACS / max(an_image, 1)))
+    if count >= LEAST_FRAMES:
+        images[SILENT] = _silent(sources, clean=clean, robust=robust, count=count)
+    scores = {
+        path: {kind: _scores(export, graphs[path], bundle, one.numpy()) for kind, one in images.items()}
+        for path in (clean, robust)
     }
+    of_kind = {kind: (scores[clean][kind], scores[robust][kind]) for kind in images}
     usual = of_kind.pop("")
     try:
         points = {score: OperatingPoint.fit(score, clean=usual, attacked=of_kind) for score in SCORES}
@@ -95,14 +102,14 @@ def _record(
     return TripwireRecord(clean, robust, MappingProxyType(points)), None
 
 
-def _silent(sources: Sources, *, clean: str, robust: str) -> Tensor:
-    """Return the samples moved, within their eps, to where both paths say the robust path's second choice.
+def _silent(sources: Sources, *, clean: str, robust: str, count: int) -> Tensor:
+    """Return the first ``count`` samples, moved within eps to where both paths say the robust path's second choice.
 
     PGD from the image itself with steps of eps / 4 on the sum of both paths' cross-entropy, float32 (N, C, H, W).
     """
     samples = sources.of_path[robust].samples
     models = [sources.of_path[path].net.path(path) for path in (clean, robust)]
-    original = to_tensor(samples.images)
+    original = to_tensor(samples.images[:count])
     with attack_mode(models[0]), attack_mode(models[1]):
         parts = []
         for image in torch.split(original, 64):
@@ -119,7 +126,7 @@ def _silent(sources: Sources, *, clean: str, robust: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _scores(export: Export, graph: ExportedGraph, bundle: Path, batches: list[Images]) -> Scores:
+def _scores(export: Export, graph: ExportedGraph, bundle: Path, images: Images) -> Scores:
     weights = None if graph.weights is None else bundle / graph.weights
     written = GraphBytes(
         model=(bundle / graph.file).read_bytes(),
@@ -134,6 +141,6 @@ def _scores(export: Export, graph: ExportedGraph, bundle: Path, batches: list[Im
         options=EngineOptions(threads=1),
     )
     try:
-        return engine_scores(engine, batches, classes=export.output_spec.classes, name=graph.name)
+        return engine_scores(engine, [images], classes=export.output_spec.classes, name=graph.name)
     finally:
         engine.close()

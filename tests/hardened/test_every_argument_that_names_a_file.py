@@ -20,11 +20,13 @@ from PIL import Image
 
 from export.singles import single
 from runtime.bundles import write_bundle
+from runtime.operating_points import write_watched_bundle
 from smart_common.console.entry import COMMANDS
 from smart_common.errors import SmartError
 from smart_common.names import is_printable
 from smart_runtime import SmartModel
 from smart_runtime.engines.trt.tensorrt_engine import TensorRtEngine
+from smart_runtime.tripwire.operating_point import LEAST_FRAMES
 from smart_train.checkpoint.format import save_checkpoint
 
 FIRST = Path(__file__).parent.parent / "formats" / "first"
@@ -47,6 +49,7 @@ GIVEN: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "devices doctor": ({}, ()),
     "run infer": ({"bundle": "bundle", "pictures": "good.png"}, ()),
     "run info": ({"bundle": "bundle"}, ()),
+    "run calibrate": ({"bundle": "watched", "folder": "pictures"}, ("-o", "new.json")),
     "run install": ({"bundle": "bundle"}, ()),
     "run audit verify": ({"file": "good.jsonl"}, ()),
     "run selftest": ({"bundle": "bundle"}, ("--engine", "onnxruntime-cpu")),
@@ -135,6 +138,10 @@ def hostile(folder: Path, suffix: str) -> dict[str, Path]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     write_bundle(folder / "bundle")
+    write_watched_bundle(folder / "watched")
+    (folder / "pictures").mkdir()
+    for number in range(LEAST_FRAMES):
+        Image.new("RGB", (4, 6), (number, 0, 0)).save(folder / f"pictures/{number}.png")
     (folder / "channel-bundle").symlink_to(FIRST / "channel-bundle")
     shutil.copy(FIRST / "channel.pt", folder / "good.pt")
     save_checkpoint(single("alone", width=4, seed=0), folder / "one-path.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import random
@@ -18,9 +19,11 @@ import pytest
 
 from hardened.striking import Stop, native_threads, places, strike, struck
 from runtime.bundles import MIX, add_mix, as_float, expected_scores, graph_files, random_images, write_bundle
-from runtime.fakes import Thread
+from runtime.fakes import TIMEOUT, Thread
+from runtime.operating_points import write_watched_bundle
 from smart_runtime import ClosedError, EngineError, SmartModel
 from smart_runtime.audit.verification import verify_audit
+from smart_runtime.policies import Tripwire
 
 FLOATS = as_float(random_images(2))
 TIGHT = max(sum(len(data) for data in graph_files(name)) for name in ("clean", "robust"))
@@ -227,3 +230,40 @@ def test_strikes_at_random_moments_over_all_calls(bundle: Path, strikes: int, me
     assert_whole(model)
     model.close()
     assert threads_are(started)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_strikes_while_the_tripwire_looks_on(tmp_path: Path) -> None:
+    """Callers and workers are struck in turn: no lock stays held, and the next frames are looked at."""
+    chance = random.Random(1)  # noqa: S311  # no secret
+    policy = Tripwire(every=1)
+    model = SmartModel.load(write_watched_bundle(tmp_path / "watched"), threads=1, policy=policy)
+
+    def call_for_ever() -> None:
+        while True:
+            model.run(FLOATS)
+            policy.status()
+
+    thread, kept = Thread(call_for_ever), []
+    for number in range(200):
+        time.sleep(chance.uniform(0, 0.003))
+        worker = policy._worker and policy._worker()
+        if number % 2 and worker is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(Stop))
+            del worker
+        else:
+            strike(thread)
+            kept.append(thread)
+            thread = Thread(call_for_ever)
+    strike(thread)
+    for one in (*kept, thread):
+        with pytest.raises(Stop):
+            one.outcome()
+    looked = policy.status()["shadow_runs_total"]
+    end = time.monotonic() + TIMEOUT
+    while policy.status()["shadow_runs_total"] == looked and time.monotonic() < end:
+        model.run(FLOATS)
+    assert policy.status()["shadow_runs_total"] > looked
+    assert policy.status()["restarts_total"] > 0
+    assert_whole(model)
+    model.close()

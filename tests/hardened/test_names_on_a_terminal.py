@@ -32,6 +32,7 @@ REFUSED = {
         [["infer", "NAME", "p"], ["infer", "bundle", "NAME"], ["infer", "b", "--NAME"]],
     ),
     "run info": ("smart_runtime.cli", [["info", "NAME"], ["info", "bundle", "--trust", "NAME"], ["NAME"]]),
+    "run calibrate": ("smart_runtime.cli", [["calibrate", "NAME", "p"], ["calibrate", "b", "NAME", "-o", "NAME"]]),
     "bench": ("smart_runtime.bench.cli", [["NAME"], ["--compare", "NAME", "NAME"], ["bundle", "--batch", "NAME"]]),
     "devices": ("smart_devices.cli", [["show", "NAME"], ["NAME"]]),
     "train": (

@@ -278,7 +278,7 @@ def test_what_comes_while_the_worker_is_behind_is_dropped(watched: Path, monkeyp
         assert 30 - 17 <= status["dropped_total"] <= 30 - 16  # 16 wait, one may be in work
         model.close()  # while the shadow runs: nobody waits for it
         Waiting.may.release(100)
-        until(lambda: policy._worker is not None and not policy._worker.is_alive())
+        until(lambda: not policy._working)
 
 
 def test_few_frames_of_a_large_batch_are_looked_at(watched: Path, agreeing: None) -> None:
@@ -296,12 +296,13 @@ def test_a_worker_that_died_is_replaced(watched: Path, monkeypatch: pytest.Monke
     policy = Tripwire(every=1)
     with SmartModel.load(watched, policy=policy) as model:
         model.run(frames(QUIET))
-        until(lambda: policy._worker is not None and policy._jobs.qsize() == 0)
-        worker = policy._worker
+        until(lambda: policy._working and policy._jobs.qsize() == 0)
+        worker = policy._worker and policy._worker()
         assert worker is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(SystemExit))
+        del worker
         Waiting.may.release()
-        until(lambda: not worker.is_alive())
+        until(lambda: not policy._working)
         Waiting.may.release(2)
         assert send(model, policy, QUIET) == ["clean"]
         assert policy.status()["restarts_total"] == 1
@@ -376,11 +377,11 @@ def test_a_forgotten_model_goes_and_takes_its_worker_along(watched: Path, agreei
     model = SmartModel.load(watched, policy=policy)
     send(model, policy, QUIET)
     worker, gone = policy._worker, weakref.ref(policy)
+    assert worker is not None
     del policy, model
     gc.collect()
     assert gone() is None
-    assert worker is not None
-    until(lambda: not worker.is_alive())
+    until(lambda: worker() is None)
 
 
 def test_a_forked_child_watches_nothing(watched: Path, agreeing: None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
+import _thread
 import logging
 import math
 import os
 import queue
 import random
+import sys
 import threading
 import time
 import weakref
@@ -26,6 +27,7 @@ from smart_runtime.inputs import Images, NumpyImages
 from smart_runtime.memory import RESIDENT
 from smart_runtime.policies.policy import PolicyModel
 from smart_runtime.serving import Result
+from smart_runtime.tripwire import exits
 from smart_runtime.tripwire.cusum import Cusum
 from smart_runtime.tripwire.operating_point import shadow_frames_between
 from smart_runtime.tripwire.watch import Watch, watch_of
@@ -36,7 +38,8 @@ CALM = "the paths agree again: tripwire calm"
 _QUEUE = 16  # calls that may wait for the worker
 _FRAMES = 8  # of one call that are looked at, at most: a batch is one scene, and memory stays bounded
 _HOUR = 3600.0
-_LEAVE_S = 2.0  # that a program which ends waits for an engine at most
+_POLL_S = 0.001
+_BEGIN_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -129,10 +132,10 @@ class Tripwire:
         self._failures = self._disagreements = self._alarm_count = self._restarts = 0
         self._last_failure = ""
         self._skip = self._gap()
-        self._worker: threading.Thread | None = None
+        self._worker: weakref.ref[_Worker] | None = None  # the last one
         self._renew()
         forks.guard(self)
-        _end_at_exit(self)
+        exits.guard(self)
 
     def _renew(self) -> None:
         self._jobs: _Jobs = queue.SimpleQueue()  # C, so that no interrupt leaves a lock of it locked
@@ -195,6 +198,7 @@ class Tripwire:
             with self._lock:
                 self._unreadable += len(drawn)
             return
+        self._keep_working()  # first: a queue that is full because nobody works must not stay so
         taken = drawn[:_FRAMES]
         full = self._jobs.qsize() >= _QUEUE
         with self._lock:
@@ -203,7 +207,6 @@ class Tripwire:
             return
         frames = cast("NumpyImages", images[taken])
         self._jobs.put(_Job(watch, result.path, frames, result.scores[taken]))
-        self._keep_working()
 
     def _draw(self, count: int) -> list[int]:
         """Return which of ``count`` frames are drawn, each with probability 1/every."""
@@ -224,19 +227,21 @@ class Tripwire:
 
     def _keep_working(self) -> None:
         """See to it that there is a worker: the first one, or the next if it has died."""
-        worker = self._worker
-        if worker is not None and worker.is_alive():
+        if self._working:
             return
         with self._lock:
-            if self._worker is not worker or self._stopped:
+            if self._working or self._stopped:
                 return
-            self._restarts += worker is not None
-            # A daemon: a program that is finished does not wait for it.
-            fresh = threading.Thread(
-                target=_work, args=(self._jobs, weakref.ref(self)), name="smart-edge tripwire", daemon=True
-            )
-            fresh.start()
-            self._worker = fresh
+            self._restarts += self._worker is not None
+            worker = _Worker()
+            self._worker = weakref.ref(worker)
+            # Not threading.Thread, whose start waits for ever if an interrupt strikes the new thread too early.
+            _thread.start_new_thread(_work, (self._jobs, weakref.ref(self), worker))
+
+    @property
+    def _working(self) -> bool:
+        worker = None if self._worker is None else self._worker()
+        return worker is not None and worker.alive
 
     # In the worker.
 
@@ -338,11 +343,12 @@ class Tripwire:
             self._stopped, self._watch, self._off = True, None, "the model is closed"
         self._jobs.put(None)
 
-    def join(self, timeout: float) -> None:
-        """Wait for the worker to end, for at most so many seconds."""
-        worker = self._worker
-        if worker is not None:
-            worker.join(timeout)
+    def end(self, timeout: float) -> None:
+        """Stop, and wait until the worker has left its engine: see `exits`."""
+        self.stop()
+        until = time.monotonic() + timeout
+        while self._working and time.monotonic() < until:
+            time.sleep(_POLL_S)
 
     def after_fork_in_child(self) -> None:
         """Watch nothing in a forked child, where the model is unusable and the worker does not exist: see `forks`."""
@@ -351,32 +357,31 @@ class Tripwire:
         self._stopped, self._watch, self._off = True, None, "this process was forked from the one that loaded the model"
 
 
-_unended: weakref.WeakSet[Tripwire] = weakref.WeakSet()
-_hooks: list[None] = []
+class _Worker:
+    """A thread at work. It is looked for too: an interrupt may strike before it has begun or ended."""
+
+    __slots__ = ("__weakref__", "ended", "ident", "made")
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.ident = 0
+        self.made = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        if self.ident:
+            return not self.ended and self.ident in sys._current_frames()
+        return time.monotonic() - self.made < _BEGIN_S
 
 
-def _end_at_exit(policy: Tripwire) -> None:
-    """Let the worker of ``policy`` leave its engine before the interpreter ends.
-
-    At the end Python stops daemon threads where they take its lock again. In the middle of an engine of C++ that is an
-    exception which nobody catches, and the process aborts.
-    """
-    if not _hooks:
-        atexit.register(_end_all)
-        _hooks.append(None)
-    _unended.add(policy)
-
-
-def _end_all() -> None:
-    for policy in list(_unended):
-        policy.stop()
-        policy.join(_LEAVE_S)
-
-
-def _work(jobs: _Jobs, policy: weakref.ref[Tripwire]) -> None:
+def _work(jobs: _Jobs, policy: weakref.ref[Tripwire], worker: _Worker) -> None:
     """Judge what is put into ``jobs`` until None comes, or the policy or its model is gone."""
-    while (job := jobs.get()) is not None:
-        judge = policy()
-        if judge is None or not judge.judge(job):
-            return
-        del judge, job
+    try:
+        worker.ident = threading.get_ident()
+        while (job := jobs.get()) is not None:
+            judge = policy()
+            if judge is None or not judge.judge(job):
+                return
+            del judge, job
+    finally:
+        worker.ended = True
