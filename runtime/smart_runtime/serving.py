@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from smart_runtime.bundle.bundle import Bundle, HeldGraph, check_apart
+from smart_runtime.bundle.bundle import Bundle, HeldGraph
 from smart_runtime.bundle.exchange import check_not_exchanged, despite_exchange, identity
 from smart_runtime.bundle.manifest import InputSpec
 from smart_runtime.bundle.signatures import PublicKey
@@ -307,7 +307,6 @@ def _opened(path: str | os.PathLike[str], *, trust: PublicKey | None) -> tuple[B
     """Return a bundle, its paths' files held open, and what closes them; every other file of it has been checked."""
     was = identity(Path(path))
     bundle = Bundle.open(path, trust=trust)
-    check_apart(bundle)
     graphs = bundle.manifest.paths
     with ExitStack() as undo:
         held = {name: undo.enter_context(bundle.hold(name)) for name in graphs}

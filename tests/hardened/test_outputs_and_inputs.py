@@ -76,6 +76,9 @@ def content(folder: Path) -> dict[str, bytes]:
         (smart_train, "-o bundle/new.pt", "would replace or change"),
         (smart_train, "--tensorboard bundle -o new.pt", "would replace or change"),
         (smart_train, "-o /dev/null --force", "is no plain file"),
+        (smart_train, "--cache-dir bundle -o new.pt", "would replace or change"),
+        (smart_eval, "ckpt.pt --cache-dir bundle/clean", "would replace or change"),
+        (smart_export, "ckpt.pt --target cpu -o new --cache-dir ./bundle", "would replace or change"),
     ],
 )
 def test_a_command_refuses_before_its_work(command: Callable[..., object], line: str, words: str, folder: Path) -> None:

@@ -172,7 +172,8 @@ class Bundle:
                 accidents only: who changes a file can make them anew.
 
         Raises:
-            BundleError: Not a bundle, a file missing, added or changed, a link, or a manifest of a newer format.
+            BundleError: Not a bundle, a file missing, added or changed, a link, a manifest of a newer format, or one
+                graph under two roles.
             SignatureError: No signature by the key ``trust``, or no such key.
             MissingExtraError: The library that checks signatures is not installed.
             OSError: The system cannot read a file.
@@ -198,6 +199,7 @@ class Bundle:
             for name in graph.files:
                 if name not in sums:
                     raise BundleError(f"no {name!r} for {graph.name!r} in the bundle; copy or export the bundle again")
+        _check_apart(manifest, sums)
         return cls(
             root=root,
             manifest=manifest,
@@ -294,11 +296,11 @@ def _check_names(present: set[str], *, named: set[str]) -> None:
         raise BundleError(f"expected only files that {CHECKSUMS} names, got {extra[0]!r} too; remove it")
 
 
-def check_apart(bundle: Bundle) -> None:
+def _check_apart(manifest: Manifest, sums: Mapping[str, str]) -> None:
     """Check that no graph stands under two roles, unless the manifest says so, by naming one file for both."""
     known: dict[str, GraphInfo] = {}
-    for graph in bundle.manifest.paths.values():
-        first = known.setdefault("".join(bundle.sums[name] for name in graph.files), graph)
+    for graph in manifest.paths.values():
+        first = known.setdefault("".join(sums[name] for name in graph.files), graph)
         if first.role != graph.role and first.file != graph.file:
             raise BundleError(
                 f"{graph.file!r} of the path {graph.name!r} is a copy of {first.file!r} of the path {first.name!r}, "

@@ -13,6 +13,7 @@ import click
 
 from smart_common.console import cli as house
 from smart_common.files import default_cache_dir
+from smart_common.outputs import Output, check_outputs
 from smart_train.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def data_options(function: _F) -> _F:
     def command(*, data_dir: Path, cache_dir: Path | None, no_cache: bool, max_broken: int, **others: Any) -> Any:
         if no_cache and cache_dir is not None:
             raise ConfigError("--cache-dir and --no-cache cannot be combined: --no-cache reads everything anew")
+        if cache_dir is not None:
+            check_outputs([Output("--cache-dir", cache_dir / "data")], inputs=[])
         places = DataPlaces(data_dir, None if no_cache else cache_dir or default_cache_dir(), max_broken)
         return function(places=places, **others)
 
