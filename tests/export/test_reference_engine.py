@@ -50,9 +50,9 @@ def test_the_command_checks_on_the_engine_that_is_named(bundle: Path, checkpoint
 
 def test_a_bundle_is_evaluated_on_the_reference_and_served_by_the_faster(bundle: Path) -> None:
     with open_bundle(bundle) as opened:
-        assert opened.net.engine == REFERENCE_ENGINE
+        assert opened.engine == REFERENCE_ENGINE
     with open_bundle(bundle, engine="faster") as opened:
-        assert opened.net.engine == "faster"
+        assert opened.engine == "faster"
     with SmartModel.load(bundle) as model:
         images = np.zeros((2, *model.manifest.input.shape), np.float32)
         assert (model(images) == UNREAL).all()
