@@ -1,12 +1,14 @@
 """What the tripwire notices on the demo's network over three seeds, and what it costs.
 
     .venv/bin/python benchmarks/bench_tripwire.py attacks --work FOLDER
-    .venv/bin/python benchmarks/bench_tripwire.py speed --work FOLDER
+    .venv/bin/python benchmarks/bench_tripwire.py attacks --work FOLDER --network cifar=ckpt.pt -- --data npz:FILE
+    .venv/bin/python benchmarks/bench_tripwire.py speed --work FOLDER [--network cifar=ckpt.pt --calls 100]
 
 `attacks` trains recipes/digits.toml with each seed and measures it by smart-eval --policy tripwire, each a process of
-its own whose result stays in FOLDER and is not made again; writes benchmarks/results/tripwire.json. `speed` exports the
-first of these networks and times calls of one image without a policy and with the tripwire, in interleaved blocks of
-one process; writes benchmarks/results/tripwire_speed.json.
+its own whose result stays in FOLDER and is not made again; writes benchmarks/results/tripwire.json, or measures a
+network of yours with the options of smart-eval after `--` and writes tripwire_NAME.json. `speed` exports the first of
+the demo's networks, or yours, and times calls of one image without a policy and with the tripwire, in interleaved
+blocks of one process; it writes benchmarks/results/tripwire_speed.json, or replaces the network's rows there.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from smart_common.files import replacing
 from smart_runtime import SmartModel
 from smart_runtime.bench.environment import read_environment
 from smart_runtime.policies import Tripwire
+from smart_train import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
 RECIPE = ROOT / "recipes/digits.toml"
 SEEDS = range(3)
 EVERY = 10
@@ -64,45 +68,50 @@ def trained(work: Path, seed: int) -> Path:
     return checkpoint
 
 
-def attacks(work: Path) -> dict[str, Any]:
-    """Return what smart-eval says of each seed's network."""
+def attacks(networks: dict[str, Path], work: Path, also: list[str]) -> dict[str, Any]:
+    """Return what smart-eval says of each network, by name; ``also`` are more options of it."""
     runs = []
-    for seed in SEEDS:
-        told = ("--attack", "clean", "--policy", "tripwire", "--seed", str(seed))
-        found = run(work / f"eval-{seed}.json", "smart_eval.cli", str(trained(work, seed)), *told)
+    for seed, (name, checkpoint) in enumerate(networks.items()):
+        told = ("--attack", "clean", "--policy", "tripwire", "--seed", str(seed), *also)
+        found = run(work / f"eval-{name}.json", "smart_eval.cli", str(checkpoint), *told)
         (model,) = found["models"]
         clean = {path: one["clean_accuracy"] for path, one in model["paths"].items()}
-        runs.append({"seed": seed, "clean_accuracy": clean, "tripwire": model["tripwire"]})
-    return {"command": "python benchmarks/bench_tripwire.py attacks --work FOLDER", "threads": 1, "runs": runs}
+        runs.append({"network": name, "seed": seed, "clean_accuracy": clean, "tripwire": model["tripwire"]})
+    return {"command": " ".join(["python benchmarks/bench_tripwire.py", *sys.argv[1:]]), "threads": 1, "runs": runs}
 
 
-def speed(work: Path, *, blocks: int, calls: int) -> dict[str, Any]:
+def speed(name: str, checkpoint: Path, work: Path, *, blocks: int, calls: int) -> list[dict[str, Any]]:
     """Return throughput and 99th percentile with the tripwire over those without, by threads of the engine."""
-    bundle = work / "bundle"
-    told = (str(trained(work, 0)), "--target", "cpu", "-o", str(bundle), "--force")
-    run(work / "export.json", "smart_export.cli", *told)
+    bundle = work / f"bundle-{name}"
+    told = (str(checkpoint), "--target", "cpu", "-o", str(bundle), "--force")
+    run(work / f"export-{name}.json", "smart_export.cli", *told)
+    loaded = load_checkpoint(checkpoint)
+    assert loaded.samples is not None
+    frames = loaded.samples.images.numpy()
     rows = []
     for threads in (1, 2):
-        images = np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)
         with (
             SmartModel.load(bundle, threads=threads) as without,
             SmartModel.load(
-                bundle, threads=threads, policy=Tripwire(every=EVERY, false_alarms_per_day=1e-6)
+                bundle, threads=threads, policy=Tripwire(every=EVERY, false_alarms_per_day=1e-4)
             ) as watched,
         ):
             taken: dict[str, list[list[int]]] = {"without": [], "with": []}
             for _ in range(blocks):
-                for name, model in (("without", without), ("with", watched)):
-                    taken[name].append(timed(model, images, calls))
+                for which, model in (("without", without), ("with", watched)):
+                    taken[which].append(timed(model, frames, calls))
             assert isinstance(watched.policy, Tripwire)
             status = watched.policy.status()
+            assert status["alarms_total"] == 0, "an alarm: the robust path answered some of these calls"
         throughput = [sum(a) / sum(b) for a, b in zip(taken["without"], taken["with"], strict=True)]
         late = [
             np.quantile(b, 0.99) / np.quantile(a, 0.99) for a, b in zip(taken["without"], taken["with"], strict=True)
         ]
         rows.append(
             {
+                "network": f"{name}, {loaded.architecture}, {'x'.join(map(str, loaded.input_shape))}",
                 "threads": threads,
+                "calls_in_a_block": calls,
                 "call_us": median(median(block) for block in taken["without"]) / 1e3,
                 "throughput_ratio": {"median": median(throughput), "low": min(throughput), "high": max(throughput)},
                 "p99_ratio": {"median": median(late), "low": min(late), "high": max(late)},
@@ -110,22 +119,16 @@ def speed(work: Path, *, blocks: int, calls: int) -> dict[str, Any]:
                 "dropped": status["dropped_total"],
             }
         )
-    return {
-        "command": "python benchmarks/bench_tripwire.py speed --work FOLDER",
-        "network": "the demo's, 1x8x8, batch 1",
-        "every": EVERY,
-        "blocks": blocks,
-        "calls_in_a_block": calls,
-        "rows": rows,
-    }
+    return rows
 
 
-def timed(model: SmartModel, images: np.ndarray[Any, np.dtype[np.float32]], calls: int) -> list[int]:
-    """Return the nanoseconds of each call, the first few of the block left out."""
+def timed(model: SmartModel, frames: np.ndarray[Any, np.dtype[np.uint8]], calls: int) -> list[int]:
+    """Return the nanoseconds of each call, of one frame each, the first few of the block left out."""
     taken = []
-    for _ in range(calls + 20):
+    for number in range(calls + 20):
+        frame = frames[number % len(frames)][None]
         start = time.perf_counter_ns()
-        model(images)
+        model(frame)
         taken.append(time.perf_counter_ns() - start)
     return taken[20:]
 
@@ -169,14 +172,14 @@ def score_table(record: dict[str, Any]) -> str:
 
 def speed_table(record: dict[str, Any]) -> str:
     """Return what the tripwire costs as Markdown."""
-    lines = ["| threads of the engine | throughput, with over without | 99th percentile, with over without |"]
-    lines.append(f"|{' --- |' * 3}")
+    lines = ["| network | a call without, ms | threads of the engine | throughput, with : without | 99th percentile |"]
+    lines.append(f"|{' --- |' * 5}")
     for row in record["rows"]:
         cells = [
             f"{row[key]['median']:.2f} ({row[key]['low']:.2f} to {row[key]['high']:.2f})"
             for key in ("throughput_ratio", "p99_ratio")
         ]
-        lines.append(f"| {row['threads']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['network']} | {row['call_us'] / 1e3:.3g} | {row['threads']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -194,18 +197,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["attacks", "speed"])
     parser.add_argument("--work", type=Path, required=True, help="where results lie that are not to be made again")
+    parser.add_argument("--network", metavar="NAME=CKPT", help="one of yours in the place of the demo's")
     parser.add_argument("--blocks", type=int, default=15)
     parser.add_argument("--calls", type=int, default=2000, help="in a block")
+    parser.add_argument("also", nargs="*", help="after --: more options of smart-eval")
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    environment = asdict(read_environment(packages=("torch",)))
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"environment": asdict(read_environment(packages=("torch",)))}
+    own = dict([options.network.split("=", 1)]) if options.network else {}
+    networks = {name: Path(file) for name, file in own.items()}
     if options.which == "attacks":
-        record, name = attacks(options.work), "tripwire"
+        name = "".join(["tripwire", *(f"_{name}" for name in own)])
+        record |= attacks(networks or {str(seed): trained(work, seed) for seed in SEEDS}, work, options.also)
     else:
-        record, name = speed(options.work, blocks=options.blocks, calls=options.calls), "tripwire_speed"
-    record |= {"environment": environment}
-    output = ROOT / f"benchmarks/results/{name}.json"
-    output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        name = "tripwire_speed"
+        rows = []
+        for network, checkpoint in (networks or {"demo": trained(work, 0)}).items():
+            rows += speed(network, checkpoint, work, blocks=options.blocks, calls=options.calls)
+        output = RESULTS / f"{name}.json"
+        kept = json.loads(output.read_bytes())["rows"] if output.exists() else []
+        made = {row["network"] for row in rows}
+        record |= {
+            "command": "python benchmarks/bench_tripwire.py speed --work FOLDER [--network NAME=CKPT --calls N]",
+            "every": EVERY,
+            "blocks": options.blocks,
+            "rows": [*(row for row in kept if row["network"] not in made), *rows],
+        }
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(table(record) if options.which == "attacks" else speed_table(record))
 
 

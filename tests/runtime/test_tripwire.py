@@ -205,6 +205,11 @@ def test_one_model_each(watched: Path) -> None:
         SmartModel.load(watched, policy=policy)
 
 
+def test_false_alarms_that_no_threshold_keeps_apart() -> None:
+    with pytest.raises(ValueError, match=r"allow 3e-05 a day"):
+        Tripwire(every=10, false_alarms_per_day=1e-6)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import math
 import os
 import queue
 import random
-import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,31 +27,18 @@ from smart_runtime.serving import Result
 from smart_runtime.tripwire import exits
 from smart_runtime.tripwire.cusum import Cusum
 from smart_runtime.tripwire.operating_point import shadow_frames_between
+from smart_runtime.tripwire.run_lengths import MOST_FRAMES as MOST_BETWEEN
+from smart_runtime.tripwire.shadow_worker import MOST_FRAMES, Job, Jobs, Worker
 from smart_runtime.tripwire.watch import Watch, watch_of
 
 ALARM = "the paths disagree: tripwire alarm"
 CALM = "the paths agree again: tripwire calm"
 
 _QUEUE = 16  # calls that may wait for the worker
-_FRAMES = 8  # of one call that are looked at, at most: a batch is one scene, and memory stays bounded
 _HOUR = 3600.0
 _POLL_S = 0.001
-_BEGIN_S = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """Frames that a path has answered, copied."""
-
-    watch: Watch
-    path: str
-    frames: NumpyImages
-    scores: Scores
-
-
-_Jobs: TypeAlias = "queue.SimpleQueue[_Job | None]"
 
 
 class Tripwire:
@@ -114,6 +98,12 @@ class Tripwire:
         self._frames_between = shadow_frames_between(
             rate_hz=rate_hz, every=every, false_alarms_per_day=false_alarms_per_day
         )
+        if self._frames_between > MOST_BETWEEN:
+            least = false_alarms_per_day * self._frames_between / MOST_BETWEEN
+            raise ValueError(
+                f"{false_alarms_per_day:g} false alarms a day are {self._frames_between:.0e} shadow frames apart, and "
+                f"{MOST_BETWEEN:.0e} is the most that can be promised; allow {least:.0e} a day"
+            )
         self._hold_s, self._calm_frames, self._most = hold_s, calm_frames, max_switches_per_hour
         self._clock = clock
         self._random = random.Random(seed)  # noqa: S311  # seeded by the system unless asked otherwise, and never shown
@@ -132,13 +122,13 @@ class Tripwire:
         self._failures = self._disagreements = self._alarm_count = self._restarts = 0
         self._last_failure = ""
         self._skip = self._gap()
-        self._worker: weakref.ref[_Worker] | None = None  # the last one
+        self._worker: weakref.ref[Worker] | None = None  # the last one
         self._renew()
         forks.guard(self)
         exits.guard(self)
 
     def _renew(self) -> None:
-        self._jobs: _Jobs = queue.SimpleQueue()  # C, so that no interrupt leaves a lock of it locked
+        self._jobs: Jobs = queue.SimpleQueue()  # C, so that no interrupt leaves a lock of it locked
         self._lock = threading.RLock()  # held for a few assignments; signal handlers may come again
         # The worker keeps no forgotten policy alive, and ends with it.
         weakref.finalize(self, self._jobs.put, None).atexit = False
@@ -199,14 +189,14 @@ class Tripwire:
                 self._unreadable += len(drawn)
             return
         self._keep_working()  # first: a queue that is full because nobody works must not stay so
-        taken = drawn[:_FRAMES]
+        taken = drawn[:MOST_FRAMES]
         full = self._jobs.qsize() >= _QUEUE
         with self._lock:
             self._dropped += len(drawn) if full else len(drawn) - len(taken)
         if full or model.bundle is not watch.bundle:  # reloaded since: the scores may be those of either
             return
         frames = cast("NumpyImages", images[taken])
-        self._jobs.put(_Job(watch, result.path, frames, result.scores[taken]))
+        self._jobs.put(Job(watch, result.path, frames, result.scores[taken]))
 
     def _draw(self, count: int) -> list[int]:
         """Return which of ``count`` frames are drawn, each with probability 1/every."""
@@ -233,10 +223,9 @@ class Tripwire:
             if self._working or self._stopped:
                 return
             self._restarts += self._worker is not None
-            worker = _Worker()
+            worker = Worker()
             self._worker = weakref.ref(worker)
-            # Not threading.Thread, whose start waits for ever if an interrupt strikes the new thread too early.
-            _thread.start_new_thread(_work, (self._jobs, weakref.ref(self), worker))
+            worker.start(self._jobs, weakref.ref(self))
 
     @property
     def _working(self) -> bool:
@@ -245,7 +234,7 @@ class Tripwire:
 
     # In the worker.
 
-    def judge(self, job: _Job) -> bool:
+    def judge(self, job: Job) -> bool:
         """Run the other path on the frames of a job and act on it; False once the model is closed."""
         model, other = self._model, job.watch.other(job.path)
         if model is None or other is None or self._stopped:
@@ -266,11 +255,10 @@ class Tripwire:
                 _log.exception("the tripwire failed on a frame, %d failures so far; calls go on", count)
         return True
 
-    def _decide(self, job: _Job, shadow: Scores, model: PolicyModel) -> None:
+    def _decide(self, job: Job, shadow: Scores, model: PolicyModel) -> None:
         watch = job.watch
         clean, robust = (job.scores, shadow) if job.path == watch.clean else (shadow, job.scores)
-        scores, confidences = watch.point.values(clean, robust)
-        ratios = watch.point.llrs(clean, robust)
+        scores, confidences, ratios = watch.point.judged(clean, robust)
         apart = clean.argmax(axis=1) != robust.argmax(axis=1)
         for number, ratio in enumerate(ratios):
             with self._lock:
@@ -355,33 +343,3 @@ class Tripwire:
         self._renew()
         self._worker = None
         self._stopped, self._watch, self._off = True, None, "this process was forked from the one that loaded the model"
-
-
-class _Worker:
-    """A thread at work. It is looked for too: an interrupt may strike before it has begun or ended."""
-
-    __slots__ = ("__weakref__", "ended", "ident", "made")
-
-    def __init__(self) -> None:
-        self.ended = False
-        self.ident = 0
-        self.made = time.monotonic()
-
-    @property
-    def alive(self) -> bool:
-        if self.ident:
-            return not self.ended and self.ident in sys._current_frames()
-        return time.monotonic() - self.made < _BEGIN_S
-
-
-def _work(jobs: _Jobs, policy: weakref.ref[Tripwire], worker: _Worker) -> None:
-    """Judge what is put into ``jobs`` until None comes, or the policy or its model is gone."""
-    try:
-        worker.ident = threading.get_ident()
-        while (job := jobs.get()) is not None:
-            judge = policy()
-            if judge is None or not judge.judge(job):
-                return
-            del judge, job
-    finally:
-        worker.ended = True

@@ -127,21 +127,26 @@ class OperatingPoint:
         first, second = at_temperature(clean, self.temperatures[0]), at_temperature(robust, self.temperatures[1])
         return SCORES[self.score](first, second), confidence(first)
 
-    def bins_of(self, clean: Logits, robust: Logits) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def bins_of(self, scores: Values, confidences: Values) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return the bin of each frame by score and by confidence, (N,) each."""
-        scores, confidences = self.values(clean, robust)
         rows = np.searchsorted(np.asarray(self.score_edges), scores, side="right")
         return rows, np.searchsorted(np.asarray(self.confidence_edges), confidences, side="right")
 
     def count(self, clean: Logits, robust: Logits) -> Counts:
         """Return how many of the frames fall into each bin."""
         counts = np.zeros(self.shape, dtype=np.int64)
-        np.add.at(counts, self.bins_of(clean, robust), 1)
+        np.add.at(counts, self.bins_of(*self.values(clean, robust)), 1)
         return tuple(tuple(int(count) for count in row) for row in counts)
 
     def llrs(self, clean: Logits, robust: Logits) -> Values:
         """Return log(P(bin | attacked) / P(bin | clean)) of each frame, (N,), in nats."""
-        return np.asarray(self.table[self.bins_of(clean, robust)], dtype=np.float64)
+        return self.judged(clean, robust)[2]
+
+    def judged(self, clean: Logits, robust: Logits) -> tuple[Values, Values, Values]:
+        """Return score, confidence and log-likelihood ratio of each frame, (N,) each."""
+        scores, confidences = self.values(clean, robust)
+        ratios = np.asarray(self.table[self.bins_of(scores, confidences)], dtype=np.float64)
+        return scores, confidences, ratios
 
     def with_clean(self, clean: Counts) -> OperatingPoint:
         """Return this operating point for other clean frames, in the same bins; InputError for fewer than needed."""
