@@ -68,6 +68,14 @@ def trained(work: Path, seed: int) -> Path:
     return checkpoint
 
 
+def exported(name: str, checkpoint: Path, work: Path) -> Path:
+    """Return the bundle of a network."""
+    bundle = work / f"bundle-{name}"
+    told = (str(checkpoint), "--target", "cpu", "-o", str(bundle), "--force")
+    run(work / f"export-{name}.json", "smart_export.cli", *told)
+    return bundle
+
+
 def attacks(networks: dict[str, Path], work: Path, also: list[str]) -> dict[str, Any]:
     """Return what smart-eval says of each network, by name; ``also`` are more options of it."""
     runs = []
@@ -82,9 +90,7 @@ def attacks(networks: dict[str, Path], work: Path, also: list[str]) -> dict[str,
 
 def speed(name: str, checkpoint: Path, work: Path, *, blocks: int, calls: int) -> list[dict[str, Any]]:
     """Return throughput and 99th percentile with the tripwire over those without, by threads of the engine."""
-    bundle = work / f"bundle-{name}"
-    told = (str(checkpoint), "--target", "cpu", "-o", str(bundle), "--force")
-    run(work / f"export-{name}.json", "smart_export.cli", *told)
+    bundle = exported(name, checkpoint, work)
     loaded = load_checkpoint(checkpoint)
     assert loaded.samples is not None
     frames = loaded.samples.images.numpy()
