@@ -66,9 +66,15 @@ def test_a_target_is_a_name_a_file_a_profile_or_a_target() -> None:
     assert resolve_target(load_profile("x86-cpu")) == target
 
 
-@pytest.mark.parametrize("policy", ["hysteresis", Hysteresis])
-def test_what_is_no_policy(policy: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"make one, as in Hysteresis\(...\)"):
+@pytest.mark.parametrize(
+    ("policy", "remedy"),
+    [
+        ("hysteresis", r"make one, as in policy=Hysteresis\(signal, ...\)"),
+        (Hysteresis, r"make one, as in Hysteresis\(...\)"),
+    ],
+)
+def test_what_is_no_policy(policy: Any, remedy: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=remedy):
         SmartModel.load(write_bundle(tmp_path / "bundle"), policy=policy)
 
 

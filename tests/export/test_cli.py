@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from export.command import smart_export
+from runtime.bundles import mark_graph
 from smart_runtime.bundle.bundle import write_checksums
 
 
@@ -159,6 +160,7 @@ def test_check_tells_a_clean_graph_that_poses_as_robust(bundle: Path, checkpoint
     shutil.copytree(bundle, copy)
     shutil.rmtree(copy / "robust")
     shutil.copytree(copy / "clean", copy / "robust")
+    mark_graph(copy / "robust/model.onnx", b"robust")
     write_checksums(copy)  # an unsigned bundle can always be summed again; only the source knows better
     assert smart_export("check", copy).returncode == 0
     assert "'robust'" in refused(smart_export("check", copy, "--source", checkpoint_file))

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from export.command import smart_export
 from export.test_cli import refused
+from runtime.bundles import mark_graph
 from smart_devices import resolve_target
 from smart_export import ExportError, build_bundle
 from smart_export.check import check_bundle
@@ -166,6 +167,7 @@ def test_the_commands_sign_and_check(checkpoint_file: Path, tmp_path: Path) -> N
         subprocess.run([OPENSSL, *verify, "-sigfile", "SHA256SUMS.sig"], cwd=bundle, check=True, capture_output=True)
     shutil.rmtree(bundle / "robust")  # the attack that a signature is there for
     shutil.copytree(bundle / "clean", bundle / "robust")
+    mark_graph(bundle / "robust/model.onnx", b"robust")
     write_checksums(bundle)
     unasked = smart_export("check", bundle, "--json")
     assert unasked.returncode == 0, "checksums made anew are right by design"

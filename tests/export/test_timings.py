@@ -28,6 +28,8 @@ PHASES = [
     "load checkpoint",
     "count parameters",
     *(f"{graph}: {phase}" for graph in ("clean", "robust", "dense") for phase in GRAPH_PHASES),
+    "temperatures and mixes",
+    "operating points",
     "manifest and checksums",
     "publish",
 ]
