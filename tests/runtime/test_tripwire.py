@@ -59,7 +59,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def looked_at(policy: Tripwire) -> int:
     status = policy.status()
-    return int(status["shadow_runs_total"] + status["failures_total"])
+    return int(status["shadow_runs_total"] + status["shadow_failures_total"])
 
 
 def looks_further(policy: Tripwire, than: int) -> bool:
@@ -254,10 +254,15 @@ def test_a_shadow_that_fails_is_counted_and_calls_go_on(watched: Path, monkeypat
     with SmartModel.load(watched, policy=policy) as model:
         assert send(model, policy, *[QUIET] * 3) == ["clean"] * 3
         status = policy.status()
-        assert (status["failures_total"], status["shadow_runs_total"], status["restarts_total"]) == (3, 0, 0)
+        assert (status["shadow_failures_total"], status["shadow_runs_total"], status["restarts_total"]) == (3, 0, 0)
         assert status["last_failure"] == "EngineError: the card is gone"
         assert model.stats.paths["robust"].errors == 0
         assert model.stats.paths["clean"].calls == 3
+        metrics = model.metrics()
+    assert "\nsmart_edge_policy_shadow_failures_total 3.0\n" in metrics
+    numbers = [name for name, value in status.items() if isinstance(value, int | float)]
+    assert [name for name in numbers if f"# TYPE smart_edge_policy_{name} " not in metrics] == []
+    assert "\nsmart_edge_policy_failures_total 0\n" in metrics  # of the policy itself
 
 
 class Waiting(Agreeing):
@@ -354,7 +359,7 @@ def test_threads_and_tasks(watched: Path) -> None:
         until(lambda: policy._jobs.qsize() == 0)
         status = policy.status()
         assert status["frames_total"] == 2 * calls * (callers + 1)
-        assert status["failures_total"] == status["alarms_total"] == 0
+        assert status["shadow_failures_total"] == status["alarms_total"] == 0
         assert model.stats.policy_failures == 0
 
 
@@ -374,7 +379,7 @@ def test_no_result_is_mixed_while_it_switches_under_load(tmp_path: Path) -> None
 
         for thread in [Thread(partial(call, number)) for number in range(3)]:
             thread.outcome()
-        assert model.stats.policy_failures == policy.status()["failures_total"] == 0
+        assert model.stats.policy_failures == policy.status()["shadow_failures_total"] == 0
 
 
 def test_a_forgotten_model_goes_and_takes_its_worker_along(watched: Path, agreeing: None) -> None:

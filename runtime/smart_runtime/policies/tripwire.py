@@ -318,7 +318,7 @@ class Tripwire:
                 "shadow_runs_total": self._runs,
                 "dropped_total": self._dropped,
                 "on_gpu_total": self._unreadable,
-                "failures_total": self._failures,
+                "shadow_failures_total": self._failures,
                 "disagreements_total": self._disagreements,
                 "alarms_total": self._alarm_count,
                 "restarts_total": self._restarts,
