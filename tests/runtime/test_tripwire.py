@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.bundles import as_float, expected_scores, random_images, write_bundle
+from runtime.bundles import MIX, as_float, expected_scores, random_images, write_bundle
 from runtime.fakes import TIMEOUT, Thread, replace_engines
 from runtime.operating_points import LOUD, QUIET, Agreeing, frames, pair, tripwire, write_watched_bundle
 from smart_runtime import BundleError, EngineError, InputError, SmartModel
@@ -148,6 +148,27 @@ def test_a_hand_overrules_it(watched: Path) -> None:
         assert model.stats.ignored_switches > 0
         model.follow_policy()
         assert send(model, policy, LOUD) == ["robust"]
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_from_a_mix_it_comes_back_to_its_own_paths(tmp_path: Path) -> None:
+    """It watches the two paths alone, so one that a mix answers in the place of must not wait for a frame to watch."""
+    policy = Tripwire(every=1, **OFTEN)
+    with SmartModel.load(write_watched_bundle(tmp_path / "mixed", mixed=True), policy=policy) as model:
+        model.path = MIX
+        assert [model.run(frames(LOUD)).path for _ in range(9)] == [MIX] * 9
+        assert (policy.status()["frames_total"], model.stats.ignored_switches) == (0, 9)
+        model.follow_policy()
+        model.run(frames(QUIET))
+        assert model.path == "clean"
+        with model.using(MIX):
+            assert [model.run(frames(LOUD)).path for _ in range(9)] == [MIX] * 9
+        assert model.path == "clean"
+        assert send(model, policy, *[LOUD] * 6)[-1] == "robust"
+        model.path = MIX
+        model.follow_policy()
+        model.run(frames(LOUD))
+        assert (model.path, model.stats.last_reason) == ("robust", "the paths disagree: tripwire alarm")
 
 
 @pytest.mark.usefixtures("agreeing")
