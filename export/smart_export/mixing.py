@@ -22,10 +22,9 @@ from smart_export.verify import (
     require_gate,
     verification_images,
 )
-from smart_runtime.bundle.mixes import MAX_MIXES
+from smart_runtime.bundle.mixes import MAX_MIXES, FittedTemperature
 from smart_runtime.reference import ParityResult
 from smart_runtime.together import mixed
-from smart_train.calibration import FittedTemperature
 from smart_train.errors import ConfigError
 from smart_train.mixture import Mixture, mix_name, mixed_paths
 

@@ -15,7 +15,7 @@ from smart_runtime.tripwire.operating_point import OperatingPoint, read_operatin
 from smart_runtime.tripwire.pair_scores import SCORES
 
 DEFAULT_SCORE = "margin"
-"""On digits it takes the fewest frames to the alarm at a given rate of false alarms."""
+"""On digits no other has a higher AUC against attackers who fool both paths alike: docs/policies.md."""
 
 
 @dataclass(frozen=True)
