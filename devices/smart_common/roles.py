@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 
@@ -26,3 +27,14 @@ class Role(str, Enum):
 def default_role(path: str) -> Role:
     """Return the role of a path that nobody gave one: checkpoints and bundles from before there were roles."""
     return {"clean": Role.CLEAN, "robust": Role.ATTACKED}.get(path, Role.BOTH)
+
+
+def clean_and_attacked(roles: Mapping[str, Role]) -> tuple[str, str] | None:
+    """Return the first path for clean images and the first one for attacked ones; None where one is missing.
+
+    They are what a tripwire watches and what a mix lies between.
+    """
+    clean, attacked = (
+        next((path for path, role in roles.items() if role is wanted), None) for wanted in (Role.CLEAN, Role.ATTACKED)
+    )
+    return None if clean is None or attacked is None else (clean, attacked)

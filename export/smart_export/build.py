@@ -32,11 +32,12 @@ from smart_export.timings import Stopwatch
 from smart_export.verify import RANDOM_IMAGES, check_max_drop, check_undecided
 from smart_runtime.bundle.bundle import MANIFEST, Bundle, write_checksums
 from smart_runtime.bundle.manifest import DENSE
+from smart_runtime.bundle.mixes import FittedTemperature
 from smart_runtime.bundle.signatures import public_half
 from smart_runtime.reference import INPUTS, npy_bytes
 from smart_runtime.tripwire.outlook import Outlook
 from smart_train import Checkpoint
-from smart_train.calibration import FittedTemperature, temperature_of
+from smart_train.calibration import temperature_of
 from smart_train.checkpoint.described_masks import describe_masks
 from smart_train.masking.accounting import Densities
 

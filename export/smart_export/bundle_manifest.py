@@ -16,11 +16,11 @@ from smart_export.quantise import CALIBRATION_METHOD, recipe_for
 from smart_export.rtx import Plan
 from smart_export.stages import Export, ExportedGraph
 from smart_runtime.bundle.manifest import FORMAT_VERSION
+from smart_runtime.bundle.mixes import FittedTemperature
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.engines.onnxruntime import import_onnxruntime
 from smart_runtime.reference import INPUTS, TOLERANCES
 from smart_runtime.tripwire.records import TripwireRecord
-from smart_train.calibration import FittedTemperature
 from smart_train.masking.accounting import Densities
 from smart_train.masking.structure import Structure
 

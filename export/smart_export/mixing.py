@@ -11,24 +11,20 @@ import numpy as np
 
 from smart_export.errors import ExportError
 from smart_export.sources import Sources
-from smart_export.stages import Export, ExportedGraph
+from smart_export.stages import Export, ExportedGraph, written_scores
 from smart_export.verify import (
-    Images,
     PathGate,
     Scores,
     agreement,
-    engine_scores,
     path_gate,
     reference_scores,
     require,
     require_gate,
     verification_images,
 )
-from smart_runtime.bundle.graph_bytes import GraphBytes
-from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
+from smart_runtime.bundle.mixes import MAX_MIXES, FittedTemperature
 from smart_runtime.reference import ParityResult
 from smart_runtime.together import mixed
-from smart_train.calibration import FittedTemperature
 from smart_train.errors import ConfigError
 from smart_train.mixture import Mixture, mix_name, mixed_paths
 
@@ -83,9 +79,11 @@ def check_mixes(wanted: WantedMixes, sources: Sources) -> None:
         return
     try:
         names = [mix_name(share) for share in wanted.shares]
-        mixed_paths(sources.whole)
+        mixed_paths(sources.roles)
     except ConfigError as error:
         raise ExportError(str(error)) from error
+    if len(names) + (wanted.clean is not None) > MAX_MIXES:
+        raise ExportError(f"a bundle has at most {MAX_MIXES} mixes; leave some --mix out")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ExportError(f"--mix asks for {twice} twice; name it once")
@@ -118,14 +116,14 @@ def export_mixes(
     """
     if not wanted:
         return ()
-    paths = mixed_paths(sources.whole)
+    paths = mixed_paths(sources.roles)
     clean, robust = paths
     export = exports[robust]
     samples = export.judging.samples
     images = verification_images(samples, path=robust, random_images=export.random_images)
     networks = [sources.of_path[path].net.path(path) for path in paths]
     of_networks = [reference_scores(network, images) for network in networks]
-    of_graphs = [_graph_scores(exports[path], graphs[path], images, bundle=bundle) for path in paths]
+    of_graphs = [written_scores(graphs[path], images, export=exports[path], bundle=bundle) for path in paths]
     t = temperatures[clean].temperature, temperatures[robust].temperature
     labels, count = samples.labels.numpy(), len(samples.labels)
 
@@ -153,22 +151,6 @@ def export_mixes(
         return _judged(export, expected, got, paths=paths, share=share, temperatures=t, tolerance=tolerance)
 
     return tuple(exported(share) for share in shares)
-
-
-def _graph_scores(export: Export, graph: ExportedGraph, images: Sequence[Images], *, bundle: Path) -> Scores:
-    files = [None if file is None else bundle / file for file in (graph.file, graph.weights)]
-    model, weights = (None if file is None else file.read_bytes() for file in files)
-    assert model is not None
-    engine = create_engine(
-        REFERENCE_ENGINE,
-        GraphBytes(model=model, weights=weights, weights_name=None if files[1] is None else files[1].name),
-        inputs=export.input_spec,
-        outputs=export.output_spec,
-        options=EngineOptions(threads=1),
-    )
-    scores = engine_scores(engine, images, classes=export.output_spec.classes, name=graph.name)
-    engine.close()
-    return scores
 
 
 def _judged(

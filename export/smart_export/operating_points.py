@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smart_common.roles import Role
+from smart_common.roles import clean_and_attacked
 from smart_export.sources import Sources
-from smart_export.stages import Export, ExportedGraph
+from smart_export.stages import Export, ExportedGraph, written_scores
 from smart_export.timings import Stopwatch
-from smart_export.verify import Images, Scores, engine_scores
-from smart_runtime.bundle.graph_bytes import GraphBytes
-from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
 from smart_runtime.errors import InputError
 from smart_runtime.tripwire.operating_point import AT_CLEAN, AT_ROBUST, LEAST_FRAMES, SILENT, OperatingPoint
 from smart_runtime.tripwire.outlook import Outlook, outlook_of
@@ -60,13 +57,10 @@ def measured(
 def _record(
     sources: Sources, *, export: Export, graphs: Mapping[str, ExportedGraph], bundle: Path
 ) -> tuple[TripwireRecord | None, str | None]:
-    pair = [
-        next((path for path in sources.paths if sources.of_path[path].role(path) is role), None)
-        for role in (Role.CLEAN, Role.ATTACKED)
-    ]
-    clean, robust = pair
-    if clean is None or robust is None:
+    pair = clean_and_attacked(sources.roles)
+    if pair is None:
         return None, None
+    clean, robust = pair
     first, second = (sources.of_path[path].samples for path in (clean, robust))
     if not torch.equal(first.images, second.images) or not torch.equal(first.labels, second.labels):
         return None, (
@@ -83,15 +77,17 @@ def _record(
         AT_CLEAN: to_tensor(first.adversarial[clean]),
         AT_ROBUST: to_tensor(second.adversarial[robust]),
     }
-    an_image = (
-        sum(graphs[path].cost.dense_macs for path in pair if path) * 3 * SILENT_STEPS
-    )  # backward is twice forward
+    # Backward takes twice what forward takes.
+    an_image = sum(graphs[path].cost.dense_macs for path in pair) * 3 * SILENT_STEPS
     count = min(len(first.labels), int(SILENT_MACS / max(an_image, 1)))
     if count >= LEAST_FRAMES:
         images[SILENT] = _silent(sources, clean=clean, robust=robust, count=count)
     scores = {
-        path: {kind: _scores(export, graphs[path], bundle, one.numpy()) for kind, one in images.items()}
-        for path in (clean, robust)
+        path: {
+            kind: written_scores(graphs[path], [one.numpy()], export=export, bundle=bundle)
+            for kind, one in images.items()
+        }
+        for path in pair
     }
     of_kind = {kind: (scores[clean][kind], scores[robust][kind]) for kind in images}
     usual = of_kind.pop("")
@@ -124,23 +120,3 @@ def _silent(sources: Sources, *, clean: str, robust: str, count: int) -> Tensor:
                 moved = torch.clamp(torch.clamp(step, image - samples.eps, image + samples.eps), 0, 1)
             parts.append(moved.detach())
     return torch.cat(parts)
-
-
-def _scores(export: Export, graph: ExportedGraph, bundle: Path, images: Images) -> Scores:
-    weights = None if graph.weights is None else bundle / graph.weights
-    written = GraphBytes(
-        model=(bundle / graph.file).read_bytes(),
-        weights=None if weights is None else weights.read_bytes(),
-        weights_name=None if weights is None else weights.name,
-    )
-    engine = create_engine(
-        REFERENCE_ENGINE,
-        written,
-        inputs=export.input_spec,
-        outputs=export.output_spec,
-        options=EngineOptions(threads=1),
-    )
-    try:
-        return engine_scores(engine, [images], classes=export.output_spec.classes, name=graph.name)
-    finally:
-        engine.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from smart_common.errors import shortened
-from smart_common.roles import default_role
+from smart_common.roles import Role, default_role
 from smart_export.errors import ExportError
 from smart_export.evidence import Evidence
 from smart_export.verify import Images, reference_images
@@ -37,6 +37,11 @@ class Sources:
     def paths(self) -> tuple[str, ...]:
         """The paths in order."""
         return tuple(self.of_path)
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """What each path is for, in order."""
+        return {path: one.role(path) for path, one in self.of_path.items()}
 
     @property
     def separate(self) -> bool:

@@ -38,7 +38,7 @@ from smart_export.verify import (
 )
 from smart_runtime.bundle.graph_bytes import GraphBytes
 from smart_runtime.bundle.manifest import DENSE, InputSpec, OutputSpec
-from smart_runtime.engines import REFERENCE_ENGINE, EngineOptions, create_engine
+from smart_runtime.engines import REFERENCE_ENGINE, Engine, EngineOptions, create_engine
 from smart_runtime.reference import SCORES, ParityResult, npy_bytes
 from smart_train import Checkpoint
 from smart_train.masking.accounting import LayerStructure, structure_report
@@ -210,9 +210,7 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
     directory.mkdir()
     with phase(f"{name}: write"):
         save_graph(model, directory)
-    model_bytes = (directory / GRAPH).read_bytes()
-    weights = (directory / WEIGHTS).read_bytes() if (directory / WEIGHTS).exists() else None
-    written = GraphBytes(model=model_bytes, weights=weights, weights_name=None if weights is None else WEIGHTS)
+    written = _written(directory / GRAPH, directory / WEIGHTS if (directory / WEIGHTS).exists() else None)
     found, gate, scores = _verified(export, folded, written)
     (directory / SCORES).write_bytes(npy_bytes(scores))
     judged: dict[str, Any] | None = None
@@ -224,8 +222,8 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
     return ExportedGraph(
         name=name,
         file=f"{name}/{GRAPH}",
-        weights=None if weights is None else f"{name}/{WEIGHTS}",
-        bytes=len(model_bytes) + len(weights or b""),
+        weights=None if written.weights is None else f"{name}/{WEIGHTS}",
+        bytes=len(written.model) + len(written.weights or b""),
         cost=cost,
         agreement=found,
         gate=gate,
@@ -233,6 +231,32 @@ def export_graph(export: Export, folded: FoldedGraph, *, to_onnx: Converter, bun
         judged=judged,
         warnings=warnings,
         scores=f"{name}/{SCORES}",
+    )
+
+
+def written_scores(graph: ExportedGraph, batches: Sequence[Images], *, export: Export, bundle: Path) -> Scores:
+    """Return the scores (N, classes) that a graph of ``bundle`` gives in the reference engine for all ``batches``."""
+    written = _written(bundle / graph.file, None if graph.weights is None else bundle / graph.weights)
+    engine = _reference_engine(export, written)
+    try:
+        return engine_scores(engine, batches, classes=export.output_spec.classes, name=graph.name)
+    finally:
+        engine.close()
+
+
+def _written(file: Path, weights: Path | None) -> GraphBytes:
+    if weights is None:
+        return GraphBytes(model=file.read_bytes(), weights=None, weights_name=None)
+    return GraphBytes(model=file.read_bytes(), weights=weights.read_bytes(), weights_name=weights.name)
+
+
+def _reference_engine(export: Export, written: GraphBytes) -> Engine:
+    return create_engine(
+        REFERENCE_ENGINE,
+        written,
+        inputs=export.input_spec,
+        outputs=export.output_spec,
+        options=EngineOptions(threads=1),
     )
 
 
@@ -251,13 +275,7 @@ def _verified(export: Export, folded: FoldedGraph, written: GraphBytes) -> tuple
     with export.stopwatch.phase(f"{name}: verify, reference"):
         expected = reference_scores(folded.reference, images)
     with export.stopwatch.phase(f"{name}: verify, engine"):
-        engine = create_engine(
-            REFERENCE_ENGINE,
-            written,
-            inputs=export.input_spec,
-            outputs=export.output_spec,
-            options=EngineOptions(threads=1),
-        )
+        engine = _reference_engine(export, written)
         got = engine_scores(engine, images, classes=export.output_spec.classes, name=name)
         require_batch_independence(
             engine, export.checkpoint.input_shape, name=name, tolerance=tolerance, rounding=folded.rounding

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NoReturn, Protocol, TypeAlias, TypeVar, get_args
 
 from smart_runtime.engines.engine import Engine
 from smart_runtime.errors import EngineError, OutOfMemoryError
@@ -118,6 +118,11 @@ def choose_mode(memory: Mode | int, *, costs: Mapping[str, int]) -> Mode:
             "allow more, or export with a lower density"
         )
     return ON_DEMAND
+
+
+def refuse_on_demand(what: str) -> NoReturn:
+    """Raise EngineError, since ``what`` cannot be done where paths are loaded on demand."""
+    raise EngineError(f"{what} needs every path loaded, and on demand one is; load the bundle with memory='resident'")
 
 
 def resident_bytes() -> int | None:

@@ -8,14 +8,22 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from smart_runtime import forks
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import check_path
 from smart_runtime.causes import HAND, RESTORED, Cause
 from smart_runtime.errors import ClosedError, EngineError, OutOfMemoryError
-from smart_runtime.memory import RESIDENT, Mode, check_room, give_back_freed, release_frames, releasing
+from smart_runtime.memory import (
+    RESIDENT,
+    Mode,
+    check_room,
+    give_back_freed,
+    refuse_on_demand,
+    release_frames,
+    releasing,
+)
 from smart_runtime.scopes import Scope
 from smart_runtime.serving import LoadedPath, Loader, Served
 from smart_runtime.stats import Recorder
@@ -27,11 +35,6 @@ OpenLoader: TypeAlias = Callable[[str | os.PathLike[str]], Loader]
 _T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
-
-
-def refuse_on_demand(what: str) -> NoReturn:
-    """Raise EngineError, since ``what`` cannot be done where paths are loaded on demand."""
-    raise EngineError(f"{what} needs every path loaded, and on demand one is; load the bundle with memory='resident'")
 
 
 class PathChanges:

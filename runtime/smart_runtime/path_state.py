@@ -11,8 +11,17 @@ from functools import partial
 from smart_runtime.bundle.manifest import check_path, check_replaces
 from smart_runtime.causes import Cause
 from smart_runtime.errors import ClosedError, EngineError
-from smart_runtime.memory import RESIDENT, MemoryReport, Mode, choose_mode, give_back_freed, memory_report, releasing
-from smart_runtime.path_changes import OpenLoader, PathChanges, refuse_on_demand
+from smart_runtime.memory import (
+    RESIDENT,
+    MemoryReport,
+    Mode,
+    choose_mode,
+    give_back_freed,
+    memory_report,
+    refuse_on_demand,
+    releasing,
+)
+from smart_runtime.path_changes import OpenLoader, PathChanges
 from smart_runtime.scopes import Scope
 from smart_runtime.serving import POLL_SECONDS, Call, LoadedPath, Served
 from smart_runtime.together import retire_all, with_mixes

@@ -272,7 +272,7 @@ def test_one_command_measures_joins_and_writes_all_of_it(npz: str, tmp_path: Pat
     assert [a["id"] for name, a in shown.elements if name == "section"].count("comparison") == 1
     assert "trade-off" not in [a.get("id") for name, a in shown.elements if name == "section"], "one drawing"
     lacking = run(CHECKPOINT, tmp_path / "first.json", *flags, "--corruptions")
-    assert "has no corruptions; leave that file out to measure it with them" in lacking.stderr
+    assert "has no corruptions; leave that file out to measure what is missing" in lacking.stderr
     again = run(tmp_path / "first.json", "--csv", rows, "--report", page)  # a saved result alone, and files of ours
     assert again.exit_code == 0, again.output
     assert "1 model: 8 test images, pgd2x1" in again.stdout

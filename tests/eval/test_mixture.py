@@ -137,13 +137,18 @@ def test_a_bundle_takes_no_share(bundle: Path) -> None:
     done = CliRunner().invoke(smart_eval, [str(bundle), "--mix", "0.5"])
     assert done.exit_code == 2
     assert "--mix is of checkpoints; a bundle has the mixes that smart-export --mix gave it." in done.stderr
+    with pytest.raises(ConfigError, match="mix is of checkpoints; a bundle has the mixes that it was exported with"):
+        evaluate(bundle, options=EvalOptions(attack="clean", mix=(0.5,)))
 
 
-def test_a_saved_result_without_the_mix(trained: Path, data: str, tmp_path: Path) -> None:
+def test_a_saved_result_without_the_mix_or_the_tripwire(trained: Path, data: str, tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
     flags = [str(trained), "--data", data, "--attack", "clean", "--examples", "20", "--json"]
     saved.write_text(CliRunner().invoke(smart_eval, flags).stdout)
     json.loads(saved.read_text())
     done = CliRunner().invoke(smart_eval, [*flags, str(saved), "--mix", "0.5"])
     assert done.exit_code == 1
-    assert "has no mix-50; leave that file out to measure it too" in " ".join(done.stderr.split())
+    assert "has no mix-50; leave that file out to measure what is missing" in " ".join(done.stderr.split())
+    done = CliRunner().invoke(smart_eval, [*flags, str(saved), "--policy", "tripwire"])
+    assert done.exit_code == 1
+    assert "has no tripwire; leave that file out to measure what is missing" in " ".join(done.stderr.split())

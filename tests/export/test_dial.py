@@ -121,6 +121,10 @@ REFUSED = {
     "not a number": (["--mix", "nan"], "expected a share in whole percents"),
     "between": (["--mix", "0.505"], "expected a share in whole percents"),
     "twice": (["--mix", "0.5", "--mix", "0.5"], "--mix asks for mix-50 twice; name it once"),
+    "too many": (
+        [word for share in range(1, 17) for word in ("--mix", f"0.{share:02}")] + ["--mix-clean", "0.9"],
+        "a bundle has at most 16 mixes; leave some --mix out",
+    ),
     "no accuracy": (["--mix-clean", "0"], "expected a clean accuracy above 0, up to 1, for a mix, got 0; 0.97, say"),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.bundles import CLASSES, HEIGHT, WIDTH, write_bundle
+from runtime.bundles import CLASSES, HEIGHT, WIDTH, add_mix, write_bundle
 from smart_runtime.engines import Batch, Engine, Scores
 from smart_runtime.tripwire.operating_point import AT_CLEAN, AT_ROBUST, OperatingPoint, Pair
 from smart_runtime.tripwire.pair_scores import SCORES
@@ -45,10 +45,12 @@ def tripwire() -> TripwireRecord:
     return TripwireRecord("clean", "robust", MappingProxyType(points))
 
 
-def write_watched_bundle(directory: Path, **changes: Any) -> Path:
-    """Write a bundle with operating points; ``changes`` go into the manifest's record of them."""
+def write_watched_bundle(directory: Path, *, mixed: bool = False, **changes: Any) -> Path:
+    """Write a bundle with operating points, and a mix if ``mixed``; ``changes`` go into the record of the points."""
 
     def add(document: dict[str, Any]) -> None:
+        if mixed:
+            add_mix(document)
         document["additional_metadata"]["smart_edge"]["tripwire"] = {**tripwire().record(), **changes}
 
     return write_bundle(directory, change=add)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.bundles import as_float, random_images
+from runtime.bundles import MIX, add_mix, as_float, random_images, write_bundle
 from smart_devices.errors import SensorError
 from smart_devices.power import NoPower, PowerSource
-from smart_runtime import InputError, PathError, Policy, Result, SmartModel, SwitchRequest
+from smart_runtime import EngineError, InputError, PathError, Policy, Result, SmartModel, SwitchRequest
 from smart_runtime.inputs import Images
 from smart_runtime.policies import Budget, First, Hysteresis, Limit, Schedule, Signal, budget
 from smart_runtime.policies.policy import PolicyModel
@@ -449,6 +449,24 @@ def test_a_policy_of_policies_that_makes_no_sense(make: Callable[[], object], sa
 def test_a_path_that_the_bundle_does_not_have(bundle: Path, policy: Policy) -> None:
     with pytest.raises(PathError, match="unknown path 'nowhere'"):
         SmartModel.load(bundle, policy=policy)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Schedule([("07:00", "08:00", MIX)], otherwise="clean", clock=Clock()),
+        Signal(signal.SIGUSR1, path=MIX),
+        Hysteresis(lambda: 0.0, path=MIX, otherwise="clean", enter=1, leave=0),
+        Budget(lambda: 0.0, above=2, below=1, path="robust", otherwise=MIX),
+        First([Asking()], otherwise=MIX),
+        Limit(Asking(), max_switches_per_hour=1, always_to=MIX),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_a_mix_on_demand_is_refused_before_it_is_asked_for(tmp_path: Path, policy: Policy) -> None:
+    bundle = write_bundle(tmp_path / "mixed", change=add_mix)
+    with pytest.raises(EngineError, match=f"the mix '{MIX}' needs every path loaded"):
+        SmartModel.load(bundle, memory="on-demand", policy=policy)
 
 
 def test_what_the_type_checker_holds() -> None:

@@ -27,6 +27,7 @@ from smart_runtime.tripwire.operating_point import (
 )
 from smart_runtime.tripwire.outlook import outlook_of
 from smart_runtime.tripwire.pair_scores import SCORES, confidence
+from smart_runtime.tripwire.records import TripwireRecord
 from smart_runtime.tripwire.run_lengths import run_length, threshold_for
 
 
@@ -233,11 +234,12 @@ def test_what_cannot_be_fitted_is_said() -> None:
 
 def test_what_is_seen_late_or_never_is_said() -> None:
     blind = point(attacked={AT_CLEAN: drawn(2, apart=9.0), AT_ROBUST: drawn(3, apart=1.5), SILENT: drawn(5, apart=1.0)})
-    found = outlook_of(blind)
+    found = outlook_of(TripwireRecord("clean", "robust", {blind.score: blind}))
     frames = found.frames
     assert frames[AT_CLEAN] < 500 < frames[AT_ROBUST] < 100_000 < frames[SILENT]
     late, unseen = found.warnings
     assert late.startswith("the tripwire is late for attacks aimed at the robust path, ")
     assert unseen.startswith("the tripwire is blind to silent attacks")
     assert "independent frames" in found.assumption
-    assert outlook_of(point(attacked={AT_CLEAN: drawn(2, apart=9.0)})).warnings == ()
+    seen = point(attacked={AT_CLEAN: drawn(2, apart=9.0)})
+    assert outlook_of(TripwireRecord("clean", "robust", {seen.score: seen})).warnings == ()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.bundles import as_float, expected_scores, random_images, write_bundle
+from runtime.bundles import MIX, as_float, expected_scores, random_images, write_bundle
 from runtime.fakes import TIMEOUT, Thread, replace_engines
 from runtime.operating_points import LOUD, QUIET, Agreeing, frames, pair, tripwire, write_watched_bundle
 from smart_runtime import BundleError, EngineError, InputError, SmartModel
@@ -59,7 +59,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def looked_at(policy: Tripwire) -> int:
     status = policy.status()
-    return int(status["shadow_runs_total"] + status["failures_total"])
+    return int(status["shadow_runs_total"] + status["shadow_failures_total"])
 
 
 def looks_further(policy: Tripwire, than: int) -> bool:
@@ -148,6 +148,27 @@ def test_a_hand_overrules_it(watched: Path) -> None:
         assert model.stats.ignored_switches > 0
         model.follow_policy()
         assert send(model, policy, LOUD) == ["robust"]
+
+
+@pytest.mark.usefixtures("agreeing")
+def test_from_a_mix_it_comes_back_to_its_own_paths(tmp_path: Path) -> None:
+    """It watches the two paths alone, so one that a mix answers in the place of must not wait for a frame to watch."""
+    policy = Tripwire(every=1, **OFTEN)
+    with SmartModel.load(write_watched_bundle(tmp_path / "mixed", mixed=True), policy=policy) as model:
+        model.path = MIX
+        assert [model.run(frames(LOUD)).path for _ in range(9)] == [MIX] * 9
+        assert (policy.status()["frames_total"], model.stats.ignored_switches) == (0, 9)
+        model.follow_policy()
+        model.run(frames(QUIET))
+        assert model.path == "clean"
+        with model.using(MIX):
+            assert [model.run(frames(LOUD)).path for _ in range(9)] == [MIX] * 9
+        assert model.path == "clean"
+        assert send(model, policy, *[LOUD] * 6)[-1] == "robust"
+        model.path = MIX
+        model.follow_policy()
+        model.run(frames(LOUD))
+        assert (model.path, model.stats.last_reason) == ("robust", "the paths disagree: tripwire alarm")
 
 
 @pytest.mark.usefixtures("agreeing")
@@ -254,10 +275,15 @@ def test_a_shadow_that_fails_is_counted_and_calls_go_on(watched: Path, monkeypat
     with SmartModel.load(watched, policy=policy) as model:
         assert send(model, policy, *[QUIET] * 3) == ["clean"] * 3
         status = policy.status()
-        assert (status["failures_total"], status["shadow_runs_total"], status["restarts_total"]) == (3, 0, 0)
+        assert (status["shadow_failures_total"], status["shadow_runs_total"], status["restarts_total"]) == (3, 0, 0)
         assert status["last_failure"] == "EngineError: the card is gone"
         assert model.stats.paths["robust"].errors == 0
         assert model.stats.paths["clean"].calls == 3
+        metrics = model.metrics()
+    assert "\nsmart_edge_policy_shadow_failures_total 3.0\n" in metrics
+    numbers = [name for name, value in status.items() if isinstance(value, int | float)]
+    assert [name for name in numbers if f"# TYPE smart_edge_policy_{name} " not in metrics] == []
+    assert "\nsmart_edge_policy_failures_total 0\n" in metrics  # of the policy itself
 
 
 class Waiting(Agreeing):
@@ -354,7 +380,7 @@ def test_threads_and_tasks(watched: Path) -> None:
         until(lambda: policy._jobs.qsize() == 0)
         status = policy.status()
         assert status["frames_total"] == 2 * calls * (callers + 1)
-        assert status["failures_total"] == status["alarms_total"] == 0
+        assert status["shadow_failures_total"] == status["alarms_total"] == 0
         assert model.stats.policy_failures == 0
 
 
@@ -374,7 +400,7 @@ def test_no_result_is_mixed_while_it_switches_under_load(tmp_path: Path) -> None
 
         for thread in [Thread(partial(call, number)) for number in range(3)]:
             thread.outcome()
-        assert model.stats.policy_failures == policy.status()["failures_total"] == 0
+        assert model.stats.policy_failures == policy.status()["shadow_failures_total"] == 0
 
 
 def test_a_forgotten_model_goes_and_takes_its_worker_along(watched: Path, agreeing: None) -> None:

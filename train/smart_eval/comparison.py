@@ -120,7 +120,7 @@ def to_measure(subjects: Sequence[Subject], saved: Sequence[Saved]) -> list[Subj
 
     Raises:
         ConfigError: unless all share data, attacks and the set of corruptions where they have one, or a saved result of
-            one of the subjects lacks the corruptions that are asked for.
+            one of the subjects lacks mixes, corruptions or a policy that are asked for.
     """
     terms = [(one.name, one.terms) for one in saved]
     terms += [(str(one.model.model), Terms.of(one)) for one in subjects]
@@ -135,20 +135,21 @@ def to_measure(subjects: Sequence[Subject], saved: Sequence[Saved]) -> list[Subj
     left = []
     for one in subjects:
         found = known.get((one.model.digest, one.model.engine, Terms.of(one)))
-        mixes = (
-            [] if found is None else [name for name in one.model.mixes if name not in found.reader.object("paths").keys]
-        )
         if found is None:
             left.append(one)
-        elif mixes:
+        elif lacking := _lacking(found, one):
             raise ConfigError(
-                f"the saved result of {found.name} has no {mixes[0]}; leave that file out to measure it too"
-            )
-        elif one.corrupted is not None and found.corruption_set is None:
-            raise ConfigError(
-                f"the saved result of {found.name} has no corruptions; leave that file out to measure it with them"
+                f"the saved result of {found.name} has no {lacking[0]}; leave that file out to measure what is missing"
             )
     return left
+
+
+def _lacking(saved: Saved, wanted: Subject) -> list[str]:
+    """Return what is asked for and not in the saved result."""
+    mixes = [name for name in wanted.model.mixes if name not in saved.reader.object("paths").keys]
+    corruptions = ["corruptions"] if wanted.corrupted is not None and saved.corruption_set is None else []
+    policy = [wanted.policy] if wanted.policy is not None and wanted.policy not in saved.document else []
+    return [*mixes, *corruptions, *policy]
 
 
 def read_saved_results(files: Sequence[Path]) -> list[Saved]:

@@ -35,6 +35,7 @@ from smart_train.chunks import enough_memory
 from smart_train.data.images import ImageSet
 from smart_train.data.load import load_data
 from smart_train.data.source import Advance, Progress, no_progress
+from smart_train.errors import ConfigError
 
 _T = TypeVar("_T")
 
@@ -232,6 +233,8 @@ def evaluate_all(
         subjects = []
         for one in models:
             if isinstance(one, Bundle) or (not isinstance(one, Checkpoint) and Path(one).is_dir()):
+                if options.mix:
+                    raise ConfigError("mix is of checkpoints; a bundle has the mixes that it was exported with")
                 model = stack.enter_context(open_bundle(one, trust=key, source=origin, engine=engine))
             else:
                 file = Path("checkpoint" if isinstance(one, Checkpoint) else one)

@@ -77,7 +77,7 @@ def mixes_of(checkpoint: Checkpoint, shares: Sequence[float]) -> dict[str, Mixtu
         raise ConfigError(f"--mix asks for {twice} twice, or a path is called that; name each share once")
     if not shares:
         return {}
-    paths = mixed_paths(checkpoint)
+    paths = mixed_paths({path: checkpoint.role(path) for path in checkpoint.net.path_names})
     clean, robust = (temperature_of(checkpoint, path).temperature for path in paths)
     networks = [checkpoint.net.path(path) for path in paths]
     return {

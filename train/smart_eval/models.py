@@ -199,7 +199,8 @@ def open_checkpoint(source: Source, *, file: Path, mix: Sequence[float] = ()) ->
         own = {"arguments": dict(checkpoint.arguments), "scores": _scores_digest(checkpoint)}
     base, mixes = checkpoint.net, mixes_of(checkpoint, mix)
     net = MixedPaths(base, mixes) if mixes else base
-    records = {name: mix_record(mixed_paths(checkpoint), one.share, one.temperatures) for name, one in mixes.items()}
+    roles = {path: checkpoint.role(path) for path in base.path_names}
+    records = {name: mix_record(mixed_paths(roles), one.share, one.temperatures) for name, one in mixes.items()}
     made_on = {path: net.path(path) for path in net.path_names}
     randomised = any(getattr(base.path(path), "randomised", False) for path in base.path_names)
     return OpenModel(
@@ -215,7 +216,7 @@ def open_checkpoint(source: Source, *, file: Path, mix: Sequence[float] = ()) ->
         training=checkpoint.training,
         recorded_eps=checkpoint.samples.eps,
         samples=checkpoint.samples,
-        roles={path: checkpoint.role(path) for path in base.path_names},
+        roles=roles,
         masks=_masks_of_checkpoint(checkpoint),
         randomised=randomised,
         cost=with_mixes(cost_of_network(base, input_shape=checkpoint.input_shape), records),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from smart_runtime.bundle.mixes import FittedTemperature
 from smart_train.accuracy import CHUNK, to_tensor
 from smart_train.checkpoint.format import Checkpoint
 from smart_train.checkpoint.samples import halves
@@ -26,25 +26,6 @@ BINS = 15
 _SEED = 0  # of the halves
 _GOLDEN = (5**0.5 - 1) / 2
 _STEPS = 60  # of the search: each leaves 0.62 of the span
-
-
-@dataclass(frozen=True, kw_only=True)
-class FittedTemperature:
-    """What divides the scores of one path so that their softmax is calibrated on clean images.
-
-    It was fitted on ``fitted_images``; ``error_before`` and ``error_after`` are the expected calibration error on
-    ``images`` others, without and with it, fractions.
-    """
-
-    temperature: float
-    fitted_images: int
-    images: int
-    error_before: float
-    error_after: float
-
-    def record(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from smart_common.roles import Role
-from smart_train.checkpoint.format import Checkpoint
+from smart_common.roles import Role, clean_and_attacked
 from smart_train.errors import ConfigError
 
 
@@ -47,19 +47,15 @@ def mix_name(share: float) -> str:
     return f"mix-{percent}"
 
 
-def mixed_paths(checkpoint: Checkpoint) -> tuple[str, str]:
-    """Return the path for clean images and that for attacked ones: what a mix lies between.
+def mixed_paths(roles: Mapping[str, Role]) -> tuple[str, str]:
+    """Return the path for clean images and that for attacked ones, of paths with these roles: a mix lies between them.
 
     Raises:
-        ConfigError: the checkpoint has no two such paths.
+        ConfigError: there are no two such paths.
     """
-    names = checkpoint.roles or checkpoint.net.path_names
-    found = [
-        next((path for path in names if checkpoint.role(path) is role), None) for role in (Role.CLEAN, Role.ATTACKED)
-    ]
-    clean, robust = found
-    if clean is None or robust is None:
+    pair = clean_and_attacked(roles)
+    if pair is None:
         raise ConfigError(
-            f"a mix lies between a path for clean images and one for attacked ones, and there are {', '.join(names)}"
+            f"a mix lies between a path for clean images and one for attacked ones, and there are {', '.join(roles)}"
         )
-    return clean, robust
+    return pair

@@ -48,10 +48,7 @@ def mix_options(function: _F) -> _F:
 def mix_lines(result: BuildResult) -> Iterator[str]:
     """Yield what calibrates each path, and what became of each mix."""
     for name, one in result.temperatures.items():
-        yield (
-            f"{name}: temperature {one.temperature:.3g}, fitted on {one.fitted_images} clean samples; expected "
-            f"calibration error on {one.images} others {one.error_before:.3f} without it, {one.error_after:.3f} with it"
-        )
+        yield one.sentence(name)
     for mix in result.mixes:
         gate = mix.gate
         yield (

@@ -13,7 +13,7 @@ from smart_common.documents import JsonObject, Reader, parse_document
 from smart_common.errors import shortened
 from smart_common.mask_info import MaskInfo, read_mask_info
 from smart_common.roles import Role, default_role
-from smart_runtime.bundle.mixes import Calibration, MixInfo, read_calibration, read_mixes
+from smart_runtime.bundle.mixes import FittedTemperature, MixInfo, read_mixes, read_temperature
 from smart_runtime.bundle.package import check_package, file_name
 from smart_runtime.errors import BundleError, PathError
 
@@ -110,7 +110,7 @@ class GraphInfo:
     layers: tuple[JsonObject, ...]
     metrics: JsonObject | None
     gate: JsonObject | None
-    calibration: Calibration | None = None
+    calibration: FittedTemperature | None = None
 
     @property
     def temperature(self) -> float:
@@ -329,7 +329,7 @@ def _parse_graph(graph: Reader, name: str) -> GraphInfo:
         layers=tuple(layer.raw for layer in graph.objects("layers")),
         metrics=graph.optional_object("metrics"),
         gate=graph.optional_object("gate"),
-        calibration=read_calibration(graph.object_or_none("calibration")),
+        calibration=read_temperature(graph.object_or_none("calibration")),
     )
 
 

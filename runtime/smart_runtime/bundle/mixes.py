@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Any
 
 from smart_common.documents import JsonObject, Reader
 
@@ -30,7 +31,7 @@ class MixInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class FittedTemperature:
     """How a path's scores become probabilities, ``softmax(scores / temperature)`` (Guo et al. 2017, arXiv 1706.04599).
 
     The temperature was fitted on ``fitted_images`` clean images; ``error_before`` and ``error_after`` are the expected
@@ -42,6 +43,18 @@ class Calibration:
     images: int
     error_before: float
     error_after: float
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain values, which `read_temperature` reads."""
+        return asdict(self)
+
+    def sentence(self, path: str) -> str:
+        """Return it in words; ``path`` is the name of the path."""
+        return (
+            f"{path}: temperature {self.temperature:.3g}, fitted on {self.fitted_images} clean images; expected "
+            f"calibration error on {self.images} others {self.error_before:.3f} without it, "
+            f"{self.error_after:.3f} with it"
+        )
 
 
 def read_mixes(mixes: Reader | None, *, paths: Sequence[str], is_name: Callable[[str], bool]) -> Mapping[str, MixInfo]:
@@ -76,7 +89,7 @@ def read_mixes(mixes: Reader | None, *, paths: Sequence[str], is_name: Callable[
     return MappingProxyType(found)
 
 
-def read_calibration(calibration: Reader | None) -> Calibration | None:
+def read_temperature(calibration: Reader | None) -> FittedTemperature | None:
     """Return how a path is calibrated, None where nothing is said; raises what the reader raises."""
     if calibration is None:
         return None
@@ -89,7 +102,7 @@ def read_calibration(calibration: Reader | None) -> Calibration | None:
         if error is None:
             raise calibration.wrong(key, "a number in [0, 1]")
         errors.append(error)
-    return Calibration(
+    return FittedTemperature(
         temperature=temperature,
         fitted_images=calibration.integer("fitted_images", low=1),
         images=calibration.integer("images", low=1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from smart_runtime.bundle.manifest import Manifest
@@ -12,13 +11,8 @@ from smart_runtime.bundle.manifest import Manifest
 def dial_lines(manifest: Manifest) -> Iterator[str]:
     """Yield a sentence for each path that is calibrated, and for each mix."""
     for name, graph in manifest.paths.items():
-        found = graph.calibration
-        if found is not None:
-            yield (
-                f"{name}: probabilities at temperature {found.temperature:.3g}, fitted on {found.fitted_images} clean "
-                f"images; expected calibration error on {found.images} others {found.error_before:.3f} without it, "
-                f"{found.error_after:.3f} with it"
-            )
+        if graph.calibration is not None:
+            yield graph.calibration.sentence(name)
     for mix in manifest.mixes.values():
         yield f"{mix.name}: {1 - mix.share:.0%} {mix.paths[0]} and {mix.share:.0%} {mix.paths[1]}; a call runs both"
 
@@ -27,7 +21,7 @@ def dial_record(manifest: Manifest) -> dict[str, Mapping[str, Any]]:
     """Return the same as plain values."""
     return {
         "calibration": {
-            name: asdict(graph.calibration) for name, graph in manifest.paths.items() if graph.calibration is not None
+            name: graph.calibration.record() for name, graph in manifest.paths.items() if graph.calibration is not None
         },
         "mixes": {
             mix.name: {"paths": list(mix.paths), "share": mix.share, "temperatures": list(mix.temperatures)}

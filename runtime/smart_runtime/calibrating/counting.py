@@ -24,10 +24,9 @@ def calibrate_on(
     """
     rows: dict[str, list[Scores]] = {tripwire.clean: [], tripwire.robust: []}
     for file in files:
-        images = preprocess(file, model)
+        both = model.both(preprocess(file, model)).scores
         for path, scores in rows.items():
-            with model.using(path):
-                scores.append(model(images))
+            scores.append(both[path])
         advance()
     none = np.zeros((0, model.manifest.output.classes), np.float32)
     clean, robust = (np.concatenate([none, *rows[path]]) for path in (tripwire.clean, tripwire.robust))

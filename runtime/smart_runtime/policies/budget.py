@@ -8,10 +8,10 @@ from typing import Any
 
 from smart_devices.errors import SensorError
 from smart_devices.power import NoPower, Part, find_power
-from smart_runtime.bundle.manifest import Manifest, check_path
+from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.errors import InputError, PathError
 from smart_runtime.inputs import Images
-from smart_runtime.policies.policy import PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import PolicyModel, SwitchRequest, check_choice
 from smart_runtime.serving import Result
 
 
@@ -67,7 +67,7 @@ class Budget:
         self._last = float("nan")
 
     def start(self, model: PolicyModel) -> None:
-        """Choose the paths; PathError if ``model`` lacks one, or the two are one, or cost the same."""
+        """Choose the paths; raises as `check_choice`, and PathError if the two are one or cost the same."""
         self._choose(model)
         request = self._read()
         if request is not None:
@@ -82,7 +82,7 @@ class Budget:
         otherwise = self._named[1] or manifest.default_path
         path = self._named[0] or min(manifest.paths, key=lambda name: manifest.paths[name].macs)
         for name in (path, otherwise):
-            check_path(name, model.paths)
+            check_choice(name, model)
         if self._named[0] is None and manifest.paths[path].macs >= _macs(manifest, otherwise):
             raise PathError(f"no path is cheaper than {otherwise!r} by the manifest; name one, as in path='robust'")
         if path == otherwise:

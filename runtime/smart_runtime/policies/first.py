@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from smart_runtime.bundle.manifest import check_path
 from smart_runtime.inputs import Images
 from smart_runtime.policies.members import Member
-from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, check_choice
 from smart_runtime.serving import Result
 
 
@@ -46,7 +45,7 @@ class First:
 
     def start(self, model: PolicyModel) -> None:
         """Start all of them; if one raises, those before it are stopped."""
-        self._otherwise = check_path(self._named or model.manifest.default_path, model.paths)
+        self._otherwise = check_choice(self._named or model.manifest.default_path, model)
         started: list[Member] = []
         try:
             for member in self._members:
@@ -84,7 +83,7 @@ class First:
 
     def reloaded(self, model: PolicyModel) -> None:
         """Tell all of them; raises what the first of them raises."""
-        self._otherwise = check_path(self._named or model.manifest.default_path, model.paths)
+        self._otherwise = check_choice(self._named or model.manifest.default_path, model)
         error = _each(self._members, lambda member: member.reloaded())
         if error is not None:
             raise error

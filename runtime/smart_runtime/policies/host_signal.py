@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smart_runtime.bundle.manifest import check_path
 from smart_runtime.inputs import Images
 from smart_runtime.memory import RESIDENT
-from smart_runtime.policies.policy import PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import PolicyModel, SwitchRequest, check_choice
 from smart_runtime.serving import Result
 
 _MOST_BYTES = 256  # of a file whose content is a path's name
@@ -80,11 +79,11 @@ class Signal:
         self._previous: Any = None
 
     def start(self, model: PolicyModel) -> None:
-        """Look at the source, or set the signal's handler; PathError if ``model`` lacks a path."""
+        """Look at the source, or set the signal's handler; raises as `check_choice`."""
         self._model = model
         for path in (self._path, self._otherwise):
             if path is not None:
-                check_path(path, model.paths)
+                check_choice(path, model)
         if isinstance(self._source, int):
             self._previous = signal.signal(self._source, self._handle)
             return

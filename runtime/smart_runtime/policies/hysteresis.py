@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from smart_runtime.bundle.manifest import check_path
 from smart_runtime.inputs import Images
-from smart_runtime.policies.policy import PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import PolicyModel, SwitchRequest, check_choice
 from smart_runtime.serving import Result
 
 
@@ -60,9 +59,9 @@ class Hysteresis:
         self._last = float("nan")
 
     def start(self, model: PolicyModel) -> None:
-        """Switch ``model`` to what the signal asks for now; PathError if it does not have both paths."""
+        """Switch ``model`` to what the signal asks for now; raises as `check_choice`."""
         for path in (self._path, self._otherwise):
-            check_path(path, model.paths)
+            check_choice(path, model)
         request = self._read()
         if request is not None:
             model.switch(request.path, request.reason)

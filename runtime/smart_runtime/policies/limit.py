@@ -8,10 +8,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from smart_runtime.bundle.manifest import check_path
 from smart_runtime.inputs import Images
 from smart_runtime.policies.members import Member
-from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, check_choice
 from smart_runtime.serving import Result
 
 _HOUR_S = 3600.0
@@ -62,9 +61,9 @@ class Limit:
         self._lock = threading.RLock()  # re-entrant for the sake of signal handlers
 
     def start(self, model: PolicyModel) -> None:
-        """Start the policy; PathError if ``model`` has no path ``always_to``."""
+        """Start the policy; raises as `check_choice`, and what the policy raises."""
         if self._always_to is not None:
-            check_path(self._always_to, model.paths)
+            check_choice(self._always_to, model)
         self._model = model
         self._member.start(model)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from smart_runtime.bundle.bundle import Bundle
-from smart_runtime.bundle.manifest import Manifest
+from smart_runtime.bundle.manifest import Manifest, check_path
 from smart_runtime.inputs import Images
-from smart_runtime.memory import MemoryReport
+from smart_runtime.memory import RESIDENT, MemoryReport, refuse_on_demand
 from smart_runtime.serving import Result
 
 
@@ -92,3 +92,16 @@ class Policy(Protocol):
 
     def stop(self) -> None:
         """Give back what `start` took; the model is closed. Calls that were in flight may still be observed."""
+
+
+def check_choice(path: str, model: PolicyModel) -> str:
+    """Return ``path`` if ``model`` can answer by it; for `Policy.start`, of each path that a policy may ask for.
+
+    Raises:
+        PathError: The bundle has no such path.
+        EngineError: It is a mix, and paths are loaded on demand.
+    """
+    check_path(path, model.paths)
+    if path in model.manifest.mixes and model.memory().mode != RESIDENT:
+        refuse_on_demand(f"the mix {path!r}")
+    return path

@@ -9,9 +9,8 @@ from datetime import datetime, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from smart_runtime.bundle.manifest import check_path
 from smart_runtime.inputs import Images
-from smart_runtime.policies.policy import PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import PolicyModel, SwitchRequest, check_choice
 from smart_runtime.serving import Result
 
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
@@ -60,9 +59,9 @@ class Schedule:
         self._clock = clock
 
     def start(self, model: PolicyModel) -> None:
-        """Switch ``model`` to the path of this time; PathError if it lacks one of them."""
+        """Switch ``model`` to the path of this time; raises as `check_choice`."""
         for path in (self._otherwise, *(path for *_, path in self._stretches)):
-            check_path(path, model.paths)
+            check_choice(path, model)
         request = self._read()
         model.switch(request.path, request.reason)
 

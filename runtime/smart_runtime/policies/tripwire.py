@@ -22,7 +22,7 @@ from smart_runtime.engines import Scores
 from smart_runtime.errors import ClosedError, EngineError, InputError
 from smart_runtime.inputs import Images, NumpyImages
 from smart_runtime.memory import RESIDENT
-from smart_runtime.policies.policy import PolicyModel
+from smart_runtime.policies.policy import PolicyModel, SwitchRequest
 from smart_runtime.serving import Result
 from smart_runtime.tripwire import exits
 from smart_runtime.tripwire.cusum import Cusum
@@ -50,7 +50,8 @@ class Tripwire:
     waits for it. How far the two answers are apart and how sure the clean path is go into a CUSUM of log-likelihood
     ratios, whose distributions the bundle brings along. It sees no attack that both paths fall for alike, and it is as
     good as the robust path is. Frames before the alarm are answered by the clean path. Those two paths are all that it
-    watches: what a mix of them answers, which a hand or another policy chose, is passed over.
+    watches: frames that a mix or a third path answers, by a hand or another policy, are passed over, and it asks for
+    one of its own two again.
     """
 
     def __init__(
@@ -176,27 +177,37 @@ class Tripwire:
 
     # In the threads of the calls.
 
-    def observe(self, result: Result, images: Images) -> None:
-        """Draw the frames that the worker is to look at, and copy those; it is the worker that switches."""
+    def observe(self, result: Result, images: Images) -> SwitchRequest | None:
+        """Draw the frames that the worker is to look at, and copy those; it is the worker that switches.
+
+        Only where something answers that it cannot watch it asks for one of its paths at once.
+        """
         watch, model = self._watch, self._model
-        if watch is None or model is None or self._stopped or watch.other(result.path) is None:
-            return
+        if watch is None or model is None or self._stopped:
+            return None
+        if watch.other(result.path) is None:
+            return self._wish(watch)
         drawn = self._draw(len(result.scores))
         if not drawn:
-            return
+            return None
         if not isinstance(images, np.ndarray):  # on a GPU: copying it would make this call wait
             with self._lock:
                 self._unreadable += len(drawn)
-            return
+            return None
         self._keep_working()  # first: a queue that is full because nobody works must not stay so
         taken = drawn[:MOST_FRAMES]
         full = self._jobs.qsize() >= _QUEUE
         with self._lock:
             self._dropped += len(drawn) if full else len(drawn) - len(taken)
         if full or model.bundle is not watch.bundle:  # reloaded since: the scores may be those of either
-            return
+            return None
         frames = cast("NumpyImages", images[taken])
         self._jobs.put(Job(watch, result.path, frames, result.scores[taken]))
+        return None
+
+    def _wish(self, watch: Watch) -> SwitchRequest:
+        """Return which path is to answer as things stand."""
+        return SwitchRequest(watch.robust, ALARM) if self._alarm else SwitchRequest(watch.clean, CALM)
 
     def _draw(self, count: int) -> list[int]:
         """Return which of ``count`` frames are drawn, each with probability 1/every."""
@@ -265,10 +276,9 @@ class Tripwire:
                 self._disagreements += int(apart[number])
                 self._last = {"score": float(scores[number]), "confidence": float(confidences[number])}
                 self._step(float(ratio))
-                wanted, reason = (watch.robust, ALARM) if self._alarm else (watch.clean, CALM)
-                details = self.status()
-            if model.path != wanted:
-                model.switch(wanted, reason, details)
+                wish, details = self._wish(watch), self.status()
+            if model.path != wish.path:
+                model.switch(wish.path, wish.reason, details)
             with self._lock:
                 self._runs += 1  # last: who waits for it finds the path switched
 
@@ -318,7 +328,7 @@ class Tripwire:
                 "shadow_runs_total": self._runs,
                 "dropped_total": self._dropped,
                 "on_gpu_total": self._unreadable,
-                "failures_total": self._failures,
+                "shadow_failures_total": self._failures,
                 "disagreements_total": self._disagreements,
                 "alarms_total": self._alarm_count,
                 "restarts_total": self._restarts,

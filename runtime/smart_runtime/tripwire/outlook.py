@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from smart_runtime.tripwire.operating_point import AT_CLEAN, AT_ROBUST, SILENT, OperatingPoint, shadow_frames_between
+from smart_runtime.tripwire.operating_point import AT_CLEAN, AT_ROBUST, SILENT, shadow_frames_between
 from smart_runtime.tripwire.records import TripwireRecord
 
 LATE_FRAMES = 500
@@ -72,9 +72,9 @@ class Outlook:
         }
 
 
-def outlook_of(tripwire: TripwireRecord | OperatingPoint) -> Outlook:
-    """Return what to expect of the default score, or of one operating point, at one false alarm a day."""
-    point = tripwire if isinstance(tripwire, OperatingPoint) else tripwire.point(None)
+def outlook_of(tripwire: TripwireRecord) -> Outlook:
+    """Return what to expect of the default score at one false alarm a day."""
+    point = tripwire.point(None)
     between = shadow_frames_between(rate_hz=RATE_HZ, every=EVERY, false_alarms_per_day=FALSE_ALARMS_PER_DAY)
     threshold = point.threshold(between)
     kinds = [kind for kind in (AT_CLEAN, AT_ROBUST, SILENT) if kind in point.attacked]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from smart_common.roles import Role, default_role
+from smart_common.roles import clean_and_attacked, default_role
 from smart_eval.models import OpenModel
 from smart_eval.tripwire.detection import TripwireFound, fitted, measure_tripwire
 from smart_eval.tripwire.pair import AttackedPair
@@ -31,13 +31,13 @@ def pair_names(model: OpenModel) -> tuple[str, str]:
             f"--policy attacks paths with gradients, which the bundle {model.model} has none of; give the checkpoint "
             "it was exported from as --source"
         )
-    by_role = {model.roles.get(path) or default_role(path): path for path in reversed([*model.made_on])}
-    if not {Role.CLEAN, Role.ATTACKED} <= by_role.keys():
+    pair = clean_and_attacked({path: model.roles.get(path) or default_role(path) for path in model.made_on})
+    if pair is None:
         raise ConfigError(
             f"a tripwire needs a path for clean and one for attacked images, and {model.model} has "
             f"{', '.join(model.made_on)}; leave --policy out"
         )
-    return by_role[Role.CLEAN], by_role[Role.ATTACKED]
+    return pair
 
 
 def tripwire_of(
