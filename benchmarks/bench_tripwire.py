@@ -206,8 +206,10 @@ def main() -> None:
     parser.add_argument("--network", metavar="NAME=CKPT", help="one of yours in the place of the demo's")
     parser.add_argument("--blocks", type=int, default=15)
     parser.add_argument("--calls", type=int, default=2000, help="in a block")
-    parser.add_argument("also", nargs="*", help="after --: more options of smart-eval")
-    options = parser.parse_args()
+    told, also = sys.argv[1:], []
+    if "--" in told:
+        told, also = told[: told.index("--")], told[told.index("--") + 1 :]
+    options = parser.parse_args(told)
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"environment": asdict(read_environment(packages=("torch",)))}
@@ -215,7 +217,7 @@ def main() -> None:
     networks = {name: Path(file) for name, file in own.items()}
     if options.which == "attacks":
         name = "".join(["tripwire", *(f"_{name}" for name in own)])
-        record |= attacks(networks or {str(seed): trained(work, seed) for seed in SEEDS}, work, options.also)
+        record |= attacks(networks or {str(seed): trained(work, seed) for seed in SEEDS}, work, also)
     else:
         name = "tripwire_speed"
         rows = []
