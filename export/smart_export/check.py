@@ -18,10 +18,11 @@ from smart_export.errors import ExportError, VerificationError
 from smart_export.evidence import divide
 from smart_export.folding import fold, fold_dense, padded_masks, unmasked
 from smart_export.graph import Converter
+from smart_export.mixing import check_dial
 from smart_export.operators import foreign_operators, require_own_operators
 from smart_export.precision import INT8, MAX_CHECKED_DROP, TOLERANCE_INT8, Precision, tolerance_for
 from smart_export.proof import rounding_of
-from smart_export.sources import CheckpointLike, read_sources
+from smart_export.sources import CheckpointLike, Sources, read_sources
 from smart_export.verify import (
     DENSE_IMAGES,
     RANDOM_IMAGES,
@@ -92,7 +93,8 @@ def check_bundle(
         EngineError: if a graph is no plain one, or the engine refuses it.
         ExportError: if a graph is not valid ONNX, or two checkpoints do not go into one bundle.
         ConfigError: if ``source`` has another input shape, other classes or paths.
-        VerificationError: if a graph does not compute what its path of ``source`` computes.
+        VerificationError: if a graph does not compute what its path of ``source`` computes, or roles, temperatures or
+            mixes are not those of ``source``.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     sources = None if source is None else read_sources(source)
@@ -101,8 +103,7 @@ def check_bundle(
     if bundle.signer is not None:
         findings.append(Finding("signature", f"by the key {short_fingerprint(bundle.signer)}"))
     if sources is not None:
-        check_source(bundle.manifest, sources.whole, paths=sources.paths)
-        _check_roles(bundle.manifest, sources.whole)
+        findings += _as_the_source_has(bundle.manifest, sources)
     agreements: dict[str, ParityResult] = {}
     manifest = bundle.manifest
 
@@ -163,6 +164,14 @@ def _check_onnx(graph: GraphInfo, content: GraphBytes) -> None:
             onnx.checker.check_model(str(model), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"{graph.file} is no valid ONNX ({shortened(str(error))}); export it again") from error
+
+
+def _as_the_source_has(manifest: Manifest, sources: Sources) -> list[Finding]:
+    """Check what the manifest says of paths and mixes."""
+    check_source(manifest, sources.whole, paths=sources.paths)
+    _check_roles(manifest, sources.whole)
+    check_dial(manifest, sources)
+    return [Finding(name, "the mix that the source gives") for name in manifest.mixes]
 
 
 def _check_roles(manifest: Manifest, source: Checkpoint) -> None:

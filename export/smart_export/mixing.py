@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smart_export.errors import ExportError
+from smart_common.roles import clean_and_attacked
+from smart_export.errors import ExportError, VerificationError
 from smart_export.sources import Sources
 from smart_export.stages import Export, ExportedGraph, written_scores
 from smart_export.verify import (
@@ -22,13 +24,16 @@ from smart_export.verify import (
     require_gate,
     verification_images,
 )
-from smart_runtime.bundle.mixes import MAX_MIXES, FittedTemperature
+from smart_runtime.bundle.manifest import Manifest
+from smart_runtime.bundle.mixes import MAX_MIXES, FittedTemperature, MixInfo
 from smart_runtime.reference import ParityResult
 from smart_runtime.together import mixed
+from smart_train.calibration import temperature_of
 from smart_train.errors import ConfigError
 from smart_train.mixture import Mixture, mix_name, mixed_paths
 
 _SHARES = np.arange(99, 0, -1) / 100  # that --mix-clean tries
+_TEMPERATURE = 0.01  # by which a fit may differ on another machine, as a fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,38 @@ def export_mixes(
         return _judged(export, expected, got, paths=paths, share=share, temperatures=t, tolerance=tolerance)
 
     return tuple(exported(share) for share in shares)
+
+
+def check_dial(manifest: Manifest, sources: Sources) -> None:
+    """Check that temperatures and mixes are those that an export of ``sources`` has.
+
+    Raises:
+        VerificationError: one is not.
+    """
+    fitted = {path: temperature_of(one, path).temperature for path, one in sources.of_path.items()}
+    for path, graph in manifest.paths.items():
+        if graph.calibration is not None and not isclose(graph.temperature, fitted[path], rel_tol=_TEMPERATURE):
+            raise VerificationError(
+                f"the temperature of the path {path!r} is {graph.temperature:.3g}, and the checkpoint's samples give "
+                f"{fitted[path]:.3g}; give the checkpoint that it was exported from"
+            )
+    pair = clean_and_attacked(sources.roles)
+    for mix in manifest.mixes.values():
+        same = mix.paths == pair and _name_of(mix) == mix.name
+        for path, temperature in zip(mix.paths, mix.temperatures, strict=True):
+            same = same and isclose(temperature, fitted[path], rel_tol=_TEMPERATURE)
+        if not same:
+            raise VerificationError(
+                f"{mix.name} is another mix than the checkpoint's of that name; give the checkpoint that it was "
+                "exported from, or export the bundle again"
+            )
+
+
+def _name_of(mix: MixInfo) -> str | None:
+    try:
+        return mix_name(mix.share)
+    except ConfigError:
+        return None
 
 
 def _judged(

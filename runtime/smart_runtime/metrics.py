@@ -70,7 +70,7 @@ def prometheus_text(
         ("policy_failures_total", "counter", "Failures of the policy.", stats.policy_failures),
         ("policy_overridden", "gauge", "1 while a path set by hand overrules the policy.", stats.overridden),
         ("ignored_switches_total", "counter", "What the policy asked for meanwhile.", stats.ignored_switches),
-        ("audit_failures_total", "counter", "Lines that the audit log lacks.", stats.audit_failures),
+        ("audit_failures_total", "counter", "Audit lines lost, and changes to the file.", stats.audit_failures),
     ):
         text.add(name, kind, what, [("", (), value)])
     for name, number in islice(_numbers(status), _MOST_NUMBERS):

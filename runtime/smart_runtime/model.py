@@ -247,7 +247,8 @@ class SmartModel:
         Raises:
             PathError: The bundle has no such path; the old one goes on answering.
             ClosedError: The model was closed, or this process was forked from the one that loaded it.
-            BundleError, EngineError, OSError: On demand only: the path cannot be loaded; the old one goes on answering.
+            BundleError, EngineError, OSError: On demand only: the path cannot be loaded, or is a mix; the old one goes
+                on answering.
         """
         self._steering.switch_by_hand(path, reason)
 
@@ -296,8 +297,8 @@ class SmartModel:
 
         Raises:
             BundleError: Not a bundle, changed, not signed with the key, or for another input, other classes or without
-                one of the paths.
-            EngineError: The engine refuses a graph, or there is no room for it.
+                one of the paths or mixes.
+            EngineError: The engine refuses a graph, or there is no room for it, or for all paths while a mix answers.
             ClosedError: The model was closed, or this process was forked from the one that loaded it.
             OSError: The system cannot read a file.
 

@@ -52,9 +52,9 @@ class Call:
 class Result:
     """What one call gave.
 
-    ``scores`` are float32 logits, (N, classes), the caller's own array; ``path`` is the one path that made them;
-    ``latency_ms`` is the time of the whole call, checks and conversion included; ``temperature`` is what the export
-    fitted for that path, 1 where it fitted none.
+    ``scores`` are float32 logits, (N, classes), of a mix the logarithms of its probabilities; the array is the caller's
+    own. ``path`` is the path or the mix that made them; ``latency_ms`` is the time of the whole call, checks and
+    conversion included; ``temperature`` is what the export fitted for that path, 1 where it fitted none and for a mix.
     """
 
     scores: Scores

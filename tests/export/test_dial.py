@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from export.singles import single
 from reference.mixing import calibration_error, mix, softmax
-from smart_export import ExportError, build_bundle
+from smart_export import ExportError, build_bundle, check_bundle
 from smart_export.build import BuildResult
 from smart_export.cli import main as smart_export
 from smart_export.mixing import WantedMixes
@@ -79,6 +79,12 @@ def test_what_the_manifest_says(mixed_build: BuildResult, checkpoint_file: Path)
     found = json.loads(CliRunner().invoke(smart_run, ["info", str(mixed_build.bundle), "--json"]).stdout)
     assert found["mixes"]["mix-30"]["share"] == 0.3
     assert found["calibration"]["clean"]["temperature"] == manifest.paths["clean"].temperature
+
+
+def test_a_check_knows_the_mixes_again(mixed_build: BuildResult, checkpoint_file: Path) -> None:
+    found = check_bundle(mixed_build.bundle, source=checkpoint_file).findings
+    mixes = [mix.name for mix in mixed_build.mixes]
+    assert [finding.check for finding in found if finding.check.startswith("mix-")] == mixes
 
 
 def test_the_temperature_is_the_best_of_a_fine_grid_and_its_errors_are_those_of_the_other_half(

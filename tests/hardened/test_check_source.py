@@ -23,6 +23,7 @@ from smart_export.weights import share_as_converted, share_of_weights, weights_o
 from smart_runtime import Bundle
 from smart_runtime.bundle.bundle import write_checksums
 from smart_train import Checkpoint
+from smart_train.calibration import temperature_of
 
 FIRST = Path(__file__).parents[1] / "formats/first"
 
@@ -138,9 +139,35 @@ def other_precision(ours: dict[str, Any]) -> None:
     ours["precision"] = "fp16"
 
 
+def doubtful_temperature(ours: dict[str, Any]) -> None:
+    errors = {"error_before": 0.1, "error_after": 0.1}
+    ours["paths"]["clean"]["calibration"] = {"temperature": 9.0, "fitted_images": 99, "images": 99, **errors}
+
+
+def mixed(checkpoint: Checkpoint, **other: Any) -> Callable[[dict[str, Any]], None]:
+    """Give a manifest the mix that an export would, but for ``other``."""
+    temperatures = [temperature_of(checkpoint, path).temperature for path in ("clean", "robust")]
+    mix = {"paths": ["clean", "robust"], "share": 0.5, "temperatures": temperatures, "gate": None, **other}
+
+    def change(ours: dict[str, Any]) -> None:
+        ours["mixes"] = {"mix-50": mix}
+
+    return change
+
+
+@pytest.mark.parametrize("other", [{"share": 0.01}, {"paths": ["robust", "clean"]}, {"temperatures": [50.0, 0.02]}])
+def test_a_mix_that_no_export_makes(bundle: Path, checkpoint: Checkpoint, other: dict[str, Any]) -> None:
+    say(bundle, mixed(checkpoint))
+    assert any(finding.check == "mix-50" for finding in check_bundle(bundle, source=checkpoint).findings)
+    say(bundle, mixed(checkpoint, **other))
+    with pytest.raises(VerificationError, match="mix-50 is another mix than the checkpoint's"):
+        check_bundle(bundle, source=checkpoint)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (doubtful_temperature, "the temperature of the path 'clean' is 9, and the checkpoint's samples give "),
         (swap_roles, "the roles of the path 'clean' differ"),
         (other_precision, "the manifest says fp16, and the weights of clean/model.onnx are fp32"),
     ],
