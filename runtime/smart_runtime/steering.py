@@ -18,7 +18,7 @@ from smart_runtime.causes import HAND, Cause
 from smart_runtime.errors import ClosedError, InputError
 from smart_runtime.inputs import Images
 from smart_runtime.path_state import PathState
-from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, is_policy
 from smart_runtime.serving import Result
 
 _Using: TypeAlias = Callable[[str], AbstractContextManager[object]]
@@ -207,7 +207,7 @@ def policy_of(policy: Policy | str | None) -> Policy | None:
             )
         made: Policy = kind()
         return made
-    if policy is not None and (isinstance(policy, type) or not hasattr(policy, "observe")):
+    if policy is not None and not is_policy(policy):
         raise InputError(
             f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -337,6 +338,35 @@ def test_one_log_is_for_one_model(bundle: Path, tmp_path: Path) -> None:
         switch_to_and_fro(model, 1)
     SmartModel.load(bundle, audit=log).close()
     assert events(tmp_path / "log") == ["begin", "load", "switch", "close", "load", "close"]
+
+
+def test_no_older_part_is_read_that_is_no_plain_file(signed: Path, tmp_path: Path) -> None:
+    for make in (os.mkfifo, lambda place: place.symlink_to("/dev/zero"), Path.mkdir):
+        (tmp_path / "log").write_bytes((signed / "log").read_bytes())
+        older = tmp_path / "log.1"
+        make(older)
+        assert f"{older} is no plain file" in verify_audit(tmp_path / "log").problems
+        older.rmdir() if older.is_dir() else older.unlink()
+
+
+def test_no_log_lies_in_its_bundle(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(bundle)
+    for file in (bundle / "new.jsonl", bundle / "clean/new.jsonl", tmp_path / "link/new.jsonl"):
+        with pytest.raises(AuditError, match="lies in the bundle"):
+            SmartModel.load(bundle, audit=file)
+    SmartModel.load(bundle).close()
+
+
+@pytest.mark.parametrize("file", [5, b"log", "", ".", "n\0ul", "\ud800"])
+def test_what_names_no_log(bundle: Path, file: Any) -> None:
+    with pytest.raises(AuditError, match="expected the name of a file"):
+        SmartModel.load(bundle, audit=file)
+
+
+@pytest.mark.parametrize("key", [5, b"k", object(), Ed25519PrivateKey.generate().public_key()])
+def test_what_is_no_key(tmp_path: Path, key: Any) -> None:
+    with pytest.raises(SignatureError, match="expected an Ed25519 private key"):
+        AuditLog(tmp_path / "log", key=key)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundles import MIX, add_mix, as_float, random_images, write_bundle
+from runtime.fakes import Thread
 from smart_devices.errors import SensorError
 from smart_devices.power import NoPower, PowerSource
 from smart_runtime import EngineError, InputError, PathError, Policy, Result, SmartModel, SwitchRequest
@@ -220,6 +221,22 @@ def test_a_unix_signal_sets_a_path_on_demand_after_the_next_call(bundle: Path) -
         for then in (["clean", "robust"], ["robust", "robust"]):
             signal.raise_signal(signal.SIGUSR1)
             assert [model.run(FLOATS).path for _ in range(2)] == then
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_signal_that_another_thread_stopped_goes_where_it_went_before(bundle: Path) -> None:
+    theirs = signal.getsignal(signal.SIGUSR1)
+    model = SmartModel.load(bundle, policy=Signal(signal.SIGUSR1, path="robust"))
+    Thread(model.close).outcome()
+    signal.raise_signal(signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) is theirs
+
+
+def test_a_signal_that_cannot_be_caught_here(bundle: Path) -> None:
+    with pytest.raises(InputError, match="no handler can be set for the signal"):
+        SmartModel.load(bundle, policy=Signal(signal.SIGKILL, path="robust"))
+    with pytest.raises(InputError, match="load the model in the main thread"):
+        Thread(lambda: SmartModel.load(bundle, policy=Signal(signal.SIGUSR1, path="robust"))).outcome()
 
 
 @pytest.mark.parametrize(

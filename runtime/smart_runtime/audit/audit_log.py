@@ -65,17 +65,19 @@ class AuditLog:
                 closed: a key of the device's own, since whoever can read it can sign. Needs the extra ``sign``.
 
         Raises:
-            AuditError: ``max_bytes`` or ``keep`` is out of range.
+            AuditError: ``file`` names no file, or ``max_bytes`` or ``keep`` is out of range.
             SignatureError, MissingExtraError, OSError: ``key`` is none, or cannot be read.
         """
+        if not _is_name(file):
+            raise AuditError(f"expected the name of a file for the audit log, got {file!r:.60}")
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or not MIN_BYTES <= max_bytes <= MAX_BYTES:
             raise AuditError(f"expected max_bytes from {MIN_BYTES} to {MAX_BYTES}, got {max_bytes!r:.40}")
         if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= MAX_KEEP:
             raise AuditError(f"expected keep from 0 to {MAX_KEEP} files, got {keep!r:.40}")
-        if isinstance(key, str | os.PathLike):
-            from smart_runtime.bundle.signatures import load_private_key  # noqa: PLC0415  # only for who signs
+        if key is not None:
+            from smart_runtime.bundle.signatures import private_key  # noqa: PLC0415  # only for who signs
 
-            key = load_private_key(key)
+            key = private_key(key)
         self.path = Path(file).absolute()
         self._writer = Writer(self.path, max_bytes=max_bytes, keep=keep, key=key)
         self._work: _Work | None = None
@@ -96,9 +98,11 @@ class AuditLog:
         """Open the file, and write the switches, reloads and end of a model that was loaded just now.
 
         Raises:
-            AuditError: Something else lies there, or a model writes it.
+            AuditError: Something else lies there, a model writes it, or it lies in the model's bundle.
             OSError: The system refuses.
         """
+        if state.bundle.root.resolve() in self.path.resolve().parents:
+            raise AuditError(f"{self.path} lies in the bundle, which would be damaged by it; name another file")
         if self._owner is not None and self._owner() is not None:
             raise AuditError(f"the audit log {self.path} belongs to another model; make one for each")
         self.close()  # where a model has gone without an end
@@ -220,3 +224,13 @@ def _event(name: str, fields: dict[str, Any]) -> Event:
 def _at_exit() -> None:
     for log in list(_logs):
         log.close(_EXIT_SECONDS)
+
+
+def _is_name(file: object) -> bool:
+    if not isinstance(file, str | os.PathLike):
+        return False
+    try:
+        name = os.fsencode(file)
+    except UnicodeEncodeError:
+        return False
+    return isinstance(os.fspath(file), str) and name not in {b"", b"."} and b"\0" not in name

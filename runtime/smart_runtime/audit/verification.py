@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from smart_runtime.errors import AuditError
 
 MOST_PROBLEMS = 20
 _MOST_FILES = 1000
+_MOST_EVENTS, _OTHERS = 100, "others"  # names, which a forger chooses
 _HEX = re.compile(r"[0-9a-f]{2,}")
 
 
@@ -64,7 +66,7 @@ def verify_audit(file: Path, *, trust: PublicKey | None = None, head: str | None
         MissingExtraError: cryptography is not installed, which ``trust`` needs.
         OSError: The system cannot read a file.
     """
-    if not file.is_file():
+    if file.is_symlink() or not file.is_file():
         raise AuditError(f"no audit log at {file}; check the path")
     older: list[Path] = []
     while len(older) < _MOST_FILES and os.path.lexists(place := file.with_name(f"{file.name}.{len(older) + 1}")):
@@ -97,6 +99,9 @@ class _Walk:
     def read(self, place: Path) -> None:
         """Check one file; what comes after a wrong line is compared with that line."""
         self.files.append(str(place))
+        if not stat.S_ISREG(place.lstat().st_mode):
+            self.wrong(f"{place} is no plain file")
+            return
         number = 0
         for number, (data, whole) in enumerate(_lines(place), start=1):  # used after the loop
             where = f"line {number} of {place}"
@@ -129,7 +134,8 @@ class _Walk:
                 self.wrong(f"{where} begins another log")
             self.log, self.oldest = line.record["log"], line.record["oldest"]
             self.keyed = line.record.get("key") is not None
-        self.events[line.event] = self.events.get(line.event, 0) + 1
+        event = line.event if line.event in self.events or len(self.events) < _MOST_EVENTS else _OTHERS
+        self.events[event] = self.events.get(event, 0) + 1
         self.unsealed += 1
         if line.event == SEAL:
             self.check_seal(line, where)
@@ -182,6 +188,8 @@ class _Walk:
 
 def _lines(place: Path) -> Iterator[tuple[bytes, bool]]:
     """Yield the lines of a file without their ends, and whether each has one; longer ones than ours in pieces."""
-    with place.open("rb") as file:
+    # A device or a pipe in the place of an older file would be read for ever.
+    descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
         while data := file.readline(MAX_LINE):
             yield data.removesuffix(b"\n"), data.endswith(b"\n") or len(data) == MAX_LINE

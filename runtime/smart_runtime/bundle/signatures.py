@@ -104,6 +104,17 @@ def public_key(trust: str | os.PathLike[str] | PublicKey | None) -> PublicKey | 
     return load_public_key(trust) if isinstance(trust, str | os.PathLike) else trust
 
 
+def private_key(key: str | os.PathLike[str] | Ed25519PrivateKey) -> Ed25519PrivateKey:
+    """Return ``key``, or the one in the PEM file that it names: see `load_private_key`."""
+    if isinstance(key, str | os.PathLike):
+        return load_private_key(key)
+    with needing_cryptography():
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SignatureError(f"expected an Ed25519 private key or the name of its file, got {key!r:.60}")
+    return key
+
+
 def load_private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
     """Return the Ed25519 private key in the PEM file ``path``.
 

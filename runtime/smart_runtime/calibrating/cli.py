@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -55,8 +56,12 @@ def calibrate(
     from smart_runtime.tripwire.outlook import outlook_of  # noqa: PLC0415  # as above
     from smart_runtime.tripwire.records import require_tripwire  # noqa: PLC0415  # as above
 
-    place = bundle.absolute()
+    place = Path(os.path.abspath(bundle))  # noqa: PTH100  # without "..", and links as they are
+    if output is None and not place.name:
+        raise InputError(f"no name for the calibration follows from {bundle}; say -o FILE")
     file = output or place.with_name(place.name + SUFFIX)
+    if not file.parent.is_dir():
+        raise InputError(f"no folder {file.parent} for the calibration; make it first")
     check_outputs([Output("-o", file, ours=is_calibration)], inputs=[bundle, folder, trust])
     files, nothing = list_pictures([folder])
     for why in nothing.values():

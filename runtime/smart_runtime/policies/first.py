@@ -8,7 +8,7 @@ from typing import Any
 
 from smart_runtime.inputs import Images
 from smart_runtime.policies.members import Member
-from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, check_choice
+from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, check_choice, is_policy
 from smart_runtime.serving import Result
 
 
@@ -36,7 +36,7 @@ class First:
         if not members:
             raise ValueError("expected policies, the most important one first, got none")
         for one in members:
-            if isinstance(one, type) or not hasattr(one, "observe"):
+            if not is_policy(one):
                 raise ValueError(f"expected policies with start, observe and stop, got {one!r:.100} among them")
         self._members = tuple(Member(one, self._decide) for one in members)
         self._named = otherwise

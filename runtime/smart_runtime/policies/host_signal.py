@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from smart_runtime.errors import InputError
 from smart_runtime.inputs import Images
 from smart_runtime.memory import RESIDENT
 from smart_runtime.policies.policy import PolicyModel, SwitchRequest, check_choice
@@ -79,13 +81,24 @@ class Signal:
         self._previous: Any = None
 
     def start(self, model: PolicyModel) -> None:
-        """Look at the source, or set the signal's handler; raises as `check_choice`."""
+        """Look at the source, or set the signal's handler.
+
+        Raises:
+            InputError: As `check_choice`; or the signal cannot be caught, or this is not the main thread.
+        """
         self._model = model
         for path in (self._path, self._otherwise):
             if path is not None:
                 check_choice(path, model)
         if isinstance(self._source, int):
-            self._previous = signal.signal(self._source, self._handle)
+            try:
+                self._previous = signal.signal(self._source, self._handle)
+            except (ValueError, OSError) as error:
+                self._model = None
+                raise InputError(
+                    f"no handler can be set for the signal {self._source} here: {error}; load the model in the main "
+                    "thread, and take a signal that can be caught, such as SIGUSR1"
+                ) from error
             return
         request = self._read()
         if request is not None:
@@ -97,7 +110,11 @@ class Signal:
 
     def _handle(self, number: int, _: object) -> None:
         model = self._model
-        if model is None or self._path is None:
+        if model is None:  # stopped by another thread than the main one, which this is
+            self._put_back()
+            signal.raise_signal(number)
+            return
+        if self._path is None:
             return
         already = (self._wanted or model.path) == self._path
         self._wanted = self._otherwise if already and self._otherwise is not None else self._path
@@ -142,9 +159,14 @@ class Signal:
         return {"bad_total": self._bad}
 
     def stop(self) -> None:
-        """Put back the handler that the signal had, if this is the main thread."""
+        """Put back the handler that the signal had: now, or outside of the main thread when the next one comes."""
         if isinstance(self._source, int) and self._model is not None:
             self._model = None
+            if threading.current_thread() is threading.main_thread():
+                self._put_back()
+
+    def _put_back(self) -> None:
+        if isinstance(self._source, int):
             signal.signal(self._source, signal.SIG_DFL if self._previous is None else self._previous)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from smart_runtime.inputs import Images
 from smart_runtime.policies.members import Member
-from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, check_choice
+from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, check_choice, is_policy
 from smart_runtime.serving import Result
 
 _HOUR_S = 3600.0
@@ -44,7 +44,7 @@ class Limit:
         Raises:
             ValueError: The policy is none, or ``max_switches_per_hour`` is below 1.
         """
-        if isinstance(policy, type) or not hasattr(policy, "observe"):
+        if not is_policy(policy):
             raise ValueError(f"expected a policy with start, observe and stop, got {policy!r:.100}")
         most = max_switches_per_hour
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:

@@ -27,6 +27,13 @@ class SwitchRequest:
     details: Mapping[str, Any] | None = None
 
 
+def is_policy(one: object) -> bool:
+    """Say whether ``one`` has what a `Policy` must have."""
+    return not isinstance(one, type) and all(
+        callable(getattr(one, name, None)) for name in ("start", "observe", "stop")
+    )
+
+
 class PolicyModel(Protocol):
     """The part of a `SmartModel` that a policy may use, from any thread."""
 
