@@ -161,6 +161,7 @@ def test_the_command_says_what_an_attacker_who_knows_it_achieves(checkpoint_file
     page = (tmp_path / "page.html").read_text()
     assert found["sentence"] in page
     assert "Does the pair notice an attack?" in page
+    assert "wrong and unseen" in page
 
 
 @settings(max_examples=50, deadline=None)

@@ -285,8 +285,11 @@ def tables(found: Sequence[tuple[str, TripwireFound]]) -> tuple[str, list[str], 
         f"Tripwire: one false alarm a day at {RATE_HZ:g} frames/s, 1 of {EVERY[0]} frames shadowed, median frames to "
         f"the alarm over {STREAMS} streams"
     )
-    columns = [*(["model"] if several else []), "attacker", "AUC", "clean path wrong", "unseen", "robust path wrong"]
-    columns += [f"alarm, {share:.0%} attacked" for share in SHARES]
+    columns = [
+        *(["model"] if several else []),
+        *("attacker", "AUC", "clean path wrong", "wrong and unseen", "robust path wrong"),
+        *(f"alarm, {share:.0%} attacked" for share in SHARES),
+    ]
     rows = []
     for model, one in found:
         named = {**one.attacked, **{f"{name} (drift)": kind for name, kind in one.drift.items()}}
