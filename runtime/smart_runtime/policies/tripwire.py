@@ -27,7 +27,7 @@ from smart_runtime.serving import Result
 from smart_runtime.tripwire import exits
 from smart_runtime.tripwire.cusum import Cusum
 from smart_runtime.tripwire.operating_point import shadow_frames_between
-from smart_runtime.tripwire.run_lengths import MOST_FRAMES as MOST_BETWEEN
+from smart_runtime.tripwire.run_lengths import LONGEST
 from smart_runtime.tripwire.shadow_worker import MOST_FRAMES, Job, Jobs, Worker
 from smart_runtime.tripwire.watch import Watch, watch_of
 
@@ -99,11 +99,11 @@ class Tripwire:
         self._frames_between = shadow_frames_between(
             rate_hz=rate_hz, every=every, false_alarms_per_day=false_alarms_per_day
         )
-        if self._frames_between > MOST_BETWEEN:
-            least = false_alarms_per_day * self._frames_between / MOST_BETWEEN
+        if self._frames_between > LONGEST:
+            least = false_alarms_per_day * self._frames_between / LONGEST
             raise ValueError(
                 f"{false_alarms_per_day:g} false alarms a day are {self._frames_between:.0e} shadow frames apart, and "
-                f"{MOST_BETWEEN:.0e} is the most that can be promised; allow {least:.0e} a day"
+                f"{LONGEST:.0e} is the most that can be promised; allow {least:.0e} a day"
             )
         self._hold_s, self._calm_frames, self._most = hold_s, calm_frames, max_switches_per_hour
         self._clock = clock
