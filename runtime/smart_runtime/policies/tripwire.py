@@ -110,6 +110,7 @@ class Tripwire:
         self._random = random.Random(seed)  # noqa: S311  # seeded by the system unless asked otherwise, and never shown
         self._model: PolicyModel | None = None
         self._watch: Watch | None = None
+        self._watched_from = 0.0
         self._off = "not started"
         self._stopped = False
         self._cusum = Cusum(1.0)
@@ -166,6 +167,7 @@ class Tripwire:
             self._cusum = Cusum(watch.threshold)
             self._calm, self._last = 0, {}
             self._alarm = keep_alarm
+            self._watched_from = time.perf_counter()  # before the watch: no call sees this one with the last one's time
             self._watch, self._off = watch, ""
 
     def _watch_of(self, model: PolicyModel) -> Watch:
@@ -183,7 +185,8 @@ class Tripwire:
         Only where something answers that it cannot watch it asks for one of its paths at once.
         """
         watch, model = self._watch, self._model
-        if watch is None or model is None or self._stopped:
+        began = time.perf_counter() - result.latency_ms / 1e3
+        if watch is None or model is None or self._stopped or began < self._watched_from:  # of the bundle before
             return None
         if watch.other(result.path) is None:
             return self._wish(watch)
