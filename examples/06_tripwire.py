@@ -80,9 +80,12 @@ def main() -> None:
         if part:
             right = np.mean([one["right"] for one in part])
             print(f"under attack, path {name}: {right:.1%} of {len(part)} frames right")
+    alarm = f"no alarm in {len(during)} frames under attack"
+    if taken_over < len(during):
+        alarm = f"alarm {taken_over} frames after the attack began, {status['alarms_total']} in all"
     print(
-        f"alarms: {status['alarms_total']}, {taken_over} frames after the attack began; {status['shadow_runs_total']} "
-        f"shadow frames, {status['dropped_total']} dropped; last reason: {stats.last_reason or 'none'}"
+        f"{alarm}; {status['shadow_runs_total']} shadow frames, {status['dropped_total']} dropped; last reason: "
+        f"{stats.last_reason or 'none'}"
     )
     if options.plot is not None:
         plot(seen, options.attacked_from, options.plot)

@@ -22,11 +22,11 @@ from smart_runtime.inputs import Images
 from smart_runtime.memory import RESIDENT, MemoryReport, Mode
 from smart_runtime.notes import log_notes, notes_on
 from smart_runtime.path_state import PathState
-from smart_runtime.policies.policy import Policy
+from smart_runtime.policies.policy import Policy, name_of
 from smart_runtime.scopes import Block, Scope, Scopes
 from smart_runtime.serving import Loader, Result
 from smart_runtime.stats import Stats
-from smart_runtime.steering import Steering, name_of, policy_of
+from smart_runtime.steering import Steering, policy_of
 
 if TYPE_CHECKING:
     from smart_runtime.audit.audit_log import AuditLog
@@ -173,9 +173,9 @@ class SmartModel:
             both = model.both(frames)
             disagree = both.scores["clean"].argmax(1) != both.scores["robust"].argmax(1)
 
-        The images are checked and converted once, and the paths run one after the other: on a CPU one call uses all
-        the cores that the engine was given already (benchmarks/bench_both.py). Neither the active path nor a scope
-        matters. `stats` count a call on each path, no policy sees it.
+        The images are checked and converted once, on a GPU copied once for each path, and the paths run one after the
+        other: on a CPU one call uses all the cores that the engine was given already (benchmarks/bench_both.py).
+        Neither the active path nor a scope matters. `stats` count a call on each path, no policy sees it.
 
         Raises:
             EngineError: Also if paths are loaded on demand.

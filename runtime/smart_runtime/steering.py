@@ -18,14 +18,12 @@ from smart_runtime.causes import HAND, Cause
 from smart_runtime.errors import ClosedError, InputError
 from smart_runtime.inputs import Images
 from smart_runtime.path_state import PathState
-from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, is_policy
+from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, is_policy, name_of
 from smart_runtime.serving import Result
 
 _Using: TypeAlias = Callable[[str], AbstractContextManager[object]]
 
 _log = logging.getLogger(__name__)
-
-_MOST_OF_NAME = 40  # characters
 
 
 class Steering:
@@ -212,9 +210,3 @@ def policy_of(policy: Policy | str | None) -> Policy | None:
             f"expected a policy with start, observe and stop, got {policy!r:.100}; make one, as in Hysteresis(...)"
         )
     return policy
-
-
-def name_of(policy: object) -> str:
-    """Return the name by which a policy appears in stats, metrics and the audit log: its class's, in lower case."""
-    name = type(policy).__name__.lower()[:_MOST_OF_NAME]
-    return f"{name} (policy)" if name == HAND else name

@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from smart_eval import EvalOptions, evaluate
 from smart_eval.cli import main as smart_eval
 from smart_eval.tripwire.apgd import apgd
 from smart_eval.tripwire.pair import KINDS, SCORES, AttackedPair, confidence, soft_llr
 from smart_eval.tripwire.streams import _cusum, alarms, auc, false_alarms, roc
+from smart_runtime import Bundle
 from smart_runtime.tripwire import pair_scores
 from smart_runtime.tripwire.operating_point import AT_CLEAN, OperatingPoint
+from smart_runtime.tripwire.records import require_tripwire
 
 
 def logits(frames: int, *, seed: int, spread: float = 3.0) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -158,6 +161,7 @@ def test_the_command_says_what_an_attacker_who_knows_it_achieves(checkpoint_file
     page = (tmp_path / "page.html").read_text()
     assert found["sentence"] in page
     assert "Does the pair notice an attack?" in page
+    assert "wrong and unseen" in page
 
 
 @settings(max_examples=50, deadline=None)
@@ -168,6 +172,16 @@ def test_a_block_of_the_sum_is_the_sum_step_by_step(before: float, added: list[f
         total = max(0.0, total + one)
         wanted.append(total)
     np.testing.assert_allclose(_cusum(np.array([[before]]), np.array([added]))[0], wanted, atol=1e-12)
+
+
+def test_a_bundle_is_measured_by_the_operating_points_that_it_serves_by(bundle: Path, checkpoint_file: Path) -> None:
+    options = EvalOptions(attack="clean", policy="tripwire", examples=2, threats=False)
+    found = evaluate(bundle, source=checkpoint_file, options=options).tripwire
+    assert found is not None
+    record = require_tripwire(Bundle.open(bundle).manifest)
+    assert dict(found.points) == dict(record.points)
+    assert found.point == record.point(None)
+    assert found.record()["operating_points"] == "the bundle's"
 
 
 def test_what_has_no_pair_or_no_gradients_is_refused(bundle: Path) -> None:

@@ -360,6 +360,35 @@ def test_a_reload_begins_again_or_turns_it_off(tmp_path: Path, watched: Path, ow
         assert model.path == "robust"  # an alarm that nobody can end stays
 
 
+class Slow(Agreeing):
+    """As the clean path it waits for its test before it answers a bright picture."""
+
+    begun, may = threading.Event(), threading.Event()
+
+    def run(self, batch: Batch) -> Scores:
+        if not self.robust and len(np.unique(batch)) == 1 and batch.flat[0] > 0.5:
+            self.begun.set()
+            assert self.may.wait(TIMEOUT)
+        return super().run(batch)
+
+
+def test_a_call_that_a_reload_overtakes_is_not_judged_by_the_new_bundle(
+    tmp_path: Path, watched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Slow.begun, Slow.may = threading.Event(), threading.Event()
+    replace_engines(monkeypatch, Slow)
+    policy = Tripwire(every=1)
+    with SmartModel.load(watched, policy=policy) as model:
+        call = Thread(partial(model.run, frames(LOUD)))
+        assert Slow.begun.wait(TIMEOUT)
+        model.reload(write_watched_bundle(tmp_path / "next"))
+        Slow.may.set()
+        assert call.outcome().path == "clean"
+        send(model, policy, QUIET)
+        status = policy.status()
+        assert (status["shadow_runs_total"], status["disagreements_total"]) == (1, 0)
+
+
 @pytest.mark.usefixtures("agreeing")
 def test_threads_and_tasks(watched: Path) -> None:
     policy = Tripwire(every=3)

@@ -43,6 +43,17 @@ def test_every_batch_size_gives_the_bits_of_the_reference(
     assert sum(path.images for path in model.stats.paths.values()) == 1 + 2 + 3 + 7 + 8 + 9 + 16 + 17
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_call_on_every_path_takes_them_once_for_each(model: SmartModel, library: GpuLibrary, protocol: str) -> None:
+    array = library.array(IMAGES[:9])
+    found = model.both(PROTOCOLS[protocol](array))
+    for path, scores in found.scores.items():
+        with model.using(path):
+            assert np.array_equal(scores, model(IMAGES[:9]))
+    assert array.given == array.deleted == 2 * ("DLPack" in protocol)
+    array.release()
+
+
 @pytest.mark.parametrize("protocol", ["DLPack 1", "DLPack before 1", "interface 3"])
 def test_what_the_producer_is_still_working_on_is_waited_for(  # noqa: PLR0917
     monkeypatch: pytest.MonkeyPatch, model: SmartModel, stand_in: StandInDriver, library: GpuLibrary,

@@ -27,6 +27,7 @@ from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.engines import REFERENCE_ENGINE
 from smart_runtime.notes import notes_on
+from smart_runtime.tripwire.records import TripwireRecord, read_tripwire
 from smart_train.accuracy import to_tensor
 from smart_train.calibration import temperature_of
 from smart_train.checkpoint.described_masks import describe_masks
@@ -121,6 +122,7 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
         training: the plain record of how it was trained.
         samples: of the checkpoint, or of a bundle's source; None without one.
         temperatures: what calibrates the scores of each path; mixes have none.
+        tripwire: a bundle's own operating points; None of a checkpoint, and where a bundle has none.
         recorded_eps: the radius that it was trained for or judged by, in pixel units; None if nothing says.
     """
 
@@ -132,6 +134,7 @@ class OpenModel(Facts, AbstractContextManager["OpenModel"]):
     recorded_eps: float | None
     samples: Samples | None
     temperatures: Mapping[str, float]
+    tripwire: TripwireRecord | None = None
 
     @property
     def eps(self) -> float:
@@ -286,6 +289,7 @@ def open_bundle(
         notes=(*notes_on(manifest, engine_name=net.engine), *([MIXED] if mixes else [])),
         mixes=mixes,
         temperatures={name: graph.temperature for name, graph in manifest.paths.items()},
+        tripwire=read_tripwire(manifest),
         replay=None if checkpoint is None else replay(net, manifest, checkpoint),
         roles={name: graph.role for name, graph in manifest.paths.items() if graph.role is not None},
         masks=None

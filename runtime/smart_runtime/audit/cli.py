@@ -45,7 +45,8 @@ def verify(*, file: Path, trust: Path | None, head: str | None, as_json: bool) -
         print_json({"file": str(file), "whole": not found.problems, **dataclasses.asdict(found)})
     else:
         dropped = f"; {found.first} earlier ones were dropped with old files" if found.first else ""
-        say(f"{found.lines} lines in {len(found.files)} files, {found.events.get('switch', 0)} switches{dropped}")
+        files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+        say(f"{found.lines} lines in {files}, {found.events.get('switch', 0)} switches{dropped}")
         say(f"head {found.head}")
         if not found.seals:
             say("no seals: keep the head elsewhere, for nothing else shows that lines were cut off at the end")

@@ -10,7 +10,7 @@ from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest
 from smart_runtime.inputs import Images
 from smart_runtime.memory import MemoryReport
-from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest
+from smart_runtime.policies.policy import Policy, PolicyModel, SwitchRequest, name_of
 from smart_runtime.serving import Result
 
 
@@ -50,8 +50,8 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Its class, in lower case."""
-        return type(self.policy).__name__.lower()
+        """See `name_of`."""
+        return name_of(self.policy)
 
 
 class _Model:

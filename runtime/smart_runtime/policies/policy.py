@@ -9,9 +9,12 @@ from typing import Any, Protocol
 
 from smart_runtime.bundle.bundle import Bundle
 from smart_runtime.bundle.manifest import Manifest, check_path
+from smart_runtime.causes import HAND
 from smart_runtime.inputs import Images
 from smart_runtime.memory import RESIDENT, MemoryReport, refuse_on_demand
 from smart_runtime.serving import Result
+
+_MOST_OF_NAME = 40  # characters
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,9 @@ def check_choice(path: str, model: PolicyModel) -> str:
     if path in model.manifest.mixes and model.memory().mode != RESIDENT:
         refuse_on_demand(f"the mix {path!r}")
     return path
+
+
+def name_of(policy: object) -> str:
+    """Return the name by which a policy appears in stats, metrics and the audit log: its class's, in lower case."""
+    name = type(policy).__name__.lower()[:_MOST_OF_NAME]
+    return f"{name} (policy)" if name == HAND else name

@@ -27,7 +27,7 @@ from smart_runtime.serving import Result
 from smart_runtime.tripwire import exits
 from smart_runtime.tripwire.cusum import Cusum
 from smart_runtime.tripwire.operating_point import shadow_frames_between
-from smart_runtime.tripwire.run_lengths import MOST_FRAMES as MOST_BETWEEN
+from smart_runtime.tripwire.run_lengths import LONGEST
 from smart_runtime.tripwire.shadow_worker import MOST_FRAMES, Job, Jobs, Worker
 from smart_runtime.tripwire.watch import Watch, watch_of
 
@@ -99,17 +99,18 @@ class Tripwire:
         self._frames_between = shadow_frames_between(
             rate_hz=rate_hz, every=every, false_alarms_per_day=false_alarms_per_day
         )
-        if self._frames_between > MOST_BETWEEN:
-            least = false_alarms_per_day * self._frames_between / MOST_BETWEEN
+        if self._frames_between > LONGEST:
+            least = false_alarms_per_day * self._frames_between / LONGEST
             raise ValueError(
                 f"{false_alarms_per_day:g} false alarms a day are {self._frames_between:.0e} shadow frames apart, and "
-                f"{MOST_BETWEEN:.0e} is the most that can be promised; allow {least:.0e} a day"
+                f"{LONGEST:.0e} is the most that can be promised; allow {least:.0e} a day"
             )
         self._hold_s, self._calm_frames, self._most = hold_s, calm_frames, max_switches_per_hour
         self._clock = clock
         self._random = random.Random(seed)  # noqa: S311  # seeded by the system unless asked otherwise, and never shown
         self._model: PolicyModel | None = None
         self._watch: Watch | None = None
+        self._watched_from = 0.0
         self._off = "not started"
         self._stopped = False
         self._cusum = Cusum(1.0)
@@ -166,6 +167,7 @@ class Tripwire:
             self._cusum = Cusum(watch.threshold)
             self._calm, self._last = 0, {}
             self._alarm = keep_alarm
+            self._watched_from = time.perf_counter()  # before the watch: no call sees this one with the last one's time
             self._watch, self._off = watch, ""
 
     def _watch_of(self, model: PolicyModel) -> Watch:
@@ -183,7 +185,8 @@ class Tripwire:
         Only where something answers that it cannot watch it asks for one of its paths at once.
         """
         watch, model = self._watch, self._model
-        if watch is None or model is None or self._stopped:
+        began = time.perf_counter() - result.latency_ms / 1e3
+        if watch is None or model is None or self._stopped or began < self._watched_from:  # of the bundle before
             return None
         if watch.other(result.path) is None:
             return self._wish(watch)

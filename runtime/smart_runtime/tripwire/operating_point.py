@@ -17,7 +17,7 @@ from smart_common.documents import Reader
 from smart_common.errors import shortened
 from smart_runtime.errors import InputError
 from smart_runtime.tripwire.pair_scores import SCORES, Logits, Values, at_temperature, confidence
-from smart_runtime.tripwire.run_lengths import MOST_FRAMES, STEPS_PER_NAT, run_length, threshold_for
+from smart_runtime.tripwire.run_lengths import LONGEST, STEPS_PER_NAT, run_length, threshold_for
 
 Counts: TypeAlias = tuple[tuple[int, ...], ...]
 """Frames by bin of the score (rows) and of the confidence (columns)."""
@@ -190,8 +190,8 @@ class OperatingPoint:
         Raises:
             InputError: ``frames`` is not in [1, 1e10], or no threshold is high enough.
         """
-        if not 1 <= frames <= MOST_FRAMES:
-            raise InputError(f"expected 1 to {MOST_FRAMES:g} shadow frames between false alarms, got {frames:g}")
+        if not 1 <= frames <= LONGEST:
+            raise InputError(f"expected 1 to {LONGEST:g} shadow frames between false alarms, got {frames:g}")
         found = threshold_for(self._steps, self._probabilities(None), frames=frames)
         if found is None:
             raise InputError(f"no threshold keeps false alarms {frames:g} shadow frames apart; calibrate again")

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 STEPS_PER_NAT = 32
 """Log-likelihood ratios are whole numbers of these steps, so that the chain's states are the values S can have."""
 
-MOST_FRAMES = 1e10
+LONGEST = 1e10
 """Longer runs are taken for endless: in float64 the chain's equations have no digits left for them."""
 
 MOST_NATS = 64
-"""No threshold is higher: a mean time of `MOST_FRAMES` takes at most its logarithm, 23 (Lorden 1971)."""
+"""No threshold is higher: a mean time of `LONGEST` takes at most its logarithm, 23 (Lorden 1971)."""
 
 
 def run_length(steps: NDArray[np.int64], probabilities: NDArray[np.float64], *, threshold: int) -> float:
-    """Return the expected number of frames until S, from 0, is at ``threshold``; infinite above `MOST_FRAMES`.
+    """Return the expected number of frames until S, from 0, is at ``threshold``; infinite above `LONGEST`.
 
     Args:
         steps: What each kind of frame adds to S, in steps, of any shape.
@@ -39,13 +39,13 @@ def run_length(steps: NDArray[np.int64], probabilities: NDArray[np.float64], *, 
         length = float(np.linalg.solve(stays, np.ones(threshold))[0])
     except np.linalg.LinAlgError:
         return math.inf
-    return length if 0 < length <= MOST_FRAMES else math.inf
+    return length if 0 < length <= LONGEST else math.inf
 
 
 def threshold_for(steps: NDArray[np.int64], probabilities: NDArray[np.float64], *, frames: float) -> int | None:
     """Return the least threshold, in steps, whose `run_length` is at least ``frames``; None if none up to `MOST_NATS`.
 
-    Arguments as for `run_length`; ``frames`` is in [1, `MOST_FRAMES`]. The logarithm of ``frames`` is an upper bound
+    Arguments as for `run_length`; ``frames`` is in [1, `LONGEST`]. The logarithm of ``frames`` is an upper bound
     where the steps are true log-likelihood ratios (Lorden 1971, Annals of Mathematical Statistics 42); the search
     begins there and goes on above it, since ours are smoothed, bounded and rounded.
     """

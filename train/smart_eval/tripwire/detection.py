@@ -27,6 +27,9 @@ EVERY = (10, 30)
 SHARES = (1.0, 0.5, 0.2, 0.05)
 RATE_HZ, FALSE_ALARMS_PER_DAY = 30.0, 1.0
 LLR = "log-likelihood ratio"
+FITTED, OWN = "fitted on the checkpoint's samples", "the bundle's"
+"""Where operating points are from."""
+
 _DRIFT_SEVERITY = 3
 _STREAM, _CLEAN_STREAMS = 10_000, 3
 
@@ -72,8 +75,8 @@ class TripwireFound:
     """What a tripwire notices of a pair's attackers.
 
     Attributes:
-        points: what it would decide by with each score, fitted on the checkpoint's own samples, of which no frame here
-            is one; it has the first.
+        points: what it would decide by with each score, from samples of which no frame here is one; it has the first.
+        whose: where the points are from, `FITTED` or `OWN`.
         eps: the attackers' radius in pixel units.
         clean: the clean frames.
         attacked: by kind.
@@ -83,6 +86,7 @@ class TripwireFound:
     """
 
     points: Mapping[str, OperatingPoint]
+    whose: str
     eps: float
     clean: Kind
     attacked: Mapping[str, Kind]
@@ -139,9 +143,9 @@ class TripwireFound:
         every = EVERY[0]
         first, second = (self.alarms(self.attacked[name], every=every).median for name in (aimed, ADAPTIVE))
         return (
-            f"AUC {self.auc(aimed)[self.point.score]:.3f} against an attacker who aims at the clean path (alarm after "
-            f"{_frames(first)}), {self.auc(ADAPTIVE)[self.point.score]:.3f} against one who knows the tripwire (alarm "
-            f"after {_frames(second)}), who gets {adaptive.wrong(0):.0%} of the frames wrong before the alarm and "
+            f"AUC {self.auc(aimed)[self.point.score]:.3f} against an attacker who aims at the clean path "
+            f"({_frames(first)}), {self.auc(ADAPTIVE)[self.point.score]:.3f} against one who knows the tripwire "
+            f"({_frames(second)}), who gets {adaptive.wrong(0):.0%} of the frames wrong before the alarm and "
             f"{adaptive.wrong(1):.0%} after it, and {adaptive.unseen:.0%} without ever an alarm by leaving alone what "
             f"would show; the robust path alone is wrong on {self.attacked['aimed-at-robust'].wrong(1):.0%} of the "
             "frames aimed at it"
@@ -153,6 +157,7 @@ class TripwireFound:
             "policy": "tripwire",
             "cannot": WHAT_IT_CANNOT,
             "score": self.point.score,
+            "operating_points": self.whose,
             "eps": self.eps,
             "steps": self.steps,
             "rate_hz": RATE_HZ,
@@ -223,16 +228,18 @@ def measure_tripwire(
     split: Split,
     *,
     points: Mapping[str, OperatingPoint],
+    whose: str = FITTED,
     chunk: int,
     device: torch.device | str = "cpu",
     done: Callable[[str, int], None] = lambda _, __: None,
 ) -> TripwireFound:
-    """Attack ``split`` in every way and return what the tripwire of ``point`` makes of it.
+    """Attack ``split`` in every way and return what the tripwire of the first of ``points`` makes of it.
 
     Args:
         pair: the two paths, in eval mode and on ``device``, and the attackers' radius.
         split: images that the operating point was not fitted on.
         points: what it would decide by with each score; it has the first one, which adaptive attackers know.
+        whose: where they are from, `FITTED` or `OWN`.
         chunk: images that are attacked together.
         device: where the networks are.
         done: called with what was made, and of how many images.
@@ -256,6 +263,7 @@ def measure_tripwire(
     kinds = {name: _kind(name, ones, point, split.labels) for name, ones in found.items()}
     return TripwireFound(
         points=points,
+        whose=whose,
         eps=pair.eps,
         clean=kinds["clean"],
         attacked={name: kinds[name] for name in KINDS},
@@ -277,8 +285,11 @@ def tables(found: Sequence[tuple[str, TripwireFound]]) -> tuple[str, list[str], 
         f"Tripwire: one false alarm a day at {RATE_HZ:g} frames/s, 1 of {EVERY[0]} frames shadowed, median frames to "
         f"the alarm over {STREAMS} streams"
     )
-    columns = [*(["model"] if several else []), "attacker", "AUC", "clean path wrong", "unseen", "robust path wrong"]
-    columns += [f"alarm, {share:.0%} attacked" for share in SHARES]
+    columns = [
+        *(["model"] if several else []),
+        *("attacker", "AUC", "clean path wrong", "wrong and unseen", "robust path wrong"),
+        *(f"alarm, {share:.0%} attacked" for share in SHARES),
+    ]
     rows = []
     for model, one in found:
         named = {**one.attacked, **{f"{name} (drift)": kind for name, kind in one.drift.items()}}
@@ -305,4 +316,4 @@ def _cell(frames: float | None) -> str:
 
 
 def _frames(frames: float | None) -> str:
-    return "no number of frames tried" if frames is None else f"{frames:.0f} frames"
+    return "no alarm" if frames is None else f"alarm after {frames:.0f} frames"

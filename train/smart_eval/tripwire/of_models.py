@@ -8,7 +8,7 @@ import torch
 
 from smart_common.roles import clean_and_attacked, default_role
 from smart_eval.models import OpenModel
-from smart_eval.tripwire.detection import TripwireFound, fitted, measure_tripwire
+from smart_eval.tripwire.detection import FITTED, OWN, TripwireFound, fitted, measure_tripwire
 from smart_eval.tripwire.pair import AttackedPair
 from smart_train.data.images import Split
 from smart_train.errors import ConfigError
@@ -50,14 +50,19 @@ def tripwire_of(
     device: torch.device | str,
     done: Callable[[str, int], None],
 ) -> TripwireFound:
-    """Return what the tripwire notices of attackers within ``eps`` on ``split``; it is fitted on the model's samples.
+    """Return what the tripwire notices of attackers within ``eps`` on ``split``.
 
-    Arguments are those of `measure_tripwire`; raises as `pair_names` does.
+    That of a bundle goes by the bundle's operating points, as it does on a device; where there are none it is fitted on
+    the checkpoint's samples. Arguments are those of `measure_tripwire`; raises as `pair_names` does.
     """
     names = pair_names(model)
     assert model.samples is not None
     clean, robust = (model.made_on[name].to(device) for name in names)
     pair = AttackedPair(clean, robust, eps=eps, steps=STEPS, seed=seed)
     with attack_mode(clean), attack_mode(robust):
-        points = fitted(pair, model.samples, paths=names, device=device)
-        return measure_tripwire(pair, split, points=points, chunk=chunk, device=device, done=done)
+        if model.tripwire is None:
+            points, whose = fitted(pair, model.samples, paths=names, device=device), FITTED
+        else:
+            default = model.tripwire.point(None)
+            points, whose = {default.score: default, **model.tripwire.points}, OWN
+        return measure_tripwire(pair, split, points=points, whose=whose, chunk=chunk, device=device, done=done)
