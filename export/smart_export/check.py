@@ -103,7 +103,8 @@ def check_bundle(
     if bundle.signer is not None:
         findings.append(Finding("signature", f"by the key {short_fingerprint(bundle.signer)}"))
     if sources is not None:
-        findings += _as_the_source_has(bundle.manifest, sources)
+        check_source(bundle.manifest, sources.whole, paths=sources.paths)
+        _check_roles(bundle.manifest, sources.whole)
     agreements: dict[str, ParityResult] = {}
     manifest = bundle.manifest
 
@@ -150,7 +151,7 @@ def check_bundle(
         if gate is not None:
             accuracies = ", ".join(f"{what} {drop.before:.3f} to {drop.after:.3f}" for what, drop in gate.drops.items())
             findings.append(Finding(f"{graph.name}: accuracy", accuracies))
-    return CheckResult(tuple(findings), agreements)
+    return CheckResult((*findings, *_mixes(manifest, sources)), agreements)  # last: a wrong graph is worse
 
 
 def _check_onnx(graph: GraphInfo, content: GraphBytes) -> None:
@@ -166,10 +167,9 @@ def _check_onnx(graph: GraphInfo, content: GraphBytes) -> None:
             raise ExportError(f"{graph.file} is no valid ONNX ({shortened(str(error))}); export it again") from error
 
 
-def _as_the_source_has(manifest: Manifest, sources: Sources) -> list[Finding]:
-    """Check what the manifest says of paths and mixes."""
-    check_source(manifest, sources.whole, paths=sources.paths)
-    _check_roles(manifest, sources.whole)
+def _mixes(manifest: Manifest, sources: Sources | None) -> list[Finding]:
+    if sources is None:
+        return []
     check_dial(manifest, sources)
     return [Finding(name, "the mix that the source gives") for name in manifest.mixes]
 

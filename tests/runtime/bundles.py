@@ -240,9 +240,3 @@ def random_images(count: int, *, seed: int = 0, channels: int = CHANNELS) -> npt
 def as_float(images: npt.NDArray[np.uint8]) -> Array:
     """What the uint8 images mean, float32 (N, C, H, W)."""
     return np.ascontiguousarray((images / np.float32(255)).astype(np.float32).transpose(0, 3, 1, 2))
-
-
-def mark_graph(file: Path, mark: bytes) -> None:
-    """Append ``mark`` to an ONNX file as its description, so that its bytes are no copy's and its scores the same."""
-    with file.open("ab") as graph:
-        graph.write(bytes([0x32, len(mark)]) + mark)  # ModelProto.doc_string is field 6, a string
