@@ -55,9 +55,9 @@ def check_outputs(outputs: Sequence[Output] = (), *, inputs: Iterable[Path | Non
         for place in (*read, *(other.path for other in outputs[:number])):
             if _same(one.path, place):
                 raise _would_change(one, place)
-        for folder in one.path.resolve().parents:
-            if all((folder / name).is_file() for name in _IN_A_BUNDLE):
-                raise _would_change(one, folder)
+        bundle = bundle_around(one.path)
+        if bundle is not None:
+            raise _would_change(one, bundle)
         if one.path.exists() and not one.path.is_dir():
             _check_replaceable(one, read, force=force)
 
@@ -79,6 +79,18 @@ def _check_replaceable(one: Output, read: Sequence[Path], *, force: bool) -> Non
         raise OutputError(
             f"{one.option} {one.path} is a file of another kind and would be replaced; move it, or name another file"
         )
+
+
+def bundle_around(path: Path) -> Path | None:
+    """Return a bundle that a file written at ``path`` would lie in, None if there is none.
+
+    A link there may lead out of the bundle and be replaced all the same.
+    """
+    there = path.resolve()
+    for folder in dict.fromkeys((*there.parents, *(path.parent.resolve() / path.name).parents)):
+        if all((folder / name).is_file() for name in _IN_A_BUNDLE):
+            return folder
+    return None
 
 
 def is_key(file: Path) -> bool:

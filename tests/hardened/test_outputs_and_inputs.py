@@ -20,6 +20,7 @@ from smart_eval.cli import main as smart_eval
 from smart_eval.page.page import ENVIRONMENT, is_page
 from smart_export.cli import main as smart_export
 from smart_runtime.bench.cli import main as smart_bench
+from smart_runtime.cli import main as smart_run
 from smart_train.cli import main as smart_train
 
 PRECIOUS = b"precious"
@@ -35,6 +36,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "key").write_bytes(KEY)
     (tmp_path / "release.pub").write_bytes(public_pem(key_of(1)))
     (tmp_path / "link.png").symlink_to("key")
+    write_bundle(tmp_path / "linked")
+    (tmp_path / "linked" / "out.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    for name in ("log", "log.1"):
+        (tmp_path / name).write_bytes(PRECIOUS)
     os.link(tmp_path / "ckpt.pt", tmp_path / "hard.html")
     os.link(tmp_path / "data.npz", tmp_path / "hard.pt")
     monkeypatch.chdir(tmp_path)
@@ -65,6 +70,11 @@ def content(folder: Path) -> dict[str, bytes]:
         (smart_eval, "ckpt.pt --data npz:data.npz --report data.npz", "would replace or change data.npz"),
         (smart_eval, "ckpt.pt -o same.html --report ./same.html", "would replace or change same.html"),
         (smart_eval, "ckpt.pt -o bundle/results.jsonl", "would replace or change"),
+        (smart_eval, "ckpt.pt -o linked/out.jsonl", "would replace or change"),
+        (smart_run, "calibrate bundle . -o linked/out.jsonl", "would replace or change"),
+        (smart_run, "calibrate bundle . -o link.png", "is a key"),
+        (smart_run, "calibrate bundle bundle/clean -o hard.html", "is a file of another kind"),
+        (smart_run, "calibrate bundle . --trust release.pub -o ./bundle/../release.pub", "would replace or change"),
         (smart_train, "-o key --force", "is a key"),
         (smart_train, "--data npz:data.npz -o data.npz --force", "would replace or change data.npz"),
         (smart_train, "--data npz:data.npz -o hard.pt --force", "would replace or change data.npz"),
@@ -99,6 +109,9 @@ def test_a_command_refuses_before_its_work(command: Callable[..., object], line:
         ("smart_runtime.bench.cli", "bundle --baseline own.json --json", "own.json"),
         ("smart_runtime.bench.cli", "--compare own.json own.json --json", "own.json"),
         ("smart_runtime.cli", "info bundle --trust release.pub --json", "key"),
+        ("smart_runtime.cli", "audit verify log", "log"),
+        ("smart_runtime.cli", "audit verify log --json", "log.1"),
+        ("smart_runtime.cli", "calibrate bundle . -o new.json", "bundle/SHA256SUMS"),
     ],
 )
 def test_standard_output_is_an_output_too(module: str, line: str, place: str, folder: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disks import run_on_small_disk
-from runtime.bundles import as_float, random_images
+from runtime.bundles import as_float, random_images, write_bundle
 from smart_export.signing import write_key_pair
 from smart_runtime import AuditError, AuditLog, Result, SignatureError, SmartModel, SwitchRequest
 from smart_runtime.audit import writer
@@ -349,12 +349,36 @@ def test_no_older_part_is_read_that_is_no_plain_file(signed: Path, tmp_path: Pat
         older.rmdir() if older.is_dir() else older.unlink()
 
 
-def test_no_log_lies_in_its_bundle(bundle: Path, tmp_path: Path) -> None:
+def test_no_log_lies_in_a_bundle(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(bundle)
-    for file in (bundle / "new.jsonl", bundle / "clean/new.jsonl", tmp_path / "link/new.jsonl"):
+    other = write_bundle(tmp_path / "other")
+    for folder in (bundle, bundle / "clean", tmp_path / "link", other, other / "clean"):
         with pytest.raises(AuditError, match="lies in the bundle"):
-            SmartModel.load(bundle, audit=file)
+            SmartModel.load(bundle, audit=folder / "new.jsonl")
     SmartModel.load(bundle).close()
+    SmartModel.load(other).close()
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_a_file_put_in_the_way_of_a_rotation_stays(bundle: Path, tmp_path: Path, disturbed: bool) -> None:
+    """Lines are lost, and counted, until it is moved away."""
+    file, other = tmp_path / "log", tmp_path / "log.1"
+    log = AuditLog(file, max_bytes=64 * 1024, keep=1)
+    with SmartModel.load(bundle, audit=log) as model:
+        other.write_text("not yours\n")
+        if disturbed:
+            with file.open("ab") as opened:
+                opened.write(b"{}\n")
+        switch_to_and_fro(model, 400)
+        assert log._work is not None
+        while log._work.queue.qsize():
+            pass
+        assert model.stats.audit_failures > 10
+        other.rename(tmp_path / "moved")
+        switch_to_and_fro(model, 2)
+    assert (tmp_path / "moved").read_text() == "not yours\n"
+    assert "lost" in events(file)
+    assert len(verify_audit(file).problems) == (1 if disturbed else 0)
 
 
 @pytest.mark.parametrize("file", [5, b"log", "", ".", "n\0ul", "\ud800"])

@@ -260,6 +260,25 @@ def test_a_calibration_is_of_its_bundle_only(tmp_path: Path, watched: Path, agre
         SmartModel.load(watched, policy=Tripwire(calibration=file))
 
 
+def test_a_calibration_is_the_same_file_after_chdir(
+    tmp_path: Path, watched: Path, monkeypatch: pytest.MonkeyPatch, agreeing: None
+) -> None:
+    with SmartModel.load(watched) as model:
+        digest = model.bundle.digest
+    for folder, apart in (("ours", 40), ("theirs", 1)):
+        (tmp_path / folder).mkdir()
+        counts = calibration_of(pair(apart=apart, together=60), tripwire=tripwire(), digest=digest)
+        write_calibration(tmp_path / folder / "own.json", counts)
+    monkeypatch.chdir(tmp_path / "ours")
+    policy = Tripwire(calibration="own.json")
+    with SmartModel.load(watched, policy=policy) as model:
+        before = policy.status()
+        for place in (tmp_path / "theirs", tmp_path):
+            monkeypatch.chdir(place)
+            model.reload(watched)
+            assert policy.status() == before
+
+
 class Failing(Agreeing):
     """As the robust path it fails on pictures, but not on what loading tries."""
 
@@ -306,7 +325,7 @@ def test_what_comes_while_the_worker_is_behind_is_dropped(watched: Path, monkeyp
             model.run(frames(QUIET))
         status = policy.status()
         assert status["frames_total"] == 30
-        assert 30 - 17 <= status["dropped_total"] <= 30 - 16  # 16 wait, one may be in work
+        assert 30 - 24 <= status["dropped_total"] <= 30 - 16  # 16 wait, up to 8 may be in work
         model.close()  # while the shadow runs: nobody waits for it
         Waiting.may.release(100)
         until(lambda: not policy._working)

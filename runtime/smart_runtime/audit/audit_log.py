@@ -12,6 +12,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from smart_common.names import printable
+from smart_common.outputs import bundle_around
 from smart_runtime import forks
 from smart_runtime.audit.writer import Event, Writer
 from smart_runtime.errors import AuditError
@@ -98,11 +100,12 @@ class AuditLog:
         """Open the file, and write the switches, reloads and end of a model that was loaded just now.
 
         Raises:
-            AuditError: Something else lies there, a model writes it, or it lies in the model's bundle.
+            AuditError: Something else lies there, a model writes it, or it lies in a bundle.
             OSError: The system refuses.
         """
-        if state.bundle.root.resolve() in self.path.resolve().parents:
-            raise AuditError(f"{self.path} lies in the bundle, which would be damaged by it; name another file")
+        inside = bundle_around(self.path)
+        if inside is not None:
+            raise AuditError(f"{self.path} lies in the bundle {inside} and would damage it; name another file")
         if self._owner is not None and self._owner() is not None:
             raise AuditError(f"the audit log {self.path} belongs to another model; make one for each")
         self.close()  # where a model has gone without an end
@@ -150,7 +153,8 @@ class AuditLog:
             until = time.monotonic() + timeout_s
             while work.thread.is_alive():  # polled: an interrupt can leave the lock of an Event locked for good
                 if time.monotonic() >= until:
-                    _log.warning("the audit log %s takes over %g s; its last lines may be lost", self.path, timeout_s)
+                    name = printable(str(self.path))
+                    _log.warning("the audit log %s takes over %g s; its last lines may be lost", name, timeout_s)
                     return
                 time.sleep(POLL_SECONDS)
             self._before, self._work = self._before + work.lost, None

@@ -36,10 +36,10 @@ def verify(*, file: Path, trust: Path | None, head: str | None, as_json: bool) -
     Lines that were cut off at the very end leave a whole log; only a seal (--trust) or an earlier head (--head) shows
     that. Status 1 if anything is wrong.
     """
-    from smart_runtime.audit.verification import verify_audit  # noqa: PLC0415  # `--help` does without
+    from smart_runtime.audit.verification import older_files, verify_audit  # noqa: PLC0415  # `--help` does without
     from smart_runtime.bundle.signatures import public_key  # noqa: PLC0415  # as above
 
-    check_outputs(inputs=[file, trust])
+    check_outputs(inputs=[file, *older_files(file), trust])
     found = verify_audit(file, trust=public_key(trust), head=head)
     if as_json:
         print_json({"file": str(file), "whole": not found.problems, **dataclasses.asdict(found)})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smart_runtime.audit.chain import CLOSE, MAX_LINE, NOTHING, SEAL, Line, is_begin, parse_line, sealed_bytes
+from smart_runtime.audit.writer import rotated
 from smart_runtime.bundle.signatures import PublicKey
 from smart_runtime.errors import AuditError
 
@@ -68,13 +69,18 @@ def verify_audit(file: Path, *, trust: PublicKey | None = None, head: str | None
     """
     if file.is_symlink() or not file.is_file():
         raise AuditError(f"no audit log at {file}; check the path")
-    older: list[Path] = []
-    while len(older) < _MOST_FILES and os.path.lexists(place := file.with_name(f"{file.name}.{len(older) + 1}")):
-        older.append(place)
     walk = _Walk(trust=trust, wanted=head)
-    for place in (*reversed(older), file):
+    for place in (*reversed(older_files(file)), file):
         walk.read(place)
     return walk.outcome()
+
+
+def older_files(file: Path) -> list[Path]:
+    """Return the older files of the log in ``file`` that lie beside it, the newest first."""
+    older: list[Path] = []
+    while file.name and len(older) < _MOST_FILES and os.path.lexists(place := rotated(file, len(older) + 1)):
+        older.append(place)
+    return older
 
 
 @dataclass(kw_only=True)

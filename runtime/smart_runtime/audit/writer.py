@@ -178,12 +178,14 @@ class Writer:
 
     def _write_one(self, event: Event) -> None:
         if self._file is not None and (because := self._disturbance(self._file)):
+            self._check_rotated()
             self.disturbed += 1
             self._leave()
             self._begin(event, because)
         elif self._file is None or self._size == 0:
             self._begin(event, "rotated" if self._chain.seq else "new")
         elif self._size > self._max_bytes:
+            self._check_rotated()  # again: somebody may have put a file there since; lines are lost until it is gone
             self.seal(event)
             self._leave()
             self._begin(event, "rotated")

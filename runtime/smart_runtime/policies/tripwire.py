@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -75,7 +76,8 @@ class Tripwire:
             false_alarms_per_day: How many to expect on clean frames, at ``rate_hz`` all day, if they were independent.
             rate_hz: Frames a second of the stream.
             score: One of those of the bundle, as `smart-run info` lists them; None for the default.
-            calibration: A file of `smart-run calibrate`, made with this very bundle on frames of your own.
+            calibration: A file of `smart-run calibrate`, made with this very bundle on frames of your own. A reload
+                reads it again, and needs one of the new bundle.
             hold_s: The robust path goes on answering for this many seconds after the test was last at its threshold.
             calm_frames: It also does until this many shadow frames in a row left the test below half of it.
             max_switches_per_hour: After so many alarms within an hour the robust path stays until the hour is over.
@@ -95,7 +97,9 @@ class Tripwire:
         ):
             if not low <= value <= high:
                 raise ValueError(f"expected {name} from {low:g} to {high:g}, got {value:g}")
-        self._every, self._score, self._calibration = every, score, calibration
+        self._every, self._score = every, score
+        # A reload reads it again, by then perhaps in another directory.
+        self._calibration = None if calibration is None else Path(calibration).absolute()
         self._frames_between = shadow_frames_between(
             rate_hz=rate_hz, every=every, false_alarms_per_day=false_alarms_per_day
         )
