@@ -109,6 +109,13 @@ def takes_a_name(parameter: click.Parameter) -> bool:
 
 
 ALL = [(name, one) for name, command in commands() for one in command.params if takes_a_name(one)]
+NUMBERED = [
+    (name, one)
+    for name, command in commands()
+    for one in command.params
+    if isinstance(one.type, click.types.IntParamType | click.types.FloatParamType)
+]
+NUMBERS = ("nan", "inf", "-inf", "1e308", "-1", "0", "2147483648", "9" * 30, "9" * 5000)
 
 
 def suffixes(parameter: click.Parameter) -> list[str]:
@@ -229,6 +236,13 @@ def test_what_is_no_such_file_is_one_sentence(
                 if said:
                     wrong.append(f"{kind}{suffix} as {form}: {said}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.usefixtures("until_work_starts", "folder")
+@pytest.mark.parametrize(("name", "tried"), NUMBERED, ids=[f"{name} {one.opts[-1]}" for name, one in NUMBERED])
+def test_no_number_ends_a_command_in_a_traceback(name: str, tried: click.Parameter) -> None:
+    said = {number: what_is_wrong(dict(commands())[name], line(name, tried, number)) for number in NUMBERS}
+    assert not any(said.values()), said
 
 
 def what_is_wrong(command: click.Command, arguments: list[str]) -> str:

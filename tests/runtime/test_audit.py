@@ -233,6 +233,38 @@ def test_a_line_that_is_forged_with_its_hash_is_found(signed: Path, tmp_path: Pa
     assert "the hash that was to be there is not" in verify_audit(file, head=head).problems[0]
 
 
+@pytest.mark.parametrize(
+    ("event", "change"),
+    [
+        ("begin", {"log": "\u202e" + "0" * 31}),
+        ("begin", {"log": "0" * 20_000}),
+        ("begin", {"oldest": 10**299}),
+        ("begin", {"oldest": -1}),
+        ("close", {"seq": 10**299}),
+        ("close", {"prev": "\xe9" * 64}),
+        ("seal", {"prev": "\xe9" * 64}),
+        ("seal", {"prev": "0"}),
+        ("seal", {"signature": "\xe9"}),
+    ],
+)
+def test_a_forger_s_lines_end_in_a_sentence(
+    signed: Path, bundle: Path, tmp_path: Path, event: str, change: dict[str, object]
+) -> None:
+    """Their hashes are right, their values none of ours: found, also with a key, and not gone on with."""
+    file, lines = tmp_path / "log", []
+    for record in records(signed / "log"):
+        del record["hash"]
+        lines.append(line_of({**record, **change} if record["event"] == event else record)[0])
+        if record["event"] == event:
+            break
+    file.write_bytes(b"".join(lines))
+    result = CliRunner().invoke(main, ["audit", "verify", str(file), "--trust", str(signed / "device.pub")])
+    assert (result.exit_code, "was changed or damaged" in result.stderr) == (1, True), result.output
+    if "signature" not in change:
+        with pytest.raises(AuditError, match="is no audit log, or was changed"):
+            SmartModel.load(bundle, audit=AuditLog(file, key=signed / "device"))
+
+
 def test_what_only_a_seal_or_a_head_shows(bundle: Path, signed: Path, tmp_path: Path) -> None:
     """Lines cut off at the end leave a whole log: it is said to be open, and a head that was kept is missed."""
     file = tmp_path / "log"

@@ -41,7 +41,7 @@ def mix_name(share: float) -> str:
     Raises:
         ConfigError: the share is not a whole percent from 0.01 to 0.99.
     """
-    percent = round(100 * share) if math.isfinite(share) else 0
+    percent = round(100 * share) if math.isfinite(100 * share) else 0
     if not 1 <= percent <= 99 or abs(percent - 100 * share) > 1e-6:
         raise ConfigError(f"expected a share in whole percents, 0.01 to 0.99, for a mix, got {share:g}; 0.5 is halfway")
     return f"mix-{percent}"

@@ -30,6 +30,8 @@ MAX_LINE = 32 * 1024
 
 _MAX_TEXT, _MAX_ITEMS, _MAX_DEPTH = 500, 32, 4
 _MAX_DETAILS = 8 * 1024  # characters of a value of a record
+_MAX_NUMBER = 2**62  # of a line: a larger one is a forger's, and `plain` makes a text of one
+_LOG, _HASH = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}")
 _LINE = re.compile(rb'(\{[ -~]+),"hash":"([0-9a-f]{64})"\}')
 
 
@@ -61,7 +63,7 @@ def parse_line(data: bytes) -> Line | None:
     except ValueError:
         return None
     seq, prev, event = record.get("seq"), record.get("prev"), record.get("event")
-    if type(seq) is not int or seq < 0 or not isinstance(prev, str) or not isinstance(event, str):
+    if not _is_number(seq) or not isinstance(prev, str) or not _HASH.fullmatch(prev) or not isinstance(event, str):
         return None
     return Line(seq=seq, prev=prev, hash=match[2].decode("ascii"), event=event, record=record)
 
@@ -73,8 +75,13 @@ def is_begin(line: Line | None) -> bool:
         and line.event == BEGIN
         and line.record.get("format") == FORMAT
         and isinstance(line.record.get("log"), str)
-        and type(line.record.get("oldest")) is int
+        and _LOG.fullmatch(line.record["log"]) is not None
+        and _is_number(line.record.get("oldest"))
     )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MAX_NUMBER
 
 
 def sealed_bytes(log: str, seq: int, prev: str) -> bytes:

@@ -155,7 +155,7 @@ class _Walk:
             return
         signature: Any = line.record.get("signature")
         signed = isinstance(signature, str) and _HEX.fullmatch(signature) and len(signature) % 2 == 0
-        data = sealed_bytes(self.log, line.seq, line.prev) if self.log.isascii() else b""
+        data = sealed_bytes(self.log, line.seq, line.prev)
         if not signed or not self.trust.has_signed(bytes.fromhex(signature), data):
             self.wrong(f"{where} is no seal of the trusted key")
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from smart_runtime.bench.report import Report, Row
     from smart_runtime.bench.saved import SavedRow
 
+_MOST_IMAGES = 2**20  # a call: more than a machine has memory for, and no overflow of a size in bytes
 _MEASURING = ("batch", "threads", "blocks", "baseline", "trust", "engine", "plot")
 _GROUPS = {
     "What is measured": ("baseline", "saved", "trust", "engine"),
@@ -52,7 +53,7 @@ Another: smart-bench --compare old.json new.json"""
 @click.option("--baseline", metavar="FILE.onnx", type=click.Path(path_type=Path), help="Compare with this ONNX model.")
 @trust_option
 @engine_option(AUTO)
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images a call.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1, _MOST_IMAGES), help="Images a call.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads a call may use.")
 @click.option("--blocks", default=40, show_default=True, type=click.IntRange(min=2), help="Blocks of calls a graph.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of input, order and bootstrap.")
