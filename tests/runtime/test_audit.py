@@ -545,7 +545,7 @@ def test_a_worker_that_dies_stops_no_serving(bundle: Path, tmp_path: Path, monke
         raise ZeroDivisionError
 
     with SmartModel.load(bundle, audit=tmp_path / "log") as model:
-        monkeypatch.setattr(writer.Writer, "write", broken)
+        monkeypatch.setattr(writer.Writer, "append", broken)
         monkeypatch.setattr(writer.Writer, "seal", broken)
         switch_to_and_fro(model, 3)
         assert model.run(FLOATS).path == "robust"

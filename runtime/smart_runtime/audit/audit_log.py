@@ -184,19 +184,35 @@ class _Work:
 
     def run(self) -> None:
         try:
-            while (event := self.queue.get()) is not None:
-                self._write(event)
+            while self._write_waiting():
+                pass
             self._end()
         finally:
             self._writer.close()
             self.done = True
+
+    def _write_waiting(self) -> bool:
+        """Write what waits, at least one event, and wait for the disk once; False at the end."""
+        event = self.queue.get()
+        waiting = self.queue.qsize()
+        while event is not None:
+            self._write(event)
+            if not waiting:
+                break
+            waiting -= 1
+            event = self.queue.get()
+        try:
+            self._writer.sync()
+        except Exception as error:  # as below
+            self._lose(error)
+        return event is not None
 
     def _write(self, event: Event) -> None:
         try:
             details = event.fields.get("details")
             if callable(details):
                 event = event._replace(fields={**event.fields, "details": _called(details)})
-            self._writer.write([event])
+            self._writer.append(event)
         except Exception as error:  # a full disk, for one: serving goes on, and so does this thread
             self._lose(error)
 

@@ -172,11 +172,16 @@ class Writer:
     def write(self, events: Sequence[Event]) -> None:
         """Write ``events``, one line each, and wait until they are on the disk; OSError if the system refuses."""
         for event in events:
-            self._write_one(event)
+            self.append(event)
+        self.sync()
+
+    def sync(self) -> None:
+        """Wait until all is on the disk; OSError if the system refuses."""
         if self._file is not None:
             os.fdatasync(self._file)
 
-    def _write_one(self, event: Event) -> None:
+    def append(self, event: Event) -> None:
+        """Write a line for ``event``, which may be lost until `sync`; OSError if the system refuses."""
         if self._file is not None and (because := self._disturbance(self._file)):
             self._check_rotated()
             self.disturbed += 1
@@ -187,6 +192,7 @@ class Writer:
         elif self._size > self._max_bytes:
             self._check_rotated()  # again: somebody may have put a file there since; lines are lost until it is gone
             self.seal(event)
+            self.sync()
             self._leave()
             self._begin(event, "rotated")
         if self._unsaid:
@@ -245,7 +251,7 @@ class Writer:
             data = sealed_bytes(self._log, self._chain.seq, self._chain.head)
             signed = {"signature": self._key.sign(data).hex(), "key": _fingerprint(self._key)}
             self._append(event._replace(name=SEAL, fields=signed))
-            os.fdatasync(self._file)
+            self.sync()
 
     def _append(self, event: Event) -> None:
         assert self._file is not None
