@@ -155,14 +155,14 @@ def strike(thread: threading.Thread) -> None:
     while thread.is_alive():
         assert time.monotonic() < end, f"the thread waits for ever:\n{_where(thread.ident)}"
         # In a library it may run on a little: else it gives up Python's lock there, and is looked at there, each time.
-        thread.join(timeout=1 if _throw(thread.ident) else 0.001)
+        thread.join(timeout=1 if throw(thread.ident) else 0.001)
 
 
 def _where(thread: int) -> str:
     return "".join(traceback.format_stack(sys._current_frames().get(thread)))
 
 
-def _throw(thread: int) -> bool:
+def throw(thread: int) -> bool:
     """Throw `Stop` into a thread, unless it is in the middle of a library."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(TIMEOUT)  # what is looked at must still be so when it is thrown
