@@ -67,11 +67,15 @@ def verify_audit(file: Path, *, trust: PublicKey | None = None, head: str | None
         MissingExtraError: cryptography is not installed, which ``trust`` needs.
         OSError: The system cannot read a file.
     """
-    if file.is_symlink() or not file.is_file():
+    if not file.is_file():
         raise AuditError(f"no audit log at {file}; check the path")
     walk = _Walk(trust=trust, wanted=head)
-    for place in (*reversed(older_files(file)), file):
-        walk.read(place)
+    for place in reversed(older_files(file)):
+        if stat.S_ISREG(place.lstat().st_mode):  # a device or a pipe would be read for ever
+            walk.read(place)
+        else:
+            walk.wrong(f"{place} is no plain file")
+    walk.read(file)
     return walk.outcome()
 
 
@@ -105,9 +109,6 @@ class _Walk:
     def read(self, place: Path) -> None:
         """Check one file; what comes after a wrong line is compared with that line."""
         self.files.append(str(place))
-        if not stat.S_ISREG(place.lstat().st_mode):
-            self.wrong(f"{place} is no plain file")
-            return
         number = 0
         for number, (data, whole) in enumerate(_lines(place), start=1):  # used after the loop
             where = f"line {number} of {place}"
@@ -194,8 +195,6 @@ class _Walk:
 
 def _lines(place: Path) -> Iterator[tuple[bytes, bool]]:
     """Yield the lines of a file without their ends, and whether each has one; longer ones than ours in pieces."""
-    # A device or a pipe in the place of an older file would be read for ever.
-    descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    with place.open("rb") as file:
         while data := file.readline(MAX_LINE):
             yield data.removesuffix(b"\n"), data.endswith(b"\n") or len(data) == MAX_LINE
