@@ -66,15 +66,11 @@ class Writer:
         self._file: int | None = None  # the descriptor, locked for us
         self._size = 0
         self._chain = Chain()
+        self.head = NOTHING  # of the last line that `sync` brought to the disk
         self._log = ""
         self.disturbed = 0  # how often somebody removed, replaced or changed the file
         self._unsaid = 0  # lines that were lost since the last that was written
         self._why = ""
-
-    @property
-    def head(self) -> str:
-        """The hash of the last line on the disk."""
-        return self._chain.head
 
     def open(self, first: Event) -> None:
         """Go on with the log that is there, or begin one, and write ``first``.
@@ -179,6 +175,7 @@ class Writer:
         """Wait until all is on the disk; OSError if the system refuses."""
         if self._file is not None:
             os.fdatasync(self._file)
+            self.head = self._chain.head
 
     def append(self, event: Event) -> None:
         """Write a line for ``event``, which may be lost until `sync`; OSError if the system refuses."""
